@@ -1,0 +1,1 @@
+"""The training of nano: tower → cached features → decoder, each resumable."""

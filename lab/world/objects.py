@@ -1,0 +1,45 @@
+"""The 48 things nano knows, their glyphs and plurals.
+
+Promises a fixed order: the index of a name is its class label in training. Does not draw.
+"""
+
+GLYPHS: dict[str, str] = {
+    "cat": "🐱", "dog": "🐶", "pig": "🐷", "frog": "🐸", "panda": "🐼", "lion": "🦁", "fox": "🦊",
+    "penguin": "🐧", "owl": "🦉", "fish": "🐟", "octopus": "🐙", "turtle": "🐢", "apple": "🍎",
+    "banana": "🍌", "grapes": "🍇", "orange": "🍊", "cherry": "🍒", "pizza": "🍕", "burger": "🍔",
+    "cake": "🎂", "donut": "🍩", "car": "🚗", "bus": "🚌", "bicycle": "🚲", "rocket": "🚀",
+    "airplane": "✈", "boat": "⛵", "train": "🚆", "house": "🏠", "tree": "🌳", "cactus": "🌵",
+    "rose": "🌹", "sunflower": "🌻", "mushroom": "🍄", "star": "⭐", "moon": "🌙", "umbrella": "☂",
+    "guitar": "🎸", "trumpet": "🎺", "ball": "⚽", "clock": "⏰", "key": "🔑", "lamp": "💡",
+    "book": "📕", "phone": "📱", "camera": "📷", "gift": "🎁", "hat": "🎩",
+}  # fmt: skip
+NAMES: tuple[str, ...] = tuple(GLYPHS)
+
+_IRREGULAR = {
+    "fish": "fish",
+    "grapes": "grapes",
+    "cherry": "cherries",
+    "bus": "buses",
+    "octopus": "octopuses",
+    "fox": "foxes",
+}
+
+
+def plural(name: str) -> str:
+    """The plural used in questions.
+
+    >>> plural("cat"), plural("fish"), plural("cherry")
+    ('cats', 'fish', 'cherries')
+    """
+    return _IRREGULAR.get(name, name + "s")
+
+
+def article(name: str) -> str:
+    """``a`` or ``an`` and the name.
+
+    >>> article("owl"), article("grapes")
+    ('an owl', 'grapes')
+    """
+    if name == "grapes":
+        return name
+    return ("an " if name[0] in "aeiou" else "a ") + name

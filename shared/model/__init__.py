@@ -1,0 +1,1 @@
+"""The split model: configuration, checkpoint, views, tower, projector and prompt."""
