@@ -1,0 +1,1 @@
+"""Generated from protos/; `python -m shared.rpc.generate` writes it again."""

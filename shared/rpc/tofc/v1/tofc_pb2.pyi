@@ -1,0 +1,260 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_USER: _ClassVar[Role]
+    ROLE_ASSISTANT: _ClassVar[Role]
+    ROLE_SYSTEM: _ClassVar[Role]
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+    FINISH_REASON_CANCELLED: _ClassVar[FinishReason]
+ROLE_UNSPECIFIED: Role
+ROLE_USER: Role
+ROLE_ASSISTANT: Role
+ROLE_SYSTEM: Role
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+FINISH_REASON_CANCELLED: FinishReason
+
+class SessionRequest(_message.Message):
+    __slots__ = ("hello", "picture", "view", "ask", "cancel")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    picture: Picture
+    view: View
+    ask: Ask
+    cancel: Cancel
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., picture: _Optional[_Union[Picture, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("welcome", "picture_state", "view_ack", "token", "done", "error", "need_picture")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_STATE_FIELD_NUMBER: _ClassVar[int]
+    VIEW_ACK_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    NEED_PICTURE_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    picture_state: PictureState
+    view_ack: ViewAck
+    token: Token
+    done: Done
+    error: Error
+    need_picture: NeedPicture
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., picture_state: _Optional[_Union[PictureState, _Mapping]] = ..., view_ack: _Optional[_Union[ViewAck, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., need_picture: _Optional[_Union[NeedPicture, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("client_version", "model_id", "codec_id")
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ID_FIELD_NUMBER: _ClassVar[int]
+    client_version: str
+    model_id: str
+    codec_id: str
+    def __init__(self, client_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("server_version", "model_id", "codec_id", "limits")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    model_id: str
+    codec_id: str
+    limits: Limits
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens")
+    PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_PER_PICTURE_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_PER_QUESTION_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    packet_bytes: int
+    views_per_picture: int
+    pictures_per_question: int
+    questions_in_flight: int
+    question_bytes: int
+    new_tokens: int
+    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ...) -> None: ...
+
+class Picture(_message.Message):
+    __slots__ = ("ref", "picture_id", "rows", "columns")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    picture_id: bytes
+    rows: int
+    columns: int
+    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ...) -> None: ...
+
+class PictureState(_message.Message):
+    __slots__ = ("ref", "complete")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    complete: bool
+    def __init__(self, ref: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class View(_message.Message):
+    __slots__ = ("ref", "index", "packet")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PACKET_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    index: int
+    packet: bytes
+    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ..., packet: _Optional[bytes] = ...) -> None: ...
+
+class ViewAck(_message.Message):
+    __slots__ = ("ref", "index")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    index: int
+    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("request", "refs", "turns", "sampling", "deadline_ms")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REFS_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    refs: _containers.RepeatedScalarFieldContainer[int]
+    turns: _containers.RepeatedCompositeFieldContainer[Turn]
+    sampling: Sampling
+    deadline_ms: int
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+
+class Turn(_message.Message):
+    __slots__ = ("role", "text")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    text: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("max_tokens", "temperature", "top_p", "seed")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    def __init__(self, request: _Optional[int] = ...) -> None: ...
+
+class NeedPicture(_message.Message):
+    __slots__ = ("request", "ref")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    ref: int
+    def __init__(self, request: _Optional[int] = ..., ref: _Optional[int] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("request", "text")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    text: str
+    def __init__(self, request: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Done(_message.Message):
+    __slots__ = ("request", "finish_reason", "usage", "timing")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "visual_tokens", "new_tokens")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VISUAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    visual_tokens: int
+    new_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("decode_ms", "wait_ms", "prefill_ms", "first_token_ms", "total_ms")
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    decode_ms: float
+    wait_ms: float
+    prefill_ms: float
+    first_token_ms: float
+    total_ms: float
+    def __init__(self, decode_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ("request", "status", "reason", "message")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    status: int
+    reason: str
+    message: str
+    def __init__(self, request: _Optional[int] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("server_version", "model_id", "codec_id", "engine", "limits")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ID_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    model_id: str
+    codec_id: str
+    engine: str
+    limits: Limits
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., engine: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
