@@ -1,0 +1,145 @@
+"""Features of one view ⇄ a packet: the codec's façade.
+
+    F [N, D] ─ merge ─ x [n, D] ─ analysis ─ y ─ quantise ─ q [n, M] ─ hyperprior ─ symbols ─ coder ─ packet
+    x̂ [n, D] ──────── synthesis ─ dequantise ──────────── q [n, M] ─ hyperprior ─ symbols ─ coder ─┘
+
+Promises that a packet decodes to the same q, bit for bit, on every machine, that no other bytes decode
+to it, and that bad bytes raise ``PacketError`` and nothing else. The encoder's own arithmetic is
+floating: two machines may write two different packets for one picture, and both are right. Leaves to
+the caller which view a packet belongs to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt, log2
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.codec import packet
+from shared.codec.hyperprior import Chooser, Symbols
+from shared.codec.merge import Merged, merge
+from shared.codec.packet import Layout, PacketError
+from shared.codec.payload import PayloadCoder
+from shared.codec.weights import CodecWeights
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoded:
+    """What a packet says."""
+
+    features: NDArray[np.float32]  # [n, D]
+    positions: NDArray[np.int64]  # [n], ascending raster index in the grid: the cell of each feature
+    grid: int  # side
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """Where a packet's bits go. All bits are ideal (−log₂ p of the tables); only ``packet`` is real."""
+
+    merged: Merged
+    packet: bytes
+    feature_bits: NDArray[np.float64]  # [n]: expert, hyper symbols and residuals
+    experts: NDArray[np.int64]  # [n]
+    position_bits: float  # n and the set of positions; 0 when not merged
+    header_bits: int  # header and checksum
+
+    @property
+    def ideal_bytes(self) -> float:
+        return (self.header_bits + self.position_bits + float(self.feature_bits.sum())) / 8
+
+
+class Codec:
+    """Encodes and decodes views with one set of weights. Safe to share between threads.
+
+    >>> from shared.codec.fake import fake_features, fake_weights
+    >>> codec = Codec(fake_weights(seed=1))
+    >>> decoded = codec.decode(codec.encode(fake_features(codec.weights, 36, seed=2), n=12))
+    >>> decoded.features.shape == (12, codec.weights.config.feature_dim), decoded.grid
+    (True, 6)
+    """
+
+    def __init__(self, weights: CodecWeights) -> None:
+        self.config = weights.config
+        self.weights = weights
+        self._chooser = Chooser(weights)
+        self._mean = weights.mean.astype(np.float64)
+        self._analysis = weights.analysis.astype(np.float64).T / weights.step  # [D, M]
+        self._synthesis = weights.synthesis.T * weights.step[:, None]  # [M, D]
+        self._payload = PayloadCoder(weights)
+
+    @classmethod
+    def load(cls, directory: Path) -> Codec:
+        """From a directory with codec.json and codec.safetensors. Raises ``CodecError``."""
+        return cls(CodecWeights.load(directory))
+
+    def encode(self, features: NDArray[np.float32], n: int | None = None) -> bytes:
+        """Features of a square grid [N, D] → one packet of n features.
+
+        ``n`` None takes the codec's own default (at most N); n = N does not merge. Raises ``ValueError``
+        for a wrong shape, NaN, or n outside 1..N.
+        """
+        merged = self._merge(features, n)
+        return packet.write(_layout(merged), self._payload.encode(self._symbols(merged.centroids)))
+
+    def decode(self, data: bytes) -> Decoded:
+        """A packet → features and where they belong. Raises ``PacketError`` for anything that is no packet."""
+        limit = self._payload.max_feature_bits
+        layout, payload = packet.read(data, max_side=self.config.max_grid, max_feature_bits=limit)
+        try:
+            symbols = self._payload.decode(payload, layout.n)
+        except ValueError as error:
+            raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
+        # Many byte strings lead to the same symbols; only the one that an encoder writes is taken.
+        if packet.write(layout, self._payload.encode(symbols)) != data:
+            raise PacketError("NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged")
+        cells = np.array(layout.cells, np.int64)
+        return Decoded(features=self.dequantise(symbols.q), positions=cells, grid=layout.grid)
+
+    def explain(self, features: NDArray[np.float32], n: int | None = None) -> Explanation:
+        """Encodes as ``encode`` does and says where the bits went."""
+        merged = self._merge(features, n)
+        layout, symbols = _layout(merged), self._symbols(merged.centroids)
+        return Explanation(
+            merged=merged,
+            packet=packet.write(layout, self._payload.encode(symbols)),
+            feature_bits=self._chooser.bits(symbols),
+            experts=symbols.experts,
+            position_bits=log2(layout.digits()[1]),
+            header_bits=layout.header_bits,
+        )
+
+    def dequantise(self, q: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Quantised components [n, M] → features [n, D]: the first floats on the decoder's side."""
+        return (q.astype(np.float32) @ self._synthesis + self.weights.mean).astype(np.float32)
+
+    def grid_embedding(self, grid: int, positions: NDArray[np.integer]) -> NDArray[np.float32]:
+        """What the server adds to the projected features at ``positions`` [n] → [n, H]; zeros where none was learned."""
+        table = self.weights.grid_embedding.get(grid)
+        if table is None:
+            return np.zeros((len(positions), self.config.hidden), np.float32)
+        rows: NDArray[np.float32] = table[positions].astype(np.float32)
+        return rows
+
+    def _merge(self, features: NDArray[np.float32], n: int | None) -> Merged:
+        c = self.config
+        if features.ndim != 2 or features.shape[1] != c.feature_dim:
+            raise ValueError(f"features must be [N, {c.feature_dim}] for this codec, not {features.shape}")
+        total = len(features)
+        if not 1 <= total <= c.max_grid**2 or isqrt(total) ** 2 != total:
+            raise ValueError(f"{total} features; a square grid with sides of 1 to {c.max_grid} is needed")
+        if n is None:
+            n = total if c.features is None else min(c.features, total)
+        return merge(features, n, c.neighbours)
+
+    def _symbols(self, centroids: NDArray[np.float32]) -> Symbols:
+        """[n, D] → symbols. No residual and no hyper symbol is out of range: what is too large is clipped."""
+        q = np.rint((centroids - self._mean) @ self._analysis)
+        reach = 2 * self.config.residual_range  # predicted mean plus residual
+        return self._chooser.choose(np.clip(q, -reach, reach).astype(np.int64))
+
+
+def _layout(merged: Merged) -> Layout:
+    return Layout(grid=isqrt(len(merged.assignment)), cells=tuple(merged.centres.tolist()))

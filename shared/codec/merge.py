@@ -1,0 +1,93 @@
+"""Merging features: density peaks on K nearest neighbours (DPC-KNN), as TOFC defines it, deterministic.
+
+    features ── pairwise distances ── density ρ ── distance δ to the nearest denser ── ρδ ── centres
+             └────────────── every other feature joins its nearest centre ────────────┘ ── plain means
+
+Promises the same clusters for the same features every time: no random numbers, ties by index, float64.
+Leaves to the caller how many features to keep.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Merged:
+    """What merging N features to n gives."""
+
+    centroids: NDArray[np.float32]  # [n, D], in the order of `centres`
+    centres: NDArray[np.int64]  # [n], ascending indices of the features at the clusters' centres
+    assignment: NDArray[np.int64]  # [N], index into `centres`
+
+
+def merge(features: NDArray[np.float32], n: int, k: int = 5) -> Merged:
+    """Merges features [N, D] into n clusters (TOFC, arXiv 2503.12926, section on feature merging).
+
+    With squared distances divided by D (else the density underflows):
+
+    - density ρᵢ = exp(−mean squared distance to the k nearest other features);
+    - δᵢ = distance to the nearest denser feature; the densest gets the largest distance of all.
+      Of equally dense features the one with the lower index counts as the denser;
+    - centres are the n largest ρδ, ties to the lower index;
+    - every other feature joins its nearest centre, ties to the lower index; clusters are plain means.
+
+    n = N returns the features unchanged. Raises ``ValueError`` for n outside 1..N, k below 1, features
+    that are not [N, D] or not finite.
+    """
+    if features.ndim != 2 or 0 in features.shape:
+        raise ValueError(f"features must be [N, D], not {features.shape}")
+    total = len(features)
+    if not 1 <= n <= total:
+        raise ValueError(f"{n} features asked for; {total} can be merged to 1..{total}")
+    if k < 1:
+        raise ValueError(f"k = {k} neighbours; must be at least 1")
+    if not np.isfinite(features).all():
+        raise ValueError("features hold NaN or infinity: the tower that made them is broken")
+    if n == total:
+        every = np.arange(total)
+        return Merged(centroids=features.astype(np.float32), centres=every, assignment=every)
+
+    squared = _squared_distances(features)  # [N, N]
+    centres = np.sort(_peaks(squared, n, min(k, total - 1)))
+    assignment = np.argmin(squared[:, centres], axis=1)  # the first, so the lowest, of equals
+    assignment[centres] = np.arange(n)  # a centre's twin may be a lower centre; it stays its own
+    sums = np.zeros((n, features.shape[1]))
+    np.add.at(sums, assignment, features.astype(np.float64))
+    means = sums / np.bincount(assignment, minlength=n)[:, None]
+    return Merged(centroids=means.astype(np.float32), centres=centres, assignment=assignment)
+
+
+def _squared_distances(features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[N, D] → squared distances / D, [N, N], exactly symmetric, exactly zero between equal features.
+
+    By differences, row by row: the faster |a|² + |b|² − 2ab rounds differently for every library and
+    number of threads, and would break ties at random.
+    """
+    exact = features.astype(np.float64)
+    total, size = exact.shape
+    squared = np.zeros((total, total))
+    for i in range(total - 1):
+        difference = exact[i + 1 :] - exact[i]
+        squared[i, i + 1 :] = np.einsum("nd,nd->n", difference, difference) / size
+    return squared + squared.T
+
+
+def _peaks(squared: NDArray[np.float64], n: int, k: int) -> NDArray[np.int64]:
+    """The n density peaks among [N, N] squared distances, best first."""
+    total = len(squared)
+    others = squared + np.diag(np.full(total, np.inf))
+    sparsity = np.sort(others, axis=1)[:, :k].mean(axis=1)
+    order = np.argsort(sparsity, kind="stable")  # densest first
+    place = np.empty(total, np.int64)
+    place[order] = np.arange(total)
+    denser = place[None, :] < place[:, None]
+    distance = np.sqrt(squared)
+    delta = np.where(denser, distance, np.inf).min(axis=1)
+    delta[order[0]] = distance.max()
+    with np.errstate(divide="ignore"):  # δ = 0, between equal features: last
+        log_score = np.log(delta) - sparsity  # orders as ρδ does, but never underflows
+    return np.argsort(-log_score, kind="stable")[:n]

@@ -1,0 +1,199 @@
+"""The codec's two files: ``codec.json`` (sizes) and ``codec.safetensors`` (numbers).
+
+Promises that a loaded codec has every tensor in its shape, type and range, so that nothing after this
+checks again. Leaves to ``lab`` how the numbers are found.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from shared.codec.tables import problem_with
+
+FORMAT = 1
+CONFIG_FILE, TENSOR_FILE = "codec.json", "codec.safetensors"
+_GRID_PREFIX = "grid_embedding."
+
+AnyArray = NDArray[Any]
+
+
+class CodecError(ValueError):
+    """A codec's files contradict themselves or this version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Sizes of a codec. Letters are those of the shapes in ``CodecWeights``.
+
+    >>> CodecConfig(feature_dim=8, components=4, hyper=2, hyper_hidden=8, hidden=16, residual_range=7,
+    ...             hyper_range=3, tables=4, shift1=6, shift2=6).experts
+    1
+    """
+
+    feature_dim: int  # D
+    components: int  # M: numbers coded per feature
+    hyper: int  # Z: hyper symbols per feature
+    hyper_hidden: int  # F: hidden units of h_a and h_s
+    experts: int = 1  # E
+    neighbours: int = 5  # of DPC-KNN
+    features: int | None = None  # merged to this many when the caller does not say; None: not merged
+    hidden: int  # H: of the language model, for the grid embedding
+    shift1: int  # right shift after the first layer of h_s
+    shift2: int  # right shift after the second
+    residual_range: int  # R: residual symbols and predicted means lie in −R..R
+    hyper_range: int  # Rz: hyper symbols lie in −Rz..Rz
+    tables: int  # T: tables for residuals
+    max_grid: int = 16  # the largest grid side taken from anyone
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "feature_dim": (1, 1 << 16), "components": (1, 4096), "hyper": (1, 256), "hyper_hidden": (1, 4096),
+            "experts": (1, 256), "neighbours": (1, 1024), "hidden": (1, 1 << 16), "shift1": (0, 31),
+            "shift2": (0, 31), "residual_range": (1, 4095), "hyper_range": (1, 4095), "tables": (1, 4096),
+            "max_grid": (1, 64),
+        }  # fmt: skip
+        if self.features is not None:
+            bounds["features"] = (1, self.max_grid**2 if isinstance(self.max_grid, int) else 1)
+        for name, (least, most) in bounds.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise CodecError(f"codec.json: {name} = {value!r}; must be an integer from {least} to {most}")
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> CodecConfig:
+        """The content of codec.json. Raises ``CodecError``, also for keys this version does not know."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise CodecError(f"codec.json is not JSON ({error}): export the codec again") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise CodecError(f"codec.json: format must be {FORMAT}: export the codec with this version")
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise CodecError(f"codec.json: unknown keys {unknown}; known are {sorted(known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise CodecError(f"codec.json: {error}: export the codec again") from error
+
+    def text(self) -> str:
+        """What ``parse`` reads."""
+        return json.dumps({"format": FORMAT} | asdict(self), indent=1) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CodecWeights:
+    """Every number of a codec; read-only arrays. Raises ``CodecError`` when one does not fit.
+
+    ``x̂ = mean + synthesis @ (q · step)``; what h_a and h_s do is in ``hyperprior``.
+    """
+
+    config: CodecConfig
+    mean: NDArray[np.float32]  # [D]
+    analysis: NDArray[np.float32]  # [M, D]
+    step: NDArray[np.float32]  # [M], positive
+    synthesis: NDArray[np.float32]  # [D, M]
+    ha_w1: NDArray[np.float32]  # [F, M]: h_a is used by the encoder only
+    ha_b1: NDArray[np.float32]  # [F]
+    ha_w2: NDArray[np.float32]  # [Z, F]
+    ha_b2: NDArray[np.float32]  # [Z]
+    hs_w1: NDArray[np.int8]  # [E, F, Z]
+    hs_b1: NDArray[np.int32]  # [E, F]
+    hs_w2: NDArray[np.int8]  # [E, 2M, F]
+    hs_b2: NDArray[np.int32]  # [E, 2M]
+    z_tables: NDArray[np.uint32]  # [Z, 2 Rz + 2], cumulative
+    y_tables: NDArray[np.uint32]  # [T, 2 R + 2], cumulative
+    expert_table: NDArray[np.uint32] | None = None  # [E + 1], cumulative; only with E > 1
+    grid_embedding: dict[int, AnyArray] = field(default_factory=dict)  # grid side G → [G², H], f32 or f16
+
+    def __post_init__(self) -> None:
+        c = self.config
+        if (c.experts > 1) != (self.expert_table is not None):
+            raise CodecError(f"{c.experts} experts: expert_table is stored exactly when there is more than one")
+        shapes = _shapes(c)
+        for side in self.grid_embedding:
+            if not 1 <= side <= c.max_grid:
+                raise CodecError(f"{_GRID_PREFIX}{side}: grid sides go from 1 to max_grid = {c.max_grid}")
+            shapes[f"{_GRID_PREFIX}{side}"] = ("float32 float16", (side * side, c.hidden))
+        for name, array in self._arrays().items():
+            dtypes, shape = shapes[name]
+            if array.dtype.name not in dtypes.split() or array.shape != shape:
+                raise CodecError(
+                    f"{name} is {array.dtype} {array.shape}; must be {dtypes.replace(' ', ' or ')} {shape}"
+                )
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise CodecError(f"{name} holds NaN or infinity: train or export again")
+            if array.dtype == np.uint32 and (problem := problem_with(array)):
+                raise CodecError(f"{name}: {problem}")
+            array.setflags(write=False)
+        if (self.step <= 0).any():
+            raise CodecError("step: every quantisation step must be positive")
+
+    @classmethod
+    def load(cls, directory: Path) -> CodecWeights:
+        """Reads both files of a directory. Raises ``CodecError``; a missing file is a ``FileNotFoundError``."""
+        config = CodecConfig.parse((directory / CONFIG_FILE).read_bytes())
+        try:
+            tensors = load_file(directory / TENSOR_FILE)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # safetensors has its own exception type, which is no public name
+            raise CodecError(f"{TENSOR_FILE} cannot be read ({error}): export the codec again") from error
+        return cls.of(config, tensors)
+
+    @classmethod
+    def of(cls, config: CodecConfig, tensors: dict[str, AnyArray]) -> CodecWeights:
+        """From tensors by their names in the file."""
+        grids = {name: tensors[name] for name in tensors if name.startswith(_GRID_PREFIX)}
+        sides = {name.removeprefix(_GRID_PREFIX) for name in grids}
+        if wrong := sorted(side for side in sides if not (side.isascii() and side.isdigit()) or side[0] == "0"):
+            raise CodecError(f"{_GRID_PREFIX}{wrong[0]}: the suffix must be a grid side, as in {_GRID_PREFIX}6")
+        wanted = set(_shapes(config)) - (set() if config.experts > 1 else {"expert_table"})
+        if set(tensors) - set(grids) != wanted:
+            missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - set(grids) - wanted)
+            raise CodecError(f"{TENSOR_FILE}: tensors missing {missing}, not expected {extra}")
+        embedding = {int(name.removeprefix(_GRID_PREFIX)): array for name, array in grids.items()}
+        return cls(config=config, grid_embedding=embedding, **{name: tensors[name] for name in wanted})
+
+    def save(self, directory: Path) -> None:
+        """Writes both files; ``load`` gives back the same."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_FILE).write_text(self.config.text(), encoding="utf-8")
+        save_file(
+            {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}, directory / TENSOR_FILE
+        )
+
+    def _arrays(self) -> dict[str, AnyArray]:
+        """Every tensor by its name in the file."""
+        arrays = {name: getattr(self, name) for name in _shapes(self.config)}
+        arrays |= {f"{_GRID_PREFIX}{side}": array for side, array in self.grid_embedding.items()}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _shapes(c: CodecConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of every tensor but the grid embeddings, by its name in the file."""
+    d, m, z, f, e = c.feature_dim, c.components, c.hyper, c.hyper_hidden, c.experts
+    return {
+        "mean": ("float32", (d,)),
+        "analysis": ("float32", (m, d)),
+        "step": ("float32", (m,)),
+        "synthesis": ("float32", (d, m)),
+        "ha_w1": ("float32", (f, m)),
+        "ha_b1": ("float32", (f,)),
+        "ha_w2": ("float32", (z, f)),
+        "ha_b2": ("float32", (z,)),
+        "hs_w1": ("int8", (e, f, z)),
+        "hs_b1": ("int32", (e, f)),
+        "hs_w2": ("int8", (e, 2 * m, f)),
+        "hs_b2": ("int32", (e, 2 * m)),
+        "z_tables": ("uint32", (z, 2 * c.hyper_range + 2)),
+        "y_tables": ("uint32", (c.tables, 2 * c.residual_range + 2)),
+        "expert_table": ("uint32", (e + 1,)),
+    }
