@@ -55,25 +55,27 @@ def merge(features: NDArray[np.float32], n: int, k: int = 5) -> Merged:
     centres = np.sort(_peaks(squared, n, min(k, total - 1)))
     assignment = np.argmin(squared[:, centres], axis=1)  # the first, so the lowest, of equals
     assignment[centres] = np.arange(n)  # a centre's twin may be a lower centre; it stays its own
-    sums = np.zeros((n, features.shape[1]))
-    np.add.at(sums, assignment, features.astype(np.float64))
-    means = sums / np.bincount(assignment, minlength=n)[:, None]
+    means = np.stack([features[assignment == i].mean(axis=0, dtype=np.float64) for i in range(n)])
     return Merged(centroids=means.astype(np.float32), centres=centres, assignment=assignment)
 
 
 def _squared_distances(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N, D] → squared distances / D, [N, N], exactly symmetric, exactly zero between equal features.
+    """[N, D] → squared distances / D, [N, N]: the same bits from every library and number of threads.
 
-    By differences, row by row: the faster |a|² + |b|² − 2ab rounds differently for every library and
-    number of threads, and would break ties at random.
+    |a|² + |b|² − 2ab is fast but rounds as the library pleases, which would break ties at random. So the
+    features, less their mean, are first rounded to integers small enough (about 19 bits) for every
+    product and sum to stay below 2⁵³: float64 then holds them all exactly, in any order of summation.
     """
-    exact = features.astype(np.float64)
-    total, size = exact.shape
-    squared = np.zeros((total, total))
-    for i in range(total - 1):
-        difference = exact[i + 1 :] - exact[i]
-        squared[i, i + 1 :] = np.einsum("nd,nd->n", difference, difference) / size
-    return squared + squared.T
+    centred = features.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    size = features.shape[1]
+    bits = (51 - size.bit_length()) // 2  # size · 2^(2 bits) ≤ 2^51, and four such terms meet
+    exponent = bits - int(np.frexp(np.abs(centred).max())[1])
+    whole = np.rint(np.ldexp(centred, exponent))
+    products = whole @ whole.T
+    squares = np.diag(products)
+    distances: NDArray[np.float64] = np.ldexp(squares[:, None] + squares - 2 * products, -2 * exponent) / size
+    return distances
 
 
 def _peaks(squared: NDArray[np.float64], n: int, k: int) -> NDArray[np.int64]:
