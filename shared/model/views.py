@@ -1,3 +1,206 @@
-"""Pictures → views."""
+"""Pictures → views: the crops and the global view that the vision tower sees.
+
+Promises the released STEP3-VL preprocessing, resized by Pillow's bilinear filter, and that an untrusted
+picture is refused before it can use memory. Knows no tower; needs numpy and Pillow only.
+
+    picture ─ pad a sliver to a square ─ shrink to max_side ─┬─ snap to windows ─ cut row by row ─ crops
+                                                             └─ squash ─────────────────────────── global
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 100_000_000
+#: of Pillow's many decoders only those of pictures people have; some of the others run programs
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRule:
+    """Sizes in px: of the global view, of a crop, and the longest side that is kept."""
+
+    global_size: int = 728
+    crop_size: int = 504
+    max_side: int = 3024
+
+    def __post_init__(self) -> None:
+        for name in ("global_size", "crop_size", "max_side"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 px")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlan:
+    """What is cut from a picture of a given size. Without crops ``window``, ``rows`` and ``columns`` are 0."""
+
+    padded: tuple[int, int]  # width, height after padding a sliver to a square
+    shrunk: tuple[int, int]  # then, so that no side is longer than max_side: the global view is squashed from this
+    resized: tuple[int, int]  # then, snapped to the window: the canvas that the windows are cut from
+    window: int  # side of a window, before it is resized to the crop size
+    rows: int
+    columns: int
+
+    @property
+    def crops(self) -> int:
+        """Number of crops; the views are these and the global one."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One input of the tower: ``pixels`` float32 [3, S, S], normalised. The global view is at row 0, column 0."""
+
+    kind: Literal["crop", "global"]
+    row: int
+    column: int
+    pixels: NDArray[np.float32]
+
+
+def plan(width: int, height: int, rule: ViewRule) -> ViewPlan:
+    """The views of a picture of ``width`` × ``height`` px, without pixels.
+
+    >>> plan(1920, 1080, ViewRule()).crops
+    8
+    >>> plan(640, 480, ViewRule()).crops
+    0
+    """
+    if width < 1 or height < 1:
+        raise ImageError(f"the picture is {width} × {height} px; it must have at least one pixel")
+    if min(width, height) < 32 and max(width, height) > 4 * min(width, height):
+        width = height = max(width, height)
+    padded = width, height
+    if max(width, height) > rule.max_side:
+        scale = rule.max_side / max(width, height)
+        # a side of 0 cannot be resized to
+        width, height = max(1, int(width * scale)), max(1, int(height * scale))
+    shrunk = width, height
+    short, long = min(width, height), max(width, height)
+    if long <= rule.global_size:
+        window = short if long / short > 1.5 else 0
+    else:
+        window = min(short, rule.crop_size) if long / short > 4 else rule.crop_size
+    if window == 0:
+        return ViewPlan(padded=padded, shrunk=shrunk, resized=shrunk, window=0, rows=0, columns=0)
+    wide, high = _snap(width, window), _snap(height, window)
+    columns, rows = max(1, wide // window), max(1, high // window)
+    return ViewPlan(padded=padded, shrunk=shrunk, resized=(wide, high), window=window, rows=rows, columns=columns)
+
+
+def _snap(side: int, window: int) -> int:
+    if side < window:
+        return side
+    return window * (side // window + (side % window > 0.2 * window))
+
+
+def views(image: Image.Image, rule: ViewRule) -> list[View]:
+    """The views of an RGB picture in prompt order: crops row by row, the global view last."""
+    image = image.convert("RGB")
+    cut = plan(*image.size, rule)
+    if cut.padded != image.size:
+        square = Image.new("RGB", cut.padded)  # black, the picture at the top left
+        square.paste(image)
+        image = square
+    image = _resize(image, cut.shrunk)
+    found = []
+    if cut.window:
+        canvas = _resize(image, cut.resized)
+        for row in range(cut.rows):
+            for column in range(cut.columns):
+                left, top = column * cut.window, row * cut.window
+                # what hangs over the canvas is black
+                window = canvas.crop((left, top, left + cut.window, top + cut.window))
+                pixels = _pixels(_resize(window, (rule.crop_size, rule.crop_size)))
+                found.append(View(kind="crop", row=row, column=column, pixels=pixels))
+    whole = _pixels(_resize(image, (rule.global_size, rule.global_size)))
+    return [*found, View(kind="global", row=0, column=0, pixels=whole)]
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+@cache
+def _table() -> NDArray[np.float32]:
+    """[256, 3]: what becomes of each byte of each channel."""
+    levels = np.arange(256, dtype=np.float64)[:, None] / 255
+    table: NDArray[np.float32] = ((levels - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    return table
+
+
+def _pixels(image: Image.Image) -> NDArray[np.float32]:
+    values = np.asarray(image)  # [S, S, 3]
+    table = _table()
+    return np.stack([table[values[..., channel], channel] for channel in range(3)])
+
+
+def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An untrusted picture as RGB, upright, transparency laid over white; of an animation, the first frame.
+
+    Raises ``ImageError`` for what is no picture, is truncated, or has more than ``max_pixels`` (told from
+    its header, before any pixel is decoded).
+    """
+    shown = "the picture" if isinstance(source, bytes) else str(source)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns about large headers; the check below is stricter and clearer
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = io.BytesIO(source) if isinstance(source, bytes) else source
+            with Image.open(opened, formats=_formats()) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageError(
+                        f"{shown} is {width} × {height} px, {width * height / 1e6:.0f} megapixels; at most "
+                        f"{max_pixels / 1e6:.0f} are accepted: scale it down first"
+                    )
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                return _rgb(upright)
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{shown} has far more than the {max_pixels / 1e6:.0f} megapixels that are accepted: scale it down first"
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{shown} is not a picture in a format that can be read; use JPEG, PNG or WebP") from None
+    except FileNotFoundError:
+        raise ImageError(f"{shown} does not exist; give the path of a picture") from None
+    except IsADirectoryError:
+        raise ImageError(f"{shown} is a directory; give the path of a picture") from None
+    except PermissionError:
+        raise ImageError(f"{shown} may not be read by this user; change its permissions") from None
+    except ImageError:
+        raise
+    except Exception as error:  # decoders of damaged files raise many kinds, and the file is a stranger's
+        raise ImageError(f"{shown} is damaged or truncated ({error}); save it again") from error
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit greys, which convert() would clip
+        grey = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
