@@ -116,7 +116,7 @@ class Codec:
         return (q.astype(np.float32) @ self._synthesis + self.weights.mean).astype(np.float32)
 
     def grid_embedding(self, grid: int, positions: NDArray[np.integer]) -> NDArray[np.float32]:
-        """What the server adds to the projected features at ``positions`` [n] → [n, H]; zeros where none was learned."""
+        """What the server adds to projected features at ``positions`` [n] → [n, H]; zeros where none was learned."""
         table = self.weights.grid_embedding.get(grid)
         if table is None:
             return np.zeros((len(positions), self.config.hidden), np.float32)

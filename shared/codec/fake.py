@@ -27,8 +27,12 @@ def fake_weights(
         shift1=2, shift2=7, residual_range=15, hyper_range=4, tables=16,
     )  # fmt: skip
     f, tables = config.hyper_hidden, config.tables
-    basis = np.linalg.qr(rng.standard_normal((D, M)))[0]  # [D, M], orthonormal
-    scale = np.geomspace(0.2, 3.0, tables)  # of the residuals under each table, in steps
+    if D < M:
+        raise ValueError(f"{M} components of {D} numbers; there cannot be more components than numbers")
+    # Orthonormal without linear algebra, which differs between machines: every M-th number, by turns.
+    basis = (np.arange(D)[:, None] % M == np.arange(M)) * rng.choice([-1.0, 1.0], (D, 1))  # [D, M]
+    basis /= np.sqrt((basis**2).sum(axis=0))
+    decay = np.linspace(2, 184, tables, dtype=np.int64)  # of the residuals under each table, in 256ths a step
     # Early components vary more, as principal components do, and more so where z is large.
     wanted = np.linspace(0.75, 0.15, M) * tables * 128
     hs_w2 = rng.integers(-20, 21, (E, 2 * M, f))
@@ -47,8 +51,8 @@ def fake_weights(
         hs_b1=rng.integers(0, 16, (E, f)).astype(np.int32),
         hs_w2=hs_w2.astype(np.int8),
         hs_b2=hs_b2.astype(np.int32),
-        z_tables=table_from_probabilities(_laplace(np.full(Z, 1.0), config.hyper_range)),
-        y_tables=table_from_probabilities(_laplace(scale, config.residual_range)),
+        z_tables=table_from_probabilities(_laplace([96] * Z, config.hyper_range)),
+        y_tables=table_from_probabilities(_laplace(decay.tolist(), config.residual_range)),
         expert_table=table_from_probabilities(np.arange(E, 0, -1)) if E > 1 else None,
         grid_embedding={
             4: (rng.standard_normal((16, H)) * 0.02).astype(np.float32),
@@ -68,8 +72,6 @@ def fake_features(weights: CodecWeights, total: int, seed: int = 0) -> NDArray[n
     return (weights.mean + y @ weights.synthesis.T + noise).astype(np.float32)
 
 
-def _laplace(scale: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
-    """Laplace-like probabilities [T, 2 limit + 1] of −limit..limit. Any weights do, they become a table."""
-    value = np.abs(np.arange(-limit, limit + 1))
-    weights: NDArray[np.float64] = np.exp(-value / scale[:, None])
-    return weights
+def _laplace(decay: list[int], limit: int) -> NDArray[np.float64]:
+    """Laplace-like weights [T, 2 limit + 1] of −limit..limit: each step out is worth decay/256 of the one before."""
+    return np.array([[float(2**60 * d ** abs(v) // 256 ** abs(v)) for v in range(-limit, limit + 1)] for d in decay])
