@@ -68,7 +68,7 @@ class Codec:
         self._mean = weights.mean.astype(np.float64)
         self._analysis = weights.analysis.astype(np.float64).T / weights.step  # [D, M]
         self._synthesis = weights.synthesis.T * weights.step[:, None]  # [M, D]
-        self._payload = PayloadCoder(weights)
+        self.payload = PayloadCoder(weights)  # symbols alone, for tools that look inside a packet
 
     @classmethod
     def load(cls, directory: Path) -> Codec:
@@ -82,18 +82,18 @@ class Codec:
         for a wrong shape, NaN, or n outside 1..N.
         """
         merged = self._merge(features, n)
-        return packet.write(_layout(merged), self._payload.encode(self._symbols(merged.centroids)))
+        return packet.write(_layout(merged), self.payload.encode(self._symbols(merged.centroids)))
 
     def decode(self, data: bytes) -> Decoded:
         """A packet → features and where they belong. Raises ``PacketError`` for anything that is no packet."""
-        limit = self._payload.max_feature_bits
+        limit = self.payload.max_feature_bits
         layout, payload = packet.read(data, max_side=self.config.max_grid, max_feature_bits=limit)
         try:
-            symbols = self._payload.decode(payload, layout.n)
+            symbols = self.payload.decode(payload, layout.n)
         except ValueError as error:
             raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
         # Many byte strings lead to the same symbols; only the one that an encoder writes is taken.
-        if packet.write(layout, self._payload.encode(symbols)) != data:
+        if packet.write(layout, self.payload.encode(symbols)) != data:
             raise PacketError("NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged")
         cells = np.array(layout.cells, np.int64)
         return Decoded(features=self.dequantise(symbols.q), positions=cells, grid=layout.grid)
@@ -104,7 +104,7 @@ class Codec:
         layout, symbols = _layout(merged), self._symbols(merged.centroids)
         return Explanation(
             merged=merged,
-            packet=packet.write(layout, self._payload.encode(symbols)),
+            packet=packet.write(layout, self.payload.encode(symbols)),
             feature_bits=self._chooser.bits(symbols),
             experts=symbols.experts,
             position_bits=log2(layout.digits()[1]),

@@ -139,13 +139,12 @@ def _parse_header(data: bytes, max_side: int) -> tuple[int, bool, int]:
 
 def _shortest(low: int, width: int, whole: int) -> bytes:
     """The shortest binary fraction in [low, low + width) / whole; of those, the smallest."""
-    size = max(0, (whole.bit_length() - width.bit_length() - 1) // 8)
-    while True:
-        scaled = low << 8 * size
-        number = -(-scaled // whole)
-        if number * whole < scaled + (width << 8 * size):
-            return number.to_bytes(size, "big")
-        size += 1
+    size = (whole.bit_length() - width.bit_length() + 8) // 8  # 256^size >= whole / width: one is sure to be there
+    first = -(-(low << 8 * size) // whole)
+    last = -(-(low + width << 8 * size) // whole) - 1
+    while size and (shorter := -(-first // 256)) <= last // 256:  # with luck, one that ends in zeros as well
+        first, last, size = shorter, last // 256, size - 1
+    return first.to_bytes(size, "big")
 
 
 def _checksum(data: bytes) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from shared.codec.tables import problem_with
 
@@ -166,9 +166,8 @@ class CodecWeights:
         """Writes both files; ``load`` gives back the same."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / CONFIG_FILE).write_text(self.config.text(), encoding="utf-8")
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}, directory / TENSOR_FILE
-        )
+        tensors = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
+        (directory / TENSOR_FILE).write_bytes(save(tensors))  # safetensors' own writer would make it private
 
     def _arrays(self) -> dict[str, AnyArray]:
         """Every tensor by its name in the file."""

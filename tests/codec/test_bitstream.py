@@ -1,0 +1,217 @@
+"""A second decoder, written from docs/bitstream.md in plain integers, and the golden packets."""
+
+from __future__ import annotations
+
+import json
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from shared.codec import Codec, PacketError
+from shared.codec.hyperprior import Symbols, predict
+from shared.codec.packet import Layout, write
+
+GOLDEN = Path(__file__).parent / "golden"
+CODECS = ["experts-1", "experts-3"]
+DOCUMENT = Path(__file__).parents[2] / "docs" / "bitstream.md"
+
+
+class PlainDecoder:
+    def __init__(self, directory: Path) -> None:
+        self.config = json.loads((directory / "codec.json").read_text())
+        self.tensors = {name: array.tolist() for name, array in load_file(directory / "codec.safetensors").items()}
+
+    def decode(self, packet: bytes) -> dict[str, Any]:
+        first, rest = packet[0], packet[1:]
+        assert first >> 4 == 1
+        code = first >> 1 & 7
+        side, rest = ([4, 6, 8, 9, 12, 13, 16][code], rest) if code < 7 else (rest[0], rest[1:])
+        body, checksum = rest[:-2], rest[-2:]
+        assert int.from_bytes(checksum, "little") == crc(packet[:-2])
+        total = side * side
+        number, whole = int.from_bytes(body, "big"), 256 ** len(body)
+        cells = list(range(total))
+        if first & 1:
+            n, number = divmod(number * (total - 1), whole)
+            n += 1
+            rank, number = divmod(number * comb(total, n), whole)
+            cells = []
+            for size in range(n, 0, -1):
+                cells.insert(0, max(c for c in range(total) if comb(c, size) <= rank))
+                rank -= comb(cells[0], size)
+        return {"grid": side, "cells": cells} | self.symbols(number.to_bytes(len(body), "big"), len(cells))
+
+    def symbols(self, payload: bytes, n: int) -> dict[str, Any]:
+        t, c = self.tensors, self.config
+        stream = RangeDecoder(payload)
+        experts = [stream.symbol(t["expert_table"]) if c["experts"] > 1 else 0 for _ in range(n)]
+        z = [[stream.symbol(table) - c["hyper_range"] for table in t["z_tables"]] for _ in range(n)]
+        q = []
+        for e, row in zip(experts, z, strict=True):
+            h = [
+                min(max((sum(w * v for w, v in zip(ws, row, strict=True)) + b) >> c["shift1"], 0), 255)
+                for ws, b in zip(t["hs_w1"][e], t["hs_b1"][e], strict=True)
+            ]
+            o = [
+                (sum(w * v for w, v in zip(ws, h, strict=True)) + b) >> c["shift2"]
+                for ws, b in zip(t["hs_w2"][e], t["hs_b2"][e], strict=True)
+            ]
+            r, m = c["residual_range"], c["components"]
+            means = [min(max(x, -r), r) for x in o[:m]]
+            tables = [t["y_tables"][min(max(x, 0), c["tables"] - 1)] for x in o[m:]]
+            q.append([mean + stream.symbol(table) - r for mean, table in zip(means, tables, strict=True)])
+        return {"experts": experts, "z": z, "q": q}
+
+
+class RangeDecoder:
+    def __init__(self, payload: bytes) -> None:
+        self.rest = payload
+        self.offset = self.word() << 32 | self.word()
+        self.range = 2**64 - 1
+
+    def word(self) -> int:
+        word, self.rest = self.rest[:4].ljust(4, b"\0"), self.rest[4:]
+        return int.from_bytes(word, "big")
+
+    def symbol(self, table: list[int]) -> int:
+        unit = (self.range >> 24) * 256
+        s = next(s for s in range(len(table) - 1) if self.offset < table[s + 1] * unit)
+        self.offset -= table[s] * unit
+        self.range = (table[s + 1] - table[s]) * unit
+        if self.range < 2**32:
+            self.offset, self.range = self.offset << 32 | self.word(), self.range << 32
+        return s
+
+
+def crc(data: bytes) -> int:
+    value = 0xFFFF
+    for byte in data:
+        value ^= byte << 8
+        for _ in range(8):
+            value = (value << 1 ^ (0x1021 if value & 0x8000 else 0)) & 0xFFFF
+    return value
+
+
+def golden(name: str) -> list[dict[str, Any]]:
+    packets: list[dict[str, Any]] = json.loads((GOLDEN / name / "packets.json").read_text())
+    return packets
+
+
+def test_the_checksum_is_the_documented_one() -> None:
+    assert crc(b"123456789") == 0x29B1
+    assert "0x29B1" in DOCUMENT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_decoder_from_the_document_reads_the_golden_packets(name: str) -> None:
+    decoder = PlainDecoder(GOLDEN / name)
+    for entry in golden(name):
+        packet = bytes.fromhex(entry.pop("packet"))
+        assert decoder.decode(packet) == entry
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_codec_reads_them_to_the_same_numbers(name: str) -> None:
+    codec = Codec.load(GOLDEN / name)
+    for entry in golden(name):
+        decoded = codec.decode(bytes.fromhex(entry["packet"]))
+        assert (decoded.grid, decoded.positions.tolist()) == (entry["grid"], entry["cells"])
+        assert (decoded.features == codec.dequantise(np.array(entry["q"]))).all()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_golden_symbols_give_the_golden_bytes(name: str) -> None:
+    codec = Codec.load(GOLDEN / name)
+    for entry in golden(name):
+        z, experts = np.array(entry["z"]), np.array(entry["experts"])
+        mean, table = predict(codec.weights, z, experts)
+        symbols = Symbols(experts=experts, z=z, residuals=np.array(entry["q"]) - mean, mean=mean, table=table)
+        layout = Layout(grid=entry["grid"], cells=tuple(entry["cells"]))
+        assert write(layout, codec.payload.encode(symbols)).hex() == entry["packet"]
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_golden_packets_cover_the_format(name: str) -> None:
+    entries = golden(name)
+    assert {entry["grid"] for entry in entries} == {1, 4, 5, 6}  # with a code and without
+    assert {bytes.fromhex(entry["packet"])[0] & 1 for entry in entries} == {0, 1}
+    if name == "experts-3":
+        assert {e for entry in entries for e in entry["experts"]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_truncation_is_refused(name: str) -> None:
+    codec = Codec.load(GOLDEN / name)
+    for entry in golden(name):
+        packet = bytes.fromhex(entry["packet"])
+        for size in range(len(packet)):
+            with pytest.raises(PacketError):
+                codec.decode(packet[:size])
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_flipped_bit_is_refused(name: str) -> None:
+    codec = Codec.load(GOLDEN / name)
+    for entry in golden(name):
+        packet = bytes.fromhex(entry["packet"])
+        for bit in range(8 * len(packet)):
+            damaged = bytearray(packet)
+            damaged[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(PacketError):
+                codec.decode(bytes(damaged))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_damage_with_a_right_checksum_is_refused_or_is_another_packet(name: str) -> None:
+    """What gets past the checksum is canonical: it decodes to the end and encodes to itself."""
+    codec = Codec.load(GOLDEN / name)
+    plain = PlainDecoder(GOLDEN / name)
+    rng = np.random.default_rng(0)
+    accepted = refused = 0
+    for entry in golden(name):
+        packet = bytes.fromhex(entry["packet"])[:-2]
+        bits = rng.permutation(8 * len(packet))[:60]
+        damaged = [
+            packet[: b // 8] + bytes([packet[b // 8] ^ 1 << b % 8]) + packet[b // 8 + 1 :] for b in bits.tolist()
+        ]
+        damaged += [packet[:-1], packet + b"\0", packet + b"\1", packet + rng.bytes(8), packet[:1] + rng.bytes(20)]
+        for data in damaged:
+            sealed = data + crc(data).to_bytes(2, "little")
+            try:
+                decoded = codec.decode(sealed)
+            except PacketError as error:
+                assert error.reason in PacketError.__doc__  # type: ignore[operator]
+                refused += 1
+            else:
+                assert plain.decode(sealed)["cells"] == decoded.positions.tolist()
+                accepted += 1
+    assert accepted and refused
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_nothing_can_be_appended(name: str) -> None:
+    codec = Codec.load(GOLDEN / name)
+    for entry in golden(name):
+        for tail in (b"\0", b"\0\0\0\0", b"\1", b"\xff" * 4):
+            longer = bytes.fromhex(entry["packet"])[:-2] + tail
+            with pytest.raises(PacketError) as caught:
+                codec.decode(longer + crc(longer).to_bytes(2, "little"))
+            assert caught.value.reason in {"NOT_CANONICAL", "PAYLOAD_INVALID"}
+
+
+def test_random_bytes_are_refused() -> None:
+    codec = Codec.load(GOLDEN / "experts-3")
+    rng = np.random.default_rng(1)
+    for _ in range(400):
+        data = bytes([0x10 | int(rng.integers(0, 16))]) + rng.bytes(int(rng.integers(0, 60)))
+        data += crc(data).to_bytes(2, "little")
+        try:
+            decoded = codec.decode(data)
+        except PacketError as error:
+            assert error.reason.isupper() and str(error)
+        else:
+            assert len(decoded.features) == len(decoded.positions)
