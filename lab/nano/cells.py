@@ -86,8 +86,8 @@ class CellHead(nn.Module):
         if has.any():
             parts["offset"] = 2 * F.smooth_l1_loss(offset[has], labels["offset"][has])
         if (labels["tens"] >= 0).any():
-            parts["tens"] = 0.3 * F.cross_entropy(tens.flatten(0, 1), labels["tens"].flatten())
-            parts["ones"] = 0.3 * F.cross_entropy(ones.flatten(0, 1), labels["ones"].flatten())
+            parts["tens"] = 0.6 * F.cross_entropy(tens.flatten(0, 1), labels["tens"].flatten())
+            parts["ones"] = 0.6 * F.cross_entropy(ones.flatten(0, 1), labels["ones"].flatten())
         return torch.stack(list(parts.values())).sum(), {k: float(v.detach()) for k, v in parts.items()}
 
     def easy_loss(self, features: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:

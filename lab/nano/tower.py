@@ -44,8 +44,11 @@ class Stage:
 
 RECIPE = (
     Stage(px=112, batch=64, pictures=45_000, things=(1, 1), cut=0.15, sign=0.1),
-    Stage(px=168, batch=48, pictures=24_000, things=(1, 2), cut=0.15, sign=0.25),
-    Stage(px=336, batch=24, pictures=18_000, things=(1, 6), rate=1.5e-3, decay=0.6, easy_every=16, crops_every=6),
+    Stage(px=168, batch=48, pictures=22_000, things=(1, 2), cut=0.15, sign=0.5),
+    Stage(px=224, batch=32, pictures=14_000, things=(1, 4), size=(44, 120), cut=0.3, sign=0.6, easy_every=16),
+    Stage(
+        px=336, batch=24, pictures=14_000, things=(1, 6), sign=0.5, rate=1.5e-3, decay=0.7, easy_every=16, crops_every=8
+    ),
 )
 CONFIG = Step3p7VisionConfig(
     hidden_size=192,
@@ -79,7 +82,9 @@ class Batches(IterableDataset[tuple[str, Tensor, dict[str, Tensor]]]):
             if self.stage.easy_every and index % self.stage.easy_every == 0:
                 yield self._easy(rng)
             elif self.stage.crops_every and index % self.stage.crops_every == 0:
-                crop = Stage(px=224, batch=2 * self.stage.batch, pictures=0, things=(1, 4), size=(44, 150), cut=0.45)
+                crop = Stage(
+                    px=224, batch=2 * self.stage.batch, pictures=0, things=(1, 4), size=(44, 150), cut=0.45, sign=0.5
+                )
                 yield self._world(rng, crop)
             else:
                 yield self._world(rng, self.stage)
@@ -117,7 +122,7 @@ class Batches(IterableDataset[tuple[str, Tensor, dict[str, Tensor]]]):
 def validation_batch(folder: Path, px: int, count: int = 96) -> tuple[Tensor, dict[str, Tensor]]:
     """Fixed pictures on validation backgrounds."""
     rng = np.random.default_rng([7, px])
-    things = (1, 1) if px == 112 else (1, 2) if px == 168 else (1, 6)
+    things = {112: (1, 1), 168: (1, 2), 224: (1, 4)}.get(px, (1, 6))
     drawn = [scene.draw_scene(rng, folder, width=px, height=px, things=things) for _ in range(count)]
     pixels = np.stack([np.asarray(scene.render(rng, folder, "validation", s)) for s in drawn])
     labels = [cells.label(s) for s in drawn]
@@ -125,7 +130,9 @@ def validation_batch(folder: Path, px: int, count: int = 96) -> tuple[Tensor, di
 
 
 def _optimisers(tower: torch.nn.Module, head: torch.nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in tower.named_parameters() if p.ndim == 2 and ".position_embedding" not in n] if muon else []
+    matrices = (
+        [p for n, p in tower.named_parameters() if p.ndim == 2 and ".position_embedding" not in n] if muon else []
+    )
     chosen = {id(p) for p in matrices}
     rest = [p for p in [*tower.parameters(), *head.parameters()] if id(p) not in chosen]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01)]

@@ -1,0 +1,95 @@
+"""From a trained model to the codec's two files: integer weights and stored tables.
+
+Promises that the exported h_s gives the integers that training saw. The tables hold what was counted
+on training features, smoothed by the trained distributions; they are the last thing computed in floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from lab.codec.model import SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
+from lab.nano.answerer import SIDES, SLOT, Answerer
+from shared.codec.hyperprior import h_a, predict
+from shared.codec.tables import table_from_probabilities
+from shared.codec.weights import CodecConfig, CodecWeights
+
+RESIDUAL_RANGE = 31
+SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
+
+
+def _gaussian_tables() -> NDArray[np.float64]:
+    """Probabilities [SCALES, 2 R + 1] of whole residuals under each scale."""
+    scales = scale_of(torch.arange(SCALES, dtype=torch.float64)).numpy()[:, None]
+    edges = np.arange(-RESIDUAL_RANGE, RESIDUAL_RANGE + 2) - 0.5
+    cdf = norm.cdf(edges / scales)
+    cdf[:, 0], cdf[:, -1] = 0.0, 1.0
+    return np.diff(cdf, axis=-1)
+
+
+@torch.no_grad()
+def export(
+    model: CodecModel, answerer: Answerer, centroids: Sequence[NDArray[np.float32]], *, features: int | None
+) -> CodecWeights:
+    """The codec's weights; ``centroids`` [n, D] of training pictures fill the tables.
+
+    Args:
+        features: the default number of merged features of a view; None: not merged.
+    """
+    w1, b1, w2, b2 = (t.numpy() for t in model.h_s.integers())
+    step = model.log_step.exp()
+    config = CodecConfig(
+        feature_dim=model.mean.shape[0],
+        components=model.components,
+        hyper=model.hyper,
+        hyper_hidden=model.h_a[0].out_features,
+        features=features,
+        hidden=answerer.grid.embedding_dim,
+        shift1=SHIFT1,
+        shift2=SHIFT2,
+        residual_range=RESIDUAL_RANGE,
+        hyper_range=model.hyper_range,
+        tables=SCALES,
+    )
+    gaussian = _gaussian_tables()
+    draft = CodecWeights(
+        config=config,
+        mean=model.mean.numpy(),
+        analysis=(model.analysis / model.spread).numpy(),
+        step=step.numpy(),
+        synthesis=(model.synthesis * model.spread).numpy(),
+        ha_w1=model.h_a[0].weight.numpy(),
+        ha_b1=model.h_a[0].bias.numpy(),
+        ha_w2=model.h_a[2].weight.numpy(),
+        ha_b2=model.h_a[2].bias.numpy(),
+        hs_w1=w1[None].astype(np.int8),
+        hs_b1=b1[None].astype(np.int32),
+        hs_w2=w2[None].astype(np.int8),
+        hs_b2=b2[None].astype(np.int32),
+        z_tables=table_from_probabilities(np.ones((model.hyper, 2 * model.hyper_range + 1))),
+        y_tables=table_from_probabilities(gaussian),
+        grid_embedding={
+            side: answerer.grid.weight[SLOT[side] : SLOT[side] + side * side].numpy().astype(np.float16)
+            for side in SIDES
+        },
+    )
+    z_seen = np.full((model.hyper, 2 * model.hyper_range + 1), 0.5)
+    y_seen = gaussian * SMOOTHING
+    for x in centroids:
+        q = np.rint((x.astype(np.float64) - draft.mean) @ (draft.analysis.astype(np.float64).T / draft.step)).astype(
+            np.int64
+        )
+        z = h_a(draft, q)
+        mean, table = predict(draft, z, np.zeros(len(z), np.int64))
+        residual = np.clip(q - mean, -RESIDUAL_RANGE, RESIDUAL_RANGE)
+        np.add.at(y_seen, (table, residual + RESIDUAL_RANGE), 1)
+        np.add.at(z_seen, (np.arange(model.hyper)[None, :].repeat(len(z), 0), z + model.hyper_range), 1)
+    tensors = {
+        name: getattr(draft, name) for name in draft.__dataclass_fields__ if name not in {"y_tables", "z_tables"}
+    }
+    return CodecWeights(**tensors, y_tables=table_from_probabilities(y_seen), z_tables=table_from_probabilities(z_seen))

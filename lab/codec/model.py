@@ -1,0 +1,139 @@
+"""The codec as a differentiable model: what is trained, and how it becomes integers.
+
+    x [n,D] ─ g_a ─ y [n,M] ─ ÷step, round ─ q ─────────────────── ×step ─ g_s ─ x̂ [n,D]
+                               └ h_a ─ z ─ round ─ h_s (integers) ─ mean, scale ─ bits of q
+
+Promises that h_s is computed here with the very integers that the run time uses (straight-through
+gradients), so that exporting loses nothing. Entropy models are compressai's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lab.codec.compressai_parts import EntropyBottleneck, GaussianConditional
+
+SCALES = 20  # of the conditional distribution, geometric
+SCALE_MIN, SCALE_MAX = 0.12, 12.0  # in quantisation steps
+SHIFT1, SHIFT2 = 3, 9
+UNIT1, UNIT2 = 64, 64  # integer weights per unit of the trained ones
+HIDDEN_MAX = 255
+
+
+def scale_of(index: Tensor) -> Tensor:
+    """Scale index (may be fractional) → scale in quantisation steps."""
+    return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Round, gradient of the identity."""
+    return x + (x.round() - x).detach()
+
+
+def ste_floor(x: Tensor) -> Tensor:
+    """Floor, gradient of the identity."""
+    return x + (x.floor() - x).detach()
+
+
+class HyperSynthesis(nn.Module):
+    """h_s in integers: z [n, Z] → (mean in steps, scale index), each [n, M]."""
+
+    def __init__(self, hyper: int, hidden: int, components: int) -> None:
+        super().__init__()
+        self.components = components
+        self.w1 = nn.Parameter(torch.randn(hidden, hyper) * 0.3)
+        self.b1 = nn.Parameter(torch.rand(hidden) * 1.0)
+        self.w2 = nn.Parameter(torch.randn(2 * components, hidden) * 0.02)
+        self.b2 = nn.Parameter(torch.cat([torch.zeros(components), torch.full((components,), SCALES / 2)]))
+
+    def integers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(W1, b1, W2, b2) as whole numbers, gradients passed through."""
+        w1 = ste_round((self.w1 * UNIT1).clamp(-127, 127))
+        w2 = ste_round((self.w2 * UNIT2).clamp(-127, 127))
+        return w1, ste_round(self.b1 * UNIT1), w2, ste_round(self.b2 * (1 << SHIFT2))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Exactly ``shared.codec.hyperprior.h_s``, in floats that hold integers."""
+        w1, b1, w2, b2 = self.integers()
+        h = ste_floor((z @ w1.T + b1) / (1 << SHIFT1)).clamp(0, HIDDEN_MAX)
+        o = ste_floor((h @ w2.T + b2) / (1 << SHIFT2))
+        mean, scale = o.split(self.components, dim=-1)
+        return mean, scale.clamp(0, SCALES - 1)
+
+
+class CodecModel(nn.Module):
+    """Transform, quantiser and hyperprior of one quality."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, *, dim: int, components: int, hyper: int, hidden: int, hyper_range: int = 7) -> None:
+        super().__init__()
+        self.components, self.hyper, self.hyper_range = components, hyper, hyper_range
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(()))
+        self.analysis = nn.Parameter(torch.zeros(components, dim))  # acts on (x − mean) / spread
+        self.synthesis = nn.Parameter(torch.zeros(dim, components))
+        self.log_step = nn.Parameter(torch.zeros(components))
+        self.h_a = nn.Sequential(nn.Linear(components, hidden), nn.ReLU(), nn.Linear(hidden, hyper))
+        self.h_s = HyperSynthesis(hyper, hidden, components)
+        self.entropy_bottleneck = EntropyBottleneck(hyper)
+        self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor, projector: Tensor, step: float) -> None:
+        """Principal components of the features [T, D] as the projector [H, D] sees them.
+
+        The decoder sees only ``W x``: the components are those of ``W x``, and the synthesis is the
+        least-squares estimate of x from them.
+        """
+        self.mean.copy_(x.mean(0))
+        self.spread.copy_((x - self.mean).std())
+        centred = ((x - self.mean) / self.spread).double()
+        covariance = centred.T @ centred / len(x)
+        w = projector.double()
+        values, vectors = torch.linalg.eigh(w @ covariance @ w.T)
+        u, power = vectors[:, -self.components :].flip(1), values[-self.components :].flip(0)  # [H, M]
+        unit = power.mean().sqrt()
+        self.analysis.copy_((u.T @ w) / unit)
+        self.synthesis.copy_(covariance @ w.T @ u / power * unit)
+        self.log_step.fill_(math.log(step))
+        spread_q = (power.sqrt() / unit / step).clamp(SCALE_MIN, SCALE_MAX)
+        index = torch.log(spread_q / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
+        self.h_s.b2[self.components :].copy_(index)
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """Features [T, D] → y in quantisation steps [T, M], not yet rounded."""
+        return ((x - self.mean) / self.spread) @ self.analysis.T / self.log_step.exp()
+
+    def dequantise(self, q: Tensor) -> Tensor:
+        """Quantised components [T, M] → features [T, D]."""
+        return (q * self.log_step.exp()) @ self.synthesis.T * self.spread + self.mean
+
+    def hyper_symbols(self, q: Tensor) -> Tensor:
+        """Quantised components → z before rounding, kept inside the coded range."""
+        return cast(Tensor, self.h_a(q)).clamp(-self.hyper_range, self.hyper_range)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [T, D] → (x̂ [T, D], bits of each feature [T]).
+
+        The distortion sees rounded values, the rate noisy ones in training: compressai's usual mixture.
+        """
+        y = self.quantise(x)
+        q = ste_round(y)
+        z = self.hyper_symbols(q)
+        _, z_likelihoods = self.entropy_bottleneck(z[..., None])
+        mean, index = self.h_s(ste_round(z))
+        source = y if self.training else q
+        _, likelihoods = self.gaussian_conditional(source, scale_of(index), means=mean, training=self.training)
+        bits = -likelihoods.clamp(min=2**-16).log2().sum(-1) - z_likelihoods.clamp(min=2**-16).log2().sum((-2, -1))
+        return self.dequantise(q), bits
+
+    def aux_loss(self) -> Tensor:
+        """Compressai's auxiliary loss: keeps the bottleneck's quantiles at its tails."""
+        return F.relu(self.entropy_bottleneck.loss())

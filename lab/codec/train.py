@@ -1,0 +1,154 @@
+"""Training the codec on cached features through the frozen decoder: D + λR.
+
+D is the divergence of the answers from those the uncompressed features give (no labels needed), R the
+coded bits. Promises a resumable run; leaves the tables to ``export``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lab.codec.model import CodecModel
+from lab.nano.answerer import Answerer, ask, merging, picture
+from lab.nano.decoder import WEIGHTS
+from lab.nano.features import Cached
+from lab.nano.packing import Packer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """``rate_weight`` is λ: nats of divergence an answer token may cost for one bit a feature."""
+
+    components: int = 24
+    hyper: int = 2
+    hidden: int = 32
+    step: float = 1.2  # of the start, in units of the components' root mean square
+    warm: int = 300  # steps of mean squared error in the projected space, which need no decoder
+    steps: int = 900
+    batch: int = 24
+    turns: int = 8
+    rate: float = 2e-3
+    rate_weight: float = 4e-3
+    merged: float = 0.4
+    easy: float = 0.12
+    large: float = 0.06
+
+
+def sample(
+    rng: np.random.Generator, recipe: Recipe, world: Sequence[Cached], large: Sequence[Cached], easy: Sequence[Cached]
+) -> list[tuple[Cached, float]]:
+    """A batch of pictures of one kind and the share of features that each view keeps."""
+    kind, size, source = rng.random(), recipe.batch, world
+    if kind < recipe.easy and easy:
+        source = easy
+    elif kind < recipe.easy + recipe.large and large:
+        source, size = large, max(1, recipe.batch // 4)
+    share = float(rng.uniform(0.15, 1.0)) if rng.random() < recipe.merged else 1.0
+    return [(source[i], share) for i in rng.integers(len(source), size=size)]
+
+
+def train(
+    answerer: Answerer,
+    tokenizer: PreTrainedTokenizerBase,
+    world: Sequence[Cached],
+    large: Sequence[Cached],
+    easy: Sequence[Cached],
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    autocast: bool = True,
+    log: Any = print,
+) -> CodecModel:
+    """Run the recipe, resuming from ``out/codec.ckpt``; ends with ``out/codec.pt``."""
+    recipe = recipe or Recipe()
+    torch.manual_seed(seed)
+    packer = Packer(tokenizer)
+    answerer.requires_grad_(False).eval()
+    projector = answerer.projector.weight.detach()
+    model = CodecModel(
+        dim=projector.shape[1], components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
+    ).train()
+    some = np.random.default_rng([seed, 23])
+    start = [world[i].features for i in some.permutation(len(world))[:400]]
+    start += [easy[i].features for i in some.permutation(len(easy))[:40]]
+    model.start_from(torch.from_numpy(np.concatenate(start).astype(np.float32)), projector, recipe.step)
+    main = [p for n, p in model.named_parameters() if not n.endswith("quantiles")]
+    transform = [model.analysis, model.synthesis]
+    rest = [p for p in main if all(p is not t for t in transform)]
+    optimiser = torch.optim.Adam([{"params": rest, "scale": 1.0}, {"params": transform, "scale": 0.05}])
+    auxiliary = torch.optim.Adam([p for n, p in model.named_parameters() if n.endswith("quantiles")], lr=1e-2)
+    saved, step = out / "codec.ckpt", 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        auxiliary.load_state_dict(state["auxiliary"])
+        step = state["step"]
+    total, running = recipe.warm + recipe.steps, dict[str, float]()
+    began, first = time.monotonic(), step
+    while step < total:
+        rng = np.random.default_rng([seed, 29, step])
+        rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        chosen = sample(rng, recipe, world, large, easy)
+        shown = [picture(one, merging(share=share)) for one, share in chosen]
+        x = torch.from_numpy(np.concatenate([p.features for p in shown]))
+        x_hat, bits = model(x)
+        if step < recipe.warm:
+            error = F.linear(x_hat - x, projector).square().sum(-1).mean()
+            distortion = error / F.linear(x - model.mean, projector).square().sum(-1).mean()
+        else:
+            asked = [ask(rng, one, recipe.turns, WEIGHTS) for one, _ in chosen]
+            batch = packer.pack(shown, asked, independent=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                with torch.no_grad():
+                    wanted = answerer(batch).float().log_softmax(-1)
+                got = answerer(batch, x_hat).float().log_softmax(-1)
+            distortion = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
+        loss = distortion + recipe.rate_weight * bits.mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(main, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        aux = model.aux_loss()
+        auxiliary.zero_grad()
+        aux.backward()
+        auxiliary.step()
+        step += 1
+        figures = {"distortion": float(distortion), "bits a feature": float(bits.mean())}
+        for name, value in figures.items():
+            running[name] = 0.95 * running.get(name, value) + 0.05 * value
+        if step == recipe.warm:
+            running.clear()
+        if step % 25 == 0:
+            speed = (step - first) / (time.monotonic() - began)
+            log(
+                f"{step}/{total} {speed:.2f} steps/s " + " ".join(f"{k} {v:.4f}" for k, v in running.items()),
+                flush=True,
+            )
+        if step % 100 == 0 or step == total:
+            with (out / "codec.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, **running}) + "\n")
+            state = {
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "auxiliary": auxiliary.state_dict(),
+                "step": step,
+            }
+            torch.save(state, saved.with_suffix(".new"))
+            saved.with_suffix(".new").replace(saved)
+    torch.save(model.state_dict(), out / "codec.pt")
+    return model.eval()

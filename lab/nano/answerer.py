@@ -1,0 +1,93 @@
+"""Everything behind the features while nano is trained and judged: projector, grid embedding, decoder.
+
+Promises the same prompt and the same sums as the edge server, for whole batches of questions with
+gradients. Leaves pictures and towers to :mod:`lab.nano.features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from lab.nano.features import Cached
+from lab.nano.packing import Asked, Batch, Picture
+from lab.world import questions
+from shared.codec.merge import merge
+
+SIDES = (4, 6)  # grid sides of a crop and of the global view
+SLOT = {4: 0, 6: 16}  # where each side's slots begin in the grid embedding
+SLOTS = 16 + 36
+
+
+class Answerer(nn.Module):
+    """Projector, grid embedding and decoder: everything behind the features."""
+
+    def __init__(self, width: int, config: Qwen3Config) -> None:
+        super().__init__()
+        self.projector = nn.Linear(width, config.hidden_size, bias=False)
+        self.grid = nn.Embedding(SLOTS, config.hidden_size)
+        nn.init.zeros_(self.grid.weight)
+        self.decoder = Qwen3ForCausalLM(config)
+
+    def embed(self, batch: Batch, features: Tensor | None = None) -> Tensor:
+        """Prompt embeddings [B, T, H]; ``features`` [sum, D] replace the batch's own (the codec's training)."""
+        embeds = self.decoder.get_input_embeddings()(batch.ids)
+        projected = self.projector(batch.features if features is None else features) + self.grid(batch.slots)
+        return embeds.masked_scatter(batch.image[..., None], projected.to(embeds.dtype))
+
+    def forward(self, batch: Batch, features: Tensor | None = None) -> Tensor:
+        """Logits [answer tokens, vocabulary] at the positions that have targets."""
+        hidden = self.decoder.model(
+            inputs_embeds=self.embed(batch, features),
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        return self.decoder.lm_head(hidden[batch.targets >= 0])
+
+
+#: one view's features [N, D] → what the decoder is given: features [n, D], cells [n], bytes they cost
+Reduce = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64], int]]
+
+
+def merging(n: int | None = None, share: float = 1.0) -> Reduce:
+    """Merge a view to at most ``n`` features, or to a share of its own; half-precision bytes are counted."""
+
+    def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
+        keep = min(len(view), n or len(view), max(2, round(len(view) * share)))
+        merged = merge(view, keep)
+        return merged.centroids, merged.centres.astype(np.int64), 2 * merged.centroids.size
+
+    return reduce
+
+
+def picture(cached: Cached, reduce: Reduce) -> Picture:
+    """A cached picture with each view reduced."""
+    features, slots, counts, size = [], [], [], 0
+    for side, view in zip(cached.sides, cached.views(), strict=True):
+        kept, cells, cost = reduce(view)
+        features.append(kept)
+        slots.append(SLOT[side] + cells)
+        counts.append(len(kept))
+        size += cost
+    return Picture(
+        features=np.concatenate(features),
+        counts=tuple(counts),
+        slots=np.concatenate(slots),
+        rows=cached.rows,
+        columns=cached.columns,
+        size=size,
+    )
+
+
+def ask(rng: np.random.Generator, cached: Cached, n: int, weights: dict[str, float] | None = None) -> list[Asked]:
+    """``n`` questions about a picture (fewer where it has fewer)."""
+    if cached.scene is None:
+        chosen = rng.permutation(len(cached.asked))[:n]
+        return [Asked(family="easy", text=cached.asked[i][0], answer=cached.asked[i][1]) for i in chosen]
+    drawn = questions.draw_many(rng, cached.scene, n, weights)
+    return [Asked(family=q.family, text=q.text, answer=q.answer) for q in drawn]

@@ -1,0 +1,150 @@
+"""Training nano's decoder, projector and grid embedding on cached features.
+
+Promises a resumable run whose log has validation accuracy per family. The tower stays frozen;
+features are merged to a random number so that the decoder knows merged ones.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Qwen3Config
+
+from lab.evaluate import accuracy, score
+from lab.nano.answerer import Answerer, ask, merging, picture
+from lab.nano.features import Cached
+from lab.nano.packing import Packer
+
+WEIGHTS = {"exist": 1.0, "count": 2.0, "what": 1.0, "side": 2.0, "rel": 2.0, "cmp": 1.5, "read": 1.2}
+
+
+def config(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
+    """Nano's Qwen3."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        intermediate_size=768,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        attention_bias=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How long and how fast; ``merged`` is the share of batches whose features are merged."""
+
+    steps: int = 4000
+    batch: int = 24
+    turns: int = 14
+    rate: float = 2e-3
+    decay: float = 0.5
+    merged: float = 0.5
+    large: float = 0.08
+    easy: float = 0.10
+    conversation: float = 0.15
+
+
+def train(
+    world: Sequence[Cached],
+    large: Sequence[Cached],
+    easy: Sequence[Cached],
+    validation: Sequence[Cached],
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    autocast: bool = True,
+    log: Any = print,
+) -> Answerer:
+    """Run the recipe, resuming from ``out/decoder.ckpt``; ends with ``out/decoder.pt``."""
+    recipe = recipe or Recipe()
+    torch.manual_seed(seed)
+    packer = Packer(tokenizer)
+    answerer = Answerer(world[0].features.shape[1], config(tokenizer))
+    spread = float(np.std(world[0].features.astype(np.float32)))
+    nn.init.normal_(answerer.projector.weight, std=0.02 / spread)
+    matrices = [p for n, p in answerer.named_parameters() if p.ndim == 2 and ".layers." in n]
+    in_matrices = {id(p) for p in matrices}
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [p for p in answerer.parameters() if id(p) not in in_matrices], betas=(0.9, 0.98), weight_decay=0.01
+        ),
+        torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+    saved, step = out / "decoder.ckpt", 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        answerer.load_state_dict(state["answerer"])
+        for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+        step = state["step"]
+    running: dict[str, float] = {}
+    began, first = time.monotonic(), step
+    while step < recipe.steps:
+        rng = np.random.default_rng([seed, 17, step])
+        rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+        kind, size = rng.random(), recipe.batch
+        source: Sequence[Cached] = world
+        if kind < recipe.large and large:
+            source, size = large, max(1, recipe.batch // 4)
+        elif kind < recipe.large + recipe.easy and easy:
+            source = easy
+        share = float(rng.uniform(0.12, 1.0)) if rng.random() < recipe.merged else 1.0
+        chosen = [source[i] for i in rng.integers(len(source), size=size)]
+        shown = [picture(one, merging(share=share)) for one in chosen]
+        asked = [ask(rng, one, recipe.turns, WEIGHTS) for one in chosen]
+        batch = packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = answerer(batch)
+        loss = F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0])
+        loss.backward()
+        nn.utils.clip_grad_norm_(answerer.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        step += 1
+        name = "easy" if source is easy else "large" if source is large else "world"
+        running[name] = 0.97 * running.get(name, float(loss)) + 0.03 * float(loss)
+        if step % 25 == 0:
+            speed = (step - first) / (time.monotonic() - began)
+            log(
+                f"{step}/{recipe.steps} {speed:.2f} steps/s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()),
+                flush=True,
+            )
+        if step % 250 == 0 or step == recipe.steps:
+            scores = {n: accuracy(score(answerer, packer, validation, merging(int(n)))) for n in ("36", "12")}
+            for n, values in scores.items():
+                log(f"  validation n={n} " + " ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
+            with (out / "decoder.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, **running, "validation": scores}) + "\n")
+            state = {
+                "answerer": answerer.state_dict(),
+                "optimisers": [o.state_dict() for o in optimisers],
+                "step": step,
+            }
+            torch.save(state, saved.with_suffix(".new"))
+            saved.with_suffix(".new").replace(saved)
+    torch.save(answerer.state_dict(), out / "decoder.pt")
+    return answerer

@@ -1,0 +1,123 @@
+"""Many questions about one picture as one training sequence.
+
+Promises that a packed question sees what a question asked alone would see: the picture and itself
+(``independent``), or the picture and all earlier turns (a conversation). Knows no optimiser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question, its answer and the family it is scored under."""
+
+    family: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """What is put in front of the decoder: features [T, D], their grid sides and slots, and the layout."""
+
+    features: NDArray[np.float32]
+    counts: tuple[int, ...]  # features of each view, in prompt order
+    slots: NDArray[np.int64]  # [T] index into the grid embedding
+    rows: int
+    columns: int
+    size: int  # bytes that the features cost
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Padded sequences and where their answers are."""
+
+    ids: Tensor  # [B, T]
+    mask: Tensor  # [B, 1, T, T] bool: may attend
+    positions: Tensor  # [B, T]
+    image: Tensor  # [B, T] bool: <im_patch>
+    features: Tensor  # [sum of image, D]
+    slots: Tensor  # [sum of image]
+    targets: Tensor  # [B, T] the next token where it is part of an answer, else −100
+    owner: Tensor  # [B, T] number of the question that a target belongs to, else −1
+    asked: list[Asked]
+
+
+class Packer:
+    """Turns pictures and questions into batches for one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        names = ("im_start", "im_end", "im_patch", "patch_start", "patch_end", "patch_newline")
+        self.token = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in names}
+        self.head = self._ids("<|im_start|>user\n")
+        self.turn = self._ids("<|im_end|>\n<|im_start|>assistant\n")
+        self.end = self._ids("<|im_end|>")
+        self.again = self._ids("\n<|im_start|>user\n")
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prefix(self, picture: Picture) -> list[int]:
+        """The user's header and the picture's tokens: crops first, row by row, the global view last."""
+        token, ids = self.token, list(self.head)
+        *crops, whole = picture.counts
+        for index, count in enumerate(crops):
+            ids += [token["patch_start"], *[token["im_patch"]] * count, token["patch_end"]]
+            if (index + 1) % picture.columns == 0 and index + 1 < len(crops):
+                ids.append(token["patch_newline"])
+        return [*ids, token["im_start"], *[token["im_patch"]] * whole, token["im_end"]]
+
+    def pack(self, pictures: list[Picture], asked: list[list[Asked]], *, independent: bool) -> Batch:
+        """One sequence a picture with all its questions."""
+        texts = [a.text for one in asked for a in one]
+        answers = [a.answer for one in asked for a in one]
+        text_ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        answer_ids = iter(self.tokenizer(answers, add_special_tokens=False)["input_ids"])
+        rows = []
+        number = 0
+        for picture, questions in zip(pictures, asked, strict=True):
+            ids = self.prefix(picture)
+            start = len(ids)
+            segments, places = [0] * start, list(range(start))
+            targets, owner = [-100] * start, [-1] * start
+            for index in range(len(questions)):
+                answer = [*next(answer_ids), *self.end]
+                block = [*([] if independent or index == 0 else self.again), *next(text_ids), *self.turn, *answer]
+                first = len(block) - len(answer) - 1  # the position that predicts the answer's first token
+                targets += [-100] * first + answer + [-100]
+                owner += [-1] * first + [number] * len(answer) + [-1]
+                segments += [index + 1 if independent else 0] * len(block)
+                begin = start if independent else len(ids)
+                places += range(begin, begin + len(block))
+                ids += block
+                number += 1
+            rows.append((ids, segments, places, targets, owner))
+        size = max(len(ids) for ids, *_ in rows)
+
+        def padded(column: int, fill: int) -> Tensor:
+            return torch.tensor([row[column] + [fill] * (size - len(row[column])) for row in rows])
+
+        ids, segments = padded(0, self.pad), padded(1, -1)
+        same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
+        mask = same & torch.ones(size, size, dtype=torch.bool).tril()
+        return Batch(
+            ids=ids,
+            mask=mask[:, None],
+            positions=padded(2, 0),
+            image=ids == self.token["im_patch"],
+            features=torch.from_numpy(np.concatenate([p.features for p in pictures])),
+            slots=torch.from_numpy(np.concatenate([p.slots for p in pictures])),
+            targets=padded(3, -100),
+            owner=padded(4, -1),
+            asked=[a for one in asked for a in one],
+        )

@@ -1,0 +1,194 @@
+"""What can be asked of a scene, in seven families, each in several wordings.
+
+Promises that every question drawn has one right answer: positions that are too close to call are
+not asked. Answers are lower case without a full stop. Knows nothing of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lab.world.objects import NAMES, article, plural
+from lab.world.scene import Scene, Thing
+
+FAMILIES = ("exist", "count", "what", "side", "rel", "cmp", "read")
+MARGIN = 10 / 336  # of the canvas: the least difference of two positions that is asked about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a scene and its answer."""
+
+    family: str
+    text: str
+    answer: str
+
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "exist": ("is there {a}?", "can you see {a}?", "does the picture show {a}?", "do you see {a} in the picture?"),
+    "count": (
+        "how many {xs} are there?",
+        "how many {xs} can you see?",
+        "count the {xs}.",
+        "what is the number of {xs}?",
+    ),
+    "what": ("what is in the picture?", "what is this?", "what do you see?", "what does the picture show?"),
+    "side": (
+        "what is closest to the {side}?",
+        "what is nearest to the {side}?",
+        "which object is closest to the {side}?",
+        "what is the {side}most object?",
+    ),
+    "rel": (
+        "is the {x} {rel} the {y}?",
+        "do you see the {x} {rel} the {y}?",
+        "is it true that the {x} is {rel} the {y}?",
+    ),
+    "cmp": ("are there more {xs} than {ys}?", "do you see more {xs} than {ys}?", "are the {xs} more than the {ys}?"),
+    "read": (
+        "what number is on the sign?",
+        "which number does the sign show?",
+        "what does the sign say?",
+        "read the sign.",
+    ),
+}
+
+
+def _word(rng: np.random.Generator, family: str, **names: str) -> str:
+    """One wording, the first one most often, sometimes with a capital or without its mark."""
+    choices = WORDINGS[family]
+    index = 0 if rng.random() < 0.4 else int(rng.integers(len(choices)))
+    text = choices[index].format(**names)
+    if rng.random() < 0.4:
+        text = text[0].upper() + text[1:]
+    return text[:-1] if rng.random() < 0.1 else text
+
+
+def _present(scene: Scene) -> list[str]:
+    return sorted({thing.name for thing in scene.things}, key=NAMES.index)
+
+
+def _absent(rng: np.random.Generator, scene: Scene) -> str:
+    present = _present(scene)
+    return str(rng.choice([name for name in NAMES if name not in present]))
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
+    yes = bool(rng.random() < 0.5 and scene.things)
+    name = str(rng.choice(_present(scene))) if yes else _absent(rng, scene)
+    return Question(family="exist", text=_word(rng, "exist", a=article(name)), answer=_yes(yes))
+
+
+def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
+    present = _present(scene)
+    if not present or rng.random() < 0.12:
+        name = _absent(rng, scene)
+    else:  # the larger counts are rarer in pictures, so they are asked more often
+        weights = np.array([scene.count(n) for n in present], float)
+        name = str(rng.choice(present, p=weights / weights.sum()))
+    return Question(family="count", text=_word(rng, "count", xs=plural(name)), answer=str(scene.count(name)))
+
+
+def _what(rng: np.random.Generator, scene: Scene) -> Question | None:
+    if len(scene.things) != 1:
+        return None
+    return Question(family="what", text=_word(rng, "what"), answer=scene.things[0].name)
+
+
+_SIDES: dict[str, Callable[[Thing], float]] = {
+    "left": lambda t: t.x,
+    "right": lambda t: -t.x,
+    "top": lambda t: t.y,
+    "bottom": lambda t: -t.y,
+}
+
+
+def _side(rng: np.random.Generator, scene: Scene) -> Question | None:
+    if len(scene.things) < 2:
+        return None
+    side = str(rng.choice(list(_SIDES)))
+    ordered = sorted(scene.things, key=_SIDES[side])
+    extent = scene.width if side in {"left", "right"} else scene.height
+    rivals = [t for t in ordered[1:] if t.name != ordered[0].name]
+    if rivals and _SIDES[side](rivals[0]) - _SIDES[side](ordered[0]) < MARGIN * extent:
+        return None
+    return Question(family="side", text=_word(rng, "side", side=side), answer=ordered[0].name)
+
+
+def _rel(rng: np.random.Generator, scene: Scene) -> Question | None:
+    single = [t for t in scene.things if scene.count(t.name) == 1]
+    if len(single) < 2:
+        return None
+    first, second = (single[i] for i in rng.choice(len(single), 2, replace=False))
+    if rng.random() < 0.5:
+        gap = (second.x - first.x) / scene.width
+        rel = str(rng.choice(["left of", "right of"]))
+    else:
+        gap = (second.y - first.y) / scene.height
+        rel = str(rng.choice(["above", "below"]))
+    if abs(gap) < MARGIN:
+        return None
+    holds = gap > 0 if rel in {"left of", "above"} else gap < 0
+    return Question(family="rel", text=_word(rng, "rel", x=first.name, y=second.name, rel=rel), answer=_yes(holds))
+
+
+def _cmp(rng: np.random.Generator, scene: Scene) -> Question | None:
+    present = _present(scene)
+    if not present:
+        return None
+    # balance: yes and no equally often, and "no" by ties and by fewer alike
+    want = bool(rng.random() < 0.5)
+    names = [*present, _absent(rng, scene), _absent(rng, scene)]
+    pairs = [(x, y) for x in names for y in names if x != y and (scene.count(x) > scene.count(y)) == want]
+    both = [(x, y) for x, y in pairs if scene.count(x) and scene.count(y)]
+    if both and rng.random() < 0.6:
+        pairs = both
+    if not pairs:
+        return None
+    x, y = pairs[int(rng.integers(len(pairs)))]
+    return Question(family="cmp", text=_word(rng, "cmp", xs=plural(x), ys=plural(y)), answer=_yes(want))
+
+
+def _read(rng: np.random.Generator, scene: Scene) -> Question | None:
+    if scene.sign is None and rng.random() < 0.7:
+        return None
+    answer = "none" if scene.sign is None else str(scene.sign.number)
+    return Question(family="read", text=_word(rng, "read"), answer=answer)
+
+
+_DRAW = {
+    "exist": _exist,
+    "count": _count,
+    "what": _what,
+    "side": _side,
+    "rel": _rel,
+    "cmp": _cmp,
+    "read": _read,
+}
+
+
+def draw(rng: np.random.Generator, scene: Scene, family: str) -> Question | None:
+    """A question of that family, or None where the scene has none to ask."""
+    return _DRAW[family](rng, scene)
+
+
+def draw_many(
+    rng: np.random.Generator, scene: Scene, n: int, weights: dict[str, float] | None = None
+) -> list[Question]:
+    """``n`` different questions, families drawn by weight among those the scene has."""
+    p = np.array([(weights or {}).get(family, 1.0) for family in FAMILIES])
+    found: dict[str, Question] = {}
+    for _ in range(6 * n):
+        question = draw(rng, scene, FAMILIES[rng.choice(len(FAMILIES), p=p / p.sum())])
+        if question is not None:
+            found.setdefault(question.text, question)
+        if len(found) == n:
+            break
+    return list(found.values())
