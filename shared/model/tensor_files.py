@@ -85,7 +85,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             shape, dtype = tuple(entry["shape"]), entry["dtype"]
             if dtype not in _SIZES:
                 raise CheckpointError(f"{file}: {name} has type {dtype!r}; supported: {', '.join(_SIZES)}")
-            if stop - begin != prod(shape) * _SIZES[dtype] or begin < 0:
+            if stop - begin != prod(shape) * _SIZES[dtype] or not 0 <= begin <= stop or min(shape, default=0) < 0:
                 raise CheckpointError(f"{file}: {name} says {shape} of {dtype} in {stop - begin} bytes; {advice}")
             start, end = 8 + length + begin, 8 + length + stop
             if end > size:

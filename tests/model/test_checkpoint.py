@@ -1,0 +1,234 @@
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import run
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3ForCausalLM, Step3p7VisionConfig, Step3p7VisionModel
+
+from lab import fake
+from shared.model import tensor_files
+from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.config import SplitConfig
+from shared.model.released_names import to_released
+from shared.model.tower import Tower
+
+
+@pytest.fixture
+def own(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that a test may spoil."""
+    return Path(shutil.copytree(tiny, tmp_path / "own"))
+
+
+def edit(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_a_released_configuration_is_understood() -> None:
+    text = {
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 12288,
+        "vocab_size": 151936,
+    }
+    config = SplitConfig.parse(
+        {
+            "architectures": ["StepVLForConditionalGeneration"],
+            "vision_config": {"width": 1536, "layers": 47, "heads": 16, "ls_init_value": 0.1, "image_size": 728},
+            "text_config": text,
+        }
+    )
+    assert (config.global_size, config.crop_size, config.max_side, config.image_token_id) == (728, 504, 3024, 151679)
+    assert (config.feature_dim, config.hidden, config.tied) == (6144, 4096, False)
+    assert [config.grid(px) for px in (728, 504, 336, 224)] == [13, 9, 6, 4]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("architectures", ["LlamaForCausalLM"], "another model's checkpoint"),
+        ("text_config", None, "no 'text_config' object"),
+        ("global_size", 337, "337, which is no multiple of the patch size 14"),
+        ("crop_size", "224", "crop_size is '224', it must be a positive whole number"),
+        ("image_token_id", 10**6, "outside the vocabulary"),
+        ("understand_projector_stride", 4, "only 2"),
+    ],
+)
+def test_a_wrong_configuration_says_what_is_wrong(own: Path, key: str, value: object, message: str) -> None:
+    raw = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(raw | {key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(own)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_export_and_loading_are_exact_inverses(tmp_path: Path, tied: bool) -> None:
+    fake.write(tmp_path, tied=tied)
+    checkpoint = Checkpoint.open(tmp_path)
+    config, stored = checkpoint.config, checkpoint.tensors()
+    assert ("lm_head.weight" in stored) is not tied
+    tower = Step3p7VisionModel(Step3p7VisionConfig(**config.vision))
+    tower.load_state_dict(Tower(checkpoint).model.state_dict())
+    decoder = Qwen3ForCausalLM(Qwen3Config(**config.text))
+    decoder.load_state_dict(checkpoint.decoder_tensors(), strict=not tied)
+    projector = {"weight": stored["vit_large_projector.weight"]}
+    again = to_released(config, vision=tower.state_dict(), projector=projector, decoder=decoder.state_dict())
+    assert again.keys() == stored.keys()
+    assert all(torch.equal(again[name], stored[name]) for name in stored)
+
+
+def test_exporting_a_model_of_another_shape_is_refused(tiny: Path) -> None:
+    checkpoint = Checkpoint.open(tiny)
+    vision = Tower(checkpoint).model.state_dict()
+    projector, decoder = {"weight": torch.zeros(32, 128)}, checkpoint.decoder_tensors()
+    with pytest.raises(ValueError, match=r"vit_large_projector\.weight is .*32, 64.*asks for .*32, 128"):
+        to_released(checkpoint.config, vision=vision, projector={"weight": torch.zeros(32, 64)}, decoder=decoder)
+    lacking = {k: v for k, v in decoder.items() if k != "model.norm.weight"}
+    with pytest.raises(ValueError, match=r"no model\.norm\.weight"):
+        to_released(checkpoint.config, vision=vision, projector=projector, decoder=lacking)
+    with pytest.raises(ValueError, match="has extra, which"):
+        to_released(checkpoint.config, vision=vision, projector=projector, decoder=decoder | {"extra": torch.zeros(1)})
+
+
+def test_a_prefix_before_the_vision_names_changes_nothing(own: Path) -> None:
+    before = Checkpoint.open(own)
+    model_id, expected = before.model_id, before.tensors()
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            if name.startswith("vi"):
+                tensors[f"model.{name}"] = tensors.pop(name)
+
+    edit(own / "model.safetensors", rename)
+    after = Checkpoint.open(own)
+    assert after.model_id == model_id
+    assert all(torch.equal(t, expected[name]) for name, t in after.tensors().items())
+
+
+def shard(path: Path) -> None:
+    tensors = load_file(path / "model.safetensors")
+    names = sorted(tensors)
+    parts = {f"model-0000{i + 1}-of-00003.safetensors": names[i::3] for i in range(3)}
+    for file, chosen in parts.items():
+        save_file({name: tensors[name] for name in chosen}, path / file)
+    places = {name: file for file, chosen in parts.items() for name in chosen}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (path / "model.safetensors").unlink()
+
+
+def test_shards_are_the_same_model(own: Path) -> None:
+    whole = Checkpoint.open(own)
+    model_id, expected = whole.model_id, whole.tensors()
+    shard(own)
+    found = Checkpoint.open(own)
+    assert found.model_id == model_id
+    assert all(torch.equal(t, expected[name]) for name, t in found.tensors().items())
+    (own / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.safetensors does not exist"):
+        Checkpoint.open(own)
+
+
+def test_an_index_cannot_point_outside(own: Path) -> None:
+    shard(own)
+    (own / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    with pytest.raises(CheckpointError, match="shards lie beside their index"):
+        Checkpoint.open(own)
+
+
+def test_the_identity_follows_every_bit(own: Path) -> None:
+    before = Checkpoint.open(own).model_id
+    assert len(before) == 16 and before == Checkpoint.open(own).model_id
+
+    def flip(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"].view(torch.int32)[0] ^= 1
+
+    edit(own / "model.safetensors", flip)
+    assert Checkpoint.open(own).model_id != before
+
+
+def test_a_missing_tensor_is_named_with_what_was_expected(own: Path) -> None:
+    edit(own / "model.safetensors", lambda tensors: tensors.__delitem__("vision_model.ln_pre.bias"))
+    with pytest.raises(CheckpointError, match=r"no tensor vision_model\.ln_pre\.bias, expected with shape \(32,\)"):
+        Checkpoint.open(own, "device")
+    assert Checkpoint.open(own, "server").decoder_tensors()  # the other side does not need it
+
+
+def test_a_tensor_of_another_shape_is_named(own: Path) -> None:
+    edit(own / "model.safetensors", lambda t: t.update({"model.norm.weight": torch.zeros(8)}))
+    with pytest.raises(
+        CheckpointError, match=r"model\.norm\.weight has shape \(8,\), the configuration asks for \(32,\)"
+    ):
+        Checkpoint.open(own, "server")
+    Checkpoint.open(own, "device")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(own: Path, keep: int) -> None:
+    file = own / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*truncated.*again"):
+        Checkpoint.open(own)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[]",
+        b'{"a":1}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[4,0]}}',
+        b'{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}',
+        b"{\xff}",
+    ],
+)
+def test_a_damaged_header_is_refused(tmp_path: Path, header: bytes) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors"):
+        tensor_files.read_header(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_arrays_are_read_without_a_tensor_library(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensor = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    save_file({"a": tensor, "b": torch.zeros(1)}, tmp_path / "x.safetensors")
+    found = tensor_files.read_header(tmp_path / "x.safetensors")["a"].array()
+    np.testing.assert_array_equal(found, tensor.float().numpy())
+
+
+def test_what_is_written_is_read_by_the_library(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.arange(4.0), "c": torch.zeros(0)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    tensor_files.write(tmp_path / "y.safetensors", tensor_files.read_header(tmp_path / "x.safetensors"))
+    found = load_file(tmp_path / "y.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(found[k].dtype == t.dtype and torch.equal(found[k], t) for k, t in tensors.items())
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        Checkpoint.open(tmp_path, "device")
+
+
+def test_a_checkpoint_without_a_codec_says_so(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no readable codec\.json"):
+        _ = Checkpoint.open(tiny).codec_id
+
+
+def test_opening_needs_no_torch(tiny: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from shared.model.checkpoint import Checkpoint; "
+        "from shared.model.projector import Projector; from shared.model import views, prompt; "
+        f"c = Checkpoint.open(Path({str(tiny)!r})); c.model_id; Projector(c); assert 'torch' not in sys.modules"
+    )
+    done = run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
