@@ -7,11 +7,12 @@ gradients. Leaves pictures and towers to :mod:`lab.nano.features`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from lab.nano.features import Cached
 from lab.nano.packing import Asked, Batch, Picture
@@ -48,6 +49,26 @@ class Answerer(nn.Module):
             use_cache=False,
         ).last_hidden_state
         return self.decoder.lm_head(hidden[batch.targets >= 0])
+
+
+def config(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
+    """Nano's Qwen3."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        intermediate_size=768,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        attention_bias=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+    )
 
 
 #: one view's features [N, D] → what the decoder is given: features [n, D], cells [n], bytes they cost
@@ -91,3 +112,11 @@ def ask(rng: np.random.Generator, cached: Cached, n: int, weights: dict[str, flo
         return [Asked(family="easy", text=cached.asked[i][0], answer=cached.asked[i][1]) for i in chosen]
     drawn = questions.draw_many(rng, cached.scene, n, weights)
     return [Asked(family=q.family, text=q.text, answer=q.answer) for q in drawn]
+
+
+def load(run: Path, width: int) -> tuple[Answerer, PreTrainedTokenizerBase]:
+    """The trained answerer of a run and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
+    answerer = Answerer(width, config(tokenizer))
+    answerer.load_state_dict(torch.load(run / "decoder.pt", weights_only=True))
+    return answerer.eval(), tokenizer

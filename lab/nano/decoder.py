@@ -17,34 +17,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedTokenizerBase, Qwen3Config
+from transformers import PreTrainedTokenizerBase
 
 from lab.evaluate import accuracy, score
-from lab.nano.answerer import Answerer, ask, merging, picture
+from lab.nano.answerer import Answerer, ask, config, merging, picture
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
 
 WEIGHTS = {"exist": 1.0, "count": 2.0, "what": 1.0, "side": 2.0, "rel": 2.0, "cmp": 1.5, "read": 1.2}
-
-
-def config(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
-    """Nano's Qwen3."""
-    return Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        intermediate_size=768,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=False,
-        attention_bias=False,
-        bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

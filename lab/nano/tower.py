@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -22,7 +23,7 @@ from transformers import Step3p7VisionConfig, Step3p7VisionModel
 
 from lab.nano import cells
 from lab.world import easy_vqa, scene
-from shared.model.views import MEAN, STD
+from shared.model.views import MEAN, STD, ViewRule, plan, views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ RECIPE = (
     Stage(px=168, batch=48, pictures=22_000, things=(1, 2), cut=0.15, sign=0.5),
     Stage(px=224, batch=32, pictures=14_000, things=(1, 4), size=(44, 120), cut=0.3, sign=0.6, easy_every=16),
     Stage(
-        px=336, batch=24, pictures=14_000, things=(1, 6), sign=0.5, rate=1.5e-3, decay=0.7, easy_every=16, crops_every=8
+        px=336, batch=24, pictures=10_000, things=(1, 6), sign=0.5, rate=1.5e-3, decay=0.8, easy_every=16, crops_every=8
     ),
 )
 CONFIG = Step3p7VisionConfig(
@@ -219,3 +220,24 @@ def _save(path: Path, tower: Any, head: Any, optimisers: list[torch.optim.Optimi
     }
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
+
+
+def encoder(weights: Path) -> Callable[[Image.Image], tuple[list[NDArray[np.float32]], int, int]]:
+    """Picture → (features of each view in prompt order, rows, columns) by a trained tower, in bf16 for speed."""
+    tower = Step3p7VisionModel(CONFIG).eval()
+    tower.load_state_dict(torch.load(weights, weights_only=True))
+    rule = ViewRule(global_size=CONFIG.image_size, crop_size=224)
+
+    @torch.inference_mode()
+    def encode(image: Image.Image) -> tuple[list[NDArray[np.float32]], int, int]:
+        seen = views(image, rule)
+        found: list[NDArray[np.float32]] = []
+        for group in (seen[:-1], seen[-1:]):  # crops are of one size, the global view of another
+            if group:
+                with torch.autocast("cpu", torch.bfloat16):
+                    x = tower(torch.from_numpy(np.stack([view.pixels for view in group]))).last_hidden_state
+                found.extend(x.float().numpy())
+        cut = plan(*image.size, rule)
+        return found, cut.rows, cut.columns
+
+    return encode

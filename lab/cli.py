@@ -1,0 +1,140 @@
+"""``tofc-lab``: every step from nothing to a shipped model, each resumable, and the figures about it.
+
+Promises that `tofc-lab nano` runs the whole recipe of the shipped model in order. Thin: the work is
+in the modules named by the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+nano = typer.Typer(no_args_is_help=True, help="Train nano: assets → tower → features → decoder → codec → export.")
+app.add_typer(nano, name="nano")
+
+Assets = Annotated[Path, typer.Option(help="Folder of fonts and photographs.", envvar="TOFC_LAB_ASSETS")]
+Run = Annotated[Path, typer.Option(help="Folder of checkpoints, features and logs of this run.", envvar="TOFC_LAB_RUN")]
+ASSETS, RUN = Path("runs/assets"), Path("runs/nano")
+SIZES = {("world", "train"): 8000, ("large", "train"): 500, ("easy", "train"): 4000, ("world", "validation"): 400}
+TEST_SIZES = {("world", "test"): 1000, ("large", "test"): 150, ("easy", "test"): 1000}
+
+
+def _bar(chunks: Iterable[int], total: int) -> Iterable[int]:
+    return track(chunks, total=total, description="features")
+
+
+@app.command()
+def assets(out: Annotated[Path, typer.Option(help="Where to.")] = ASSETS) -> None:
+    """Download fonts and photographs from Debian's packages (nothing is installed)."""
+    from lab.world import assets as world_assets
+
+    world_assets.fetch(out)
+    for split in ("train", "validation", "test"):
+        typer.echo(f"{split}: {len(world_assets.photographs(out, split))} photographs")  # type: ignore[arg-type]
+
+
+@nano.command()
+def tower(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0) -> None:
+    """Train the vision tower on labelled cells, small canvases first."""
+    from lab.nano import tokenizer, tower
+
+    tower.train(assets, run, seed=seed)
+    tokenizer.train(assets, run / "tokenizer", seed=seed)
+
+
+@nano.command()
+def features(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0, test: bool = False) -> None:
+    """Compute the features of the training pictures (or, with --test, of the test pictures) once."""
+    from lab.nano import features
+    from lab.nano.tower import encoder
+
+    for (kind, split), count in (TEST_SIZES if test else SIZES).items():
+        features.compute(
+            assets,
+            run / "features",
+            encoder(run / "tower.pt"),
+            kind=kind,  # type: ignore[arg-type]
+            split=split,  # type: ignore[arg-type]
+            count=count,
+            seed=seed,
+            progress=_bar,
+        )
+
+
+@nano.command()
+def decoder(run: Run = RUN, seed: int = 0) -> None:
+    """Train projector, grid embedding and decoder on the computed features."""
+    from transformers import AutoTokenizer
+
+    from lab.nano import decoder, features
+
+    world, large, easy, validation = (features.load(run / "features", *key) for key in SIZES)  # type: ignore[arg-type]
+    decoder.train(world, large, easy, validation, AutoTokenizer.from_pretrained(run / "tokenizer"), run, seed=seed)
+
+
+@nano.command()
+def codec(run: Run = RUN, seed: int = 0) -> None:
+    """Train the codec through the frozen decoder."""
+    from lab.codec import train
+    from lab.nano import features
+    from lab.nano.answerer import load
+
+    world, large, easy, _ = (features.load(run / "features", *key) for key in SIZES)  # type: ignore[arg-type]
+    answerer, tokenizer = load(run, world[0].features.shape[1])
+    train.train(answerer, tokenizer, world, large, easy, run, seed=seed)
+
+
+@nano.command()
+def export(
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = Path("models/nano"),
+    features: Annotated[
+        int | None, typer.Option(help="Default number of features of a view; none: not merged.")
+    ] = None,
+) -> None:
+    """Write the trained parts as a checkpoint with the released tensor names."""
+    from lab.nano.export import export_run
+
+    export_run(run, out, features)
+
+
+@app.command()
+def split(
+    checkpoint: Annotated[Path, typer.Argument(help="A whole checkpoint with its codec.")],
+    out: Annotated[Path, typer.Option(help="Where device/ and server/ go.")],
+) -> None:
+    """Split a checkpoint into what the device needs and what the server needs."""
+    from lab.checkpoint import split
+    from shared.model.checkpoint import CheckpointError
+
+    try:
+        halves = split(checkpoint, out)
+    except (CheckpointError, FileExistsError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    for side, path in (("device", halves.device), ("server", halves.server)):
+        size = sum(file.stat().st_size for file in path.iterdir())
+        typer.echo(f"{side}: {path} {size / 1e6:.1f} MB")
+    typer.echo(f"model {halves.model_id} codec {halves.codec_id}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A whole checkpoint.")] = Path("models/nano"),
+    assets: Assets = ASSETS,
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/accuracy.json"),
+) -> None:
+    """Accuracy per family on the test split: uncompressed, merged, and through the codec."""
+    from lab.report import report
+
+    report(model, assets, run / "test", out, TEST_SIZES, _bar)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,114 @@
+"""nano's trained parts → a checkpoint directory in the released format, with tokenizer and codec.
+
+Promises that what is written opens on both sides and answers as the parts did, up to half precision.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, Step3p7VisionConfig
+
+from lab import checkpoint
+from lab.codec import export as codec_export
+from lab.codec.model import CodecModel
+from lab.codec.train import Recipe
+from lab.nano import answerer as answering
+from lab.nano import features as cached
+from lab.nano.tower import CONFIG
+from shared.codec.weights import CodecWeights
+from shared.model.config import SplitConfig
+from shared.model.released_names import to_released
+
+VISION_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "mlp_ratio",
+    "layer_scale_init_value",
+    "max_position_embeddings",
+)
+
+
+def config(tower: Step3p7VisionConfig, tokenizer: Any) -> dict[str, Any]:
+    """Nano's ``config.json``."""
+    text = answering.config(tokenizer).to_diff_dict()
+    text.pop("transformers_version", None)
+    text["tie_word_embeddings"] = False
+    return {
+        "architectures": ["StepVLForConditionalGeneration"],
+        "model_type": "step_robotics",
+        "vision_config": {key: getattr(tower, key) for key in VISION_KEYS},
+        "text_config": text,
+        "understand_projector_stride": 2,
+        "projector_bias": False,
+        "image_token_id": tokenizer.convert_tokens_to_ids("<im_patch>"),
+        "global_size": tower.image_size,
+        "crop_size": 224,
+        "max_side": 3024,
+    }
+
+
+def export(
+    out: Path,
+    tower_config: Step3p7VisionConfig,
+    tower: dict[str, Tensor],
+    answerer: answering.Answerer,
+    tokenizer: Path,
+    codec: CodecWeights,
+) -> None:
+    """Write the whole checkpoint into ``out``, weights in half precision."""
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    settings = config(tower_config, words)
+    tensors = to_released(
+        SplitConfig.parse(settings),
+        vision=tower,
+        projector=answerer.projector.state_dict(),
+        decoder=answerer.decoder.state_dict(),
+    )
+    checkpoint.write(out, settings, tensors, torch.float16)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tokenizer / name, out / name)
+    end = words.convert_tokens_to_ids("<|im_end|>")
+    generation = {"eos_token_id": end, "pad_token_id": words.convert_tokens_to_ids("<|endoftext|>"), "do_sample": False}
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    codec.save(out)
+
+
+def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 1500) -> None:
+    """Export what a run trained; the codec's tables are filled from the run's first training pictures.
+
+    Args:
+        features: the codec's default number of merged features of a view; None: not merged.
+    """
+    world = cached.load(run / "features", "world", "train", pictures)
+    easy = cached.load(run / "features", "easy", "train", pictures // 8)
+    large = cached.load(run / "features", "large", "train", pictures // 25)
+    answerer, _ = answering.load(run, CONFIG.hidden_size * 4)
+    recipe = Recipe()
+    model = CodecModel(
+        dim=CONFIG.hidden_size * 4, components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
+    )
+    model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
+    rng = np.random.default_rng(0)
+    shares = [1.0 if features is None and rng.random() < 0.8 else float(rng.uniform(0.2, 1.0)) for _ in world]
+    centroids = [
+        kept
+        for one, share in zip([*world, *easy, *large], [*shares, *[1.0] * (len(easy) + len(large))], strict=True)
+        for view in one.views()
+        for kept, _, _ in [answering.merging(share=share)(view)]
+    ]
+    codec = codec_export.export(model, answerer, centroids, features=features)
+    tower = torch.load(run / "tower.pt", weights_only=True)
+    export(out, CONFIG, tower, answerer, run / "tokenizer", codec)

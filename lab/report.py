@@ -1,0 +1,112 @@
+"""The figures about a checkpoint: accuracy per family, merged and not, compressed and not.
+
+Promises to use the weights as they ship (half precision in the file, float32 in the tower) and only
+test pictures. A run that stops goes on with the pictures whose features are already there.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import Qwen3Config
+
+from lab.evaluate import Outcome, accuracy, coded, intervals, mean_size, score
+from lab.nano import features
+from lab.nano.answerer import SIDES, SLOT, Answerer, Reduce, merging
+from lab.nano.packing import Packer
+from shared.codec.codec import Codec
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import load_tokenizer
+from shared.model.tower import Tower
+from shared.model.views import plan, views
+
+MERGED = (24, 16, 12, 8)
+
+
+def answerer_of(checkpoint: Checkpoint, codec: Codec) -> Answerer:
+    """The shipped decoder, projector and grid embedding."""
+    config = checkpoint.config
+    answerer = Answerer(config.feature_dim, Qwen3Config(**config.text))
+    state = {f"decoder.{name}": tensor.float() for name, tensor in checkpoint.decoder_tensors().items()}
+    for name, tensor in checkpoint.projector_tensors().items():
+        state[f"projector.{name.rsplit('.', 1)[-1]}"] = tensor.float()
+    grid = torch.zeros_like(answerer.grid.weight)
+    for side in SIDES:
+        grid[SLOT[side] : SLOT[side] + side * side] = torch.from_numpy(
+            codec.grid_embedding(side, np.arange(side * side))
+        )
+    answerer.load_state_dict(state | {"grid.weight": grid})
+    return answerer.eval()
+
+
+def encoder(tower: Tower) -> Callable[[Image.Image], tuple[list[NDArray[np.float32]], int, int]]:
+    """Picture → (features of each view in prompt order, rows, columns) by the shipped tower."""
+
+    def encode(image: Image.Image) -> tuple[list[NDArray[np.float32]], int, int]:
+        rule = tower.config.rule
+        seen = views(image, rule)
+        found = [tower.encode(view.pixels[None])[0] for view in seen]
+        cut = plan(*image.size, rule)
+        return found, cut.rows, cut.columns
+
+    return encode
+
+
+def report(
+    model: Path,
+    assets: Path,
+    run: Path,
+    out: Path,
+    sizes: dict[tuple[str, str], int],
+    progress: Callable[[Iterable[int], int], Iterable[int]],
+) -> dict[str, Any]:
+    """Write ``out`` (JSON) and return it."""
+    checkpoint = Checkpoint.open(model)
+    codec = Codec.load(checkpoint.path)
+    run = run / checkpoint.model_id
+    encode = encoder(Tower(checkpoint))
+    for (kind, split), count in sizes.items():
+        features.compute(assets, run, encode, kind=kind, split=split, count=count, progress=progress)  # type: ignore[arg-type]
+    answerer, packer = answerer_of(checkpoint, codec), Packer(load_tokenizer(checkpoint))
+    ways: dict[str, Reduce] = {"uncompressed": merging()}
+    ways |= {f"merged to {n}, uncompressed": merging(n) for n in MERGED}
+    ways |= {"packets": coded(codec, None)} | {f"merged to {n}, packets": coded(codec, n) for n in MERGED}
+    found: dict[str, Any] = {
+        "command": "tofc-lab evaluate",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "model_id": checkpoint.model_id,
+        "codec_id": checkpoint.codec_id,
+        "pictures": {f"{kind} {split}": count for (kind, split), count in sizes.items()},
+        "results": {},
+    }
+    for kind, split in sizes:
+        pictures = features.load(run, kind, split)  # type: ignore[arg-type]
+        for way, reduce in ways.items():
+            if kind == "large" and way not in ("uncompressed", "packets", "merged to 12, packets"):
+                continue
+            outcomes = score(answerer, packer, pictures, reduce, batch=5 if kind == "large" else 25)
+            found["results"].setdefault(kind, {})[way] = _row(outcomes)
+            print(f"{kind:6} {way:28} " + " ".join(f"{k} {v:.3f}" for k, v in accuracy(outcomes).items()), flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _row(outcomes: list[Outcome]) -> dict[str, Any]:
+    spread = intervals(outcomes)
+    return {
+        "bytes": round(mean_size(outcomes), 1),
+        "questions": len(outcomes),
+        "accuracy": {k: round(v, 4) for k, v in accuracy(outcomes).items()},
+        "interval": {k: [round(low, 4), round(high, 4)] for k, (low, high) in spread.items()},
+    }
