@@ -75,7 +75,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     h = min(a[3], b[3]) - max(a[1], b[1])
     if w <= 0 or h <= 0:
         return 0.0
-    area = [(r - l) * (b_ - t) for l, t, r, b_ in (a, b)]
+    area = [(right - left) * (bottom - top) for left, top, right, bottom in (a, b)]
     return w * h / min(area)
 
 
