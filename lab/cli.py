@@ -104,6 +104,14 @@ def export(
 
 
 @app.command()
+def examples(assets: Assets = ASSETS) -> None:
+    """Draw the pictures that ship: the demo's and the tests'."""
+    from lab.examples import write
+
+    write(assets, Path("models/nano"), Path("tests/e2e/pictures"))
+
+
+@app.command()
 def split(
     checkpoint: Annotated[Path, typer.Argument(help="A whole checkpoint with its codec.")],
     out: Annotated[Path, typer.Option(help="Where device/ and server/ go.")],

@@ -162,7 +162,8 @@ def _hides(boxes: list[tuple[float, float, float, float]], sign: Sign) -> bool:
     return False
 
 
-def _background(rng: np.random.Generator, folder: Path, split: assets.Split, width: int, height: int) -> Image.Image:
+def background(rng: np.random.Generator, folder: Path, split: assets.Split, width: int, height: int) -> Image.Image:
+    """A random crop of a photograph of that split, flipped and tinted at times; sometimes a plain colour."""
     if rng.random() < 0.15:
         return Image.new("RGB", (width, height), tuple(int(v) for v in rng.integers(0, 256, 3)))
     photographs = assets.photographs(folder, split)
@@ -182,9 +183,22 @@ def _background(rng: np.random.Generator, folder: Path, split: assets.Split, wid
     return picture
 
 
+def generated_background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Soft coloured clouds, for pictures that ship: nobody's photograph."""
+    octaves = np.zeros((height, width, 3))
+    for cells, weight in ((2, 1.0), (5, 0.5), (13, 0.2)):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        octaves += weight * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC), float)
+    return Image.fromarray(np.clip(octaves / 1.7, 0, 255).astype(np.uint8))
+
+
 def render(rng: np.random.Generator, folder: Path, split: assets.Split, scene: Scene) -> Image.Image:
     """The picture of a scene on a random background of that split, RGB."""
-    picture = _background(rng, folder, split, scene.width, scene.height)
+    return draw(rng, folder, scene, background(rng, folder, split, scene.width, scene.height))
+
+
+def draw(rng: np.random.Generator, folder: Path, scene: Scene, picture: Image.Image) -> Image.Image:
+    """Draw a scene onto ``picture`` (changed in place) and return it."""
     for thing in scene.things:
         glyph = _glyph(folder, thing.name)
         if thing.mirrored:
