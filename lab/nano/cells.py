@@ -92,9 +92,11 @@ class CellHead(nn.Module):
 
     def easy_loss(self, features: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Shape and colour of an easy-VQA picture from the mean feature."""
-        shape, colour = self.easy(features.mean(1)).split([len(easy_vqa.SHAPES), len(easy_vqa.COLOURS)], dim=-1)
+        # normalised, or this seldom-trained read-out is thrown about by the scale of the features
+        mean = F.layer_norm(features.mean(1), features.shape[-1:])
+        shape, colour = self.easy(mean).split([len(easy_vqa.SHAPES), len(easy_vqa.COLOURS)], dim=-1)
         loss = F.cross_entropy(shape, labels["shape"]) + F.cross_entropy(colour, labels["colour"])
-        return 0.5 * loss, {"easy": float(loss.detach())}
+        return loss, {"easy": float(loss.detach())}
 
     @torch.no_grad()
     def scores(self, features: Tensor, labels: dict[str, Tensor]) -> dict[str, float]:
