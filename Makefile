@@ -1,0 +1,66 @@
+# `make` alone says what there is. Everything is installed into $(VENV), nowhere else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where torch's builds lie: the CPU ones unless told otherwise (.../whl/cu130 for a GPU, empty for PyPI's own).
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+export PYTHON TORCH_INDEX
+
+BIN := $(VENV)/bin
+RECIPE := pyproject.toml .ci/constraints.txt .ci/install
+INSTALL = @echo "Installing into $(VENV) ($1), once; this takes some minutes." && .ci/install $(VENV) $1 && touch $@
+
+.PHONY: help
+help: ## show this list
+	@echo "make TARGET [PYTHON=python3.12] [VENV=.venv] [TORCH_INDEX=https://...]"
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{ printf "  %-12s %s\n", $$1, $$2 }'
+
+$(VENV)/installed-demo: $(RECIPE)
+	$(call INSTALL,device server)
+
+$(VENV)/installed-dev: $(RECIPE)
+	$(call INSTALL,device server dev)
+
+$(VENV)/installed-lab: $(RECIPE)
+	$(call INSTALL,device server lab)
+	@# Its metadata asks for numpy < 2 and a dozen packages that its entropy models never touch.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c .ci/constraints.txt compressai
+
+.PHONY: demo
+demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it
+	@$(BIN)/python -m lab.demo
+
+.PHONY: test
+test: $(VENV)/installed-dev ## run all tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: check
+check: $(VENV)/installed-dev ## lint, formatting, types, and whether generated code is fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m shared.rpc.generate --check
+
+.PHONY: format
+format: $(VENV)/installed-dev ## put the code into the form that `check` wants
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: proto
+proto: $(VENV)/installed-dev ## write the generated code of protos/ anew
+	$(BIN)/python -m shared.rpc.generate
+
+.PHONY: lab
+lab: $(VENV)/installed-lab ## install what training and evaluation need, and list their commands
+	@$(BIN)/tofc-lab --help
+
+.PHONY: containers
+containers: $(VENV)/installed-dev ## lint, check, build and try the container images
+	@VENV=$(VENV) .ci/containers
+
+.PHONY: clean
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
