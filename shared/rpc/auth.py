@@ -40,10 +40,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 def _refusing(handler: Any) -> Any:
     """A handler of the same arity that refuses: gRPC would hang on one of another."""
 
-    async def refuse(_request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(_request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         await abort(context, TokenError())
 
-    async def refuse_stream(_request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def refuse_stream(_request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         await abort(context, TokenError())
         yield  # never reached: makes this an async generator, which streams need
 

@@ -4,7 +4,7 @@ Promises that an error raised on the server is caught on the device as the same 
 reason and sentence. Leaves to others which error a situation deserves.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 import grpc.aio
@@ -189,6 +189,6 @@ def from_call(error: grpc.aio.AioRpcError) -> TofcError:
     return kind(f"{kind.sentence} (gRPC says: {details})")
 
 
-async def abort(context: "grpc.aio.ServicerContext", error: TofcError) -> None:
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TofcError) -> None:
     """Ends a call with the error's status, sentence and reason. Raises, as gRPC's own abort does."""
     await context.abort(error.status, error.message, ((REASON_METADATA, error.reason),))

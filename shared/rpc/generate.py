@@ -21,7 +21,7 @@ def generate(out: Path, root: Path = ROOT) -> None:
 
     The virtual path makes the proto's path equal the import path, so nothing is rewritten afterwards.
     """
-    from grpc_tools import protoc
+    from grpc_tools import protoc  # type: ignore[import-untyped]
 
     code = protoc.main(
         [

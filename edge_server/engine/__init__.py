@@ -1,0 +1,1 @@
+"""Engines: prompt embeddings in, token ids out."""

@@ -1,0 +1,83 @@
+"""An engine without weights: it answers with a function of the prompt, one token a step.
+
+Promises the behaviour of a real engine (queue bound, cancelling between steps, times) so that
+everything around it is tested in milliseconds; leaves meaning to the function it is given.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from edge_server.engine.base import Finish, Generation, Prompt, Sampling
+from shared.rpc.errors import LimitError
+
+
+class FakeEngine:
+    """`answer` maps a prompt to token ids. With a `gate`, every token waits until the event is set.
+
+    For tests: `steps` counts tokens made, `cancelled` answers given up; `busy` is set while an answer
+    is under way and `idle` while none is.
+    """
+
+    name = "fake"
+
+    def __init__(
+        self,
+        answer: Callable[[Prompt], Sequence[int]],
+        *,
+        gate: asyncio.Event | None = None,
+        queue: int = 32,
+        max_positions: int = 65536,
+    ) -> None:
+        self.max_positions = max_positions
+        self.steps = 0
+        self.cancelled = 0
+        self.stopped = False
+        self.prompts: list[Prompt] = []
+        self.busy = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._answer = answer
+        self._gate = gate
+        self._queue = queue
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(self, prompt: Prompt, sampling: Sampling) -> Generation:
+        if len(self._tasks) >= self._queue:
+            raise LimitError(f"{self._queue} questions are waiting already; ask again later", reason="ENGINE_BUSY")
+        self.prompts.append(prompt)
+        generation = Generation(on_close=lambda: stop())
+        task = asyncio.get_running_loop().create_task(self._run(generation, prompt, sampling))
+
+        def stop() -> None:
+            task.cancel()
+
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        self.busy.set()
+        self.idle.clear()
+        return generation
+
+    async def stop(self) -> None:
+        self.stopped = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, generation: Generation, prompt: Prompt, sampling: Sampling) -> None:
+        generation.begin()
+        tokens = self._answer(prompt)
+        generation.prefilled()
+        for token in tokens[: sampling.max_tokens]:
+            if self._gate is not None:
+                await self._gate.wait()
+            self.steps += 1
+            generation.put(token)
+            await asyncio.sleep(0)  # others take their turn
+        generation.end(Finish.STOP if len(tokens) <= sampling.max_tokens else Finish.LENGTH)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.cancelled += task.cancelled()
+        if not self._tasks:
+            self.busy.clear()
+            self.idle.set()

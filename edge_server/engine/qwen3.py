@@ -1,0 +1,68 @@
+"""The decoder of a checkpoint as transformers' Qwen3, and what only it knows: stop tokens, embeddings.
+
+Promises to read the decoder's tensors and no others, each once, without a second copy at full size.
+Leaves running it to `transformers`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
+
+from edge_server.assemble import Embed
+from shared.model.checkpoint import Checkpoint
+from shared.model.config import CheckpointError, read_json
+
+
+def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3ForCausalLM:
+    """The decoder in evaluation mode. Raises CheckpointError when tensors are missing or too many."""
+    config = Qwen3Config(**checkpoint.config.text)
+    with torch.device("meta"):  # a skeleton: the checkpoint's tensors become its parameters
+        model = Qwen3ForCausalLM(config)
+    # Not of the checkpoint, so still a skeleton: computed from the configuration.
+    model.model.rotary_emb = Qwen3RotaryEmbedding(config)
+    tensors = {name: tensor.to(device, dtype) for name, tensor in checkpoint.decoder_tensors().items()}
+    if config.tie_word_embeddings:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    try:
+        model.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"the decoder in {checkpoint.path} does not fit its configuration: {error}") from error
+    model.tie_weights()
+    loaded: Qwen3ForCausalLM = model.to(device).eval()  # type: ignore[arg-type]
+    return loaded
+
+
+def stop_tokens(checkpoint: Checkpoint, fallback: int | None = None) -> list[int]:
+    """Ids that end an answer: of generation_config.json, else of the configuration, else `fallback`.
+
+    Raises CheckpointError when there are none.
+    """
+    file = checkpoint.path / "generation_config.json"
+    found: Any = read_json(file).get("eos_token_id") if file.exists() else None
+    if found is None:
+        found = checkpoint.config.text.get("eos_token_id", fallback)
+    ids = found if isinstance(found, list) else [found]
+    if not ids or not all(isinstance(one, int) for one in ids):
+        raise CheckpointError(
+            f"{checkpoint.path} names no token that ends an answer (eos_token_id is {found!r}); "
+            "add it to generation_config.json"
+        )
+    return ids
+
+
+def embedder(model: Qwen3ForCausalLM) -> Embed:
+    """The decoder's own token embedding, for prompts."""
+    table: Any = model.get_input_embeddings()
+
+    def embed(ids: Sequence[int]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            rows = table(torch.tensor(ids, device=table.weight.device))
+        found: NDArray[np.float32] = rows.float().cpu().numpy().copy()  # the caller writes into it
+        return found
+
+    return embed

@@ -1,0 +1,60 @@
+"""A backend without weights: bytes stand for features, text and tokens.
+
+Promises the checks and errors of the real one at its seams, so that sessions are tested in
+milliseconds; leaves what to answer to the engine it is given.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_server.assemble import Assembled, PictureRows, too_long
+from edge_server.backend import Backend
+from edge_server.engine.base import Engine, Prompt
+from edge_server.engine.fake import FakeEngine
+from shared.model.prompt import Turn
+from shared.rpc.errors import CorruptPacketError
+
+CORRUPT = b"corrupt"  # a packet that begins so is refused
+
+
+class FakeAssembler:
+    """Every byte of a packet, and of the turns' text, is one row [1, 1] holding its value."""
+
+    def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
+        if not packet or packet.startswith(CORRUPT):
+            raise CorruptPacketError(f"{packet[:16]!r} is no packet; send the view again")
+        return _rows(packet)
+
+    def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], most: int) -> Assembled:
+        views = [view for picture in pictures for view in picture.views]
+        embeds = np.concatenate([*views, *(_rows(turn.text.encode()) for turn in turns)])
+        if len(embeds) > most:
+            raise too_long(len(embeds), most)
+        return Assembled(prompt=Prompt(embeds=embeds), visual_tokens=sum(len(view) for view in views))
+
+
+def prompt_bytes(prompt: Prompt) -> bytes:
+    """What a fake prompt was made of: the packets' bytes, then the text's."""
+    return bytes(prompt.embeds[:, 0].astype(np.uint8))
+
+
+def decode_bytes(ids: Sequence[int]) -> str:
+    """Token ids that are UTF-8 bytes → text."""
+    return bytes(ids).decode("utf-8", "replace")
+
+
+def fake_backend(answer: Callable[[bytes], bytes] = lambda prompt: prompt, *, engine: Engine | None = None) -> Backend:
+    """A backend whose engine answers with `answer` of the prompt's bytes, unless another engine is given."""
+    return Backend(
+        model_id="fake-model",
+        codec_id="fake-codec",
+        assembler=FakeAssembler(),
+        engine=engine or FakeEngine(lambda prompt: list(answer(prompt_bytes(prompt)))),
+        decode=decode_bytes,
+    )
+
+
+def _rows(data: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(data, np.uint8).astype(np.float32)[:, None]  # [n, 1]

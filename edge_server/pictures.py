@@ -1,0 +1,148 @@
+"""Pictures the server holds: decoded, projected, bounded in bytes, shared by all sessions.
+
+Promises that memory stays below the bound, that a picture a question uses is not evicted, and that a
+picture is complete exactly when all its views are in. Leaves decoding to `assemble` and announcing to
+sessions. Everything here runs in the event loop's thread.
+
+A picture is keyed by the device's hash of it, which a server cannot check: whoever may open a session
+(see the token) is trusted not to announce one picture under the hash of another.
+"""
+
+import asyncio
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.rpc.errors import LimitError, MismatchError
+
+OVERHEAD = 2048  # bytes that a picture costs beside its rows
+
+
+class Picture:
+    """Views of one picture in prompt order: crops row by row, the global view last."""
+
+    def __init__(self, picture_id: bytes, rows: int, columns: int) -> None:
+        self.picture_id = picture_id
+        self.rows = rows
+        self.columns = columns
+        self.decode_ms = 0.0
+        self.size = OVERHEAD
+        self.uploaders = 0  # sessions that announced it and may still send views
+        self.questions = 0  # that wait for it or are reading it
+        self._views: list[NDArray[np.float32] | None] = [None] * (rows * columns + 1)
+        self._missing = len(self._views)
+        self._complete = asyncio.Event()
+
+    @property
+    def count(self) -> int:
+        """Views of the picture, the global one included."""
+        return len(self._views)
+
+    @property
+    def complete(self) -> bool:
+        return self._missing == 0
+
+    @property
+    def missing(self) -> int:
+        return self._missing
+
+    @property
+    def views(self) -> list[NDArray[np.float32]]:
+        """Rows [n, H] of every view of a complete picture."""
+        return [view for view in self._views if view is not None]
+
+    @property
+    def evictable(self) -> bool:
+        return not self.questions and (self.complete or not self.uploaders)
+
+    def has(self, index: int) -> bool:
+        return self._views[index] is not None
+
+    async def wait(self) -> None:
+        """Until every view is in."""
+        await self._complete.wait()
+
+    def _fill(self, index: int, view: NDArray[np.float32], decode_ms: float) -> None:
+        self._views[index] = view
+        self._missing -= 1
+        self.size += view.nbytes
+        self.decode_ms += decode_ms
+        if self.complete:
+            self._complete.set()
+
+
+class PictureCache:
+    """Least recently used pictures go first; incomplete ones go when nobody sends them any more."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.size = 0
+        self._pictures: OrderedDict[bytes, Picture] = OrderedDict()  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def get(self, picture_id: bytes) -> Picture | None:
+        """The picture, which counts as a use of it; None when it is not held."""
+        picture = self._pictures.get(picture_id)
+        if picture is not None:
+            self._pictures.move_to_end(picture_id)
+        return picture
+
+    def open(self, picture_id: bytes, rows: int, columns: int) -> Picture:
+        """The picture held under this id, or a new one without views.
+
+        Raises MismatchError when it is held with another layout, LimitError when there is no room.
+        """
+        picture = self.get(picture_id)
+        if picture is None:
+            picture = Picture(picture_id, rows, columns)
+            self._make_room(picture.size)
+            self._pictures[picture_id] = picture
+            self.size += picture.size
+        elif (picture.rows, picture.columns) != (rows, columns):
+            raise MismatchError(
+                f"picture {picture_id.hex()} is known with {picture.rows} x {picture.columns} crops, now it is "
+                f"announced with {rows} x {columns}; hash the picture again",
+                reason="LAYOUT_MISMATCH",
+            )
+        return picture
+
+    def put(self, picture: Picture, index: int, view: NDArray[np.float32], decode_ms: float) -> None:
+        """Adds a view [n, H] to a held picture; one that is there, or a picture that has gone, is left alone.
+
+        Raises LimitError when everything held is in use.
+        """
+        if self._pictures.get(picture.picture_id) is not picture or picture.has(index):
+            return
+        picture.questions += 1  # making room must not take the picture itself
+        try:
+            self._make_room(view.nbytes)
+        finally:
+            picture.questions -= 1
+        self.size += view.nbytes
+        picture._fill(index, view, decode_ms)
+
+    def settle(self, picture: Picture) -> None:
+        """To call when an uploader or a question let go: drops a picture that nobody will complete."""
+        if not (picture.complete or picture.uploaders or picture.questions):
+            self._drop(picture)
+
+    def _make_room(self, size: int) -> None:
+        for picture in list(self._pictures.values()) if self.size + size > self.capacity else ():
+            if picture.evictable:
+                self._drop(picture)
+            if self.size + size <= self.capacity:
+                return
+        if self.size + size > self.capacity:
+            raise LimitError(
+                f"the server's memory for pictures ({self.capacity} bytes) is in use by questions and pictures under "
+                "way; ask again later, or give the server more (--cache-mib)",
+                reason="CACHE_FULL",
+            )
+
+    def _drop(self, picture: Picture) -> None:
+        if self._pictures.get(picture.picture_id) is picture:
+            del self._pictures[picture.picture_id]
+            self.size -= picture.size

@@ -1,0 +1,154 @@
+"""A server's life: listen, load, serve, stop.
+
+Promises that health says NOT_SERVING until the model is loaded and from the moment of stopping, and
+that stopping ends streams with an Error that says so before the engine goes. Leaves calls to `service`.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from edge_server import backend as backends
+from edge_server.answer import Workshop
+from edge_server.backend import Backend
+from edge_server.handshake import Identity
+from edge_server.service import TofcService
+from edge_server.settings import ServerSettings
+from shared.rpc import channel
+from shared.rpc.auth import TokenInterceptor
+from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+from shared.rpc.version import software_version
+
+log = logging.getLogger(__name__)
+
+SERVICE = tofc_pb2.DESCRIPTOR.services_by_name["TofcService"].full_name
+
+
+class RunningServer:
+    """A server that is ready; `start` makes it. Give it back with `await stop()`."""
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        grace: float,
+        server: grpc.aio.Server,
+        health_servicer: health.aio.HealthServicer,
+        service: TofcService,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.service = service
+        self._grace = grace
+        self._server = server
+        self._health = health_servicer
+        self._pool = pool
+        self._backend: Backend | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, as a client dials it."""
+        return channel.join_address(self.host, self.port)
+
+    async def serve(self, backend: Backend) -> None:
+        """Opens the service with what was loaded."""
+        self._backend = backend
+        self.service.open(
+            Identity(version=software_version(), model_id=backend.model_id, codec_id=backend.codec_id),
+            Workshop(
+                assembler=backend.assembler,
+                engine=backend.engine,
+                decode=backend.decode,
+                pool=self._pool,
+                picture_timeout=self.service.settings.picture_timeout,
+            ),
+        )
+        await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+
+    async def wait(self) -> None:
+        """Until the server has stopped."""
+        await self._server.wait_for_termination()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Ends sessions, then the server, then the engine. `grace` is seconds; calling twice is harmless."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(self._grace if grace is None else grace))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace: float) -> None:
+        await self._health.enter_graceful_shutdown()
+        self.service.close()
+        await self._server.stop(grace)
+        if self._backend is not None:
+            await self._backend.engine.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        log.info("stopped")
+
+
+async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backend] | None = None) -> RunningServer:
+    """Listens, loads the model and returns when sessions are served.
+
+    `load` makes the backend, in a worker thread; the default loads the checkpoint of the settings.
+    Raises UnsafeAddressError, UnavailableError (port), CheckpointError.
+    """
+    security = settings.security()
+    interceptors = [TokenInterceptor(security.token)] if security.token else []
+    server = channel.make_server(interceptors)
+    port = channel.bind(server, settings.host, settings.port, security)
+    servicer = health.aio.HealthServicer()
+    await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+    service = TofcService(settings)
+    tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    running = RunningServer(
+        host=settings.host,
+        port=port,
+        grace=settings.grace,
+        server=server,
+        health_servicer=servicer,
+        service=service,
+        pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="tofc-worker"),
+    )
+    await server.start()
+    log.info("loading %s", settings.model)
+    try:
+        await running.serve(await asyncio.to_thread(load or backends.load, settings))
+    except BaseException:
+        await running.stop(0)
+        raise
+    return running
+
+
+async def run(settings: ServerSettings, ready: Callable[[RunningServer], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then stops cleanly. `ready` is called once sessions are served."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    starting = asyncio.create_task(start(settings))
+    stopping = asyncio.create_task(asked.wait())
+    try:
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            log.info("asked to stop while loading")
+            starting.cancel()
+            await asyncio.wait([starting])
+            return
+        running = await starting
+        ready(running)
+        await stopping
+        await running.stop()
+    finally:
+        stopping.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,103 @@
+"""The service of the contract: sessions and what a server says about itself.
+
+Promises that before `open` and after `close` every call is refused with a sentence, and that at most
+so many sessions run. Leaves a session's life to `session`.
+"""
+
+import itertools
+import logging
+from collections.abc import AsyncIterable
+
+import grpc
+import grpc.aio
+
+from edge_server.answer import Workshop
+from edge_server.handshake import Identity
+from edge_server.outbox import Outbox
+from edge_server.pictures import PictureCache
+from edge_server.session import Session
+from edge_server.settings import ServerSettings
+from shared.rpc.errors import InternalError, LimitError, TofcError, UnavailableError, abort, to_message
+from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+class TofcService(tofc_pb2_grpc.TofcServiceServicer):
+    """One server's calls."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self._numbers = itertools.count(1)
+        self._sessions: set[Session] = set()
+        self._identity: Identity | None = None
+        self._shop: Workshop | None = None
+        self._refusal: TofcError = UnavailableError(
+            "the server is still loading its model; try again in a moment", reason="LOADING"
+        )
+        self.pictures = PictureCache(settings.cache_bytes)
+
+    def open(self, identity: Identity, shop: Workshop) -> None:
+        """From now on sessions are served."""
+        self._identity = identity
+        self._shop = shop
+
+    def close(self) -> None:
+        """Ends every session with an Error that says so, and refuses new ones."""
+        self._identity = self._shop = None
+        self._refusal = UnavailableError("the server is stopping; try again later or elsewhere", reason="STOPPING")
+        for session in self._sessions:
+            session.end(self._refusal)
+
+    async def Session(
+        self,
+        request_iterator: AsyncIterable[tofc_pb2.SessionRequest],
+        context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
+    ) -> None:
+        error: TofcError | None
+        identity, shop = self._identity, self._shop
+        if identity is None or shop is None:
+            error = self._refusal
+        elif len(self._sessions) >= self.settings.sessions:
+            error = LimitError(
+                f"{self.settings.sessions} sessions are open, which is all this server takes (--sessions); "
+                "try again later",
+                reason="TOO_MANY_SESSIONS",
+            )
+        else:
+            session = Session(
+                name=f"session {next(self._numbers)} ({context.peer()})",
+                identity=identity,
+                limits=self.settings.limits,
+                pictures=self.pictures,
+                shop=shop,
+                outbox=Outbox(context.write),
+                hello_timeout=self.settings.hello_timeout,
+            )
+            self._sessions.add(session)
+            try:
+                error = await session.run(request_iterator)
+            finally:
+                self._sessions.discard(session)
+            if error is not None:
+                await abort(context, error)
+            return
+        await context.write(tofc_pb2.SessionResponse(error=to_message(error)))
+        await abort(context, error)
+
+    async def GetServerInfo(
+        self,
+        request: tofc_pb2.GetServerInfoRequest,
+        context: "grpc.aio.ServicerContext[tofc_pb2.GetServerInfoRequest, tofc_pb2.GetServerInfoResponse]",
+    ) -> tofc_pb2.GetServerInfoResponse:
+        identity, shop = self._identity, self._shop
+        if identity is None or shop is None:
+            await abort(context, self._refusal)
+            raise InternalError  # abort raises
+        return tofc_pb2.GetServerInfoResponse(
+            server_version=identity.version,
+            model_id=identity.model_id,
+            codec_id=identity.codec_id,
+            engine=shop.engine.name,
+            limits=self.settings.limits.message,
+        )

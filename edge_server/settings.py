@@ -1,0 +1,88 @@
+"""What a server runs and allows.
+
+Promises checked values with defaults that suit one machine; leaves where they come from (command line,
+environment, a test) to `cli`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.rpc.channel import DEFAULT_PORT, UP_BYTES, ServerSecurity, read_token
+from shared.rpc.tofc.v1 import tofc_pb2
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionLimits:
+    """What one session may use; `message` tells it to the device."""
+
+    packet_bytes: int = 65_536
+    views_per_picture: int = 64  # the preprocessing rule makes at most 37 of a picture
+    pictures_per_question: int = 8
+    questions_in_flight: int = 8
+    question_bytes: int = 32_768
+    new_tokens: int = 1024
+    views_in_flight: int = 8  # decoded at once; a client keeps to as many unacknowledged
+    pictures_under_way: int = 16  # incomplete; beyond it the oldest that no question waits for is let go
+    numbers: int = 10_000  # pictures, and questions, that a session may number before it must be opened anew
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        for name in ("packet_bytes", "question_bytes"):
+            if getattr(self, name) > UP_BYTES // 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; messages hold at most {UP_BYTES // 2} bytes of it")
+
+    @property
+    def message(self) -> tofc_pb2.Limits:
+        return tofc_pb2.Limits(
+            packet_bytes=self.packet_bytes,
+            views_per_picture=self.views_per_picture,
+            pictures_per_question=self.pictures_per_question,
+            questions_in_flight=self.questions_in_flight,
+            question_bytes=self.question_bytes,
+            new_tokens=self.new_tokens,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """One server. Files are read when it starts. Seconds for times, bytes for sizes."""
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT  # 0: any free one
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    token_file: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    limits: SessionLimits = SessionLimits()
+    sessions: int = 64
+    engine_queue: int = 32  # questions waiting for the engine; one more is refused
+    engine_parallel: int = 8  # questions that hold a key-value cache and take turns
+    cache_bytes: int = 512 * MIB  # of decoded pictures
+    threads: int = 2  # for entropy decoding and prompts
+    hello_timeout: float = 10.0
+    picture_timeout: float = 60.0  # a question waits so long for views of its pictures
+    grace: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; allowed are 0 (any free one) to 65535")
+        for name in ("sessions", "engine_queue", "engine_parallel", "cache_bytes", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("hello_timeout", "picture_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0 seconds")
+
+    def security(self) -> ServerSecurity:
+        """Certificate, key and token from their files. Raises UnsafeAddressError, OSError."""
+        return ServerSecurity(
+            certificate=self.tls_cert.read_bytes() if self.tls_cert else None,
+            key=self.tls_key.read_bytes() if self.tls_key else None,
+            token=read_token(self.token_file) if self.token_file else None,
+        )

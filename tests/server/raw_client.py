@@ -1,0 +1,86 @@
+"""A client that speaks the contract word by word."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+
+ANSWERED = 20.0  # seconds after which a test fails instead of hanging
+
+
+class RawClient:
+    """One session, said word by word."""
+
+    def __init__(self, channel: grpc.aio.Channel, **call: Any) -> None:
+        self.channel = channel
+        self.stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
+        self.call = self.stub.Session(**call)
+
+    async def send(self, **request: Any) -> None:
+        await self.call.write(tofc_pb2.SessionRequest(**request))
+
+    async def receive(self) -> tofc_pb2.SessionResponse:
+        async with asyncio.timeout(ANSWERED):
+            return await self.call.read()
+
+    async def expect(self, kind: str) -> Any:
+        """The next response, which must be of this kind."""
+        response = await self.receive()
+        assert response is not grpc.aio.EOF, f"the stream ended instead of {kind}"
+        assert response.WhichOneof("response") == kind, response
+        return getattr(response, kind)
+
+    async def hello(self, model_id: str = "fake-model", codec_id: str = "fake-codec") -> tofc_pb2.Welcome:
+        await self.send(hello=tofc_pb2.Hello(client_version="1.0", model_id=model_id, codec_id=codec_id))
+        return await self.expect("welcome")
+
+    async def picture(self, ref: int, name: str, rows: int = 0, columns: int = 0) -> bool:
+        """Announces; whether the server has it already."""
+        await self.send(picture=tofc_pb2.Picture(ref=ref, picture_id=picture_id(name), rows=rows, columns=columns))
+        state = await self.expect("picture_state")
+        assert state.ref == ref
+        return state.complete
+
+    async def view(self, ref: int, index: int, packet: bytes) -> None:
+        await self.send(view=tofc_pb2.View(ref=ref, index=index, packet=packet))
+        ack = await self.expect("view_ack")
+        assert (ack.ref, ack.index) == (ref, index)
+
+    async def ask(self, request: int, text: str, refs: tuple[int, ...] = (), **more: Any) -> None:
+        turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text=text)]
+        await self.send(ask=tofc_pb2.Ask(request=request, refs=refs, turns=turns, **more))
+
+    async def answer(self, request: int) -> tuple[str, tofc_pb2.Done]:
+        """Text until Done of the only question in flight."""
+        text = ""
+        while (response := await self.receive()).WhichOneof("response") == "token":
+            assert response.token.request == request
+            text += response.token.text
+        assert response.WhichOneof("response") == "done", response
+        assert response.done.request == request
+        return text, response.done
+
+    async def end(self) -> None:
+        """Says that nothing follows, and checks that the server agrees."""
+        await self.call.done_writing()
+        assert await self.receive() is grpc.aio.EOF
+        assert await self.call.code() == grpc.StatusCode.OK
+
+    async def failed(self, status: grpc.StatusCode, reason: str) -> str:
+        """Checks that the session ended so, in the stream and as a call; the sentence."""
+        error = await self.expect("error")
+        assert (error.request, error.status, error.reason) == (0, status.value[0], reason), error
+        assert await self.receive_status() == status
+        assert await self.call.details() == error.message
+        return error.message
+
+    async def receive_status(self) -> grpc.StatusCode:
+        async with asyncio.timeout(ANSWERED):
+            return await self.call.code()
+
+
+def picture_id(name: str) -> bytes:
+    return name.encode().ljust(16, b"\0")

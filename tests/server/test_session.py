@@ -1,0 +1,294 @@
+"""The stream's rules: a raw client against a server that answers with what it was asked."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from edge_server.fake import CORRUPT
+from edge_server.settings import SessionLimits
+from shared.rpc.channel import UP_BYTES
+from shared.rpc.tofc.v1 import tofc_pb2
+from tests.server.conftest import Connect, Serve
+from tests.server.raw_client import picture_id
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+LIMITS = SessionLimits(
+    packet_bytes=8,
+    views_per_picture=5,
+    pictures_per_question=2,
+    questions_in_flight=2,
+    question_bytes=20,
+    new_tokens=16,
+    numbers=4,
+)
+
+
+async def test_a_picture_is_sent_once_and_asked_about_twice(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    welcome = await client.hello()
+    assert (welcome.model_id, welcome.codec_id) == ("fake-model", "fake-codec")
+    assert welcome.limits == SessionLimits().message
+    assert not await client.picture(1, "one", rows=1, columns=2)
+    for index, packet in enumerate((b"A", b"B", b"whole ")):
+        await client.view(1, index, packet)
+    await client.ask(1, "is there a cat?", refs=(1,))
+    text, done = await client.answer(1)
+    assert text == "ABwhole is there a cat?"
+    assert done.finish_reason == tofc_pb2.FINISH_REASON_STOP
+    assert (done.usage.visual_tokens, done.usage.prompt_tokens, done.usage.new_tokens) == (8, 23, 23)
+    timing = done.timing
+    assert timing.decode_ms > 0
+    assert 0 < timing.first_token_ms <= timing.total_ms
+    assert 0 <= timing.prefill_ms + timing.wait_ms <= timing.total_ms
+    await client.ask(2, "a dog?", refs=(1, 1))
+    assert (await client.answer(2))[0] == "ABwhole ABwhole a dog?"
+    await client.end()
+
+
+async def test_views_in_any_order_and_twice(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    await client.picture(5, "p", rows=2, columns=1)
+    for index, packet in ((2, b"3"), (0, b"1"), (0, b"x"), (1, b"2"), (1, b"y")):
+        await client.view(5, index, packet)
+    await client.ask(1, "?", refs=(5,))
+    assert (await client.answer(1))[0] == "123?"
+
+
+async def test_a_question_waits_for_views_under_way(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    await client.picture(1, "p")
+    await client.ask(1, "?", refs=(1,))
+    await client.view(1, 0, b"late")
+    text, done = await client.answer(1)
+    assert text == "late?"
+    assert done.timing.wait_ms > 0
+
+
+async def test_two_clients_fill_and_share_one_picture(serve: Serve, connect: Connect) -> None:
+    server = await serve()
+    one, two, three = connect(server), connect(server), connect(server)
+    for client in (one, two, three):
+        await client.hello()
+    assert not await one.picture(1, "shared", rows=1, columns=1)
+    assert not await two.picture(7, "shared", rows=1, columns=1)
+    await one.view(1, 0, b"a")
+    await two.ask(1, "?", refs=(7,))
+    await one.end()  # what it sent stays, because another session completes it
+    await two.view(7, 1, b"b")
+    assert (await two.answer(1))[0] == "ab?"
+    assert await three.picture(2, "shared", rows=1, columns=1)
+    await three.ask(1, "!", refs=(2,))
+    assert (await three.answer(1))[0] == "ab!"
+    await three.send(picture=tofc_pb2.Picture(ref=3, picture_id=picture_id("shared"), rows=2, columns=2))
+    await three.failed(PRECONDITION, "LAYOUT_MISMATCH")
+
+
+async def test_a_picture_without_its_sender_is_dropped(serve: Serve, connect: Connect) -> None:
+    server = await serve()
+    one, two = connect(server), connect(server)
+    await one.hello()
+    await one.picture(1, "half", rows=1, columns=1)
+    await one.view(1, 0, b"a")
+    assert len(server.service.pictures) == 1
+    await one.end()
+    await two.hello()
+    assert len(server.service.pictures) == 0
+    assert not await two.picture(1, "half")  # another layout is no contradiction any more
+
+
+async def test_text_comes_in_whole_characters(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    await client.ask(1, "größer 象 🐘!", sampling=tofc_pb2.Sampling(max_tokens=1000))
+    pieces = []
+    while (response := await client.receive()).HasField("token"):
+        pieces.append(response.token.text)
+    assert "".join(pieces) == "größer 象 🐘!"
+    assert len(pieces) == len("größer 象 🐘!")
+    await client.ask(2, "🐘🐘", sampling=tofc_pb2.Sampling(max_tokens=6))
+    text, done = await client.answer(2)
+    assert text == "🐘"  # two more bytes were made and are no character
+    assert done.finish_reason == tofc_pb2.FINISH_REASON_LENGTH
+    assert done.usage.new_tokens == 6
+
+
+@pytest.mark.parametrize(
+    "theirs, reason",
+    [(("other", "fake-codec"), "MODEL_MISMATCH"), (("fake-model", ""), "CODEC_MISMATCH")],
+)
+async def test_another_model_or_codec_is_refused(
+    theirs: tuple[str, str], reason: str, serve: Serve, connect: Connect
+) -> None:
+    client = connect(await serve())
+    await client.send(hello=tofc_pb2.Hello(client_version="0.9", model_id=theirs[0], codec_id=theirs[1]))
+    message = await client.failed(PRECONDITION, reason)
+    assert "update the server" in message and "Update the device" in message
+    assert ("other" in message and "fake-model" in message) or ("none" in message and "fake-codec" in message)
+
+
+async def test_a_session_begins_with_one_hello(serve: Serve, connect: Connect) -> None:
+    server = await serve()
+    client = connect(server)
+    await client.ask(1, "?")
+    await client.failed(PRECONDITION, "HELLO_FIRST")
+    client = connect(server)
+    await client.hello()
+    await client.send(hello=tofc_pb2.Hello())
+    await client.failed(PRECONDITION, "HELLO_TWICE")
+    client = connect(server)
+    await client.hello()
+    await client.send()
+    await client.failed(INVALID, "UNKNOWN_REQUEST")
+    client = connect(server)
+    await client.end()  # nothing said at all is no error
+
+
+async def test_a_silent_client_is_not_kept(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(hello_timeout=0.01))
+    await client.call.wait_for_connection()
+    await client.failed(grpc.StatusCode.DEADLINE_EXCEEDED, "HELLO_MISSING")
+
+
+async def test_bytes_that_are_no_request_end_the_session(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    call = client.channel.stream_stream("/tofc.v1.TofcService/Session")()
+    await call.write(b"\xff\xff\xff\xff")
+    error = tofc_pb2.SessionResponse.FromString(await call.read()).error
+    assert (error.request, error.reason) == (0, "UNKNOWN_REQUEST")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call.read()
+    assert await call.code() == INVALID
+
+
+PICTURE = {"ref": 1, "picture_id": picture_id("p"), "rows": 1, "columns": 1}
+
+
+@pytest.mark.parametrize(
+    "request_, status, reason",
+    [
+        ({"picture": {**PICTURE, "ref": 2, "picture_id": b"short"}}, INVALID, "PICTURE_ID_INVALID"),
+        ({"picture": {**PICTURE, "ref": 2, "columns": 0}}, INVALID, "LAYOUT_INVALID"),
+        ({"picture": {**PICTURE, "ref": 2, "rows": 5}}, INVALID, "TOO_MANY_VIEWS"),
+        ({"picture": {**PICTURE, "ref": 2, "rows": 2**32 - 1, "columns": 2**32 - 1}}, INVALID, "TOO_MANY_VIEWS"),
+        ({"picture": {**PICTURE, "picture_id": picture_id("q")}}, grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_REF"),
+        ({"view": {"ref": 2, "index": 0, "packet": b"x"}}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
+        ({"view": {"ref": 1, "index": 2, "packet": b"x"}}, INVALID, "VIEW_INDEX_INVALID"),
+        ({"view": {"ref": 1, "index": 0, "packet": b"123456789"}}, INVALID, "PACKET_TOO_LARGE"),
+        ({"view": {"ref": 1, "index": 0, "packet": CORRUPT}}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
+        ({"view": {"ref": 1, "index": 0, "packet": b""}}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
+        ({"ask": {"request": 0}}, INVALID, "REQUEST_ZERO"),
+        ({"cancel": {"request": 0}}, grpc.StatusCode.NOT_FOUND, "QUESTION_UNKNOWN"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_broken_rule_ends_the_session(
+    request_: dict[str, Any], status: grpc.StatusCode, reason: str, serve: Serve, connect: Connect
+) -> None:
+    server = await serve(limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    await client.picture(1, "p", rows=1, columns=1)
+    await client.send(**request_)
+    await client.failed(status, reason)
+    client = connect(server)  # and nobody else's
+    await client.hello()
+
+
+USER, ASSISTANT, SYSTEM = tofc_pb2.ROLE_USER, tofc_pb2.ROLE_ASSISTANT, tofc_pb2.ROLE_SYSTEM
+
+
+@pytest.mark.parametrize(
+    "ask, status, reason",
+    [
+        ({"refs": [2]}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
+        ({"refs": [1, 1, 1]}, INVALID, "TOO_MANY_PICTURES"),
+        ({"turns": []}, INVALID, "TURNS_INVALID"),
+        ({"turns": [{"role": ASSISTANT, "text": "a"}]}, INVALID, "TURNS_INVALID"),
+        ({"turns": [{"role": USER}, {"role": SYSTEM}, {"role": USER}]}, INVALID, "TURNS_INVALID"),
+        ({"turns": [{"role": 9}, {"role": USER}]}, INVALID, "TURNS_INVALID"),
+        ({"turns": [{"role": USER}] * 513}, INVALID, "QUESTION_TOO_LONG"),
+        ({"turns": [{"role": USER, "text": "ä" * 5}, {"role": USER, "text": "ä" * 6}]}, INVALID, "QUESTION_TOO_LONG"),
+        ({"sampling": {"max_tokens": 17}}, INVALID, "TOO_MANY_TOKENS"),
+        ({"sampling": {"temperature": -1.0}}, INVALID, "INVALID_REQUEST"),
+        ({"sampling": {"temperature": float("nan")}}, INVALID, "INVALID_REQUEST"),
+        ({"sampling": {"top_p": 1.5}}, INVALID, "INVALID_REQUEST"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_a_question_that_is_refused_leaves_the_session_open(
+    ask: dict[str, Any], status: grpc.StatusCode, reason: str, serve: Serve, connect: Connect
+) -> None:
+    client = connect(await serve(limits=LIMITS))
+    await client.hello()
+    await client.picture(1, "p")
+    await client.view(1, 0, b"p")
+    await client.send(ask={"request": 3, "turns": [{"role": USER, "text": "?"}], **ask})
+    error = await client.expect("error")
+    assert (error.request, error.status, error.reason) == (3, status.value[0], reason)
+    assert error.message
+    await client.ask(4, "?", refs=(1,))
+    assert (await client.answer(4))[0] == "p?"
+
+
+async def test_a_system_turn_and_earlier_turns_are_read(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    turns = [(SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b"), (USER, "c")]
+    await client.send(ask=tofc_pb2.Ask(request=1, turns=[tofc_pb2.Turn(role=role, text=text) for role, text in turns]))
+    assert (await client.answer(1))[0] == "sabc"
+
+
+async def test_a_number_is_used_once(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    await client.ask(1, "one")
+    assert (await client.answer(1))[0] == "one"
+    await client.ask(1, "two")
+    error = await client.expect("error")
+    assert (error.request, error.reason) == (1, "DUPLICATE_REQUEST")
+    await client.send(cancel=tofc_pb2.Cancel(request=1))  # crossed its Done: nothing happens
+    await client.send(cancel=tofc_pb2.Cancel(request=2))
+    error = await client.expect("error")
+    assert (error.request, error.reason) == (2, "QUESTION_UNKNOWN")
+
+
+async def test_numbers_of_a_session_run_out(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(limits=LIMITS))
+    await client.hello()
+    for number in range(1, 5):
+        await client.ask(number, "?")
+        await client.answer(number)
+        await client.picture(number, str(number))
+    await client.ask(5, "?")
+    assert (await client.expect("error")).reason == "SESSION_USED_UP"
+    await client.send(picture=tofc_pb2.Picture(ref=5, picture_id=picture_id("5")))
+    await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSION_USED_UP")
+
+
+async def test_a_message_beyond_the_transports_cap_never_arrives(serve: Serve) -> None:
+    server = await serve()
+    large = grpc.aio.insecure_channel(server.address, options=[("grpc.max_send_message_length", -1)])
+    async with large:
+        call = large.stream_stream("/tofc.v1.TofcService/Session")()
+        await call.write(bytes(UP_BYTES + 1))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.read()
+        assert await call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_prompt_must_fit_the_model(serve: Serve, connect: Connect) -> None:
+    from edge_server.engine.fake import FakeEngine
+    from edge_server.fake import fake_backend
+
+    client = connect(await serve(fake_backend(engine=FakeEngine(lambda prompt: [65], max_positions=10))))
+    await client.hello()
+    await client.ask(1, "123456789")
+    assert (await client.answer(1))[0] == "A"
+    await client.ask(2, "1234567890")
+    error = await client.expect("error")
+    assert (error.request, error.reason) == (2, "PROMPT_TOO_LONG")
+    assert "10 tokens" in error.message and "at most 9" in error.message

@@ -1,0 +1,141 @@
+"""The embedded engine against transformers' own generate, on a tiny random Qwen3."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from numpy.typing import NDArray
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from edge_server.engine.base import Finish, Generation, Prompt, Sampling
+from edge_server.engine.sampling import Sampler
+from edge_server.engine.transformers import TransformersEngine
+from shared.rpc.errors import LimitError, UnavailableError
+
+HIDDEN, VOCABULARY, POSITIONS = 32, 61, 64
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen3ForCausalLM:
+    torch.manual_seed(7)
+    config = Qwen3Config(
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=POSITIONS,
+        initializer_range=0.5,  # far-apart logits
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+@pytest_asyncio.fixture
+async def engine(model: Qwen3ForCausalLM) -> AsyncIterator[TransformersEngine]:
+    engine = TransformersEngine(model, [], parallel=3, queue=2)
+    yield engine
+    await engine.stop()
+
+
+def embeds(seed: int, length: int = 9) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((length, HIDDEN)).astype(np.float32)
+
+
+def reference(model: Qwen3ForCausalLM, rows: NDArray[np.float32], count: int) -> list[int]:
+    found = model.generate(
+        inputs_embeds=torch.from_numpy(rows)[None],
+        attention_mask=torch.ones(1, len(rows), dtype=torch.long),
+        max_new_tokens=count,
+        do_sample=False,
+    )
+    return [int(token) for token in found[0]]
+
+
+async def collect(generation: Generation) -> list[int]:
+    return [token async for token in generation]
+
+
+async def test_greedy_answers_equal_generate_alone_and_beside_others(
+    model: Qwen3ForCausalLM, engine: TransformersEngine
+) -> None:
+    wanted = [reference(model, embeds(seed, 5 + seed), 12) for seed in range(5)]
+    alone = await collect(engine.submit(Prompt(embeds=embeds(0, 5)), Sampling(max_tokens=12)))
+    together = await asyncio.gather(
+        *(collect(engine.submit(Prompt(embeds=embeds(seed, 5 + seed)), Sampling(max_tokens=12))) for seed in range(5))
+    )
+    assert alone == wanted[0]
+    assert together == wanted
+    assert len({tuple(one) for one in wanted}) == 5  # the prompts matter
+
+
+async def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(model: Qwen3ForCausalLM) -> None:
+    wanted = reference(model, embeds(1), 12)
+    stop = wanted[5]
+    engine = TransformersEngine(model, [stop])
+    try:
+        generation = engine.submit(Prompt(embeds=embeds(1)), Sampling(max_tokens=12))
+        assert await collect(generation) == wanted[: wanted.index(stop)]
+        assert generation.finish is Finish.STOP
+    finally:
+        await engine.stop()
+
+
+async def test_an_answer_ends_with_the_models_positions(engine: TransformersEngine) -> None:
+    generation = engine.submit(Prompt(embeds=embeds(2, POSITIONS - 3)), Sampling(max_tokens=50))
+    assert len(await collect(generation)) == 3
+    assert generation.finish is Finish.LENGTH
+    assert generation.prefill_ms > 0
+
+
+async def test_a_seed_fixes_a_sampled_answer(engine: TransformersEngine) -> None:
+    def sampled(seed: int) -> Generation:
+        return engine.submit(Prompt(embeds=embeds(3)), Sampling(max_tokens=20, temperature=3.0, top_p=0.95, seed=seed))
+
+    first, other, again = await asyncio.gather(collect(sampled(1)), collect(sampled(2)), collect(sampled(1)))
+    assert first == again
+    assert first != other
+    await collect(engine.submit(Prompt(embeds=embeds(3)), Sampling(max_tokens=1, temperature=1.0, seed=2**64 - 1)))
+
+
+async def test_closing_stops_between_steps_and_frees_the_place(
+    model: Qwen3ForCausalLM, engine: TransformersEngine
+) -> None:
+    longs = [engine.submit(Prompt(embeds=embeds(seed)), Sampling(max_tokens=50)) for seed in range(5)]
+    with pytest.raises(LimitError, match="ask again") as refused:
+        engine.submit(Prompt(embeds=embeds(9)), Sampling(max_tokens=1))
+    assert refused.value.reason == "ENGINE_BUSY"
+    await anext(longs[0])
+    for one in longs:
+        await one.aclose()
+    # Only places that were given back let this one through.
+    assert await collect(engine.submit(Prompt(embeds=embeds(9)), Sampling(max_tokens=4))) == reference(
+        model, embeds(9), 4
+    )
+
+
+async def test_stopping_fails_what_is_under_way(model: Qwen3ForCausalLM) -> None:
+    engine = TransformersEngine(model, [], parallel=1)
+    running, waiting = (engine.submit(Prompt(embeds=embeds(n)), Sampling(max_tokens=50)) for n in range(2))
+    await anext(running)
+    await engine.stop()
+    with pytest.raises(UnavailableError):
+        await collect(waiting)
+    with pytest.raises(UnavailableError):
+        engine.submit(Prompt(embeds=embeds(1)), Sampling(max_tokens=1))
+
+
+def test_top_p_keeps_the_likeliest_tokens_only() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    sampler = Sampler(Sampling(max_tokens=1, temperature=1.0, top_p=0.7, seed=5))
+    assert {sampler.choose(logits) for _ in range(200)} == {0, 1}
+    certain = Sampler(Sampling(max_tokens=1, temperature=1.0, top_p=1e-6, seed=5))
+    assert {certain.choose(logits) for _ in range(50)} == {0}
+    cold = Sampler(Sampling(max_tokens=1, temperature=1e-30, seed=5))
+    assert {cold.choose(logits * 1e4) for _ in range(50)} == {0}
