@@ -1,0 +1,137 @@
+"""What a question costs from end to end: bytes on the socket, ms of each stage, memory of both processes.
+
+    python -m benchmarks.end_to_end                # about a minute; writes benchmarks/results/end_to_end.json
+    python -m benchmarks.end_to_end --install      # also installs tofc[device] into a new environment and weighs it
+
+Starts the real server and the real device as processes of their own on 127.0.0.1 and asks the test
+pictures' questions. Promises that every figure comes from that run. Leaves accuracy to `tofc-lab evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from device_client.encoder import EncoderThread, TowerEncoder
+from device_client.report import compare
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "tests" / "e2e" / "pictures"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+BASELINE = "import torch, transformers, numpy; from transformers import Qwen3ForCausalLM, Step3p7VisionModel"
+
+
+def peak_mb(pid: int) -> float:
+    """Peak resident memory of a running process in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+
+
+def run_measured(command: list[str]) -> float:
+    """Run a command and return its peak resident memory in MB."""
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return usage.ru_maxrss / 1000
+
+
+def ask(model: Path, questions: Path, out: Path) -> tuple[float, float]:
+    """Serve, ask every question, stop; peak MB of server and device."""
+    serve = [str(SCRIPTS / "edge-server"), "serve", "--model", str(model), "--port", "0", "--log-level", "warning"]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = next(line.split()[-1] for line in server.stdout if line.startswith("listening on "))
+            batch = ["ask", "--batch", str(questions), "--out", str(out), "--server", address, "--model", str(model)]
+            device = run_measured([str(SCRIPTS / "device-client"), *batch])
+            return peak_mb(server.pid), device
+        finally:
+            server.terminate()
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means of bytes and medians of ms over answered lines."""
+    names = sorted({name for row in rows for name in row["timings"]})
+    return {
+        "questions": len(rows),
+        "bytes_picture": round(statistics.mean(row["bytes_picture"] for row in rows), 1),
+        "bytes_up": round(statistics.mean(row["bytes_up"] for row in rows), 1),
+        "ms": {
+            name: round(statistics.median(row["timings"][name] for row in rows if name in row["timings"]), 2)
+            for name in names
+        },
+    }
+
+
+def installed_mb() -> float:
+    """Size of a new environment with tofc[device] in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([str(ROOT / ".ci" / "install"), f"{folder}/venv", "device"], cwd=ROOT, check=True)
+        files = (file for file in Path(folder).rglob("*") if file.is_file() and not file.is_symlink())
+        return sum(file.stat().st_size for file in files) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "end_to_end.json")
+    parser.add_argument("--install", action="store_true", help="also weigh an installation of tofc[device]")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        questions, out = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
+        asked = json.loads((PICTURES / "questions.json").read_text())
+        questions.write_text(
+            "".join(json.dumps({**line, "image": str(PICTURES / line["image"])}) + "\n" for line in asked)
+        )
+        server_mb, device_mb = ask(chosen.model, questions, out)
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+    bad = [row for row in rows if "error" in row]
+    if bad:
+        raise SystemExit(f"{len(bad)} of {len(rows)} questions failed, the first with: {bad[0]['error']}")
+    small = [row for row in rows[1:] if row["views"] == 1]  # the first line carries the session's set-up
+    new = [row for row in small if row["bytes_picture"]]
+    encoder = EncoderThread(TowerEncoder.open(chosen.model))
+    names = sorted({Path(row["image"]) for row in small})
+    files = [compare([encoder.open(name)], encoder.encoder.rule) for name in names]
+    found = {
+        "command": "python -m benchmarks.end_to_end",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, loopback",
+        "session_set_up_bytes_up": rows[0]["bytes_up"] - round(statistics.mean(r["bytes_up"] for r in new)),
+        "first question about a 336 px picture": summary(new),
+        "another question about it": summary([row for row in small if not row["bytes_picture"]]),
+        "first question about a picture of several views": summary(
+            [row for row in rows if row["views"] > 1 and row["bytes_picture"]]
+        ),
+        "the same 336 px pictures as files": {
+            "jpeg_q75": round(statistics.mean(c.jpeg_bytes for c in files)),
+            "webp_q75": round(statistics.mean(c.webp_bytes for c in files)),
+        },
+        "right_answers": f"{sum(r['answer'].strip() == a['answer'] for r, a in zip(rows, asked, strict=True))}/{len(rows)}",
+        "peak_mb": {
+            "server": round(server_mb),
+            "device": round(device_mb),
+            "torch and transformers alone": round(run_measured([sys.executable, "-c", BASELINE])),
+        },
+    }
+    if chosen.install:
+        found["installed_device_mb"] = round(installed_mb())
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
