@@ -1,0 +1,64 @@
+"""The shipped model on both sides: a real server on 127.0.0.1, the real device beside it."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_client.encoder import TowerEncoder
+from edge_server.server import RunningServer, start
+from edge_server.settings import ServerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "nano"
+PICTURES = ROOT / "tests" / "e2e" / "pictures"
+
+
+class ServerThread:
+    """A server with its own event loop in its own thread, as far from the client as one process allows."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.running: RunningServer = self.run(start(ServerSettings(model=MODEL, port=0, grace=0.0, **settings)))
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    @property
+    def address(self) -> str:
+        return self.running.address
+
+    def stop(self) -> None:
+        self.run(self.running.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ServerThread]:
+    """One server for all tests that do no harm to it."""
+    made = ServerThread()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def encoder() -> TowerEncoder:
+    """The shipped tower and codec, loaded."""
+    made = TowerEncoder.open(MODEL)
+    made.load()
+    return made
+
+
+@pytest.fixture(scope="session")
+def asked() -> list[dict[str, str]]:
+    """Questions about the test pictures, with the right answers."""
+    lines: list[dict[str, str]] = json.loads((PICTURES / "questions.json").read_text())
+    return lines

@@ -1,0 +1,152 @@
+"""The real client, the real server, the shipped model: what arrives is what the model says."""
+
+import asyncio
+from collections import defaultdict
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from device_client.encoder import TowerEncoder
+from device_client.link import Target
+from device_client.report import Report
+from device_client.session import Sampling, Session
+from shared.codec.codec import Codec
+from shared.model.checkpoint import Checkpoint
+from shared.model.projector import Projector
+from shared.model.prompt import Layout, Turn, build, load_tokenizer
+from shared.model.views import open_image, plan, views
+from tests.e2e.conftest import MODEL, PICTURES, ServerThread
+
+Asked = list[dict[str, str]]
+
+
+async def _ask_all(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> list[Report]:
+    async with Session(Target(address=server.address), encoder) as session:
+        opened = {name: session.open(PICTURES / name) for name in {line["image"] for line in asked}}
+        return [await session.ask([opened[line["image"]]], line["question"]).result() for line in asked]
+
+
+def _in_one_process(encoder: TowerEncoder, asked: Asked, *, compressed: bool) -> list[str]:
+    """The same model without a network: transformers' own greedy generate on the same embeddings."""
+    checkpoint = Checkpoint.open(MODEL)
+    config, codec, projector = checkpoint.config, Codec.load(checkpoint.path), Projector(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
+    decoder = Qwen3ForCausalLM(Qwen3Config(**config.text)).eval()
+    decoder.load_state_dict({name: tensor.float() for name, tensor in checkpoint.decoder_tensors().items()})
+    tower, _ = encoder._parts()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    embedded: dict[str, tuple[Layout, np.ndarray]] = {}
+    answers = []
+    for line in asked:
+        if line["image"] not in embedded:
+            image = open_image(PICTURES / line["image"])
+            seen = views(image, config.rule)
+            parts = []
+            for view in seen:
+                features = tower.encode(view.pixels[None])[0]
+                cells, grid = np.arange(len(features)), round(len(features) ** 0.5)
+                if compressed:
+                    decoded = codec.decode(codec.encode(features))
+                    features, cells = decoded.features, decoded.positions
+                parts.append(projector.project(features) + codec.grid_embedding(grid, cells))
+            cut = plan(*image.size, config.rule)
+            layout = Layout(
+                rows=cut.rows, columns=cut.columns, crops=tuple(len(p) for p in parts[:-1]), whole=len(parts[-1])
+            )
+            embedded[line["image"]] = layout, np.concatenate(parts)
+        layout, visual = embedded[line["image"]]
+        prompt = build(tokenizer, [Turn(role="user", text=line["question"])], [layout])
+        embeds = decoder.get_input_embeddings()(torch.tensor(prompt.ids)).detach()
+        embeds[torch.tensor(prompt.patches)] = torch.from_numpy(visual)
+        with torch.inference_mode():
+            new = decoder.generate(
+                inputs_embeds=embeds[None],
+                attention_mask=torch.ones(1, len(embeds), dtype=torch.long),
+                max_new_tokens=16,
+                do_sample=False,
+                eos_token_id=end,
+                pad_token_id=end,
+            )[0]
+        answers.append(tokenizer.decode(new, skip_special_tokens=True))
+    return answers
+
+
+def test_over_the_wire_is_what_one_process_says(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
+    reports = asyncio.run(_ask_all(server, encoder, asked))
+    assert [r.answer for r in reports] == _in_one_process(encoder, asked, compressed=True)
+
+
+def test_most_answers_are_right_and_compression_costs_little(
+    server: ServerThread, encoder: TowerEncoder, asked: Asked
+) -> None:
+    reports = asyncio.run(_ask_all(server, encoder, asked))
+    right = sum(r.answer == line["answer"] for r, line in zip(reports, asked, strict=True))
+    plain = _in_one_process(encoder, asked, compressed=False)
+    right_plain = sum(answer == line["answer"] for answer, line in zip(plain, asked, strict=True))
+    assert right >= 0.7 * len(asked)
+    assert right >= right_plain - 0.1 * len(asked)
+
+
+def test_a_picture_is_sent_once_and_small(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
+    asked = [line for line in asked if line["image"] != "picture-11.jpg"]  # the large one
+    fresh = ServerThread()
+    try:
+        reports = asyncio.run(_ask_all(fresh, encoder, asked))
+    finally:
+        fresh.stop()
+    sent: dict[str, list[int]] = defaultdict(list)
+    for report, line in zip(reports, asked, strict=True):
+        sent[line["image"]].append(report.bytes_picture)
+        assert report.views == 1
+        assert report.bytes_up is not None
+        assert report.bytes_up > report.bytes_picture
+    assert all(first > 0 and not any(later) for first, *later in sent.values())
+    assert np.mean([first for first, *_ in sent.values()]) <= 130
+
+
+def test_a_large_picture_goes_in_crops(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
+    lines = [line for line in asked if line["image"] == "picture-11.jpg"]
+    reports = asyncio.run(_ask_all(server, encoder, lines))
+    assert reports[0].views == 3 * 2 + 1
+    assert reports[0].features == 6 * 16 + 36
+
+
+def test_two_clients_at_once(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
+    async def both() -> list[list[Report]]:
+        other = TowerEncoder.open(MODEL)
+        return await asyncio.gather(_ask_all(server, encoder, asked[:12]), _ask_all(server, other, asked[:12]))
+
+    first, second = asyncio.run(both())
+    assert [r.answer for r in first] == [r.answer for r in second]
+
+
+def test_sampling_repeats_with_its_seed(server: ServerThread, encoder: TowerEncoder) -> None:
+    async def twice() -> list[str]:
+        async with Session(Target(address=server.address), encoder) as session:
+            picture = session.open(MODEL / "example.jpg")
+            drawn = Sampling(temperature=3.0, seed=7, max_tokens=12)
+            return [(await session.ask([picture], "what is this?", sampling=drawn).result()).answer for _ in range(2)]
+
+    first, second = asyncio.run(twice())
+    assert first == second
+
+
+def test_a_question_given_up_stops_on_the_server(server: ServerThread, encoder: TowerEncoder) -> None:
+    async def give_up() -> Report:
+        async with Session(Target(address=server.address), encoder) as session:
+            picture = session.open(MODEL / "example.jpg")
+            answer = session.ask([picture], "what is this?", sampling=Sampling(temperature=5.0, seed=1, max_tokens=1000))
+            async for _ in answer:
+                break
+            await answer.aclose()
+            return await session.ask([picture], "is there a dog?").result()
+
+    assert asyncio.run(give_up()).answer in {"yes", "no"}
+
+
+def test_the_device_reads_no_decoder_and_the_server_no_tower() -> None:
+    device, server = Checkpoint.open(MODEL, side="device"), Checkpoint.open(MODEL, side="server")
+    assert all(name.startswith("vision_model.") for name in device.vision_tensors())
+    read = server.decoder_tensors() | server.projector_tensors()
+    assert not any("vision_model" in name for name in read)

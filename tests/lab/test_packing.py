@@ -1,0 +1,59 @@
+"""Packed questions are what single questions are."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lab.nano.answerer import Answerer, config
+from lab.nano.packing import Asked, Packer, Picture
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import Layout, Turn, build, load_tokenizer
+from tests.e2e.conftest import MODEL
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return load_tokenizer(Checkpoint.open(MODEL, side="server"))
+
+
+def _picture(rows: int = 0, columns: int = 0) -> Picture:
+    counts = (4,) * (rows * columns) + (6,)
+    features = np.random.default_rng(0).standard_normal((sum(counts), 8)).astype(np.float32)
+    return Picture(
+        features=features, counts=counts, slots=np.zeros(sum(counts), np.int64), rows=rows, columns=columns, size=0
+    )
+
+
+QUESTIONS = [
+    Asked(family="exist", text="is there a cat?", answer="yes"),
+    Asked(family="count", text="How many dogs are there", answer="3"),
+    Asked(family="read", text="read the sign.", answer="42"),
+]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (2, 3)])
+def test_training_prompts_are_the_servers(tokenizer: PreTrainedTokenizerFast, rows: int, columns: int) -> None:
+    picture = _picture(rows, columns)
+    packed = Packer(tokenizer).pack([picture], [QUESTIONS[:1]], independent=True)
+    layout = Layout(rows=rows, columns=columns, crops=picture.counts[:-1], whole=picture.counts[-1])
+    prompt = build(tokenizer, [Turn(role="user", text=QUESTIONS[0].text)], [layout])
+    assert packed.ids[0, : len(prompt.ids)].tolist() == list(prompt.ids)
+    assert packed.image[0].nonzero().flatten().tolist() == prompt.patches.tolist()
+
+
+def test_a_packed_question_sees_the_picture_and_itself(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    answerer, packer = Answerer(8, config(tokenizer)).eval(), Packer(tokenizer)
+    together = packer.pack([_picture()], [QUESTIONS], independent=True)
+    alone = [packer.pack([_picture()], [[question]], independent=True) for question in QUESTIONS]
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            answerer(together), torch.cat([answerer(one) for one in alone]), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_conversation_sees_what_came_before(tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = Packer(tokenizer).pack([_picture()], [QUESTIONS], independent=False)
+    assert bool((packed.mask[0, 0] == torch.ones(packed.mask.shape[-2:], dtype=torch.bool).tril()).all())
+    assert (packed.owner[0].unique() == torch.tensor([-1, 0, 1, 2])).all()
