@@ -48,7 +48,7 @@ RECIPE = (
     Stage(px=168, batch=48, pictures=22_000, things=(1, 2), cut=0.15, sign=0.5),
     Stage(px=224, batch=32, pictures=14_000, things=(1, 4), size=(44, 120), cut=0.3, sign=0.6, easy_every=16),
     Stage(
-        px=336, batch=24, pictures=10_000, things=(1, 6), sign=0.5, rate=1.5e-3, decay=0.8, easy_every=7, crops_every=8
+        px=336, batch=24, pictures=7_700, things=(1, 6), sign=0.5, rate=1.5e-3, decay=0.8, easy_every=7, crops_every=8
     ),
 )
 CONFIG = Step3p7VisionConfig(
