@@ -54,9 +54,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(
+    build: Any = PreTrainedTokenizerFast  # untyped
+    words: PreTrainedTokenizerFast = build(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )
+    return words
 
 
 def config(words: PreTrainedTokenizerFast, *, tied: bool = False, image_size: int = 336) -> dict[str, Any]:

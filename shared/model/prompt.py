@@ -184,7 +184,9 @@ def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], images: i
     expected = _expected(turns, images)
     first = next((i for i, turn in enumerate(turns) if turn.role == "user"), 0)
     shown = [f"\ue000picture:{i}\ue001" for i in range(images)]
-    parts, strings = [], []
+    # lists of dictionaries, typed loosely: the tokenizer's annotation knows no lists of parts
+    parts: list[Any] = []
+    strings: list[Any] = []
     for index, turn in enumerate(turns):
         mark = f"\ue000text:{index}\ue001"
         before = images if index == first else 0

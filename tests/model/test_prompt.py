@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lab import fake
 from shared.model.checkpoint import Checkpoint, CheckpointError
-from shared.model.prompt import Layout, Turn, build, image_token_ids, load_tokenizer, plain_ids
+from shared.model.prompt import Layout, Turn, build, image_token_ids, load_tokenizer, plain_ids, token_id
 from shared.model.views import ViewRule, plan
 
 ONE = Layout(whole=3)
@@ -36,7 +37,7 @@ def test_a_released_picture_has_the_released_number_of_tokens(words: PreTrainedT
     cut = plan(1920, 1080, ViewRule())
     ids = image_token_ids(words, cut, [81] * cut.crops, 169)
     assert len(ids) == 83 * 8 + 171 + 1
-    assert ids.count(words.convert_tokens_to_ids("<im_patch>")) == 817
+    assert ids.count(token_id(words, "<im_patch>")) == 817
 
 
 def test_counts_must_fit_the_grid(words: PreTrainedTokenizerFast) -> None:
@@ -140,6 +141,7 @@ def test_a_tokenizer_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> 
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         load_tokenizer(Checkpoint.open(tmp_path))
-    plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    make: Any = PreTrainedTokenizerFast
+    plain: PreTrainedTokenizerFast = make(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(CheckpointError, match="no token <im_patch>"):
         image_token_ids(plain, ONE, (), 3)

@@ -49,7 +49,7 @@ def reference(w: dict[str, Tensor], pixels: Tensor, heads: int) -> Tensor:
     for layer in range(layers):
         block = f"transformer.resblocks.{layer}"
         y = norm(x, f"{block}.ln_1") @ w[f"{block}.attn.in_proj_weight"].T + w[f"{block}.attn.in_proj_bias"]
-        q, k, v = (part.reshape(side * side, heads, -1).transpose(0, 1) for part in y.split(width, 1))
+        q, k, v = (part.reshape(side * side, heads, -1).transpose(0, 1) for part in y.chunk(3, 1))
         q, k = rotate_pairs(q, side), rotate_pairs(k, side)
         attention = (q @ k.transpose(1, 2) / math.sqrt(width // heads)).softmax(-1) @ v
         y = linear(attention.transpose(0, 1).flatten(1), f"{block}.attn.out_proj")
