@@ -1,0 +1,80 @@
+"""Asking from the command line: questions about pictures, answers on stdout, their cost on stderr.
+
+Promises that stdout holds answers (or JSON) and nothing else. Leaves the stream to `session`, parsing
+arguments to `cli`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from device_client.picture import Picture
+from device_client.render import truth
+from device_client.report import compare
+from device_client.session import Answer, Sampling, Session
+
+# What a name must look like to be taken for a picture that is missing rather than for a question.
+_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
+
+
+def split_words(words: Sequence[str], more: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """PICTURE... [QUESTION] and the questions given by -q → (pictures, questions).
+
+    Without -q the last word is the question; with it only a word that can be no picture is.
+
+    >>> split_words(["cat.png", "what is this?"], [])
+    ([PosixPath('cat.png')], ['what is this?'])
+    >>> split_words(["cat.png"], ["what is this?", "how many?"])
+    ([PosixPath('cat.png')], ['what is this?', 'how many?'])
+    """
+    pictures, questions = list(words), list(more)
+    if pictures and (not more or (len(pictures) > 1 and not _names_a_picture(pictures[-1]))):
+        questions.insert(0, pictures.pop())
+    return [Path(picture) for picture in pictures], questions
+
+
+def _names_a_picture(word: str) -> bool:
+    return Path(word).suffix.lower() in _PICTURE_SUFFIXES or Path(word).exists()
+
+
+async def ask_all(
+    session: Session,
+    pictures: list[Picture],
+    questions: Sequence[str],
+    *,
+    sampling: Sampling,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    """Put the questions one after the other. With ``as_json`` one object a line instead of streamed text."""
+    for question in questions:
+        answer = session.ask(pictures, question, sampling=sampling, timeout_s=timeout_s)
+        if not as_json:
+            await _stream(answer, sys.stdout.write)
+        report = await answer.result() if answer.report is None else answer.report
+        comparison = await asyncio.to_thread(compare, pictures, session.encoder.encoder.rule)
+        if as_json:
+            print(json.dumps({**report.to_json(), "comparison": comparison.to_json()}, ensure_ascii=False), flush=True)
+        else:
+            print(truth(report, comparison), file=sys.stderr, flush=True)
+
+
+async def _stream(answer: Answer, write: Callable[[str], object]) -> None:
+    shown = False
+    try:
+        async for piece in answer:
+            if piece.again:
+                write("\n")
+                print("the link was lost and the answer came out differently; it begins again:", file=sys.stderr)
+            write(piece.text)
+            sys.stdout.flush()
+            shown = True
+    finally:
+        await answer.aclose()
+        if shown:
+            write("\n")
+            sys.stdout.flush()

@@ -1,0 +1,150 @@
+"""Many questions from a file of JSON lines, answered over one session.
+
+    {"image": "cat.png", "question": "what is this?"}  →  the same, with "answer", "bytes_picture", "bytes_up", …
+
+Promises one output line for each input line, in order, written when it is done: what stops half-way can be
+resumed, and a line that cannot be answered does not stop the rest. Leaves a lost server to whoever called: it
+would fail every line that follows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from device_client.errors import NO_SERVER, UseError, exit_code
+from device_client.picture import Picture
+from device_client.session import Sampling, Session
+from shared.rpc.errors import TofcError
+
+_KEPT = 8  # opened pictures: questions about one picture usually follow each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One input line. ``problem`` says why it cannot be asked."""
+
+    number: int  # in the file, from 1
+    fields: dict[str, Any]
+    images: tuple[Path, ...] = ()
+    question: str = ""
+    problem: str = ""
+
+
+def read_lines(file: Path) -> list[Line]:
+    """Every line that is not blank. Raises UseError if the file cannot be read or is empty."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UseError(f"{file} cannot be read ({error}); give a UTF-8 file of JSON lines") from None
+    lines = [_parse(number, raw, file.parent) for number, raw in enumerate(text.split("\n"), 1) if raw.strip()]
+    if not lines:
+        raise UseError(
+            f'{file} has no lines; each is an object like {{"image": "cat.png", "question": "what is this?"}}'
+        )
+    return lines
+
+
+def _parse(number: int, raw: str, folder: Path) -> Line:
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return Line(number=number, fields={}, problem=f"not JSON: {error}")
+    if not isinstance(fields, dict):
+        return Line(number=number, fields={}, problem=f"a {type(fields).__name__}, where an object is needed")
+    images = fields.get("images", [fields["image"]] if "image" in fields else None)
+    question = fields.get("question")
+    if not isinstance(images, list) or not images or not all(isinstance(one, str) and one for one in images):
+        return Line(number=number, fields=fields, problem='no "image" (a path) and no "images" (a list of paths)')
+    if not isinstance(question, str) or not question.strip():
+        return Line(number=number, fields=fields, problem='no "question", or an empty one')
+    return Line(number=number, fields=fields, images=tuple(folder / one for one in images), question=question)
+
+
+def prepare_out(out: Path, lines: list[Line], *, resume: bool) -> int:
+    """Make ``out`` ready to append to; returns how many lines it has already.
+
+    Raises UseError if it exists without ``resume``, or holds something else than the answers to ``lines``.
+    """
+    if not out.exists():
+        return 0
+    if not resume:
+        raise UseError(f"{out} exists; go on where it ends with --resume, or name another file with --out")
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    done = whole.splitlines()
+    for line, written in zip(lines, done, strict=False):
+        if not _belongs(line, written):
+            raise UseError(
+                f"{out} does not hold the answers to this file: line {line.number} differs; name another --out"
+            )
+    if len(done) > len(lines):
+        raise UseError(f"{out} has {len(done)} lines, the questions only {len(lines)}; name another --out")
+    if len(whole) < len(data):  # the process ended within a line
+        with out.open("r+b") as file:
+            file.truncate(len(whole))
+    return len(done)
+
+
+def _belongs(line: Line, written: bytes) -> bool:
+    try:
+        found = json.loads(written)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in line.fields.items())
+
+
+async def run(
+    session: Session,
+    lines: list[Line],
+    out: Path,
+    *,
+    sampling: Sampling,
+    timeout_s: float | None,
+    complain: Callable[[str], None],
+) -> AsyncIterator[bool]:
+    """Answer ``lines`` and append to ``out``; yields after each line whether it was answered.
+
+    Raises what the session raises when the server is gone (`UnavailableError`, …), or refuses the session.
+    """
+    opened: OrderedDict[Path, Picture] = OrderedDict()
+    await session.connect()  # a refusal is the whole batch's, not the first line's
+    with out.open("a", encoding="utf-8") as file:
+        for line in lines:
+            try:
+                if line.problem:
+                    raise UseError(line.problem)
+                pictures = [_open(session, path, opened) for path in line.images]
+                report = await session.ask(pictures, line.question, sampling=sampling, timeout_s=timeout_s).result()
+                outcome = {key: value for key, value in report.to_json().items() if key != "question"}
+            except (ValueError, OSError, TofcError) as error:
+                if exit_code(error) == NO_SERVER and not await _still_there(session):
+                    raise
+                outcome = {"error": str(error)}
+                complain(f"line {line.number}: {error}")
+            file.write(json.dumps({**line.fields, **outcome}, ensure_ascii=False) + "\n")
+            file.flush()
+            yield "error" not in outcome
+
+
+async def _still_there(session: Session) -> bool:
+    """Whether the server lives after a line went wrong on it: then only that line is bad."""
+    try:
+        await session.connect()
+    except TofcError:
+        return False
+    return True
+
+
+def _open(session: Session, path: Path, opened: OrderedDict[Path, Picture]) -> Picture:
+    picture = opened.get(path)
+    if picture is None:
+        picture = opened[path] = session.open(path)
+        while len(opened) > _KEPT:
+            opened.popitem(last=False)
+    opened.move_to_end(path)
+    return picture

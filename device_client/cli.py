@@ -1,0 +1,283 @@
+"""The command `device-client`: ask about pictures, or look at what would be sent of one.
+
+Promises one line and an exit code for everything that can go wrong, and that what is wrong with the arguments
+is said before anything slow begins. Leaves the work to `ask`, `batch` and `inspect`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from device_client import batch as batches
+from device_client.ask import ask_all, split_words
+from device_client.encoder import EncoderThread, TowerEncoder
+from device_client.errors import INTERRUPTED, LINES_FAILED, EncoderError, UseError, exit_code
+from device_client.link import Target
+from device_client.session import Sampling, Session
+from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
+from shared.rpc.errors import TofcError
+
+T = TypeVar("T")
+NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
+
+app = typer.Typer(
+    help="Ask an edge server about pictures; only a few hundred bytes of each leave this device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model", envvar="TOFC_MODEL", help="Checkpoint directory, whole or its device half.", metavar="PATH"
+    ),
+]
+Features = Annotated[
+    int | None,
+    typer.Option(
+        "--features",
+        "-n",
+        envvar="TOFC_DEVICE_FEATURES",
+        help="Features kept of each view at most; fewer are fewer bytes.",
+        show_default="the codec's",
+        metavar="N",
+    ),
+]
+
+
+@app.callback()
+def _commands() -> None:
+    """Ask an edge server about pictures; only a few hundred bytes of each leave this device."""
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
+
+
+@app.command()
+def ask(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="One or more pictures, then the question.", metavar="PICTURE... QUESTION", show_default=False
+        ),
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--question", "-q", help="A question; repeat it to ask several about the same pictures."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", envvar="TOFC_DEVICE_JSON", help="One JSON object an answer on stdout.")
+    ] = False,
+    batch: Annotated[
+        Path | None,
+        typer.Option(envvar="TOFC_DEVICE_BATCH", help='JSON lines {"image": …, "question": …}.', metavar="FILE.jsonl"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(envvar="TOFC_DEVICE_OUT", help="Where a batch's answers go.", metavar="OUT.jsonl")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", envvar="TOFC_DEVICE_RESUME", help="Go on where OUT.jsonl ends.")
+    ] = False,
+    server: Annotated[
+        str, typer.Option(envvar="TOFC_DEVICE_SERVER", help="The edge server.", metavar="HOST:PORT")
+    ] = f"127.0.0.1:{DEFAULT_PORT}",
+    model: Model = NANO,
+    features: Features = None,
+    max_tokens: Annotated[
+        int,
+        typer.Option(envvar="TOFC_DEVICE_MAX_TOKENS", help="Longest answer; 0: the server's default.", metavar="N"),
+    ] = 0,
+    temperature: Annotated[
+        float, typer.Option(envvar="TOFC_DEVICE_TEMPERATURE", help="0: always the likeliest word.", metavar="T")
+    ] = 0.0,
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="TOFC_DEVICE_TOKEN_FILE", help="File with the server's token.", metavar="PATH")
+    ] = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", envvar="TOFC_DEVICE_TLS", help="TLS, trusting the system's authorities.")
+    ] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(envvar="TOFC_DEVICE_TLS_CA", help="TLS, trusting this authority (PEM).", metavar="PATH"),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(envvar="TOFC_DEVICE_TIMEOUT", help="Seconds for each answer; 0: no limit.", metavar="S")
+    ] = 300.0,
+) -> None:
+    """Ask about pictures. The answer goes to stdout as it comes, what it cost to stderr."""
+    with _exit_codes():
+        if timeout < 0:
+            raise UseError(f"--timeout {timeout:g} cannot be; give seconds, or 0 for no limit")
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
+        limit = timeout or None
+        if batch is not None:
+            if words or more or as_json:
+                raise UseError("--batch takes its pictures and questions from the file; give no others, and no --json")
+            if out is None:
+                raise UseError("--batch needs --out OUT.jsonl, where the answers go")
+            failed = _run(_batch(batch, out, resume, target, model, features, sampling, limit))
+            if failed:
+                raise typer.Exit(LINES_FAILED)
+            return
+        if out is not None or resume:
+            raise UseError("--out and --resume belong to --batch FILE.jsonl")
+        pictures, questions = split_words(words or [], more or [])
+        if not pictures:
+            raise UseError('give a picture and a question: device-client ask cat.png "what is this?"')
+        if any(not question.strip() for question in questions):
+            raise UseError("the question is empty; ask something, for instance: what is in the picture?")
+        for path in pictures:
+            if not path.exists():
+                raise UseError(f"{path} does not exist; give the path of a picture (JPEG, PNG, WebP, …)")
+        _run(_ask(pictures, questions, target, model, features, sampling, limit, as_json))
+
+
+@app.command()
+def inspect(
+    picture: Annotated[Path, typer.Argument(help="A picture.", metavar="PICTURE")],
+    out: Annotated[Path, typer.Option(envvar="TOFC_DEVICE_OUT", help="The map, a PNG.", metavar="MAP.png")],
+    model: Model = NANO,
+    features: Features = None,
+) -> None:
+    """Draw what would be sent of a picture: its clusters, and the bits each takes."""
+    from device_client.inspect import draw
+    from device_client.render import kilo
+    from device_client.report import QUALITY, compare
+
+    with _exit_codes():
+        if out.suffix.lower() != ".png":
+            raise UseError(f"--out {out} is no PNG; give a name that ends in .png")
+        if not out.parent.is_dir():
+            raise UseError(f"the folder of --out {out} does not exist; make it first")
+        encoder = TowerEncoder.open(model, features)
+        opened = EncoderThread(encoder).open(picture)
+        encoder.load()
+        views = list(encoder.explain(opened.image))
+        rival = compare([opened], encoder.rule)
+        how = f"quality {QUALITY}, {rival.width}×{rival.height}"
+        draw(picture.name, views, opened.rows, opened.columns, (rival.jpeg_bytes, how)).save(out, "PNG")
+        total = sum(len(explained.packet) for _, explained in views)
+        typer.echo(f"{out}: {kilo(total)} in {len(views)} view{'s' * (len(views) > 1)}", err=True)
+
+
+async def _ask(
+    paths: list[Path],
+    questions: list[str],
+    target: Target,
+    model: Path,
+    features: int | None,
+    sampling: Sampling,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    encoder = EncoderThread(TowerEncoder.open(model, features))
+    pictures = [encoder.open(path) for path in paths]
+    async with Session(target, encoder) as session:
+        await ask_all(session, pictures, questions, sampling=sampling, timeout_s=timeout_s, as_json=as_json)
+
+
+async def _batch(
+    file: Path,
+    out: Path,
+    resume: bool,
+    target: Target,
+    model: Path,
+    features: int | None,
+    sampling: Sampling,
+    timeout_s: float | None,
+) -> int:
+    """The number of lines that failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    lines = batches.read_lines(file)
+    done = batches.prepare_out(out, lines, resume=resume)
+    if done == len(lines):
+        typer.echo(f"{out} holds all {done} answers already", err=True)
+        return 0
+    failed = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    async with Session(target, TowerEncoder.open(model, features)) as session:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("asking", total=len(lines), completed=done)
+            try:
+                async for answered in batches.run(
+                    session,
+                    lines[done:],
+                    out,
+                    sampling=sampling,
+                    timeout_s=timeout_s,
+                    complain=lambda text: progress.console.print(text, style="red", markup=False, soft_wrap=True),
+                ):
+                    failed += not answered
+                    progress.advance(task)
+            except TofcError as error:
+                raise type(error)(f"{error} | answers so far are in {out}, --resume goes on there") from error
+    if failed:
+        typer.echo(f"{failed} of {len(lines) - done} lines failed; {out} says why in their field error", err=True)
+    return failed
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; Ctrl-C cancels the work, which says farewell to the server, and comes out as itself."""
+    return asyncio.run(work)
+
+
+def _address(server: str) -> str:
+    if split_address(server)[1] == 0:
+        raise UseError(f"--server {server!r} has port 0, which nobody listens on; write for instance 127.0.0.1:50061")
+    return server
+
+
+def _security(token_file: Path | None, tls: bool, tls_ca: Path | None) -> ClientSecurity:
+    for option, file in (("--token-file", token_file), ("--tls-ca", tls_ca)):
+        if file is not None and not file.is_file():
+            raise UseError(f"{option} {file} does not exist; give the path of a file")
+    return ClientSecurity(
+        tls=tls,
+        ca=tls_ca.read_bytes() if tls_ca else None,
+        token=read_token(token_file) if token_file else None,
+    )
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turns what may go wrong into one line on stderr and an exit code; anything else is a defect and shows."""
+    try:
+        yield
+    except (ValueError, OSError, EncoderError, TofcError) as error:
+        typer.echo(f"device-client: {error}", err=True)
+        raise typer.Exit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        typer.echo("device-client: stopped", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def main() -> None:
+    """The console script. Leaves at once when done, even while the encoder thread is within a long view."""
+    code = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # before or after a command's own work
+        code = INTERRUPTED
+    if any(thread.name == "encoder" and thread.is_alive() for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # joining would wait for torch, and unwinding under it may crash
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A picture's way to the server over one link: announced, then sent view by view as it is encoded.
+
+    Picture ──→  (PictureState: complete? stop)
+    view 0 ─ encode ─ window ─ View ──→ … ViewAck
+    view 1 ─ encode ─ …
+
+Promises never to send a view after the server said that it has them all, and to begin again when asked to.
+Leaves the encoding to `encoder`, the number of views in flight to `link`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from device_client.encoder import EncoderThread
+from device_client.link import Event, Link
+from device_client.picture import Encoded, Picture
+from shared.rpc.errors import LimitError
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+
+
+@dataclass(kw_only=True)
+class Shipment:
+    """What one announcement led to; grows while views are sent."""
+
+    sent: list[Encoded] = field(default_factory=list)
+    fresh: list[Encoded] = field(default_factory=list)  # of those, the ones that were encoded for it
+    upload_ms: float = 0.0  # from the end of encoding to the last acknowledgement: what encoding did not hide
+
+
+class Delivery:
+    """One picture under one number (ref) of one link."""
+
+    def __init__(self, link: Link, encoder: EncoderThread, ref: int) -> None:
+        self.ref = ref
+        self.waiting: set[asyncio.Queue[Event]] = set()  # questions to tell when the picture cannot be sent
+        self._link = link
+        self._encoder = encoder
+        self._state: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._failed = False
+        self._task: asyncio.Task[None] | None = None
+        self._pending: set[int] = set()
+        self._encoded_at = 0.0
+        self._shipment = Shipment()
+        link.pictures[ref] = self
+
+    @property
+    def stated(self) -> bool:
+        """Whether the server answered the last announcement."""
+        return self._state.done()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether views are still being encoded or sent."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def failed(self) -> bool:
+        """Whether sending ended before its time, for another reason than the link's."""
+        return self._failed
+
+    def start(self, picture: Picture, *, patient: bool) -> Shipment:
+        """Announce and send (again). ``patient``: the server probably has it, so hear its answer first."""
+        self._shipment = shipment = Shipment()
+        self._stop()
+        self._failed = False
+        self._state = asyncio.get_running_loop().create_future()
+        self._pending.clear()
+        self._link.send(
+            picture=pb.Picture(ref=self.ref, picture_id=picture.picture_id, rows=picture.rows, columns=picture.columns)
+        )
+        self._task = asyncio.create_task(self._run(picture, patient, shipment))
+        return shipment
+
+    async def _run(self, picture: Picture, patient: bool, shipment: Shipment) -> None:
+        try:
+            if patient and await self._state:
+                return
+            for index in range(picture.n_views):
+                known = index < len(picture.packets)
+                encoded = await self._encoder.view(picture, index)
+                self._check(encoded)
+                self._pending.add(index)
+                self._encoded_at = time.perf_counter()
+                await self._link.send_view(self.ref, index, encoded.packet)
+                shipment.sent.append(encoded)
+                if not known:
+                    shipment.fresh.append(encoded)
+        except Exception as error:
+            self._failed = True
+            for queue in self.waiting:
+                queue.put_nowait(error)
+
+    def _check(self, encoded: Encoded) -> None:
+        most = self._link.limits.packet_bytes
+        if len(encoded.packet) > most:
+            raise LimitError(
+                f"a view takes {len(encoded.packet)} bytes, this server allows {most}; keep fewer features "
+                "(--features N)",
+                reason="PACKET_TOO_LARGE",
+            )
+
+    def abandon(self) -> None:
+        """Stop where it is, because nobody asks any more; a later question has to start it again."""
+        if self.under_way:
+            self._failed = True
+            self._stop()
+
+    def on_state(self, complete: bool) -> None:
+        if not self._state.done():
+            self._state.set_result(complete)
+        if complete:
+            self._stop()
+
+    def on_ack(self, index: int) -> None:
+        self._pending.discard(index)
+        if not self._pending:
+            self._shipment.upload_ms = (time.perf_counter() - self._encoded_at) * 1e3
+
+    def on_end(self) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,219 @@
+"""Pictures → packets: views, vision tower, merging and entropy coding, in one thread off the event loop.
+
+    image ─ views ─ tower ─ codec ─→ packet, packet, …      one view at a time, so that a packet is on its
+                                                             way while the next view is still computed
+
+Promises that a view is encoded at most once and only when somebody waits for it. Leaves the algorithms to
+`shared.model` and `shared.codec`, the sending to `delivery`. Torch is imported in `TowerEncoder.load` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from PIL import Image
+
+from device_client.errors import EncoderError, UseError
+from device_client.picture import Encoded, Picture, open_picture
+from shared.model.checkpoint import Checkpoint
+from shared.model.views import View, ViewRule, views
+
+if TYPE_CHECKING:
+    from shared.codec.codec import Codec, Explanation
+    from shared.model.tower import Tower
+
+T = TypeVar("T")
+
+
+class Encoder(Protocol):
+    """What turns pictures into packets. ``load`` and ``encode`` run in the encoder thread."""
+
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def codec_id(self) -> str: ...
+    @property
+    def rule(self) -> ViewRule: ...
+    @property
+    def features(self) -> int | None:
+        """Features kept of each view at most; None: the codec's default."""
+
+    def load(self) -> None:
+        """The slow part of starting: imports and weights. Called once, before ``encode``."""
+
+    def encode(self, image: Image.Image) -> Iterator[Encoded]:
+        """The picture's packets in prompt order, each computed when it is asked for."""
+
+
+class TowerEncoder:
+    """The real one: a checkpoint's tower and codec on this device."""
+
+    def __init__(self, checkpoint: Checkpoint, features: int | None = None) -> None:
+        if features is not None and features < 1:
+            raise UseError(f"{features} features a view cannot be; give 1 or more, or leave it out for the default")
+        self._checkpoint = checkpoint
+        self._features = features
+        self._tower: Tower | None = None
+        self._codec: Codec | None = None
+
+    @classmethod
+    def open(cls, model: Path, features: int | None = None) -> TowerEncoder:
+        """From a checkpoint directory, whole or the device's half; reads no weights. Raises CheckpointError."""
+        return cls(Checkpoint.open(model, side="device"), features)
+
+    @property
+    def model_id(self) -> str:
+        return self._checkpoint.model_id
+
+    @property
+    def codec_id(self) -> str:
+        return self._checkpoint.codec_id
+
+    @property
+    def rule(self) -> ViewRule:
+        return self._checkpoint.config.rule
+
+    @property
+    def features(self) -> int | None:
+        return self._features
+
+    def load(self) -> None:
+        from shared.codec.codec import Codec
+
+        try:
+            from shared.model.tower import Tower
+        except ImportError as error:
+            raise EncoderError(f"the vision tower needs {error.name}: pip install 'tofc[device]'") from error
+        try:
+            self._codec = Codec.load(self._checkpoint.path)
+            self._tower = Tower(self._checkpoint)
+        except ValueError as error:  # the model's fault, not that of the picture that is waiting
+            raise EncoderError(str(error)) from error
+
+    def encode(self, image: Image.Image) -> Iterator[Encoded]:
+        tower, codec = self._parts()
+        begun = time.perf_counter()
+        prepared = views(image, self.rule)
+        views_ms = _ms_since(begun)
+        for index, view in enumerate(prepared):
+            begun = time.perf_counter()
+            features = tower.encode(view.pixels[None])[0]  # [N, D]
+            tower_ms = _ms_since(begun)
+            begun = time.perf_counter()
+            n = self._kept(codec, len(features))
+            packet = codec.encode(features, n)
+            yield Encoded(
+                index=index,
+                packet=packet,
+                features=n,
+                views_ms=views_ms if index == 0 else 0.0,
+                tower_ms=tower_ms,
+                encode_ms=_ms_since(begun),
+            )
+
+    def explain(self, image: Image.Image) -> Iterator[tuple[View, Explanation]]:
+        """Every view, and where the bits of its packet go."""
+        tower, codec = self._parts()
+        for view in views(image, self.rule):
+            features = tower.encode(view.pixels[None])[0]  # [N, D]
+            yield view, codec.explain(features, self._kept(codec, len(features)))
+
+    def _kept(self, codec: Codec, total: int) -> int:
+        return min(self._features or codec.config.features or total, total)
+
+    def _parts(self) -> tuple[Tower, Codec]:
+        if self._tower is None or self._codec is None:
+            raise EncoderError("the encoder is not loaded; call load() first")
+        return self._tower, self._codec
+
+
+class EncoderThread:
+    """One thread that runs an encoder, a view at a time, for everybody who waits.
+
+    The thread is a daemon: a view of a large model takes seconds, and Ctrl-C should not wait for it.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.load_ms = 0.0
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._broken: Exception | None = None  # why loading failed
+
+    def open(self, path: Path) -> Picture:
+        """Open and identify a picture under this encoder's codec and setting."""
+        return open_picture(path, self.encoder.rule, self.encoder.codec_id, self.encoder.features)
+
+    def start(self) -> None:
+        """Begin to load the model; returns at once. Later calls do nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
+            self._submit(self._load)
+            self._thread.start()
+
+    async def view(self, picture: Picture, index: int) -> Encoded:
+        """Packet ``index`` of a picture, encoded now if it never was. Raises what the encoder raises."""
+        if index < len(picture.packets):
+            return picture.packets[index]
+        self.start()
+        return await asyncio.wrap_future(self._submit(lambda: self._until(picture, index)))
+
+    def close(self) -> None:
+        """End the thread after the view it is at; does not wait."""
+        if self._thread is not None:
+            self._jobs.put(None)
+
+    def _load(self) -> None:
+        begun = time.perf_counter()
+        try:
+            self.encoder.load()
+        except Exception as error:
+            self._broken = error  # every picture hears of it
+        self.load_ms = _ms_since(begun)
+
+    def _until(self, picture: Picture, index: int) -> Encoded:
+        if self._broken is not None:
+            raise self._broken
+        # Only this thread appends, so that a waiter who gave up leaves a packet and not a gap.
+        if picture.steps is None:
+            picture.steps = self.encoder.encode(picture.image)
+        while len(picture.packets) <= index:
+            try:
+                picture.packets.append(next(picture.steps))
+            except StopIteration:
+                raise EncoderError(
+                    f"{picture.source} gave {len(picture.packets)} views, not the {picture.n_views} planned for it"
+                ) from None
+            except (RuntimeError, MemoryError) as error:  # what torch raises, when memory is short for instance
+                picture.steps = None  # a generator that raised is over: the next try begins again
+                picture.packets.clear()
+                if isinstance(error, EncoderError):
+                    raise
+                raise EncoderError(f"{picture.source} could not be encoded ({error})") from error
+        return picture.packets[index]
+
+    def _submit(self, job: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._jobs.put((job, future))
+        return future
+
+    def _work(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, future = item
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked has gone: the view is not computed
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def _ms_since(begun: float) -> float:
+    return (time.perf_counter() - begun) * 1e3

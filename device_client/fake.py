@@ -1,0 +1,55 @@
+"""A device without a model: packets made of hashes, for tests and for trying out the stream.
+
+Promises the timing-free behaviour of the real encoder: the same views, packets that depend on the pixels
+and the setting only. Leaves meaning out: no server can answer from these packets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+from PIL import Image
+
+from device_client.picture import Encoded
+from shared.model.views import ViewRule, plan
+
+
+class FakeEncoder:
+    """An `Encoder` that needs no weights. ``encoded`` counts the views it made, over all pictures.
+
+    ``before_view`` is called in the encoder thread before each view, with its index: a test can hold it up there.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_id: str = "0123456789abcdef",
+        codec_id: str = "fedcba9876543210",
+        features: int | None = None,
+        packet_bytes: int = 100,
+        rule: ViewRule | None = None,
+        before_view: Callable[[int], None] | None = None,
+    ) -> None:
+        self.model_id = model_id
+        self.codec_id = codec_id
+        self.features = features
+        self.rule = rule or ViewRule(global_size=336, crop_size=224, max_side=3024)
+        self.loaded = 0
+        self.encoded = 0
+        self._packet_bytes = packet_bytes
+        self._before_view = before_view
+
+    def load(self) -> None:
+        self.loaded += 1
+
+    def encode(self, image: Image.Image) -> Iterator[Encoded]:
+        layout = plan(image.width, image.height, self.rule)
+        pixels = hashlib.sha256(image.tobytes()).digest()
+        for index in range(layout.rows * layout.columns + 1):
+            if self._before_view is not None:
+                self._before_view(index)
+            seed = pixels + index.to_bytes(4, "little") + repr(self.features).encode()
+            packet = hashlib.shake_256(seed).digest(self._packet_bytes)
+            self.encoded += 1
+            yield Encoded(index=index, packet=packet, features=self.features or 36)

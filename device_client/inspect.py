@@ -1,0 +1,142 @@
+"""What is sent of a picture, as a picture: every view with its clusters and what each costs.
+
+Promises a PNG that explains itself: bytes in the title, a scale for the colours. Leaves merging and counting
+bits to the codec, which encodes here exactly as it does for a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from device_client.render import kilo
+from shared.codec.codec import Explanation
+from shared.model.views import MEAN, STD, View
+
+_BACKGROUND = (250, 250, 247)
+_INK = (32, 33, 36)
+_PALE = (110, 112, 118)
+_EDGE = 28  # px around everything
+_GLOBAL = 624  # side of the global view, drawn
+_CROPS = 960  # longer side of the crops together, at most
+_LEAST_NUMBER = 22  # px: in narrower cells a number is only dirt
+# Few bits → many bits: light to dark also in greyscale, and told apart by colour-blind people (cividis).
+_SCALE = np.array(
+    [(255, 234, 70), (203, 186, 105), (148, 142, 119), (102, 105, 112), (48, 77, 107), (0, 34, 78)], np.float64
+)
+
+
+def draw(
+    name: str, views: Sequence[tuple[View, Explanation]], rows: int, columns: int, jpeg: tuple[int, str] | None = None
+) -> Image.Image:
+    """The map of a picture. ``views`` in prompt order, the global one last; ``jpeg`` is (bytes, how) of its rival."""
+    bits = np.concatenate([explained.feature_bits for _, explained in views])
+    span = (float(bits.min()), max(float(bits.max()), float(bits.min()) + 1.0))
+    side = min(_GLOBAL, _CROPS // max(rows, columns)) if rows else 0
+    gap, caption = 10, 26
+    crops_wide = columns * (side + gap) - gap if rows else 0
+    crops_high = rows * (side + gap + caption) - gap if rows else 0
+    between = 3 * gap if rows else 0
+    header, footer = 92, 62
+    width = max(2 * _EDGE + crops_wide + between + _GLOBAL, 2 * _EDGE + 620)
+    height = header + max(crops_high, _GLOBAL + caption) + footer + _EDGE
+    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    _title(pen, name, views, jpeg, width)
+    for view, explained in views:
+        if view.kind == "crop":
+            corner = (_EDGE + view.column * (side + gap), header + view.row * (side + gap + caption))
+            label = kilo(len(explained.packet))
+        else:
+            corner = (_EDGE + crops_wide + between, header)
+            label = f"whole picture: {kilo(len(explained.packet))}, {len(explained.feature_bits)} features"
+        edge = side if view.kind == "crop" else _GLOBAL
+        sheet.paste(_panel(view, explained, edge, span), corner)
+        pen.text((corner[0], corner[1] + edge + 4), label, _PALE, _font(15))
+    _legend(pen, span, height - _EDGE - footer + 26)
+    return sheet
+
+
+def _title(
+    pen: ImageDraw.ImageDraw,
+    name: str,
+    views: Sequence[tuple[View, Explanation]],
+    jpeg: tuple[int, str] | None,
+    width: int,
+) -> None:
+    total = sum(len(explained.packet) for _, explained in views)
+    features = sum(len(explained.feature_bits) for _, explained in views)
+    cells = sum(len(explained.merged.assignment) for _, explained in views)
+    count = f"{len(views)} views" if len(views) > 1 else "1 view"
+    pen.text((_EDGE, 20), _fitting(f"{name}: {total:,} bytes", 28, width - 2 * _EDGE), _INK, _font(28))
+    line = f"{count}, {features} features of {cells} cells"
+    if jpeg is not None:
+        line += f"; as JPEG ({jpeg[1]}) {kilo(jpeg[0])}, {jpeg[0] / total:.0f} times as much"
+    pen.text((_EDGE, 58), _fitting(line, 17, width - 2 * _EDGE), _PALE, _font(17))
+
+
+def _panel(view: View, explained: Explanation, side: int, span: tuple[float, float]) -> Image.Image:
+    """One view, ``side`` px wide: the picture, tinted by what each cluster costs, borders and numbers over it."""
+    picture = _picture(view.pixels).resize((side, side), Image.Resampling.LANCZOS)
+    assignment = explained.merged.assignment  # [N]
+    grid = round(len(assignment) ** 0.5)
+    owner = assignment.reshape(grid, grid)
+    tints = _colours(explained.feature_bits, span)[owner]  # [G, G, 3]
+    tint = Image.fromarray(tints).resize((side, side), Image.Resampling.NEAREST)
+    picture = Image.blend(picture, tint, 0.38)
+    pen = ImageDraw.Draw(picture)
+    edges = [round(cell * side / grid) for cell in range(grid + 1)]
+    for colour, thick in ((_INK, 5), ((255, 255, 255), 2)):
+        for row in range(grid):
+            for column in range(grid):
+                if column + 1 < grid and owner[row, column] != owner[row, column + 1]:
+                    pen.line((edges[column + 1], edges[row], edges[column + 1], edges[row + 1]), colour, thick)
+                if row + 1 < grid and owner[row, column] != owner[row + 1, column]:
+                    pen.line((edges[column], edges[row + 1], edges[column + 1], edges[row + 1]), colour, thick)
+    if side / grid >= _LEAST_NUMBER:
+        font = _font(min(20, round(0.36 * side / grid) + 2))
+        for centre, cost in zip(explained.merged.centres, explained.feature_bits, strict=True):
+            row, column = divmod(int(centre), grid)
+            middle = ((column + 0.5) * side / grid, (row + 0.5) * side / grid)
+            pen.text(middle, f"{cost:.0f}", (255, 255, 255), font, anchor="mm", stroke_width=2, stroke_fill=_INK)
+    return picture
+
+
+def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> None:
+    long, high = 220, 14
+    for step in range(long):
+        value = span[0] + (span[1] - span[0]) * step / (long - 1)
+        (colour,) = _colours(np.array([value]), span)
+        pen.line((_EDGE + step, top, _EDGE + step, top + high), tuple(int(one) for one in colour))
+    font = _font(14)
+    pen.text((_EDGE, top + high + 4), f"{span[0]:.0f}", _PALE, font)
+    pen.text((_EDGE + long, top + high + 4), f"{span[1]:.0f}", _PALE, font, anchor="ra")
+    said = "bits a cluster; what lies within one border is sent as one feature"
+    pen.text((_EDGE + long + 16, top + high // 2), said, _PALE, font, anchor="lm")
+
+
+def _colours(bits: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.uint8]:
+    """Bits [n] → colours [n, 3]."""
+    at = np.clip((bits - span[0]) / (span[1] - span[0]), 0, 1) * (len(_SCALE) - 1)
+    stops = np.arange(len(_SCALE))
+    return np.stack([np.interp(at, stops, _SCALE[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
+
+
+def _picture(pixels: NDArray[np.float32]) -> Image.Image:
+    """Normalised pixels [3, S, S] → the picture they came from."""
+    values = pixels.transpose(1, 2, 0) * np.array(STD, np.float32) + np.array(MEAN, np.float32)
+    return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def _fitting(text: str, size: int, width: int) -> str:
+    font = _font(size)
+    while font.getlength(text) > width and len(text) > 8:
+        text = "…" + text[2:]
+    return text
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,261 @@
+"""One connection to a server: from Hello to its end.
+
+    send() ─ queue ─ writer task ══ stream ══ reader task ─┬─ picture states, acks → deliveries
+                                                           └─ tokens, done, errors → the question's queue
+
+Promises that a message is handed to whom it concerns, that at most 8 views are unacknowledged, and that
+when the connection ends everybody who waits on it hears why. Leaves trying again to `session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from device_client.errors import ReplyError
+from device_client.meter import Meter, Traffic, attach
+from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, dial
+from shared.rpc.errors import MismatchError, TofcError, UnavailableError, from_call, from_message
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
+from shared.rpc.version import software_version
+
+VIEWS_IN_FLIGHT = 8  # unacknowledged, of all pictures together
+LEAVE_S = 2.0  # how long a farewell may take
+_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED})
+
+Event = pb.Token | pb.Done | pb.NeedPicture | Exception
+
+
+class LinkLost(UnavailableError):
+    """The connection ended before what was asked for came; asking again may work."""
+
+    reason = "LINK_LOST"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Which server, and how it is reached."""
+
+    address: str = f"127.0.0.1:{DEFAULT_PORT}"
+    security: ClientSecurity = field(default_factory=ClientSecurity)
+    connect_s: float = 10.0  # until Welcome
+
+
+class PictureListener(Protocol):
+    """Who is told what happens to a picture."""
+
+    def on_state(self, complete: bool) -> None: ...
+    def on_ack(self, index: int) -> None: ...
+    def on_end(self) -> None: ...
+
+
+class Link:
+    """An open connection. Made by `open`; ended by `close` or by the other side (`failure`)."""
+
+    def __init__(self, channel: grpc.aio.Channel, call: Any, welcome: pb.Welcome, meter: Meter | None) -> None:
+        self.welcome = welcome
+        self.failure: TofcError | None = None
+        self.questions: dict[int, asyncio.Queue[Event]] = {}
+        self.pictures: dict[int, PictureListener] = {}  # by ref
+        self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
+        self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
+        self._unacknowledged: Counter[tuple[int, int]] = Counter()  # a view sent again has two acks to come
+        self._channel = channel
+        self._call = call
+        self._meter = meter
+        self._last_request = 0
+        self._outbox: asyncio.Queue[pb.SessionRequest | None] = asyncio.Queue()
+        # gRPC cancels a call whose read or write is cancelled, so only these two tasks ever wait on it.
+        self._writer = asyncio.create_task(self._write())
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    async def open(cls, target: Target, model_id: str, codec_id: str) -> Link:
+        """Connect and shake hands.
+
+        Raises:
+            UnavailableError: nobody answers there, in time or at all.
+            MismatchError, TokenError, …: the server refuses, or runs another model.
+            ValueError: the address is none, or may not be dialled without TLS and token.
+        """
+        channel = dial(target.address, target.security)
+        try:
+            call = TofcServiceStub(channel).Session(metadata=target.security.metadata)
+            hello = pb.Hello(client_version=software_version(), model_id=model_id, codec_id=codec_id)
+            try:
+                async with asyncio.timeout(target.connect_s):
+                    welcome = await _shake_hands(call, hello)
+            except TimeoutError:
+                raise UnavailableError(
+                    f"{target.address} did not answer within {target.connect_s:g} s; check the address and the link, "
+                    "or give another with --server HOST:PORT"
+                ) from None
+            except UnavailableError as error:
+                if error.reason == UnavailableError.reason:
+                    raise UnavailableError(_nobody_at(target.address, error.message)) from None
+                raise
+            _check_ids(welcome, model_id, codec_id)
+            return cls(channel, call, welcome, await attach(target.address))
+        except BaseException:
+            await channel.close()
+            raise
+
+    @property
+    def limits(self) -> pb.Limits:
+        return self.welcome.limits
+
+    def traffic(self) -> Traffic | None:
+        """Bytes on this connection's socket so far; None where the kernel does not tell."""
+        return self._meter.read() if self._meter else None
+
+    def send(self, **request: Any) -> None:
+        """Queue one message: ``send(ask=pb.Ask(…))``. Raises the link's failure if it has ended."""
+        if self.failure is not None:
+            raise self.failure
+        self._outbox.put_nowait(pb.SessionRequest(**request))
+
+    async def send_view(self, ref: int, index: int, packet: bytes) -> None:
+        """Send a packet as soon as fewer than 8 are unacknowledged."""
+        await self._window.acquire()
+        self._unacknowledged[ref, index] += 1
+        self.send(view=pb.View(ref=ref, index=index, packet=packet))
+
+    async def new_question(self) -> tuple[int, asyncio.Queue[Event]]:
+        """A request number and the queue that everything about it comes to, as soon as the server takes one more."""
+        await self._slots.acquire()
+        self._last_request += 1
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.questions[self._last_request] = queue
+        return self._last_request, queue
+
+    def drop_question(self, request: int, *, cancel: bool) -> None:
+        """Stop listening; with ``cancel`` the server is told to stop, too."""
+        if self.questions.pop(request, None) is not None:
+            self._slots.release()
+        if cancel and self.failure is None:
+            self.send(cancel=pb.Cancel(request=request))
+
+    async def close(self) -> None:
+        """Send what is queued, end the stream, free the socket. Never raises, never takes long."""
+        self.end(LinkLost("the session was closed"))
+        self._outbox.put_nowait(None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                await asyncio.wait([self._writer])
+                await asyncio.wait([self._reader])
+        for task in (self._writer, self._reader):
+            task.cancel()
+        await asyncio.wait([self._writer, self._reader])
+        if self._meter is not None:
+            self._meter.close()
+        await self._channel.close()
+
+    async def _write(self) -> None:
+        try:
+            while (request := await self._outbox.get()) is not None:
+                await self._call.write(request)
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return  # the reader sees the same end, with its reason
+
+    async def _read(self) -> None:
+        failure: TofcError = LinkLost("the server ended the session")
+        try:
+            while (response := await self._call.read()) is not grpc.aio.EOF:
+                self._dispatch(response)
+        except grpc.aio.AioRpcError as error:
+            ended = from_call(error)
+            failure = LinkLost(f"the link was lost ({_short(ended.message)})") if ended.status in _LOST else ended
+        except ReplyError as error:
+            failure = error
+            self._call.cancel()
+        self.end(failure)
+
+    def _dispatch(self, response: pb.SessionResponse) -> None:
+        kind = response.WhichOneof("response")
+        if kind == "picture_state":
+            if listener := self.pictures.get(response.picture_state.ref):
+                listener.on_state(response.picture_state.complete)
+        elif kind == "view_ack":
+            ack = response.view_ack
+            if self._unacknowledged[ack.ref, ack.index] > 0:
+                self._unacknowledged[ack.ref, ack.index] -= 1
+                self._window.release()
+                if listener := self.pictures.get(ack.ref):
+                    listener.on_ack(ack.index)
+        elif kind == "error" and response.error.request == 0:
+            error = from_message(response.error)
+            self.end(LinkLost(error.message, reason=error.reason) if error.status in _LOST else error)
+        elif kind in ("token", "done", "error", "need_picture"):
+            event = getattr(response, kind)
+            if queue := self.questions.get(event.request):
+                queue.put_nowait(from_message(event) if kind == "error" else event)
+        elif kind == "welcome":
+            raise ReplyError("the server said Welcome twice; device and server may be of different versions")
+        # A kind that a newer server may send is nothing that this version waits for.
+
+    def end(self, failure: TofcError) -> None:
+        """Tell everybody who waits that nothing more comes, and why. The first reason counts."""
+        if self.failure is not None:
+            return
+        self.failure = failure
+        for listener in self.pictures.values():
+            listener.on_end()
+        for queue in self.questions.values():
+            queue.put_nowait(failure)
+
+
+async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
+    try:
+        await call.write(pb.SessionRequest(hello=hello))
+        response = await call.read()
+    except grpc.aio.AioRpcError as error:
+        raise from_call(error) from None
+    except asyncio.InvalidStateError:  # refused before the first write: the status says why
+        response = grpc.aio.EOF
+    if response is grpc.aio.EOF:
+        code, details = await call.code(), await call.details()
+        if code is grpc.StatusCode.OK:
+            raise ReplyError("the server ended the session without a Welcome; its log may say why")
+        raise from_call(
+            grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details=details)
+        )
+    kind = response.WhichOneof("response")
+    if kind == "error":
+        raise from_message(response.error)
+    if kind != "welcome":
+        raise ReplyError(f"the server's first word was {kind!r}, not 'welcome'; is this a TOFC server of this version?")
+    welcome: pb.Welcome = response.welcome
+    return welcome
+
+
+def _check_ids(welcome: pb.Welcome, model_id: str, codec_id: str) -> None:
+    for what, ours, theirs in (("model", model_id, welcome.model_id), ("codec", codec_id, welcome.codec_id)):
+        if ours != theirs:
+            raise MismatchError(
+                f"the server runs {what} {theirs}, this device {ours}; give both sides halves of one checkpoint "
+                "(--model PATH)",
+                reason=f"{what.upper()}_MISMATCH",
+            )
+
+
+def _nobody_at(address: str, message: str) -> str:
+    return (
+        f"no edge server at {address} ({_short(message)}); start one with `edge-server serve --model PATH`, "
+        "or name another with --server HOST:PORT"
+    )
+
+
+def _short(message: str) -> str:
+    """The end of gRPC's chain of causes: 'failed to connect to all addresses; last error: …: Connection refused'."""
+    said = re.search(r"gRPC says: (.*)\)$", message, re.DOTALL)
+    cause = said[1].rpartition(": ")[2] if said else message
+    return re.sub(r" \(\d+\)$", "", cause)

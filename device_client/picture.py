@@ -1,0 +1,77 @@
+"""A picture on the device: opened, identified, with the packets made of it so far.
+
+Promises that equal pixels under equal codec and setting have the same id on every device, so that nothing
+is sent to a server that has it. Leaves encoding to `encoder`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from shared.model.views import ViewRule, open_image, plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One view as a packet, and the ms that each stage took."""
+
+    index: int  # in prompt order: crops row by row, the global view last
+    packet: bytes
+    features: int  # visual features in it
+    views_ms: float = 0.0  # preprocessing; the first view carries that of the whole picture
+    tower_ms: float = 0.0
+    encode_ms: float = 0.0  # merging and entropy coding
+
+
+@dataclass(kw_only=True, eq=False)
+class Picture:
+    """A picture to ask about. ``rows`` × ``columns`` crops (0 × 0: none) and one global view.
+
+    ``packets`` grows as views are encoded, and stays: a picture is encoded once, however often it is sent.
+    """
+
+    source: str
+    image: Image.Image
+    picture_id: bytes
+    rows: int
+    columns: int
+    file_bytes: int | None = None
+    packets: list[Encoded] = field(default_factory=list, repr=False)
+    steps: Iterator[Encoded] | None = field(default=None, repr=False)  # of the encoder, where it stopped
+
+    @property
+    def n_views(self) -> int:
+        return self.rows * self.columns + 1
+
+
+def picture_id(image: Image.Image, codec_id: str, features: int | None) -> bytes:
+    """16 bytes: hash of codec, number of features a view (None: the codec's default), size and RGB pixels."""
+    setting = "default" if features is None else str(features)
+    digest = hashlib.sha256(f"tofc picture {codec_id} {setting}".encode())
+    digest.update(struct.pack("<II", *image.size))
+    digest.update(image.tobytes())
+    return digest.digest()[:16]
+
+
+def open_picture(path: Path, rule: ViewRule, codec_id: str, features: int | None) -> Picture:
+    """Open, check and identify; no heavy import, no encoding.
+
+    Raises:
+        ImageError: there is no such file, or it is not a picture, truncated or too large.
+    """
+    image = open_image(path)
+    layout = plan(image.width, image.height, rule)
+    return Picture(
+        source=str(path),
+        image=image,
+        picture_id=picture_id(image, codec_id, features),
+        rows=layout.rows,
+        columns=layout.columns,
+        file_bytes=path.stat().st_size,
+    )

@@ -1,0 +1,433 @@
+"""Questions about pictures, over a stream that may break: connect, send, ask, resume.
+
+Promises that a picture is encoded once and sent only to a server that does not have it, that a lost link
+is repaired without bothering the person, and that a question given up is cancelled on the server. Leaves
+one connection to `link`, a picture's way to `delivery`.
+
+>>> from pathlib import Path
+>>> from device_client.encoder import TowerEncoder
+>>> async def demo() -> None:                                               # doctest: +SKIP
+...     async with Session(Target(), TowerEncoder.open(Path("models/nano"))) as session:
+...         cat = session.open(Path("cat.png"))
+...         async for piece in session.ask([cat], "what is in the picture?"):
+...             print(piece.text, end="")
+...         report = await session.ask([cat], "how many cats are there?").result()
+...         assert report.bytes_picture == 0                               # the server has it by now
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from device_client.delivery import Delivery, Shipment
+from device_client.encoder import Encoder, EncoderThread
+from device_client.errors import ReplyError, UseError
+from device_client.link import Event, Link, LinkLost, Target
+from device_client.meter import Traffic
+from device_client.picture import Picture
+from device_client.report import Report, spent
+from shared.rpc.errors import DeadlineError, LimitError, TofcError, UnavailableError
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+
+_FINISH = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_CANCELLED: "cancelled",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How hard a lost link is repaired. The wait doubles from ``first_s`` up to ``most_s``."""
+
+    losses: int = 3  # of one question; a question that breaks the server is not asked for ever
+    connects: int = 6  # tries to get the link back each time
+    first_s: float = 0.25
+    most_s: float = 4.0
+
+    def wait_s(self, failed: int) -> float:
+        """Seconds after ``failed`` failures, a little at random so that many devices do not come back at once."""
+        return min(self.first_s * 2.0 ** (failed - 1), self.most_s) * random.uniform(0.8, 1.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an answer is drawn. ``seed`` None: one is chosen, so that asking again after a lost link repeats it."""
+
+    max_tokens: int = 0  # 0: the server's default
+    temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 0:
+            raise UseError(f"{self.max_tokens} tokens cannot be; give 1 or more, or 0 for the server's default")
+        if not 0 <= self.temperature <= 10:
+            raise UseError(f"temperature {self.temperature:g} is not allowed; give 0 (greedy) to 10")
+        if not 0 < self.top_p <= 1:
+            raise UseError(f"top_p {self.top_p:g} is not allowed; give more than 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Text to show. ``again``: all shown before is withdrawn (asked again, the server answered differently)."""
+
+    text: str
+    again: bool = False
+
+
+class Answer:
+    """An answer on its way: iterate once for its pieces, or await `result`; then `report` is there."""
+
+    def __init__(self, pieces: Callable[[Answer], AsyncGenerator[Piece, None]]) -> None:
+        self.report: Report | None = None
+        self._pieces = pieces(self)
+
+    def __aiter__(self) -> AsyncGenerator[Piece, None]:
+        return self._pieces
+
+    async def result(self) -> Report:
+        """Wait for the end. Raises what ended it otherwise."""
+        async with aclosing(self._pieces) as pieces:
+            async for _ in pieces:
+                pass
+        assert self.report is not None, "an answer can be awaited once"
+        return self.report
+
+    async def aclose(self) -> None:
+        """Give the question up; the server stops at its next step."""
+        await self._pieces.aclose()
+
+
+@dataclass(kw_only=True)
+class _Course:
+    """What happened to one question so far."""
+
+    pictures: Sequence[Picture]
+    shown: str = ""  # what the person has seen
+    text: str = ""  # what this attempt has said
+    losses: int = 0
+    first_token_ms: float = 0.0
+    shipments: list[Shipment] = field(default_factory=list)
+    refs: dict[int, tuple[Picture, Delivery]] = field(default_factory=dict)
+
+    def take(self, text: str) -> Piece | None:
+        """The new part of a repeated answer; a Piece with ``again`` where it leaves what was shown."""
+        self.text += text
+        if self.shown.startswith(self.text):
+            return None
+        again = not self.text.startswith(self.shown)
+        new = self.text if again else self.text[len(self.shown) :]
+        self.shown = self.text
+        return Piece(text=new, again=again)
+
+
+class Session:
+    """A session with one server; lasts over lost links. Questions may be asked at the same time."""
+
+    def __init__(
+        self,
+        target: Target,
+        encoder: Encoder | EncoderThread,
+        *,
+        retry: Retry = Retry(),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)
+        self.connect_ms = 0.0  # of the last connecting, handshake included
+        self.reconnects = 0
+        self._target = target
+        self._retry = retry
+        self._sleep = sleep
+        self._link: Link | None = None
+        self._connecting = asyncio.Lock()
+        self._deliveries: dict[bytes, Delivery] = {}  # of this link, by picture_id
+        self._delivered: set[bytes] = set()  # pictures that the server had completely at some time
+        self._before = Traffic()  # of the links that ended
+        self._metered = True
+        self._load_reported = False
+        self._counted: Link | None = None  # the last link in self._before
+        self._charged: Traffic | None = Traffic()  # what earlier questions were told that they cost
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the session and the encoder thread."""
+        self.encoder.close()
+        if self._link is not None:
+            await self._leave(self._link)
+
+    def open(self, path: Path) -> Picture:
+        """Open a picture for this session's encoder. Raises ImageError."""
+        return self.encoder.open(path)
+
+    async def connect(self) -> pb.Welcome:
+        """Connect now rather than at the first question; returns what the server said. Raises as `Link.open`."""
+        return (await self._connected()).welcome
+
+    def traffic(self) -> Traffic | None:
+        """Bytes on all sockets of this session so far; None where the kernel does not tell."""
+        now = Traffic() if self._link in (None, self._counted) else self._link.traffic()
+        return self._before + now if now is not None and self._metered else None
+
+    def ask(
+        self,
+        pictures: Sequence[Picture],
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        sampling: Sampling = Sampling(),
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Ask about pictures. ``history`` holds earlier (question, answer) turns about the same pictures.
+
+        Nothing happens before the answer is iterated or awaited. It raises `UseError` for an empty question,
+        `DeadlineError` after ``timeout_s``, `UnavailableError` when the link cannot be repaired, and what the
+        server says otherwise (`TofcError`).
+        """
+        if not question.strip():
+            raise UseError("the question is empty; ask something, for instance: what is in the picture?")
+        turns = []
+        for asked, said in history:
+            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=said)]
+        turns.append(pb.Turn(role=pb.ROLE_USER, text=question))
+        seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
+        proto = pb.Sampling(
+            max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, seed=seed
+        )
+        return Answer(
+            lambda answer: self._pieces(answer, question, _Course(pictures=pictures), turns, proto, timeout_s)
+        )
+
+    async def _pieces(
+        self,
+        answer: Answer,
+        question: str,
+        course: _Course,
+        turns: Sequence[pb.Turn],
+        sampling: pb.Sampling,
+        timeout_s: float | None,
+    ) -> AsyncGenerator[Piece, None]:
+        begun = time.perf_counter()
+        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        before = self._charged
+        link: Link | None = None
+        request, queue = 0, asyncio.Queue[Event]()
+        asked = False  # and not answered: to be cancelled when given up
+        self.encoder.start()  # imports and weights while connecting
+        try:
+            while True:
+                try:
+                    if link is None:
+                        async with _until(deadline, timeout_s):
+                            connected = await self._connected()
+                            request, queue = await connected.new_question()
+                        link = connected
+                        self._pose(link, request, queue, course, turns, sampling, deadline)
+                        asked = True
+                    async with _until(deadline, timeout_s):
+                        event = await queue.get()
+                    if isinstance(event, Exception):
+                        asked = False
+                        raise event
+                except TofcError as error:
+                    if link is None:  # the tries to connect are used up
+                        raise
+                    if error.reason == "VIEWS_MISSING" and any(one.under_way for _, one in course.refs.values()):
+                        self._forget(link, request, course, queue, cancel=False)
+                        link = None  # a slow tower outlasted the server's patience: ask again
+                        continue
+                    if error.reason == "SESSION_USED_UP":
+                        link.end(error)
+                    elif not isinstance(error, UnavailableError):
+                        raise
+                    course.losses += 1
+                    if course.losses > self._retry.losses:
+                        raise
+                    self._forget(link, request, course, queue, cancel=False)
+                    link = None
+                    await self._sleep(self._retry.wait_s(course.losses))
+                    continue
+                if isinstance(event, pb.Token):
+                    course.first_token_ms = course.first_token_ms or _ms_since(begun)
+                    if piece := course.take(event.text):
+                        yield piece
+                elif isinstance(event, pb.NeedPicture):
+                    self._send_again(event.ref, course)
+                else:
+                    break
+            if course.shown != course.text:  # asked again, the answer was shorter
+                yield Piece(text=course.text, again=True)
+            self._delivered.update(picture.picture_id for picture in course.pictures)
+            self._forget(link, request, course, queue, cancel=False)
+            link = None
+            answer.report = self._report(question, course, event, before, _ms_since(begun))
+        finally:
+            if link is not None:
+                self._forget(link, request, course, queue, cancel=asked)
+            self._charged = self.traffic()
+
+    def _pose(
+        self,
+        link: Link,
+        request: int,
+        queue: asyncio.Queue[Event],
+        course: _Course,
+        turns: Sequence[pb.Turn],
+        sampling: pb.Sampling,
+        deadline: float | None,
+    ) -> None:
+        """Announce what the link does not know yet and put the question; views follow as they are encoded."""
+        _check_limits(link.limits, course.pictures, turns, sampling)
+        course.text = ""
+        course.refs.clear()
+        for picture in course.pictures:
+            delivery = self._deliveries.get(picture.picture_id)
+            if delivery is None or delivery.failed:
+                delivery = delivery or Delivery(link, self.encoder, ref=len(self._deliveries) + 1)
+                self._deliveries[picture.picture_id] = delivery
+                patient = picture.picture_id in self._delivered
+                course.shipments.append(delivery.start(picture, patient=patient))
+            delivery.waiting.add(queue)
+            course.refs[delivery.ref] = (picture, delivery)
+        refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
+        left_ms = 0 if deadline is None else max(1, int((deadline - asyncio.get_running_loop().time()) * 1e3))
+        link.send(ask=pb.Ask(request=request, refs=refs, turns=turns, sampling=sampling, deadline_ms=left_ms))
+
+    def _send_again(self, ref: int, course: _Course) -> None:
+        if ref not in course.refs:
+            raise ReplyError(f"the server misses picture {ref}, which the question did not name")
+        picture, delivery = course.refs[ref]
+        if delivery.stated:  # else it is on its way again already, for another question
+            course.shipments.append(delivery.start(picture, patient=False))
+
+    def _forget(self, link: Link, request: int, course: _Course, queue: asyncio.Queue[Event], *, cancel: bool) -> None:
+        for _, delivery in course.refs.values():
+            delivery.waiting.discard(queue)
+            if cancel and not delivery.waiting:
+                delivery.abandon()
+        link.drop_question(request, cancel=cancel)
+
+    async def _connected(self) -> Link:
+        """The link, made or repaired where there is none."""
+        async with self._connecting:
+            if self._link is not None and self._link.failure is None:
+                return self._link
+            first = self._link is None
+            if self._link is not None:
+                await self._leave(self._link)
+            self._deliveries = {}
+            failed = 0
+            while True:
+                begun = time.perf_counter()
+                try:
+                    encoder = self.encoder.encoder
+                    self._link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
+                    break
+                except UnavailableError as error:
+                    failed += 1
+                    if first:  # never there: waiting would only hide it
+                        raise
+                    if failed >= self._retry.connects:
+                        raise LinkLost(
+                            f"{self._target.address} was lost and did not come back in {failed} tries ({error.message})"
+                        ) from None
+                    await self._sleep(self._retry.wait_s(failed))
+            self.connect_ms = _ms_since(begun)
+            self.reconnects += not first
+            return self._link
+
+    async def _leave(self, link: Link) -> None:
+        await link.close()
+        traffic = link.traffic()
+        if link is self._counted:
+            return
+        self._counted = link
+        if traffic is None:
+            self._metered = False
+        else:
+            self._before += traffic
+
+    def _report(self, question: str, course: _Course, done: pb.Done, before: Traffic | None, total_ms: float) -> Report:
+        up, down = spent(before, self.traffic())
+        sent = [encoded for shipment in course.shipments for encoded in shipment.sent]
+        fresh = [encoded for shipment in course.shipments for encoded in shipment.fresh]
+        timings = {
+            "connect": self.connect_ms,
+            "load": 0.0 if self._load_reported or not fresh else self.encoder.load_ms,
+            "views": sum(encoded.views_ms for encoded in fresh),
+            "tower": sum(encoded.tower_ms for encoded in fresh),
+            "encode": sum(encoded.encode_ms for encoded in fresh),
+            "upload": sum(shipment.upload_ms for shipment in course.shipments),
+            "server_decode": done.timing.decode_ms,
+            "server_wait": done.timing.wait_ms,
+            "server_prefill": done.timing.prefill_ms,
+            "server_first_token": done.timing.first_token_ms,
+            "server_total": done.timing.total_ms,
+            "first_token": course.first_token_ms,
+            "total": total_ms,
+        }
+        self._load_reported = self._load_reported or bool(fresh)
+        self.connect_ms = 0.0  # the next question did not pay for it
+        usage = done.usage
+        return Report(
+            question=question,
+            answer=course.text,
+            finish_reason=_FINISH.get(done.finish_reason, "unspecified"),
+            bytes_picture=sum(len(encoded.packet) for encoded in sent),
+            bytes_up=up,
+            bytes_down=down,
+            views=sum(picture.n_views for picture in course.pictures),
+            views_sent=len(sent),
+            features=usage.visual_tokens,
+            reconnects=course.losses,
+            timings={stage: round(ms, 2) for stage, ms in timings.items()},
+            usage={
+                "prompt_tokens": usage.prompt_tokens,
+                "visual_tokens": usage.visual_tokens,
+                "new_tokens": usage.new_tokens,
+            },
+        )
+
+
+@asynccontextmanager
+async def _until(deadline: float | None, timeout_s: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise DeadlineError(
+            f"no answer within {timeout_s:g} s; give it more time (--timeout) or fewer tokens (--max-tokens)"
+        ) from None
+
+
+def _check_limits(
+    limits: pb.Limits, pictures: Sequence[Picture], turns: Sequence[pb.Turn], sampling: pb.Sampling
+) -> None:
+    """Refuse here what the server would refuse; a limit of 0 is one that it did not state."""
+    size = sum(len(turn.text.encode()) for turn in turns)
+    views = max((picture.n_views for picture in pictures), default=0)
+    for found, most, what, remedy in (
+        (len(pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer"),
+        (views, limits.views_per_picture, "views of one picture", "scale the picture down"),
+        (size, limits.question_bytes, "bytes of question", "shorten it"),
+        (sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens"),
+    ):
+        if most and found > most:
+            raise LimitError(f"{found} {what}, this server allows {most}; {remedy}", reason="LIMIT_EXCEEDED")
+
+
+def _ms_since(begun: float) -> float:
+    return (time.perf_counter() - begun) * 1e3
