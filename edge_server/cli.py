@@ -129,7 +129,7 @@ def info(
 
 async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInfoResponse:
     async with dial(address, security) as channel:
-        stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)  # type: ignore[no-untyped-call]
+        stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
         try:
             found: tofc_pb2.GetServerInfoResponse = await stub.GetServerInfo(
                 tofc_pb2.GetServerInfoRequest(), timeout=INFO_TIMEOUT, metadata=security.metadata

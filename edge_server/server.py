@@ -55,6 +55,12 @@ class RunningServer:
         self._stopping: asyncio.Task[None] | None = None
 
     @property
+    def backend(self) -> Backend:
+        """What answers questions."""
+        assert self._backend is not None, "start returns servers that are ready"
+        return self._backend
+
+    @property
     def address(self) -> str:
         """HOST:PORT, as a client dials it."""
         return channel.join_address(self.host, self.port)
@@ -107,7 +113,7 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
     servicer = health.aio.HealthServicer()
     await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
     service = TofcService(settings)
-    tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     running = RunningServer(

@@ -1,0 +1,161 @@
+"""Options by their behaviour, addresses, and who may talk without TLS."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from shared.rpc.channel import (
+    DOWN_BYTES,
+    UP_BYTES,
+    ClientSecurity,
+    Keepalive,
+    ServerSecurity,
+    bind,
+    dial,
+    is_loopback,
+    join_address,
+    make_server,
+    read_token,
+    server_options,
+    split_address,
+)
+from shared.rpc.errors import UnavailableError, UnsafeAddressError
+
+
+@pytest.mark.parametrize(
+    "text, host, port",
+    [
+        ("127.0.0.1:5", "127.0.0.1", 5),
+        ("edge.example.org:443", "edge.example.org", 443),
+        ("localhost", "localhost", 50061),
+        ("[::1]:5", "::1", 5),
+        ("[::1]", "::1", 50061),
+    ],
+)
+def test_addresses(text: str, host: str, port: int) -> None:
+    assert split_address(text) == (host, port)
+    assert split_address(join_address(host, port)) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["", ":5", "::1", "::1:5", "a:b", "a:70000", "a:-1"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="is not HOST:PORT"):
+        split_address(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LOCALHOST"])
+def test_this_machine(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "localhost.example.org", "127.0.0.1.nip.io", ""])
+def test_other_machines(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "security, missing",
+    [
+        (ClientSecurity(), "missing: TLS and a token"),
+        (ClientSecurity(token="0123456789abcdef"), "missing: TLS\\."),
+        (ClientSecurity(tls=True), "missing: a token"),
+    ],
+)
+def test_dialling_another_machine_needs_tls_and_a_token(security: ClientSecurity, missing: str) -> None:
+    with pytest.raises(UnsafeAddressError, match=missing):
+        dial("192.168.1.2:5", security)
+
+
+async def test_dialling_another_machine_with_both(tmp_path: Path) -> None:
+    await dial("192.168.1.2:5", ClientSecurity(tls=True, token="0123456789abcdef")).close()
+
+
+async def test_listening_beyond_this_machine_needs_tls_and_a_token() -> None:
+    server = make_server()
+    for host in ("0.0.0.0", "::"):
+        with pytest.raises(UnsafeAddressError, match="listening on"):
+            bind(server, host, 0, ServerSecurity(token="0123456789abcdef"))
+    with pytest.raises(UnsafeAddressError, match="the certificate is missing"):
+        ServerSecurity(key=b"key")
+    await server.stop(0)
+
+
+async def test_one_port_one_server() -> None:
+    first, second = make_server(), make_server()
+    port = bind(first, "127.0.0.1", 0)
+    assert port > 0
+    with pytest.raises(UnavailableError, match="the port is taken"):
+        bind(second, "127.0.0.1", port)
+    await first.stop(0)
+    await second.stop(0)
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(ClientSecurity(token="secret-secret-secret", ca=b"pem")) + repr(
+        ServerSecurity(certificate=b"pem", key=b"key-key", token="secret-secret-secret")
+    )
+    assert "secret" not in shown and "pem" not in shown and "key-key" not in shown
+
+
+@pytest.mark.parametrize("text", ["", "short", "0123456789abcde f", "0123456789abcdeé", "0123456789abcdef\nmore"])
+def test_tokens_that_are_none(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UnsafeAddressError, match="openssl rand"):
+        read_token(file)
+
+
+def test_a_token_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0123456789abcdef\n")
+    assert read_token(tmp_path / "token") == "0123456789abcdef"
+
+
+def echo_server() -> tuple[grpc.aio.Server, int]:
+    async def echo(request: bytes, context: Any) -> bytes:
+        return request[:1] * int.from_bytes(request[1:5], "big") if len(request) == 5 else request[:1]
+
+    server = make_server()
+    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+    return server, bind(server, "127.0.0.1", 0)
+
+
+async def test_message_caps_both_ways() -> None:
+    server, port = echo_server()
+    await server.start()
+    unbounded = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)])
+    async with dial(f"127.0.0.1:{port}") as channel, unbounded:
+        call: Any = channel.unary_unary("/test.Test/Echo")
+        assert await call(bytes(UP_BYTES)) == b"\0"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(bytes(UP_BYTES + 1))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.aio.AioRpcError) as refused:  # a client that does not keep to it
+            await unbounded.unary_unary("/test.Test/Echo")(bytes(UP_BYTES + 1))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert len(await call(b"x" + DOWN_BYTES.to_bytes(4, "big"))) == DOWN_BYTES
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(b"x" + (DOWN_BYTES + 1).to_bytes(4, "big"))
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    await server.stop(0)
+
+
+def test_the_option_that_permits_pings_is_spelled_as_grpc_reads_it() -> None:
+    options = dict(server_options())
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 10_000
+    assert not [name for name in options if "recv_ping" in name]
+    with pytest.raises(ValueError, match="more often"):
+        Keepalive(client_every=5_000)
+
+
+async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server, port = echo_server()
+    await server.start()
+    async with dial(f"127.0.0.1:{port}") as channel, asyncio.timeout(20):
+        assert await channel.unary_unary("/test.Test/Echo")(b"a") == b"a"
+    await server.stop(0)

@@ -1,0 +1,126 @@
+"""The table of errors, and their ways over the wire."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from shared.rpc import errors
+from shared.rpc.auth import TokenInterceptor
+from shared.rpc.channel import bind, dial, make_server
+from shared.rpc.errors import (
+    BY_STATUS,
+    LimitError,
+    TofcError,
+    TokenError,
+    abort,
+    from_call,
+    from_message,
+    from_status,
+    to_message,
+)
+
+
+def test_the_table_holds_every_status_once() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TofcError)]
+    assert {kind.status for kind in kinds} == set(BY_STATUS)
+    for status, kind in BY_STATUS.items():
+        assert kind.status is status
+        assert kind.reason == kind.reason.upper()
+        assert kind.sentence.endswith(".") and kind.sentence[0].isupper()
+        assert kind().message == kind.sentence
+
+
+@pytest.mark.parametrize("kind", list(BY_STATUS.values()))
+def test_an_error_survives_the_stream(kind: type[TofcError]) -> None:
+    error = kind("the value is 3, allowed is 2; send less", reason="TOO_MUCH")
+    message = to_message(error, request=7)
+    assert message.request == 7
+    found = from_message(message)
+    assert type(found) is kind
+    assert (found.status, found.reason, found.message, str(found)) == (
+        *(error.status, "TOO_MUCH"),
+        *(error.message, error.message),
+    )
+
+
+def test_a_status_of_a_later_version_is_no_crash() -> None:
+    found = from_status(99, "NEW", "something new")
+    assert type(found) is TofcError
+    assert (found.reason, found.message) == ("NEW", "something new")
+    assert from_status(grpc.StatusCode.ABORTED).message == TofcError.sentence
+
+
+def arities(refusal: TofcError | None) -> grpc.GenericRpcHandler:
+    async def one(request: Any, context: Any) -> bytes:
+        if refusal is not None:
+            await abort(context, refusal)
+        return b"ok"
+
+    async def many(request: Any, context: Any) -> Any:
+        if refusal is not None:
+            await abort(context, refusal)
+        yield b"ok"
+
+    handlers = {
+        "UU": grpc.unary_unary_rpc_method_handler(one),
+        "SU": grpc.stream_unary_rpc_method_handler(one),
+        "US": grpc.unary_stream_rpc_method_handler(many),
+        "SS": grpc.stream_stream_rpc_method_handler(many),
+    }
+    return grpc.method_handlers_generic_handler("test.Test", handlers)
+
+
+async def called(channel: grpc.aio.Channel, arity: str, metadata: Any) -> bytes:
+    async def requests() -> Any:
+        yield b"request"
+
+    if arity == "UU":
+        return await channel.unary_unary("/test.Test/UU")(b"request", metadata=metadata, timeout=20)
+    if arity == "SU":
+        return await channel.stream_unary("/test.Test/SU")(requests(), metadata=metadata, timeout=20)
+    if arity == "US":
+        stream: Any = channel.unary_stream("/test.Test/US")(b"request", metadata=metadata, timeout=20)
+    else:
+        stream = channel.stream_stream("/test.Test/SS")(requests(), metadata=metadata, timeout=20)
+    return b"".join([piece async for piece in stream])
+
+
+@pytest.mark.parametrize("arity", ["UU", "SU", "US", "SS"])
+async def test_an_aborted_call_keeps_its_reason(arity: str) -> None:
+    server = make_server()
+    server.add_generic_rpc_handlers((arities(LimitError("full; wait", reason="FULL")),))
+    port = bind(server, "127.0.0.1", 0)
+    await server.start()
+    async with dial(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await called(channel, arity, ())
+    found = from_call(failed.value)
+    assert type(found) is LimitError
+    assert (found.reason, found.message) == ("FULL", "full; wait")
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("arity", ["UU", "SU", "US", "SS"])
+async def test_a_token_is_asked_for_whatever_the_arity(arity: str) -> None:
+    token = "0123456789abcdef"
+    server = make_server([TokenInterceptor(token)])
+    server.add_generic_rpc_handlers((arities(None),))
+    port = bind(server, "127.0.0.1", 0)
+    await server.start()
+    async with dial(f"127.0.0.1:{port}") as channel:
+        assert await called(channel, arity, (("authorization", f"Bearer {token}"),)) == b"ok"
+        for metadata in ((), (("authorization", token),), (("authorization", f"Bearer {token}x"),)):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await called(channel, arity, metadata)
+            assert isinstance(from_call(failed.value), TokenError)
+    await server.stop(0)
+
+
+async def test_a_server_that_is_not_there_is_a_sentence() -> None:
+    async with dial("127.0.0.1:1") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await called(channel, "UU", ())
+    found = from_call(failed.value)
+    assert type(found) is errors.UnavailableError
+    assert found.message.startswith(found.sentence)

@@ -1,0 +1,180 @@
+"""The server with a checkpoint and a codec, both tiny and random: embeddings, answers, what is loaded."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edge_server import backend as backends
+from edge_server.assemble import PictureRows, SplitAssembler
+from edge_server.backend import Backend
+from edge_server.engine.base import Sampling
+from edge_server.engine.qwen3 import load_qwen3, stop_tokens
+from edge_server.server import start
+from edge_server.settings import ServerSettings
+from lab import fake as lab_fake
+from shared.codec.codec import Codec
+from shared.codec.fake import fake_features, fake_weights
+from shared.model.checkpoint import Checkpoint
+from shared.model.config import CheckpointError
+from shared.model.projector import Projector
+from shared.model.prompt import Turn, load_tokenizer
+from shared.rpc.errors import CorruptPacketError, InvalidRequestError
+from shared.rpc.tofc.v1 import tofc_pb2
+from tests.server.conftest import Connect
+
+D, H, GRID, CROP_GRID = 128, 32, 6, 4
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("model")
+    lab_fake.write(out, seed=3, tied=request.param)
+    fake_weights(D=D, H=H, seed=4).save(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> Codec:
+    return Codec.load(folder)
+
+
+def packet(codec: Codec, cells: int, n: int, seed: int) -> bytes:
+    return codec.encode(fake_features(codec.weights, cells, seed=seed), n)
+
+
+@pytest.fixture(scope="module")
+def backend(folder: Path) -> Iterator[Backend]:
+    backend = backends.load(ServerSettings(model=folder))
+    yield backend
+    asyncio.run(backend.engine.stop())
+
+
+def expected_rows(folder: Path, codec: Codec, data: bytes) -> NDArray[np.float32]:
+    decoded = codec.decode(data)
+    weight = Checkpoint.open(folder).projector_tensors()["vit_large_projector.weight"].numpy()
+    return decoded.features @ weight.T + codec.grid_embedding(decoded.grid, decoded.positions)
+
+
+def test_a_view_is_projected_and_placed(folder: Path, codec: Codec, backend: Backend) -> None:
+    data = packet(codec, GRID**2, 12, seed=1)
+    rows = backend.assembler.view(data, last=True)
+    assert rows.shape == (12, H) and rows.dtype == np.float32
+    np.testing.assert_allclose(rows, expected_rows(folder, codec, data), atol=1e-5)
+    with pytest.raises(InvalidRequestError, match="a crop of 224 px has 4 x 4"):
+        backend.assembler.view(data, last=False)
+    with pytest.raises(CorruptPacketError) as damaged:
+        backend.assembler.view(data[:-1] + bytes([data[-1] ^ 1]), last=True)
+    assert damaged.value.reason == "CHECKSUM_MISMATCH"
+
+
+def test_views_stand_where_the_prompt_has_patches(folder: Path, backend: Backend) -> None:
+    rng = np.random.default_rng(5)
+    views = [rng.standard_normal((n, H)).astype(np.float32) for n in (3, 2, 5)]
+    turns = [Turn(role="user", text="a <im_patch> in a text")]
+    made = backend.assembler.prompt(turns, [PictureRows(rows=1, columns=2, views=views)], 1000)
+    embeds = made.prompt.embeds
+    assert made.visual_tokens == 10
+    places = [t for t, row in enumerate(embeds) if any((row == want).all() for view in views for want in view)]
+    np.testing.assert_array_equal(embeds[places], np.concatenate(views))
+    # <patch_start> 3 <patch_end> <patch_start> 2 <patch_end> <im_start> 5 <im_end>
+    assert [t - places[0] for t in places] == [0, 1, 2, 5, 6, 9, 10, 11, 12, 13]
+    table = Checkpoint.open(folder).tensors("model.embed_tokens")["model.embed_tokens.weight"].numpy()
+    text = [row for t, row in enumerate(embeds) if t not in places]
+    assert all((table == row).all(1).any() for row in text)
+    again = backend.assembler.prompt(turns, [PictureRows(rows=1, columns=2, views=views)], len(embeds))
+    np.testing.assert_array_equal(again.prompt.embeds, embeds)  # the table was not written into
+    for most in (len(embeds) - 1, 9):
+        with pytest.raises(InvalidRequestError, match=f"at most {most}"):
+            backend.assembler.prompt(turns, [PictureRows(rows=1, columns=2, views=views)], most)
+
+
+def reference(folder: Path, embeds: NDArray[np.float32], count: int) -> list[int]:
+    checkpoint = Checkpoint.open(folder)
+    model = load_qwen3(checkpoint)
+    found: Any = model.generate(
+        inputs_embeds=torch.from_numpy(embeds)[None],
+        attention_mask=torch.ones(1, len(embeds), dtype=torch.long),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return [int(token) for token in found[0]]
+
+
+async def test_packets_in_and_text_out(folder: Path, codec: Codec, connect: Connect) -> None:
+    server = await start(ServerSettings(model=folder, port=0, grace=0.0))
+    try:
+        checkpoint = Checkpoint.open(folder)
+        client = connect(server)
+        await client.hello(checkpoint.model_id, checkpoint.codec_id)
+        await client.picture(1, "p", rows=1, columns=1)
+        crop, whole = packet(codec, CROP_GRID**2, 5, seed=6), packet(codec, GRID**2, 7, seed=7)
+        await client.view(1, 1, whole)
+        await client.view(1, 0, crop)
+        await client.ask(1, "what is in the picture?", refs=(1,), sampling=tofc_pb2.Sampling(max_tokens=12))
+        text, done = await client.answer(1)
+        backend = server.backend
+        rows = [backend.assembler.view(crop, last=False), backend.assembler.view(whole, last=True)]
+        made = backend.assembler.prompt(
+            [Turn(role="user", text="what is in the picture?")], [PictureRows(rows=1, columns=1, views=rows)], 1000
+        )
+        wanted = reference(folder, made.prompt.embeds, 12)
+        stops = stop_tokens(checkpoint)
+        wanted = [token for token in wanted if token not in stops]
+        assert done.usage.new_tokens == len(wanted)
+        assert text == backend.decode(wanted).rstrip("\N{REPLACEMENT CHARACTER}")
+        assert (done.usage.prompt_tokens, done.usage.visual_tokens) == (len(made.prompt.embeds), 12)
+        assert done.timing.prefill_ms > 0
+    finally:
+        await server.stop()
+
+
+async def test_the_tower_is_never_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    tensors = Checkpoint.tensors
+
+    def spy(self: Checkpoint, prefix: str | tuple[str, ...] = "") -> Any:
+        found = tensors(self, prefix)
+        asked.extend(found)
+        return found
+
+    monkeypatch.setattr(Checkpoint, "tensors", spy)
+    backend = backends.load(ServerSettings(model=folder))
+    assert asked
+    assert not [name for name in asked if "vision" in name]
+    generation = backend.engine.submit(
+        backend.assembler.prompt([Turn(role="user", text="hi")], [], 100).prompt, Sampling(max_tokens=2)
+    )
+    assert len([token async for token in generation]) <= 2
+    await backend.engine.stop()
+
+
+def test_a_codec_of_another_shape_is_refused(folder: Path) -> None:
+    checkpoint = Checkpoint.open(folder)
+    with pytest.raises(CheckpointError, match="features of 64 and embeds 32"):
+        SplitAssembler(
+            config=checkpoint.config,
+            codec=Codec(fake_weights(D=64, H=H)),
+            projector=Projector(checkpoint),
+            tokenizer=load_tokenizer(checkpoint),
+            embed=lambda ids: np.zeros((len(ids), H), np.float32),
+        )
+
+
+def test_stop_tokens_come_from_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(folder)
+    ends = load_tokenizer(checkpoint).convert_tokens_to_ids("<|im_end|>")
+    assert ends in stop_tokens(checkpoint)
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 5]}')
+    assert stop_tokens(Checkpoint.open(tmp_path)) == [3, 5]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "none"}')
+    with pytest.raises(CheckpointError, match="generation_config"):
+        stop_tokens(Checkpoint.open(tmp_path))

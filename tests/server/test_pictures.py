@@ -1,0 +1,91 @@
+"""The bounded cache of decoded pictures."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge_server.pictures import OVERHEAD, Picture, PictureCache
+from shared.rpc.errors import LimitError, MismatchError
+
+ROWS = np.zeros((4, 8), np.float32)  # 128 bytes
+ONE = OVERHEAD + ROWS.nbytes
+
+
+def add(cache: PictureCache, name: bytes, views: NDArray[np.float32] = ROWS) -> Picture:
+    picture = cache.open(name, 0, 0)
+    cache.put(picture, 0, views, 1.0)
+    return picture
+
+
+async def test_a_picture_is_complete_when_all_views_are_in() -> None:
+    cache = PictureCache(10 * ONE)
+    picture = cache.open(b"a", 1, 2)
+    waiting = asyncio.create_task(picture.wait())
+    for index in (2, 0, 0, 2):
+        cache.put(picture, index, ROWS + index, 2.0)
+        await asyncio.sleep(0)
+        assert not waiting.done() and not picture.complete
+    cache.put(picture, 1, ROWS + 1, 2.0)
+    await waiting
+    assert [view[0, 0] for view in picture.views] == [0, 1, 2]
+    assert picture.decode_ms == 6.0
+    assert cache.size == picture.size == OVERHEAD + 3 * ROWS.nbytes
+    assert cache.open(b"a", 1, 2) is picture
+    with pytest.raises(MismatchError, match="1 x 2 crops, now it is announced with 2 x 1"):
+        cache.open(b"a", 2, 1)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = PictureCache(3 * ONE)
+    for name in (b"a", b"b", b"c"):
+        add(cache, name)
+    assert cache.get(b"a") is not None
+    add(cache, b"d")
+    assert [cache.get(name) is not None for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
+    assert cache.size == 3 * ONE
+
+
+def test_what_is_in_use_stays_and_then_there_is_no_room() -> None:
+    cache = PictureCache(2 * ONE)
+    asked = add(cache, b"a")
+    asked.questions += 1
+    sent = cache.open(b"b", 0, 0)
+    sent.uploaders += 1
+    with pytest.raises(LimitError, match="--cache-mib"):
+        cache.open(b"c", 0, 0)
+    cache.put(sent, 0, ROWS, 1.0)  # complete: an uploader holds it no longer
+    third = cache.open(b"c", 0, 0)
+    assert cache.get(b"a") is asked and cache.get(b"b") is None
+    with pytest.raises(LimitError):
+        cache.put(third, 0, np.zeros((2 * ONE, 1), np.float32), 1.0)
+    assert cache.size == ONE + OVERHEAD
+    assert not third.complete
+
+
+def test_a_view_of_a_picture_that_has_gone_is_left_alone() -> None:
+    cache = PictureCache(10 * ONE)
+    gone = cache.open(b"a", 0, 0)
+    cache.settle(gone)
+    assert (len(cache), cache.size) == (0, 0)
+    again = cache.open(b"a", 0, 0)
+    cache.put(gone, 0, ROWS, 1.0)
+    assert not gone.complete and not again.complete
+    assert cache.size == OVERHEAD
+    again.uploaders += 1
+    cache.settle(again)
+    assert cache.get(b"a") is again
+
+
+def test_the_bound_holds_whatever_happens() -> None:
+    rng = np.random.default_rng(1)
+    cache = PictureCache(5 * ONE)
+    for _ in range(2000):
+        picture = cache.open(bytes([rng.integers(12)]), 1, 1)
+        view = np.zeros((rng.integers(1, 40), 8), np.float32)
+        with contextlib.suppress(LimitError):
+            cache.put(picture, int(rng.integers(picture.count)), view, 1.0)
+        assert 0 <= cache.size <= cache.capacity
+        assert cache.size == sum(one.size for one in cache._pictures.values())

@@ -1,0 +1,209 @@
+"""A server's life: health, reflection, TLS and tokens, signals, the command line."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import typer.main
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from typer.testing import CliRunner
+
+from edge_server import credentials
+from edge_server.backend import Backend
+from edge_server.cli import app
+from edge_server.fake import fake_backend
+from edge_server.server import SERVICE, start
+from edge_server.settings import ServerSettings, SessionLimits
+from lab import fake as lab_fake
+from shared.codec.fake import fake_weights
+from shared.rpc.channel import ClientSecurity, dial, read_token
+from shared.rpc.errors import TokenError, UnavailableError, UnsafeAddressError, from_call
+from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+from tests.server.conftest import Connect, Serve
+from tests.server.raw_client import ANSWERED
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health(channel: grpc.aio.Channel, service: str) -> Any:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=ANSWERED)).status
+
+
+async def info(channel: grpc.aio.Channel, security: ClientSecurity = ClientSecurity()) -> Any:  # noqa: B008
+    stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
+    try:
+        return await stub.GetServerInfo(tofc_pb2.GetServerInfoRequest(), timeout=ANSWERED, metadata=security.metadata)
+    except grpc.aio.AioRpcError as error:
+        raise from_call(error) from error
+
+
+async def test_it_says_what_it_is(serve: Serve) -> None:
+    server = await serve(limits=SessionLimits(new_tokens=7))
+    async with dial(server.address) as channel:
+        found = await info(channel)
+        assert (found.model_id, found.codec_id, found.engine) == ("fake-model", "fake-codec", "fake")
+        assert found.limits.new_tokens == 7
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        names = {one.name for one in (await call.read()).list_services_response.service}
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE))
+        assert (await call.read()).file_descriptor_response.file_descriptor_proto
+        await call.done_writing()
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+async def test_it_is_alive_while_loading_and_ready_after(tmp_path: Path) -> None:
+    loading, loaded = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def load(settings: ServerSettings) -> Backend:
+        loop.call_soon_threadsafe(loading.set)
+        assert loaded.wait(ANSWERED)
+        return fake_backend()
+
+    port = free_port()
+    starting = asyncio.create_task(start(ServerSettings(model=tmp_path, port=port, grace=0.0), load))
+    await asyncio.wait_for(loading.wait(), ANSWERED)
+    async with dial(f"127.0.0.1:{port}") as channel:
+        assert await health(channel, "") == SERVING
+        assert await health(channel, SERVICE) == NOT_SERVING
+        call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session()
+        assert (await call.read()).error.reason == "LOADING"
+        loaded.set()
+        server = await starting
+        assert await health(channel, SERVICE) == SERVING
+        await info(channel)
+        with pytest.raises(UnavailableError, match=r"cannot listen on 127\.0\.0\.1"):
+            await start(ServerSettings(model=tmp_path, port=server.port), lambda _: fake_backend())
+        await server.stop()
+
+
+async def test_a_model_that_does_not_load_stops_the_server(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        await start(ServerSettings(model=tmp_path, port=0, grace=0.0))
+
+
+async def test_beyond_this_machine_tls_and_a_token_are_needed(tmp_path: Path) -> None:
+    written = credentials.write(tmp_path, ["127.0.0.1"])
+    for settings in (
+        {},
+        {"token_file": written.token},
+        {"tls_cert": written.certificate, "tls_key": written.key},
+    ):
+        with pytest.raises(UnsafeAddressError, match=r"listening on '0\.0\.0\.0' needs TLS and a token"):
+            await start(ServerSettings(model=tmp_path, host="0.0.0.0", port=0, **settings), lambda _: fake_backend())
+    with pytest.raises(UnsafeAddressError, match="the key is missing"):
+        await start(ServerSettings(model=tmp_path, port=0, tls_cert=written.certificate), lambda _: fake_backend())
+
+
+async def test_tls_and_token(serve: Serve, connect: Connect, tmp_path: Path) -> None:
+    written = credentials.write(tmp_path, ["127.0.0.1", "localhost"])
+    server = await serve(host="0.0.0.0", tls_cert=written.certificate, tls_key=written.key, token_file=written.token)
+    address = f"127.0.0.1:{server.port}"
+    known = ClientSecurity(ca=written.authority.read_bytes(), token=read_token(written.client_token))
+    async with dial(address, known) as channel:
+        assert (await info(channel, known)).model_id == "fake-model"
+        call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session(metadata=known.metadata)
+        hello = tofc_pb2.Hello(model_id="fake-model", codec_id="fake-codec")
+        await call.write(tofc_pb2.SessionRequest(hello=hello))
+        assert (await call.read()).HasField("welcome")
+        for metadata in ((), (("authorization", "Bearer wrong"),), (("authorization", "bearer-bin"),)):
+            call = tofc_pb2_grpc.TofcServiceStub(channel).Session(metadata=metadata)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call.read()
+            assert isinstance(from_call(refused.value), TokenError)
+        with pytest.raises(TokenError):
+            await info(channel)
+        assert await health(channel, SERVICE) == SERVING  # probes carry no token
+    async with dial(address) as plain:  # no TLS
+        with pytest.raises(UnavailableError):
+            await info(plain)
+
+
+async def test_a_token_without_tls_on_this_machine(serve: Serve, connect: Connect, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef\n")
+    server = await serve(token_file=token)
+    security = ClientSecurity(token="0123456789abcdef")
+    client = connect(server, metadata=security.metadata)
+    await client.hello()
+    stranger = connect(server)
+    assert await stranger.receive_status() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
+    runner = CliRunner()
+    for arguments, sentence in (
+        (["serve", "--model", str(tmp_path), "--port", "0"], "config.json"),
+        (["serve", "--host", "0.0.0.0"], "needs TLS and a token"),
+        (["serve", "--port", "70000"], "port is 70000"),
+        (["serve", "--log-level", "loud"], "log level 'loud'"),
+        (["serve", "--token-file", str(tmp_path / "none")], "none"),
+        (["info", "127.0.0.1"], "cannot be reached"),
+        (["info", "example.org:1"], "dialling 'example.org' needs TLS and a token"),
+        (["info", "::1:x"], "is not HOST:PORT"),
+    ):
+        found = runner.invoke(app, arguments)
+        assert found.exit_code == 1, (arguments, found.output)
+        assert sentence in found.output
+        assert found.output.startswith("edge-server: ")
+
+
+def test_every_option_is_an_environment_variable() -> None:
+    command: Any = typer.main.get_command(app)
+    for name, one in command.commands.items():
+        for parameter in one.params:
+            if parameter.name != "help":
+                variables = parameter.envvar if isinstance(parameter.envvar, list) else [parameter.envvar]
+                assert f"TOFC_SERVER_{parameter.name.upper()}" in variables, (name, parameter.name)
+
+
+async def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    lab_fake.write(model)
+    fake_weights(D=128, H=32).save(model)
+    command = [sys.executable, "-m", "edge_server", "serve"]
+    environment = {**os.environ, "TOFC_SERVER_MODEL": str(model), "TOFC_SERVER_PORT": "0"}
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode()
+        assert line.startswith("listening on 127.0.0.1:"), (line, (await process.communicate())[1].decode())
+        found = await asyncio.to_thread(CliRunner().invoke, app, ["info", line.split()[-1]])
+        assert "engine: transformers" in found.output and "limits.packet_bytes: 65536" in found.output
+        async with dial(line.split()[-1]) as channel:
+            call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session()
+            await call.write(
+                tofc_pb2.SessionRequest(hello=tofc_pb2.Hello(model_id="x", client_version="private words"))
+            )
+            assert (await call.read()).error.reason == "MODEL_MISMATCH"
+            waiting: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session()
+            await waiting.wait_for_connection()
+            process.send_signal(signal.SIGTERM)
+            assert (await waiting.read()).error.reason == "STOPPING"
+        _, log = await process.communicate()
+        assert process.returncode == 0, log.decode()
+        assert "MODEL_MISMATCH" in log.decode() and "stopped" in log.decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
