@@ -31,7 +31,7 @@ WEIGHTS = {"exist": 1.0, "count": 2.0, "what": 1.0, "side": 2.0, "rel": 2.0, "cm
 class Recipe:
     """How long and how fast; ``merged`` is the share of batches whose features are merged."""
 
-    steps: int = 4000
+    steps: int = 1700
     batch: int = 24
     turns: int = 14
     rate: float = 2e-3
