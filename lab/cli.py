@@ -144,5 +144,18 @@ def evaluate(
     report(model, assets, run / "test", out, TEST_SIZES, _bar)
 
 
+@app.command()
+def curves(
+    run: Run = RUN,
+    report: Annotated[Path, typer.Option(help="What `evaluate` wrote.")] = Path("benchmarks/results/accuracy.json"),
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("docs"),
+) -> None:
+    """Draw training.png from a run's logs and accuracy.png from the report."""
+    from lab import curves
+
+    curves.accuracy(report, out / "accuracy.png")
+    curves.training(run, out / "training.png")
+
+
 if __name__ == "__main__":
     app()

@@ -43,5 +43,7 @@ def write(assets: Path, model: Path, tests: Path, seed: int = 20) -> None:
         name = f"picture-{index:02d}.jpg"
         picture.save(tests / name, quality=92)
         for question in questions.draw_many(rng, drawn, TURNS):
-            known.append({"image": name, "question": question.text, "answer": question.answer, "family": question.family})
+            known.append(
+                {"image": name, "question": question.text, "answer": question.answer, "family": question.family}
+            )
     (tests / "questions.json").write_text(json.dumps(known, indent=1) + "\n")
