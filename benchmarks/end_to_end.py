@@ -105,6 +105,7 @@ def main() -> None:
     encoder = EncoderThread(TowerEncoder.open(chosen.model))
     names = sorted({Path(row["image"]) for row in small})
     files = [compare([encoder.open(name)], encoder.encoder.rule) for name in names]
+    right = sum(row["answer"].strip() == line["answer"] for row, line in zip(rows, asked, strict=True))
     found = {
         "command": "python -m benchmarks.end_to_end",
         "date": date.today().isoformat(),
@@ -119,7 +120,7 @@ def main() -> None:
             "jpeg_q75": round(statistics.mean(c.jpeg_bytes for c in files)),
             "webp_q75": round(statistics.mean(c.webp_bytes for c in files)),
         },
-        "right_answers": f"{sum(r['answer'].strip() == a['answer'] for r, a in zip(rows, asked, strict=True))}/{len(rows)}",
+        "right_answers": f"{right}/{len(rows)}",
         "peak_mb": {
             "server": round(server_mb),
             "device": round(device_mb),
