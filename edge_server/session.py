@@ -5,7 +5,7 @@
 
 Promises that limits are checked before anything is allocated, that a broken rule of the protocol ends
 the session with an Error that says which, and that nothing goes on when the stream is closed. Leaves
-one question's life to `answer` and memory for pictures to `pictures`.
+one question's life to `answer` and the pictures a session may name to `uploads`.
 """
 
 import asyncio
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from edge_server.answer import Question, Workshop, sampling_of, turns_of
 from edge_server.handshake import Identity, check_hello
 from edge_server.outbox import Outbox
-from edge_server.pictures import Picture, PictureCache
+from edge_server.pictures import PictureCache
 from edge_server.settings import SessionLimits
+from edge_server.uploads import Uploads
 from shared.rpc.errors import (
     DeadlineError,
     DuplicateError,
@@ -37,8 +38,6 @@ from shared.rpc.errors import (
 from shared.rpc.tofc.v1 import tofc_pb2
 
 log = logging.getLogger(__name__)
-
-ID_BYTES = 16
 
 
 class Session:
@@ -59,11 +58,10 @@ class Session:
         self._identity = identity
         self._limits = limits
         self._pictures = pictures
+        self._uploads = Uploads(pictures, limits)
         self._shop = shop
         self._outbox = outbox
         self._hello_timeout = hello_timeout
-        self._announced: dict[int, tofc_pb2.Picture] = {}  # by ref
-        self._uploads: dict[bytes, Picture] = {}  # incomplete when announced, oldest first
         self._questions: dict[int, Question] = {}  # in flight
         self._asked: set[int] = set()
         self._views = asyncio.Semaphore(limits.views_in_flight)
@@ -94,11 +92,10 @@ class Session:
             outcome = "closed" if error is None else error.reason
         finally:
             self._outbox.abandon()
-            for picture in self._uploads.values():
-                self._let_go(picture)
+            self._uploads.close()
             log.info(
                 "%s ended after %.1f s: %d pictures, %d views, %d bytes of packets, %d questions, %s",
-                *(self._name, time.perf_counter() - began, len(self._announced), self._counts["views"]),
+                *(self._name, time.perf_counter() - began, len(self._uploads), self._counts["views"]),
                 *(self._counts["bytes"], len(self._asked), outcome),
             )
         return error
@@ -162,67 +159,12 @@ class Session:
                     reason="UNKNOWN_REQUEST",
                 )
 
-    # pictures
-
     async def _picture(self, announced: tofc_pb2.Picture) -> None:
-        known = self._announced.get(announced.ref)
-        if known is not None and known != announced:
-            raise DuplicateError(
-                f"ref {announced.ref} stands for picture {known.picture_id.hex()} already; number another picture "
-                "differently",
-                reason="DUPLICATE_REF",
-            )
-        if known is None:
-            self._check_announcement(announced)
-        picture = self._pictures.open(announced.picture_id, announced.rows, announced.columns)
-        self._announced[announced.ref] = announced
-        self._upload(picture)
+        picture = self._uploads.announce(announced)
         await self._outbox.send(picture_state=tofc_pb2.PictureState(ref=announced.ref, complete=picture.complete))
 
-    def _check_announcement(self, announced: tofc_pb2.Picture) -> None:
-        if len(self._announced) >= self._limits.numbers:
-            raise LimitError(
-                f"the session has numbered {self._limits.numbers} pictures; open another", reason="SESSION_USED_UP"
-            )
-        if len(announced.picture_id) != ID_BYTES:
-            raise InvalidRequestError(
-                f"picture_id has {len(announced.picture_id)} bytes; it is a hash of {ID_BYTES}",
-                reason="PICTURE_ID_INVALID",
-            )
-        rows, columns = announced.rows, announced.columns
-        if (rows == 0) != (columns == 0):
-            raise InvalidRequestError(
-                f"{rows} x {columns} crops; both are 0 (only the global view) or both at least 1",
-                reason="LAYOUT_INVALID",
-            )
-        if rows * columns + 1 > self._limits.views_per_picture:
-            raise InvalidRequestError(
-                f"{rows} x {columns} crops and the global view are {rows * columns + 1} views, allowed are "
-                f"{self._limits.views_per_picture}; scale the picture down",
-                reason="TOO_MANY_VIEWS",
-            )
-
-    def _upload(self, picture: Picture) -> None:
-        """Keeps an incomplete picture while this session may send it; the oldest of too many goes."""
-        for picture_id in [one for one, upload in self._uploads.items() if upload.complete]:
-            self._let_go(self._uploads.pop(picture_id))
-        if picture.complete or self._uploads.get(picture.picture_id) is picture:
-            return
-        picture.uploaders += 1
-        self._uploads[picture.picture_id] = picture
-        if len(self._uploads) > self._limits.pictures_under_way:
-            oldest = next((one for one in self._uploads.values() if not one.questions), None)
-            if oldest is not None:
-                self._let_go(self._uploads.pop(oldest.picture_id))
-
-    def _let_go(self, picture: Picture) -> None:
-        picture.uploaders -= 1
-        self._pictures.settle(picture)
-
-    # views
-
     async def _view(self, view: tofc_pb2.View, group: asyncio.TaskGroup) -> None:
-        announced = self._announced.get(view.ref)
+        announced = self._uploads.get(view.ref)
         if announced is None:
             raise UnknownReferenceError(
                 f"view {view.index} of ref {view.ref}, which no Picture announced; announce a picture before its views",
@@ -305,14 +247,8 @@ class Session:
                 "ask about fewer at once",
                 reason="TOO_MANY_PICTURES",
             )
-        for ref in ask.refs:
-            if ref not in self._announced:
-                raise UnknownReferenceError(
-                    f"question {ask.request} names ref {ref}, which no Picture announced; announce it first",
-                    reason="PICTURE_UNKNOWN",
-                )
         turns, sampling = turns_of(ask, self._limits), sampling_of(ask, self._limits)
-        pictures, gone = self._hold(list(ask.refs))
+        pictures, gone = self._uploads.hold(list(ask.refs))
         question = Question(
             number=ask.request, turns=turns, sampling=sampling, pictures=pictures, deadline_ms=ask.deadline_ms
         )
@@ -320,31 +256,7 @@ class Session:
 
     def _forget(self, question: Question) -> None:
         self._questions.pop(question.number, None)
-        self._release(question.pictures)
-
-    def _hold(self, refs: list[int]) -> tuple[list[Picture], list[int]]:
-        """Pictures that cannot be evicted until released. One that is gone is opened anew and asked for."""
-        pictures: list[Picture] = []
-        gone: list[int] = []
-        try:
-            for ref in refs:
-                announced = self._announced[ref]
-                held = self._pictures.get(announced.picture_id)
-                if held is None or not (held.complete or self._uploads.get(announced.picture_id) is held):
-                    gone.append(ref)
-                picture = self._pictures.open(announced.picture_id, announced.rows, announced.columns)
-                picture.questions += 1
-                pictures.append(picture)
-                self._upload(picture)
-        except TofcError:
-            self._release(pictures)
-            raise
-        return pictures, gone
-
-    def _release(self, pictures: list[Picture]) -> None:
-        for picture in pictures:
-            picture.questions -= 1
-            self._pictures.settle(picture)
+        self._uploads.release(question.pictures)
 
     async def _cancel(self, cancel: tofc_pb2.Cancel) -> None:
         if cancel.request not in self._asked:
