@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from device_client.picture import Picture
@@ -54,7 +54,7 @@ async def ask_all(
     for question in questions:
         answer = session.ask(pictures, question, sampling=sampling, timeout_s=timeout_s)
         if not as_json:
-            await _stream(answer, sys.stdout.write)
+            await _stream(answer)
         report = await answer.result() if answer.report is None else answer.report
         comparison = await asyncio.to_thread(compare, pictures, session.encoder.encoder.rule)
         if as_json:
@@ -63,18 +63,21 @@ async def ask_all(
             print(truth(report, comparison), file=sys.stderr, flush=True)
 
 
-async def _stream(answer: Answer, write: Callable[[str], object]) -> None:
+async def _stream(answer: Answer) -> None:
     shown = False
     try:
         async for piece in answer:
             if piece.again:
-                write("\n")
+                show("\n")
                 print("the link was lost and the answer came out differently; it begins again:", file=sys.stderr)
-            write(piece.text)
-            sys.stdout.flush()
+            show(piece.text)
             shown = True
     finally:
         await answer.aclose()
         if shown:
-            write("\n")
-            sys.stdout.flush()
+            print(flush=True)
+
+
+def show(text: str) -> None:
+    """To stdout, at once."""
+    print(text, end="", flush=True)

@@ -42,6 +42,7 @@ class Delivery:
         self._failed = False
         self._task: asyncio.Task[None] | None = None
         self._pending: set[int] = set()
+        self._missing = -1  # views that were not acknowledged yet
         self._encoded_at = 0.0
         self._shipment = Shipment()
         link.pictures[ref] = self
@@ -50,6 +51,12 @@ class Delivery:
     def stated(self) -> bool:
         """Whether the server answered the last announcement."""
         return self._state.done()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the server has every view, by its word or by its acknowledgements."""
+        told = self._state.done() and not self._state.cancelled() and self._state.result()
+        return told or self._missing == 0
 
     @property
     def under_way(self) -> bool:
@@ -68,6 +75,7 @@ class Delivery:
         self._failed = False
         self._state = asyncio.get_running_loop().create_future()
         self._pending.clear()
+        self._missing = picture.n_views
         self._link.send(
             picture=pb.Picture(ref=self.ref, picture_id=picture.picture_id, rows=picture.rows, columns=picture.columns)
         )
@@ -115,7 +123,9 @@ class Delivery:
             self._stop()
 
     def on_ack(self, index: int) -> None:
-        self._pending.discard(index)
+        if index in self._pending:
+            self._pending.remove(index)
+            self._missing -= 1
         if not self._pending:
             self._shipment.upload_ms = (time.perf_counter() - self._encoded_at) * 1e3
 

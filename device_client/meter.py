@@ -56,7 +56,7 @@ class Meter:
     """
 
     def __init__(self, connected: socket.socket, inode: int | None = None) -> None:
-        self._socket = connected.dup()
+        self._socket = _duplicate(connected.fileno())
         self._inode = inode
         self._last: Traffic | None = None
         if inode is not None:
@@ -133,9 +133,14 @@ def _sockets() -> Iterator[tuple[int, socket.socket]]:
         try:
             kind, _, inode = os.readlink(entry).partition(":[")
             if kind == "socket":
-                yield int(inode.rstrip("]")), socket.socket(fileno=os.dup(int(entry.name)))
+                yield int(inode.rstrip("]")), _duplicate(int(entry.name))
         except OSError:
             continue  # closed meanwhile
+
+
+def _duplicate(fd: int) -> socket.socket:
+    """Not by ``socket.dup()``: that sets its copy to blocking, and the flag is one for all copies: gRPC would hang."""
+    return socket.socket(fileno=os.dup(fd))
 
 
 def _plain(address: object) -> str:

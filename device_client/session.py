@@ -270,7 +270,6 @@ class Session:
                     break
             if course.shown != course.text:  # asked again, the answer was shorter
                 yield Piece(text=course.text, again=True)
-            self._delivered.update(picture.picture_id for picture in course.pictures)
             self._forget(link, request, course, queue, cancel=False)
             link = None
             answer.report = self._report(question, course, event, before, _ms_since(begun))
@@ -328,6 +327,7 @@ class Session:
             first = self._link is None
             if self._link is not None:
                 await self._leave(self._link)
+            self._delivered.update(one for one, delivery in self._deliveries.items() if delivery.complete)
             self._deliveries = {}
             failed = 0
             while True:

@@ -1,0 +1,186 @@
+"""A small server that keeps a diary, and a device without a model."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from PIL import Image
+
+from device_client.fake import FakeEncoder
+from device_client.link import Target
+from device_client.session import Retry, Session
+from shared.rpc.channel import bind, make_server
+from shared.rpc.errors import TofcError, UnavailableError, abort, to_message
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from shared.rpc.tofc.v1 import tofc_pb2_grpc
+
+AT_ONCE = Retry(first_s=0.0)
+
+
+class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
+    """Answers "ANSWER to QUESTION" once every view is there. ``diary``: (session, kind, message) of all requests."""
+
+    def __init__(self) -> None:
+        self.model_id, self.codec_id = FakeEncoder().model_id, FakeEncoder().codec_id
+        self.limits = pb.Limits(
+            packet_bytes=1000, views_per_picture=40, pictures_per_question=2, questions_in_flight=2, new_tokens=100
+        )
+        self.diary: list[tuple[int, str, Any]] = []
+        self.stored: dict[bytes, set[int]] = {}
+        self.refusal: TofcError | None = None
+        self.word = "yes"
+        self.lose: list[int] = []  # for each session in turn: the tokens after which it is cut
+        self.fail: TofcError | None = None  # what questions that hold "fail" get
+        self.acking = asyncio.Event()
+        self.acking.set()
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.cancelled = asyncio.Event()
+        self.heard = asyncio.Condition()
+        self.sessions = 0
+        self.port = 0
+
+    def kinds(self, session: int | None = None) -> list[str]:
+        return [kind for number, kind, _ in self.diary if session in (None, number)]
+
+    def said(self, kind: str) -> list[Any]:
+        return [message for _, one, message in self.diary if one == kind]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until what was heard fulfils ``condition``."""
+        async with asyncio.timeout(20), self.heard:
+            await self.heard.wait_for(condition)
+
+    async def Session(self, request_iterator: Any, context: Any) -> None:
+        self.sessions += 1
+        session, lose = self.sessions, self.lose.pop(0) if self.lose else None
+        refs: dict[int, pb.Picture] = {}
+        asked: list[pb.Ask] = []
+        tasks: list[asyncio.Task[None]] = []
+        arrived = asyncio.Condition()
+        broken = asyncio.Event()
+
+        writing = asyncio.Lock()
+
+        async def send(**response: Any) -> None:
+            async with writing:  # gRPC takes one message at a time
+                await context.write(pb.SessionResponse(**response))
+
+        async def acknowledge(view: pb.View) -> None:
+            await self.acking.wait()
+            await send(view_ack=pb.ViewAck(ref=view.ref, index=view.index))
+
+        def complete(ref: int) -> bool:
+            picture = refs[ref]
+            return len(self.stored.get(picture.picture_id, ())) == picture.rows * picture.columns + 1
+
+        async def answer(ask: pb.Ask) -> None:
+            for ref in ask.refs:
+                if refs[ref].picture_id not in self.stored:
+                    self.stored[refs[ref].picture_id] = set()
+                    await send(need_picture=pb.NeedPicture(request=ask.request, ref=ref))
+            async with arrived:
+                await arrived.wait_for(lambda: all(complete(ref) for ref in ask.refs))
+            await self.answering.wait()
+            for count, word in enumerate(f"{self.word} to {ask.turns[-1].text}".split(" ")):
+                if count == lose:
+                    broken.set()
+                    return
+                await send(token=pb.Token(request=ask.request, text=word if count == 0 else f" {word}"))
+            usage = pb.Usage(prompt_tokens=50, visual_tokens=36 * len(ask.refs), new_tokens=3)
+            timing = pb.Timing(decode_ms=1, prefill_ms=2, first_token_ms=3, total_ms=4)
+            await send(
+                done=pb.Done(request=ask.request, finish_reason=pb.FINISH_REASON_STOP, usage=usage, timing=timing)
+            )
+
+        async def take(kind: str, message: Any) -> None:
+            if kind == "hello":
+                if self.refusal is not None:
+                    await send(error=to_message(self.refusal))
+                    await abort(context, self.refusal)
+                await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, limits=self.limits))
+            elif kind == "picture":
+                refs[message.ref] = message
+                self.stored.setdefault(message.picture_id, set())
+                await send(picture_state=pb.PictureState(ref=message.ref, complete=complete(message.ref)))
+            elif kind == "view":
+                self.stored[refs[message.ref].picture_id].add(message.index)
+                tasks.append(asyncio.create_task(acknowledge(message)))
+                async with arrived:
+                    arrived.notify_all()
+            elif kind == "ask":
+                asked.append(message)
+                if self.fail is not None and "fail" in message.turns[-1].text:
+                    await send(error=to_message(self.fail, message.request))
+                else:
+                    tasks.append(asyncio.create_task(answer(message)))
+            elif kind == "cancel":
+                self.cancelled.set()
+
+        async def listen() -> None:
+            async for request in request_iterator:
+                kind = request.WhichOneof("request")
+                async with self.heard:
+                    self.diary.append((session, kind, getattr(request, kind)))
+                    await take(kind, getattr(request, kind))
+                    self.heard.notify_all()
+
+        listening, breaking = asyncio.create_task(listen()), asyncio.create_task(broken.wait())
+        try:
+            await asyncio.wait([listening, breaking], return_when=asyncio.FIRST_COMPLETED)
+            if broken.is_set():
+                await abort(context, UnavailableError("the link was cut"))
+            await listening
+        finally:
+            for task in (listening, breaking, *tasks):
+                task.cancel()
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    """Listening on a free port of this machine."""
+    servicer = FakeServer()
+    running = make_server()
+    tofc_pb2_grpc.add_TofcServiceServicer_to_server(servicer, running)
+    servicer.port = bind(running, "127.0.0.1", 0)
+    await running.start()
+    yield servicer
+    await running.stop(0)
+
+
+Begin = Callable[..., Session]
+
+
+@pytest_asyncio.fixture
+async def begin(server: FakeServer) -> AsyncIterator[Begin]:
+    """Makes sessions with the fake server; they are closed after the test."""
+    sessions: list[Session] = []
+
+    def make(encoder: FakeEncoder | None = None, **more: Any) -> Session:
+        target = Target(address=f"127.0.0.1:{server.port}")
+        sessions.append(Session(target, encoder or FakeEncoder(), **{"retry": AT_ONCE, **more}))
+        return sessions[-1]
+
+    yield make
+    for session in sessions:
+        await session.close()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A picture of one view."""
+    return _save(tmp_path / "small.png", (200, 160))
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A picture of 4 × 5 crops and the global view: more views than may be unacknowledged."""
+    return _save(tmp_path / "wide.png", (1120, 896))
+
+
+def _save(path: Path, size: tuple[int, int]) -> Path:
+    Image.linear_gradient("L").resize(size).convert("RGB").save(path)
+    return path

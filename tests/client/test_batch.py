@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_client import batch
+from device_client.errors import UseError
+from device_client.fake import FakeEncoder
+from device_client.session import Sampling, Session
+from shared.rpc.errors import CorruptPacketError, UnavailableError
+from tests.client.conftest import Begin, FakeServer
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def run(session: Session, lines: list[batch.Line], out: Path) -> tuple[list[bool], list[str]]:
+    said: list[str] = []
+    stream = batch.run(session, lines, out, sampling=Sampling(), timeout_s=20, complain=said.append)
+    return [answered async for answered in stream], said
+
+
+async def test_bad_lines_do_not_stop_the_others(server: FakeServer, begin: Begin, small: Path, tmp_path: Path) -> None:
+    server.fail = CorruptPacketError("not today")
+    (tmp_path / "words.png").write_text("no picture")
+    questions = write(
+        tmp_path / "q.jsonl",
+        {"image": "small.png", "question": "one", "id": 7},
+        "{broken",
+        {"image": "missing.png", "question": "two"},
+        "",
+        {"image": "words.png", "question": "three"},
+        {"image": "small.png", "question": " "},
+        {"images": [str(small), "small.png"], "question": "four"},
+        {"image": "small.png", "question": "fail"},
+        ["no object"],
+    )
+    out = tmp_path / "out.jsonl"
+    answered, said = await run(begin(), batch.read_lines(questions), out)
+    assert answered == [True, False, False, False, False, True, False, False]
+    assert [line.split(":")[0] for line in said] == ["line 2", "line 3", "line 5", "line 6", "line 8", "line 9"]
+    found = read(out)
+    assert found[0]["id"] == 7 and found[0]["answer"] == "yes to one" and found[0]["image"] == "small.png"
+    assert [line["bytes_picture"] for line in found if "answer" in line] == [100, 0]
+    assert (found[5]["views"], found[5]["features"]) == (2, 72)
+    assert {"bytes_up", "timings", "features", "views"} <= found[0].keys()
+    assert "not today" in found[6]["error"] and "missing.png" in found[2]["error"]
+    assert server.sessions == 1
+
+
+async def test_resume_goes_on_behind_the_last_whole_line(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    questions = write(tmp_path / "q.jsonl", *({"image": "small.png", "question": f"number {n}"} for n in range(4)))
+    lines, out = batch.read_lines(questions), tmp_path / "out.jsonl"
+    await run(begin(), lines[:2], out)
+    with out.open("a") as file:
+        file.write('{"image": "small.png", "quest')  # where the process ended
+    with pytest.raises(UseError, match="exists; go on where it ends with --resume"):
+        batch.prepare_out(out, lines, resume=False)
+    done = batch.prepare_out(out, lines, resume=True)
+    assert done == 2
+    encoder = FakeEncoder()
+    await run(begin(encoder), lines[done:], out)
+    assert [line["answer"] for line in read(out)] == [f"yes to number {n}" for n in range(4)]
+    assert batch.prepare_out(out, lines, resume=True) == 4
+
+
+def test_resume_refuses_the_answers_to_other_questions(tmp_path: Path) -> None:
+    lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "a.png", "question": "one"}))
+    out = write(tmp_path / "out.jsonl", {"image": "a.png", "question": "another", "answer": "yes"})
+    with pytest.raises(UseError, match="line 1 differs"):
+        batch.prepare_out(out, lines, resume=True)
+    write(out, *[{"image": "a.png", "question": "one", "answer": "yes"}] * 2)
+    with pytest.raises(UseError, match="2 lines, the questions only 1"):
+        batch.prepare_out(out, lines, resume=True)
+
+
+def test_no_questions(tmp_path: Path) -> None:
+    with pytest.raises(UseError, match="has no lines"):
+        batch.read_lines(write(tmp_path / "empty.jsonl", ""))
+    with pytest.raises(UseError, match="cannot be read"):
+        batch.read_lines(tmp_path / "none.jsonl")
+
+
+async def test_a_lost_server_ends_the_batch(server: FakeServer, begin: Begin, small: Path, tmp_path: Path) -> None:
+    async def sleep(_: float) -> None:
+        server.refusal = UnavailableError("gone for good", reason="STOPPING")
+
+    server.lose = [1]
+    lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "small.png", "question": "there?"}))
+    with pytest.raises(UnavailableError, match="gone for good"):
+        await run(begin(sleep=sleep), lines, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == "", "the line is left for --resume"

@@ -1,0 +1,204 @@
+import asyncio
+import json
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from device_client import cli
+from device_client.fake import FakeEncoder
+from shared.rpc.channel import bind, make_server
+from shared.rpc.errors import LimitError, MismatchError, TofcError, TokenError
+from shared.rpc.tofc.v1 import tofc_pb2_grpc
+from tests.client.conftest import FakeServer
+
+
+@pytest.fixture
+def serving() -> Iterator[FakeServer]:
+    """The fake server in a thread of its own: the command runs an event loop itself."""
+    ready, servicers = threading.Event(), list[FakeServer]()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        servicer, running = FakeServer(), make_server()
+        tofc_pb2_grpc.add_TofcServiceServicer_to_server(servicer, running)
+        servicer.port = bind(running, "127.0.0.1", 0)
+        await running.start()
+        servicers.append(servicer)
+        ready.set()
+        await stop.wait()
+        await running.stop(0)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(20)
+    yield servicers[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
+    """The command gets fake encoders; those that it asked for."""
+    made: list[FakeEncoder] = []
+
+    class Opened:
+        @staticmethod
+        def open(model: Path, features: int | None) -> FakeEncoder:
+            made.append(FakeEncoder(features=features))
+            return made[-1]
+
+    monkeypatch.setattr(cli, "TowerEncoder", Opened)
+    return made
+
+
+def command(*words: object, **environment: str) -> Result:
+    return CliRunner().invoke(cli.app, [str(word) for word in words], env=environment)
+
+
+def ask(server: FakeServer, *words: object, **environment: str) -> Result:
+    return command("ask", *words, "--server", f"127.0.0.1:{server.port}", **environment)
+
+
+def test_answer_on_stdout_truth_on_stderr(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
+    result = ask(serving, small, "is it grey?", "--features", 12)
+    assert (result.exit_code, result.stdout) == (0, "yes to is it grey?\n")
+    (line,) = result.stderr.splitlines()
+    parts = ("picture 100 B (1 view, 36 features)", "on the socket", "as JPEG", "WebP", "200×160", "the file itself")
+    for part in (*parts, "prefill 2", "first token", "total"):
+        assert part in line
+    assert encoders[0].features == 12 and encoders[0].loaded == 1
+
+
+def test_several_questions_send_the_picture_once(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
+    result = ask(serving, small, "-q", "one", "-q", "two")
+    assert result.stdout == "yes to one\nyes to two\n"
+    first, second = result.stderr.splitlines()
+    assert "picture 100 B" in first and "picture 0 B: the server has it" in second and "JPEG" not in second
+    assert serving.kinds().count("view") == 1
+
+
+def test_json(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
+    result = ask(serving, small, small, "both?", "--json")
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert found["answer"] == "yes to both?" and found["bytes_picture"] == 100 and found["views"] == 2
+    assert found["usage"]["new_tokens"] == 3 and found["timings"]["server_prefill"] == 2
+    assert found["comparison"]["quality"] == 75 and found["comparison"]["file_bytes"] == 2 * small.stat().st_size
+    assert {"bytes_up", "bytes_down", "features"} <= found.keys() and result.stderr == ""
+
+
+def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
+    server = f"127.0.0.1:{serving.port}"
+    result = command("ask", small, "well?", TOFC_DEVICE_SERVER=server, TOFC_DEVICE_JSON="1", TOFC_DEVICE_FEATURES="5")
+    assert json.loads(result.stdout)["answer"] == "yes to well?"
+    assert encoders[0].features == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["small.png", "  "], "the question is empty"),
+        (["-q", "what?"], "give a picture and a question"),
+        (["small.png"], "give a picture and a question"),
+        ([], "give a picture and a question"),
+        (["none.png", "what?"], "none.png does not exist"),
+        (["words.png", "what?"], "words.png is not a picture"),
+        (["huge.png", "what?"], "100 megapixels"),
+        ([".", "what?"], "is a directory"),
+        (["small.png", "what?", "--server", "nowhere"], "nowhere"),
+        (["small.png", "what?", "--server", "127.0.0.1:0"], "port 0"),
+        (["small.png", "what?", "--server", "192.0.2.1:50061"], "needs TLS and a token"),
+        (["small.png", "what?", "--temperature", "-1"], "temperature -1 is not allowed"),
+        (["small.png", "what?", "--timeout", "-1"], "--timeout -1"),
+        (["small.png", "what?", "--token-file", "none.txt"], "--token-file none.txt does not exist"),
+        (["small.png", "what?", "--token-file", "words.png"], "a token is one line"),
+        (["small.png", "what?", "--out", "x.jsonl"], "belong to --batch"),
+        (["--batch", "q.jsonl"], "--batch needs --out"),
+        (["--batch", "q.jsonl", "--out", "q.jsonl"], "q.jsonl exists"),
+        (["small.png", "what?", "--batch", "q.jsonl", "--out", "o.jsonl"], "from the file"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    encoders: list[FakeEncoder], small: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(small.parent)
+    Path("words.png").write_text("no picture")
+    Path("q.jsonl").write_text('{"image": "small.png", "question": "what?"}\n')
+    if "huge.png" in words:
+        Path("huge.png").write_bytes(png_header(20_000, 20_000))
+    result = command("ask", "--server", "127.0.0.1:1", *words)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == "" and said in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return data
+
+
+def test_no_model(small: Path, tmp_path: Path) -> None:
+    result = command("ask", small, "what?", "--model", tmp_path)
+    assert result.exit_code == 2 and "no config.json" in result.stderr
+
+
+def test_no_server_says_how_to_start_one(encoders: list[FakeEncoder], small: Path) -> None:
+    result = command("ask", small, "what?", "--server", "127.0.0.1:1")
+    assert result.exit_code == 3
+    assert "no edge server at 127.0.0.1:1 (Connection refused); start one with `edge-server serve" in result.stderr
+
+
+@pytest.mark.parametrize("refusal", [MismatchError("another codec"), TokenError(), LimitError("no room")])
+def test_refused(serving: FakeServer, encoders: list[FakeEncoder], small: Path, refusal: TofcError) -> None:
+    serving.refusal = refusal
+    result = ask(serving, small, "what?")
+    assert result.exit_code == 5 and result.stderr == f"device-client: {refusal}\n"
+
+
+def test_batch(serving: FakeServer, encoders: list[FakeEncoder], small: Path, tmp_path: Path) -> None:
+    lines = [{"image": "small.png", "question": "one"}, {"image": "none.png", "question": "two"}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("--batch", tmp_path / "q.jsonl", "--out", tmp_path / "out.jsonl")
+    result = ask(serving, *arguments)
+    assert result.exit_code == 4 and result.stdout == ""
+    assert "line 2: " in result.stderr and "1 of 2 lines failed" in result.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    again = ask(serving, *arguments)
+    assert again.exit_code == 2 and "--resume" in again.stderr
+    resumed = ask(serving, *arguments, "--resume")
+    assert resumed.exit_code == 0 and "holds all 2 answers already" in resumed.stderr
+
+
+def test_ctrl_c_cancels_and_ends_quietly(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.word = "interrupt"
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("device_client.ask.show", interrupt)
+    result = ask(serving, small, "what?")
+    assert result.exit_code == 130
+    assert result.stderr == "device-client: stopped\n"
+
+
+def test_inspect_refuses_what_is_no_png(small: Path, tmp_path: Path) -> None:
+    result = command("inspect", small, "--out", tmp_path / "map.jpg")
+    assert result.exit_code == 2 and "ends in .png" in result.stderr
+    result = command("inspect", small, "--out", tmp_path / "none" / "map.png")
+    assert result.exit_code == 2 and "does not exist" in result.stderr

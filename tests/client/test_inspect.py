@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from device_client.inspect import draw
+from shared.codec.codec import Codec, Explanation
+from shared.codec.fake import fake_features, fake_weights
+from shared.model.views import View, ViewRule, views
+
+RULE = ViewRule(global_size=336, crop_size=224, max_side=3024)
+
+
+def explained(size: tuple[int, int], n: int) -> list[tuple[View, Explanation]]:
+    codec = Codec(fake_weights(seed=3))
+    found = []
+    for number, view in enumerate(views(Image.new("RGB", size, "orange"), RULE)):
+        cells = 36 if view.kind == "global" else 16
+        found.append((view, codec.explain(fake_features(codec.weights, cells, seed=number), min(n, cells))))
+    return found
+
+
+@pytest.mark.parametrize(("size", "rows", "columns"), [((300, 300), 0, 0), ((672, 448), 2, 3), ((224 * 9, 224), 1, 9)])
+def test_map_is_a_readable_png(tmp_path: Path, size: tuple[int, int], rows: int, columns: int) -> None:
+    map_of = draw("a picture.jpg", explained(size, 12), rows, columns, (14_250, "quality 75, 336×336"))
+    map_of.save(tmp_path / "map.png")
+    with Image.open(tmp_path / "map.png") as read:
+        read.load()
+        assert read.format == "PNG" and read.width >= 624 and read.height >= 624
+        assert len(read.getcolors(1 << 24) or ()) > 20
+
+
+def test_borders_run_between_clusters_only() -> None:
+    one, all_of_them = explained((300, 300), 1), explained((300, 300), 36)
+    few, many = (np.asarray(draw("x", maps, 0, 0)).astype(int) for maps in (one, all_of_them))
+    assert few.shape == many.shape
+    white = [int((sheet.min(axis=2) == 255).sum()) for sheet in (few, many)]
+    assert white[0] < white[1] / 10
+
+
+def test_a_long_name_is_shortened() -> None:
+    short = draw("x" * 500, explained((300, 300), 4), 0, 0)
+    assert short.width == draw("x", explained((300, 300), 4), 0, 0).width

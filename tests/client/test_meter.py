@@ -1,0 +1,63 @@
+import fcntl
+import os
+import socket
+
+import pytest
+
+from device_client.meter import Meter, Traffic, attach
+
+linux = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="the kernel's counters are Linux's")
+
+
+@linux
+async def test_counts_what_went_over_a_loopback_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        with socket.create_connection((host, port)) as here:
+            there, _ = listener.accept()
+            with there:
+                meter = await attach(f"{host}:{port}")
+                assert meter is not None
+                assert meter.read() == Traffic()
+                here.sendall(b"x" * 1000)
+                assert len(there.recv(1000, socket.MSG_WAITALL)) == 1000
+                there.sendall(b"y" * 10)
+                assert len(here.recv(10, socket.MSG_WAITALL)) == 10
+                assert meter.read() == Traffic(up=1000, down=10)
+                meter.close()
+                assert meter.read() == Traffic(up=1000, down=10), "the count outlives the socket"
+
+
+@linux
+async def test_two_connections_have_two_meters() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = "{}:{}".format(*listener.getsockname())
+        with socket.create_connection(listener.getsockname()) as first:
+            one = await attach(address)
+            with socket.create_connection(listener.getsockname()) as second:
+                two = await attach(address)
+                assert one is not None and two is not None
+                second.sendall(b"12")
+                first.sendall(b"1")
+                assert (one.read(), two.read()) == (Traffic(up=1), Traffic(up=2))
+                assert await attach(address) is None, "every connection has its meter"
+                one.close()
+                two.close()
+
+
+@linux
+async def test_the_socket_itself_is_left_as_it_was() -> None:
+    """File status flags are shared between duplicates: a blocking socket would stop gRPC."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as here:
+        here.setblocking(False)
+        meter = Meter(here)
+        assert fcntl.fcntl(here.fileno(), fcntl.F_GETFL) & os.O_NONBLOCK
+        meter.close()
+
+
+async def test_nothing_there_is_none() -> None:
+    assert await attach("127.0.0.1:1") is None
+    with socket.socket(socket.AF_UNIX) as local:
+        meter = Meter(local)
+        assert meter.read() is None
+        meter.close()

@@ -1,0 +1,253 @@
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from device_client.errors import UseError
+from device_client.fake import FakeEncoder
+from device_client.link import VIEWS_IN_FLIGHT, LinkLost
+from device_client.session import Retry, Sampling
+from shared.rpc.errors import CorruptPacketError, DeadlineError, LimitError, MismatchError, TokenError, UnavailableError
+from tests.client.conftest import Begin, FakeServer
+
+
+async def test_order_of_messages_and_report(server: FakeServer, begin: Begin, small: Path) -> None:
+    session = begin()
+    picture = session.open(small)
+    answer = session.ask([picture], "is this a test?")
+    pieces = [piece.text async for piece in answer]
+    assert pieces == ["yes", " to", " is", " this", " a", " test?"]
+    assert server.kinds() == ["hello", "picture", "ask", "view"]
+    report = answer.report
+    assert report is not None and report.answer == "yes to is this a test?"
+    assert (report.bytes_picture, report.views, report.views_sent, report.features) == (100, 1, 1, 36)
+    assert report.finish_reason == "stop" and report.usage["prompt_tokens"] == 50
+    assert report.timings["server_prefill"] == 2
+    if report.bytes_up is not None:  # the kernel tells: packet, preface, headers
+        assert 100 < report.bytes_up < 2000 and report.bytes_down is not None
+
+
+async def test_a_second_question_costs_only_the_question(server: FakeServer, begin: Begin, wide: Path) -> None:
+    encoder = FakeEncoder()
+    session = begin(encoder)
+    first = await session.ask([session.open(wide)], "one").result()
+    second = await session.ask([session.open(wide)], "two", history=[("one", first.answer)]).result()
+    assert first.views_sent == 21 == encoder.encoded
+    assert (second.bytes_picture, second.views_sent) == (0, 0)
+    assert server.kinds().count("picture") == 1
+    assert [turn.text for turn in server.said("ask")[1].turns] == ["one", "yes to one", "two"]
+    if first.bytes_up is not None and second.bytes_up is not None:
+        assert second.bytes_up < 300 < first.bytes_up
+
+
+async def test_nothing_more_is_encoded_once_the_server_has_the_picture(
+    server: FakeServer, begin: Begin, wide: Path
+) -> None:
+    await begin().ask([begin().open(wide)], "first device").result()
+    told = threading.Event()
+    encoder = FakeEncoder(before_view=lambda index: index == 0 or told.wait(20))
+    session = begin(encoder)
+    report = await session.ask([session.open(wide)], "second device").result()
+    told.set()
+    assert encoder.encoded <= 2, "the view under way, and no other"
+    assert report.views_sent <= 1
+
+
+async def test_views_leave_while_later_ones_are_computed(server: FakeServer, begin: Begin, wide: Path) -> None:
+    go_on = threading.Event()
+    session = begin(FakeEncoder(before_view=lambda index: index < 2 or go_on.wait(20)))
+    asking = asyncio.create_task(session.ask([session.open(wide)], "quick?").result())
+    await server.until(lambda: server.kinds().count("view") == 2)
+    assert not asking.done()
+    go_on.set()
+    assert (await asking).views_sent == 21
+
+
+async def test_at_most_eight_views_are_unacknowledged(server: FakeServer, begin: Begin, wide: Path) -> None:
+    server.acking.clear()
+    encoder = FakeEncoder()
+    session = begin(encoder)
+    asking = asyncio.create_task(session.ask([session.open(wide)], "enough?").result())
+    await server.until(lambda: server.kinds().count("view") == VIEWS_IN_FLIGHT)
+    # A second picture has a place in line, too; its announcement overtakes the views that wait.
+    assert server.kinds().count("view") == VIEWS_IN_FLIGHT and encoder.encoded <= VIEWS_IN_FLIGHT + 1
+    server.acking.set()
+    assert (await asking).views_sent == 21
+
+
+async def test_a_forgotten_picture_is_sent_again_and_not_encoded_again(
+    server: FakeServer, begin: Begin, wide: Path
+) -> None:
+    encoder = FakeEncoder()
+    session = begin(encoder)
+    picture = session.open(wide)
+    await session.ask([picture], "one").result()
+    server.stored.clear()
+    report = await session.ask([picture], "two").result()
+    assert report.answer == "yes to two"
+    assert (report.views_sent, report.bytes_picture, encoder.encoded) == (21, 2100, 21)
+    assert [one.ref for one in server.said("picture")] == [1, 1]
+
+
+async def test_a_lost_link_is_repaired_and_the_answer_goes_on(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.lose = [2]
+    session = begin()
+    answer = session.ask([session.open(small)], "do you remember?")
+    pieces = [piece async for piece in answer]
+    assert "".join(piece.text for piece in pieces) == "yes to do you remember?"
+    assert not any(piece.again for piece in pieces)
+    assert server.kinds(2) == ["hello", "picture", "ask"], "the server has the picture still"
+    assert answer.report is not None and answer.report.reconnects == 1
+
+
+async def test_another_answer_after_a_lost_link_begins_again(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.lose = [2]
+    session = begin()
+    pieces = []
+    async for piece in session.ask([session.open(small)], "sure?"):
+        pieces.append((piece.text, piece.again))
+        server.word = "no"
+    assert pieces == [("yes", False), (" to", False), ("no", True), (" to", False), (" sure?", False)]
+
+
+async def test_a_server_that_lost_the_picture_with_the_link_gets_it_again(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    encoder = FakeEncoder()
+    session = begin(encoder)
+    picture = session.open(small)
+    await session.ask([picture], "one").result()
+    assert session._link is not None
+    session._link.end(LinkLost("cut here"))
+    server.stored.clear()
+    report = await session.ask([picture], "two").result()
+    assert server.kinds(2) == ["hello", "picture", "ask", "view"] and encoder.encoded == 1
+    assert report.views_sent == 1
+
+
+async def test_losses_are_bounded(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.lose = [0] * 10
+    session = begin(retry=Retry(first_s=0.0, losses=2))
+    with pytest.raises(UnavailableError, match="cut"):
+        await session.ask([session.open(small)], "again?").result()
+    assert server.sessions == 3
+
+
+async def test_reconnecting_is_bounded_and_waits_longer_each_time(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        server.refusal = UnavailableError("loading", reason="LOADING")
+
+    server.lose = [1]
+    session = begin(retry=Retry(connects=4, first_s=1.0, most_s=3.0), sleep=sleep)
+    with pytest.raises(LinkLost, match="4 tries"):
+        await session.ask([session.open(small)], "there?").result()
+    assert [round(wait) for wait in waits[:1]] == [1]
+    assert 0.8 <= waits[1] <= 1.2 and 1.6 <= waits[2] <= 2.4 and 2.4 <= waits[3] <= 3.6 and len(waits) == 4
+
+
+@pytest.mark.parametrize(
+    "refusal", [MismatchError("another model", reason="MODEL_MISMATCH"), TokenError(), LimitError("full")]
+)
+async def test_a_refused_handshake(server: FakeServer, begin: Begin, small: Path, refusal: Exception) -> None:
+    server.refusal = refusal  # type: ignore[assignment]
+    session = begin()
+    with pytest.raises(type(refusal), match=str(refusal)):
+        await session.ask([session.open(small)], "may I?").result()
+    assert server.sessions == 1
+
+
+async def test_another_model_is_noticed_even_if_the_server_does_not_mind(server: FakeServer, begin: Begin) -> None:
+    server.model_id = "another"
+    with pytest.raises(MismatchError, match="the server runs model another"):
+        await begin().connect()
+
+
+async def test_an_error_of_one_question_leaves_the_session(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.fail = CorruptPacketError("broken")
+    session = begin()
+    picture = session.open(small)
+    with pytest.raises(CorruptPacketError, match="broken"):
+        await session.ask([picture], "fail").result()
+    assert (await session.ask([picture], "go on").result()).answer == "yes to go on"
+    assert server.sessions == 1 and "cancel" not in server.kinds()
+
+
+async def test_giving_up_cancels_on_the_server(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.answering.clear()
+    session = begin()
+    asking = asyncio.create_task(session.ask([session.open(small)], "slow?").result())
+    await server.until(lambda: "ask" in server.kinds())
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    async with asyncio.timeout(20):
+        await server.cancelled.wait()
+    assert server.said("cancel")[0].request == server.said("ask")[0].request
+
+
+async def test_time_limit(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.answering.clear()
+    session = begin()
+    with pytest.raises(DeadlineError, match=r"no answer within 0\.05 s"):
+        await session.ask([session.open(small)], "slow?", timeout_s=0.05).result()
+
+
+async def test_questions_at_the_same_time_wait_for_a_free_place(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.answering.clear()
+    session = begin()
+    picture = session.open(small)
+    asking = [asyncio.create_task(session.ask([picture], f"number {n}").result()) for n in range(3)]
+    await server.until(lambda: server.kinds().count("ask") == 2)
+    server.answering.set()
+    reports = await asyncio.gather(*asking)
+    assert [report.answer for report in reports] == [f"yes to number {n}" for n in range(3)]
+    assert sum(report.bytes_picture for report in reports) == 100
+
+
+async def test_limits_are_named_before_anything_is_sent(server: FakeServer, begin: Begin, wide: Path) -> None:
+    server.limits.views_per_picture = 20
+    session = begin()
+    with pytest.raises(LimitError, match="21 views of one picture, this server allows 20; scale"):
+        await session.ask([session.open(wide)], "too many?").result()
+    with pytest.raises(LimitError, match="200 new tokens, this server allows 100"):
+        await session.ask([], "too long?", sampling=Sampling(max_tokens=200)).result()
+    assert server.kinds() == ["hello"]
+
+
+async def test_a_packet_beyond_the_limit(server: FakeServer, begin: Begin, small: Path) -> None:
+    session = begin(FakeEncoder(packet_bytes=1001))
+    with pytest.raises(LimitError, match="1001 bytes, this server allows 1000"):
+        await session.ask([session.open(small)], "too large?").result()
+
+
+async def test_used_up_numbers_open_another_session(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.fail = LimitError("10000 questions", reason="SESSION_USED_UP")
+
+    async def sleep(_: float) -> None:
+        server.fail = None
+
+    session = begin(sleep=sleep)
+    assert (await session.ask([session.open(small)], "fail?").result()).answer == "yes to fail?"
+    assert server.sessions == 2
+
+
+async def test_a_broken_encoder_is_told_to_the_question(server: FakeServer, begin: Begin, small: Path) -> None:
+    def burn(_: int) -> None:
+        raise RuntimeError("out of memory")
+
+    session = begin(FakeEncoder(before_view=burn))
+    with pytest.raises(RuntimeError, match=r"small\.png could not be encoded \(out of memory\)"):
+        await session.ask([session.open(small)], "well?").result()
+
+
+def test_wrong_use(begin: Begin) -> None:
+    with pytest.raises(UseError, match="question is empty"):
+        begin().ask([], " \n")
+    with pytest.raises(UseError, match="temperature -1 is not allowed"):
+        Sampling(temperature=-1)
