@@ -42,16 +42,7 @@ def shown(command: Sequence[str | Path]) -> str:
 @contextmanager
 def serving(model: Path = MODEL) -> Iterator[str]:
     """Runs `edge-server serve` on a free port and yields its address once it listens. Raises DemoError."""
-    command: list[str | Path] = [
-        commands() / "edge-server",
-        "serve",
-        "--model",
-        model,
-        "--port",
-        "0",
-        "--log-level",
-        "warning",
-    ]
+    command = [str(commands() / "edge-server"), "serve", "--model", str(model), "--port", "0", "--log-level", "warning"]
     say(f"$ {shown(command)}")
     # A session of its own: Ctrl-C reaches only this process, which then ends the server in good order.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
@@ -82,16 +73,8 @@ def _await_address(lines: IO[str]) -> str | None:
 def ask(address: str, questions: Sequence[str] = QUESTIONS, picture: Path = PICTURE, model: Path = MODEL) -> None:
     """Runs `device-client ask`; its answers stream to the terminal. Raises DemoError."""
     asked = [word for question in questions for word in ("-q", question)]
-    command: list[str | Path] = [
-        commands() / "device-client",
-        "ask",
-        picture,
-        *asked,
-        "--server",
-        address,
-        "--model",
-        model,
-    ]
+    client = str(commands() / "device-client")
+    command = [client, "ask", str(picture), *asked, "--server", address, "--model", str(model)]
     say(f"$ {shown(command)}")
     code = subprocess.run(command, check=False).returncode
     if code:
