@@ -28,18 +28,23 @@ from lab.nano.packing import Packer
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """``rate_weight`` is λ: nats of divergence an answer token may cost for one bit a feature."""
+    """``rate_weight`` is where λ begins: nats of divergence an answer token may cost for one bit a feature.
+
+    λ is then steered until unmerged pictures cost ``bits`` a feature: the byte budget is the given, its
+    price in answers the outcome.
+    """
 
     components: int = 24
     hyper: int = 2
     hidden: int = 32
     step: float = 1.2  # of the start, in units of the components' root mean square
-    warm: int = 300  # steps of mean squared error in the projected space, which need no decoder
-    steps: int = 900
+    warm: int = 250  # steps of mean squared error in the projected space, which need no decoder
+    steps: int = 600
     batch: int = 24
     turns: int = 8
     rate: float = 2e-3
     rate_weight: float = 4e-3
+    bits: float = 22.5
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06
@@ -95,8 +100,9 @@ def train(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         auxiliary.load_state_dict(state["auxiliary"])
-        step = state["step"]
+        step, weight = state["step"], state["weight"]
     total, running = recipe.warm + recipe.steps, dict[str, float]()
+    weight = recipe.rate_weight
     began, first = time.monotonic(), step
     while step < total:
         rng = np.random.default_rng([seed, 29, step])
@@ -118,7 +124,7 @@ def train(
                     wanted = answerer(batch).float().log_softmax(-1)
                 got = answerer(batch, x_hat).float().log_softmax(-1)
             distortion = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
-        loss = distortion + recipe.rate_weight * bits.mean()
+        loss = distortion + weight * bits.mean()
         loss.backward()
         nn.utils.clip_grad_norm_(main, 1.0)
         optimiser.step()
@@ -128,7 +134,12 @@ def train(
         aux.backward()
         auxiliary.step()
         step += 1
-        figures = {"distortion": float(distortion), "bits a feature": float(bits.mean())}
+        whole = shown[0].counts == (36,) and chosen[0][0].scene is not None
+        if whole:
+            weight *= float(np.exp(0.03 * np.clip(bits.mean().item() / recipe.bits - 1, -1, 1)))
+        figures = {"distortion": distortion.item(), "bits a feature": bits.mean().item(), "weight": weight}
+        if whole:
+            figures["bits of the unmerged"] = bits.mean().item()
         for name, value in figures.items():
             running[name] = 0.95 * running.get(name, value) + 0.05 * value
         if step == recipe.warm:
@@ -147,6 +158,7 @@ def train(
                 "optimiser": optimiser.state_dict(),
                 "auxiliary": auxiliary.state_dict(),
                 "step": step,
+                "weight": weight,
             }
             torch.save(state, saved.with_suffix(".new"))
             saved.with_suffix(".new").replace(saved)

@@ -106,7 +106,7 @@ def train(
             optimiser.zero_grad()
         step += 1
         name = "easy" if source is easy else "large" if source is large else "world"
-        running[name] = 0.97 * running.get(name, float(loss)) + 0.03 * float(loss)
+        running[name] = 0.97 * running.get(name, loss.item()) + 0.03 * loss.item()
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - began)
             log(
