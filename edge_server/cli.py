@@ -127,6 +127,22 @@ def info(
         typer.echo(f"limits.{field.name}: {getattr(found.limits, field.name)}")
 
 
+@app.command()
+def credentials(
+    out: Annotated[Path, typer.Option(help="Folder; server/ and client/ go below it.")],
+    host: Annotated[list[str], typer.Option(help="Name or address that clients call; repeat it for several.")],
+    days: Annotated[int, typer.Option(help="Lifetime.")] = 365,
+) -> None:
+    """Write a certificate and a token for serving beyond this machine; keep those that are still good."""
+    from edge_server import credentials as files
+
+    try:
+        written = files.write(out, host, days=days)
+    except (ValueError, OSError) as error:
+        _give_up(error)
+    typer.echo(f"{'written' if written.fresh else 'kept'}: {written.certificate.parent}, {written.authority.parent}")
+
+
 async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInfoResponse:
     async with dial(address, security) as channel:
         stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)

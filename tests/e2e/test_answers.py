@@ -136,7 +136,8 @@ def test_a_question_given_up_stops_on_the_server(server: ServerThread, encoder: 
     async def give_up() -> Report:
         async with Session(Target(address=server.address), encoder) as session:
             picture = session.open(MODEL / "example.jpg")
-            answer = session.ask([picture], "what is this?", sampling=Sampling(temperature=5.0, seed=1, max_tokens=1000))
+            endless = Sampling(temperature=5.0, seed=1, max_tokens=1000)
+            answer = session.ask([picture], "what is this?", sampling=endless)
             async for _ in answer:
                 break
             await answer.aclose()
