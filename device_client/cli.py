@@ -14,13 +14,13 @@ import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from device_client import batch as batches
 from device_client.ask import ask_all, split_words
-from device_client.encoder import EncoderThread, TowerEncoder
+from device_client.encoder import THREAD, EncoderThread, TowerEncoder
 from device_client.errors import INTERRUPTED, LINES_FAILED, EncoderError, UseError, exit_code
 from device_client.link import Target
 from device_client.session import Sampling, Session
@@ -30,7 +30,26 @@ from shared.rpc.errors import TofcError
 T = TypeVar("T")
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 
-app = typer.Typer(
+
+class Program(typer.Typer):
+    """Leaves at once when done, even while the encoder thread is importing torch or within a long view."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> NoReturn:
+        code = 0
+        try:
+            super().__call__(*arguments, **settings)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except KeyboardInterrupt:  # before or after a command's own work
+            code = INTERRUPTED
+        if any(thread.name == THREAD and thread.is_alive() for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # joining would wait for torch, and unwinding under it may crash
+        sys.exit(code)
+
+
+app = Program(
     help="Ask an edge server about pictures; only a few hundred bytes of each leave this device.",
     no_args_is_help=True,
     add_completion=False,
@@ -263,21 +282,5 @@ def _exit_codes() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def main() -> None:
-    """The console script. Leaves at once when done, even while the encoder thread is within a long view."""
-    code = 0
-    try:
-        app()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:  # before or after a command's own work
-        code = INTERRUPTED
-    if any(thread.name == "encoder" and thread.is_alive() for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # joining would wait for torch, and unwinding under it may crash
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shared.model.tower import Tower
 
 T = TypeVar("T")
+THREAD = "encoder"  # name of the encoder thread
 
 
 class Encoder(Protocol):
@@ -154,7 +155,7 @@ class EncoderThread:
     def start(self) -> None:
         """Begin to load the model; returns at once. Later calls do nothing."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
+            self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
             self._submit(self._load)
             self._thread.start()
 

@@ -35,7 +35,7 @@ def assets(out: Annotated[Path, typer.Option(help="Where to.")] = ASSETS) -> Non
 
     world_assets.fetch(out)
     for split in ("train", "validation", "test"):
-        typer.echo(f"{split}: {len(world_assets.photographs(out, split))} photographs")  # type: ignore[arg-type]
+        typer.echo(f"{split}: {len(world_assets.photographs(out, split))} photographs")
 
 
 @nano.command()
@@ -69,12 +69,12 @@ def features(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0, test: bool 
 @nano.command()
 def decoder(run: Run = RUN, seed: int = 0) -> None:
     """Train projector, grid embedding and decoder on the computed features."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
     from lab.nano import decoder, features
 
     world, large, easy, validation = (features.load(run / "features", *key) for key in SIZES)  # type: ignore[arg-type]
-    decoder.train(world, large, easy, validation, AutoTokenizer.from_pretrained(run / "tokenizer"), run, seed=seed)
+    decoder.train(world, large, easy, validation, PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"), run, seed=seed)
 
 
 @nano.command()

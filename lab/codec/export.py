@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
+from torch import nn
 
 from lab.codec.model import SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
 from lab.nano.answerer import SIDES, SLOT, Answerer
@@ -42,12 +43,14 @@ def export(
         features: the default number of merged features of a view; None: not merged.
     """
     w1, b1, w2, b2 = (t.numpy() for t in model.h_s.integers())
-    step = model.log_step.exp()
+    first, last = model.h_a[0], model.h_a[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
     config = CodecConfig(
         feature_dim=model.mean.shape[0],
         components=model.components,
         hyper=model.hyper,
-        hyper_hidden=model.h_a[0].out_features,
+        hyper_hidden=first.out_features,
         features=features,
         hidden=answerer.grid.embedding_dim,
         shift1=SHIFT1,
@@ -61,12 +64,12 @@ def export(
         config=config,
         mean=model.mean.numpy(),
         analysis=(model.analysis / model.spread).numpy(),
-        step=step.numpy(),
+        step=model.log_step.exp().numpy(),
         synthesis=(model.synthesis * model.spread).numpy(),
-        ha_w1=model.h_a[0].weight.numpy(),
-        ha_b1=model.h_a[0].bias.numpy(),
-        ha_w2=model.h_a[2].weight.numpy(),
-        ha_b2=model.h_a[2].bias.numpy(),
+        ha_w1=first.weight.numpy(),
+        ha_b1=first.bias.numpy(),
+        ha_w2=last.weight.numpy(),
+        ha_b2=last.bias.numpy(),
         hs_w1=w1[None].astype(np.int8),
         hs_b1=b1[None].astype(np.int32),
         hs_w2=w2[None].astype(np.int8),

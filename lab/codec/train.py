@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from lab.codec.model import CodecModel
 from lab.nano.answerer import Answerer, ask, merging, picture
@@ -65,7 +65,7 @@ def sample(
 
 def train(
     answerer: Answerer,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     world: Sequence[Cached],
     large: Sequence[Cached],
     easy: Sequence[Cached],

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lab.nano.features import Cached
 from lab.nano.packing import Asked, Batch, Picture
 from lab.world import questions
 from shared.codec.merge import merge
+from shared.model.prompt import token_id
 
 SIDES = (4, 6)  # grid sides of a crop and of the global view
 SLOT = {4: 0, 6: 16}  # where each side's slots begin in the grid embedding
@@ -39,7 +41,7 @@ class Answerer(nn.Module):
         """Prompt embeddings [B, T, H]; ``features`` [sum, D] replace the batch's own (the codec's training)."""
         embeds = self.decoder.get_input_embeddings()(batch.ids)
         projected = self.projector(batch.features if features is None else features) + self.grid(batch.slots)
-        return embeds.masked_scatter(batch.image[..., None], projected.to(embeds.dtype))
+        return cast(Tensor, embeds.masked_scatter(batch.image[..., None], projected.to(embeds.dtype)))
 
     def forward(self, batch: Batch, features: Tensor | None = None) -> Tensor:
         """Logits [answer tokens, vocabulary] at the positions that have targets."""
@@ -49,10 +51,10 @@ class Answerer(nn.Module):
             position_ids=batch.positions,
             use_cache=False,
         ).last_hidden_state
-        return self.decoder.lm_head(hidden[batch.targets >= 0])
+        return cast(Tensor, self.decoder.lm_head(hidden[batch.targets >= 0]))
 
 
-def config(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
+def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     """Nano's Qwen3."""
     return Qwen3Config(
         vocab_size=len(tokenizer),
@@ -67,8 +69,8 @@ def config(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
         tie_word_embeddings=False,
         attention_bias=False,
         bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        eos_token_id=token_id(tokenizer, "<|im_end|>"),
+        pad_token_id=token_id(tokenizer, "<|endoftext|>"),
     )
 
 
@@ -115,9 +117,9 @@ def ask(rng: np.random.Generator, cached: Cached, n: int, weights: dict[str, flo
     return [Asked(family=q.family, text=q.text, answer=q.answer) for q in drawn]
 
 
-def load(run: Path, width: int) -> tuple[Answerer, PreTrainedTokenizerBase]:
+def load(run: Path, width: int) -> tuple[Answerer, PreTrainedTokenizerFast]:
     """The trained answerer of a run and its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
     answerer = Answerer(width, config(tokenizer))
     answerer.load_state_dict(torch.load(run / "decoder.pt", weights_only=True))
     return answerer.eval(), tokenizer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lab.world import easy_vqa
 from lab.world.objects import NAMES
-from lab.world.scene import Scene
+from lab.world.scene import Scene, Sign, Thing
 
 CELL = 56  # px: patch 14, twice halved
 SIGN = len(NAMES)  # class of a sign
@@ -36,7 +36,7 @@ def label(scene: Scene) -> Labels:
     offset = np.full((rows, columns, 2), np.nan, np.float32)
     tens, ones = np.full((rows, columns), -100), np.full((rows, columns), -100)
     tops, lefts = np.arange(rows) * CELL, np.arange(columns) * CELL
-    marked = [(NAMES.index(t.name), t) for t in scene.things]
+    marked: list[tuple[int, Thing | Sign]] = [(NAMES.index(t.name), t) for t in scene.things]
     if scene.sign is not None:
         marked.append((SIGN, scene.sign))
     for kind, item in marked:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from lab.evaluate import accuracy, score
 from lab.nano.answerer import Answerer, ask, config, merging, picture
@@ -47,7 +47,7 @@ def train(
     large: Sequence[Cached],
     easy: Sequence[Cached],
     validation: Sequence[Cached],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     out: Path,
     *,
     recipe: Recipe | None = None,

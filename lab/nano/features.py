@@ -97,7 +97,8 @@ def compute(
         path = out / f"{kind}-{split}-{chunk:04d}.npz"
         if path.exists():
             continue
-        features, known = [], []
+        features: list[NDArray[np.float16]] = []
+        known = []
         for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count)):
             image, about = picture(folder, kind, split, seed, index)
             views, rows, columns = encode(image)

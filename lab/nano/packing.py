@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
+
+from shared.model.prompt import token_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +56,11 @@ class Batch:
 class Packer:
     """Turns pictures and questions into batches for one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        self.pad = token_id(tokenizer, "<|endoftext|>")
         names = ("im_start", "im_end", "im_patch", "patch_start", "patch_end", "patch_newline")
-        self.token = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in names}
+        self.token = {name: token_id(tokenizer, f"<{name}>") for name in names}
         self.head = self._ids("<|im_start|>user\n")
         self.turn = self._ids("<|im_end|>\n<|im_start|>assistant\n")
         self.end = self._ids("<|im_end|>")
@@ -107,14 +109,14 @@ class Packer:
         def padded(column: int, fill: int) -> Tensor:
             return torch.tensor([row[column] + [fill] * (size - len(row[column])) for row in rows])
 
-        ids, segments = padded(0, self.pad), padded(1, -1)
-        same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
+        tokens, segment = padded(0, self.pad), padded(1, -1)
+        same = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
         mask = same & torch.ones(size, size, dtype=torch.bool).tril()
         return Batch(
-            ids=ids,
+            ids=tokens,
             mask=mask[:, None],
             positions=padded(2, 0),
-            image=ids == self.token["im_patch"],
+            image=tokens == self.token["im_patch"],
             features=torch.from_numpy(np.concatenate([p.features for p in pictures])),
             slots=torch.from_numpy(np.concatenate([p.slots for p in pictures])),
             targets=padded(3, -100),

@@ -172,7 +172,7 @@ def train(
         total = stage.pictures // stage.batch
         loader = iter(DataLoader(Batches(folder, stage, seed, step), batch_size=None, num_workers=1, prefetch_factor=4))
         pixels_val, labels_val = validation_batch(folder, stage.px)
-        began, running = time.monotonic(), {}
+        began, running = time.monotonic(), dict[str, float]()
         first = step
         while step < total:
             kind, pixels, labels = next(loader)

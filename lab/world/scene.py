@@ -20,15 +20,13 @@ _NOTO_SIZE = 109  # the only size of the bitmap font
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thing:
-    """One object: its name, its centre and its drawn size in px, and whether it is mirrored."""
+class _Placed:
+    """A centre and a size in px."""
 
-    name: str
     x: float
     y: float
     width: float
     height: float
-    mirrored: bool = False
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -42,17 +40,19 @@ class Thing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sign:
+class Thing(_Placed):
+    """One object, perhaps mirrored."""
+
+    name: str
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign(_Placed):
     """A white board with a black two-digit number."""
 
     number: int
-    x: float
-    y: float
-    width: float
-    height: float
     font: str
-
-    box = Thing.box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _draw_names(rng: np.random.Generator, n: int) -> list[str]:
     style = rng.random()
     distinct = n if style < 0.45 else 1 if style < 0.55 else int(rng.integers(1, min(n, 3) + 1))
     kinds = rng.choice(len(NAMES), size=distinct, replace=False)
-    extra = rng.choice(kinds, size=n - distinct) if n > distinct else []
+    extra = rng.choice(kinds, size=n - distinct)
     return [NAMES[i] for i in rng.permutation([*kinds, *extra])]
 
 
