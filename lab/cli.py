@@ -74,7 +74,8 @@ def decoder(run: Run = RUN, seed: int = 0) -> None:
     from lab.nano import decoder, features
 
     world, large, easy, validation = (features.load(run / "features", *key) for key in SIZES)  # type: ignore[arg-type]
-    decoder.train(world, large, easy, validation, PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"), run, seed=seed)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
+    decoder.train(world, large, easy, validation, tokenizer, run, seed=seed)
 
 
 @nano.command()

@@ -24,7 +24,9 @@ from lab.nano.answerer import Answerer, ask, config, merging, picture
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
 
-WEIGHTS = {"exist": 1.0, "count": 2.0, "what": 1.0, "side": 2.0, "rel": 2.0, "cmp": 1.5, "read": 1.2}
+#: at first mostly what needs a name found among the features; comparing two of them is learned after that
+EARLY_WEIGHTS = {"exist": 4.0, "count": 3.0, "what": 1.0, "side": 1.0, "rel": 0.3, "cmp": 0.3, "read": 0.4}
+WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 1.0, "side": 2.0, "rel": 2.0, "cmp": 1.5, "read": 1.2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Recipe:
     """How long and how fast; ``merged`` is the share of batches whose features are merged."""
 
     steps: int = 1700
+    early: int = 900  # steps with EARLY_WEIGHTS
     batch: int = 24
     turns: int = 14
     rate: float = 2e-3
@@ -94,7 +97,7 @@ def train(
         share = float(rng.uniform(0.12, 1.0)) if rng.random() < recipe.merged else 1.0
         chosen = [source[i] for i in rng.integers(len(source), size=size)]
         shown = [picture(one, merging(share=share)) for one in chosen]
-        asked = [ask(rng, one, recipe.turns, WEIGHTS) for one in chosen]
+        asked = [ask(rng, one, recipe.turns, EARLY_WEIGHTS if step < recipe.early else WEIGHTS) for one in chosen]
         batch = packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = answerer(batch)
