@@ -183,7 +183,7 @@ def inspect(
         encoder.load()
         views = list(encoder.explain(opened.image))
         rival = compare([opened], encoder.rule)
-        how = f"quality {QUALITY}, {rival.width}×{rival.height}"
+        how = f"quality {QUALITY}, {rival.width} x {rival.height}"  # the drawing font has no multiplication sign
         draw(picture.name, views, opened.rows, opened.columns, (rival.jpeg_bytes, how)).save(out, "PNG")
         total = sum(len(explained.packet) for _, explained in views)
         typer.echo(f"{out}: {kilo(total)} in {len(views)} view{'s' * (len(views) > 1)}", err=True)

@@ -70,11 +70,10 @@ def _title(
     total = sum(len(explained.packet) for _, explained in views)
     features = sum(len(explained.feature_bits) for _, explained in views)
     cells = sum(len(explained.merged.assignment) for _, explained in views)
-    count = f"{len(views)} views" if len(views) > 1 else "1 view"
     pen.text((_EDGE, 20), _fitting(f"{name}: {total:,} bytes", 28, width - 2 * _EDGE), _INK, _font(28))
-    line = f"{count}, {features} features of {cells} cells"
+    line = f"{features} features of {cells} cells in {len(views)} view{'s' * (len(views) > 1)}"
     if jpeg is not None:
-        line += f"; as JPEG ({jpeg[1]}) {kilo(jpeg[0])}, {jpeg[0] / total:.0f} times as much"
+        line += f"; as JPEG {kilo(jpeg[0])} ({jpeg[1]})"
     pen.text((_EDGE, 58), _fitting(line, 17, width - 2 * _EDGE), _PALE, _font(17))
 
 

@@ -39,7 +39,7 @@ class Recipe:
     hidden: int = 32
     step: float = 1.2  # of the start, in units of the components' root mean square
     warm: int = 250  # steps of mean squared error in the projected space, which need no decoder
-    steps: int = 600
+    steps: int = 260
     batch: int = 24
     turns: int = 8
     rate: float = 2e-3

@@ -33,7 +33,7 @@ WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 1.0, "side": 2.0, "rel": 2.0, "cm
 class Recipe:
     """How long and how fast; ``merged`` is the share of batches whose features are merged."""
 
-    steps: int = 1700
+    steps: int = 2100
     early: int = 900  # steps with EARLY_WEIGHTS
     batch: int = 24
     turns: int = 14
