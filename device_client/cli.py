@@ -42,10 +42,10 @@ class Program(typer.Typer):
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except KeyboardInterrupt:  # before or after a command's own work
             code = INTERRUPTED
-        if any(thread.name == THREAD and thread.is_alive() for thread in threading.enumerate()):
+        if "torch" in sys.modules or any(thread.name == THREAD for thread in threading.enumerate()):
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)  # joining would wait for torch, and unwinding under it may crash
+            os._exit(code)  # unwinding torch takes a second, and may crash under a thread that is within it
         sys.exit(code)
 
 

@@ -96,12 +96,34 @@ def _panel(view: View, explained: Explanation, side: int, span: tuple[float, flo
                 if row + 1 < grid and owner[row, column] != owner[row + 1, column]:
                     pen.line((edges[column], edges[row + 1], edges[column + 1], edges[row + 1]), colour, thick)
     if side / grid >= _LEAST_NUMBER:
-        font = _font(min(20, round(0.36 * side / grid) + 2))
-        for centre, cost in zip(explained.merged.centres, explained.feature_bits, strict=True):
-            row, column = divmod(int(centre), grid)
-            middle = ((column + 0.5) * side / grid, (row + 0.5) * side / grid)
-            pen.text(middle, f"{cost:.0f}", (255, 255, 255), font, anchor="mm", stroke_width=2, stroke_fill=_INK)
+        size = min(20, round(0.36 * side / grid) + 2)
+        for cluster, cells in _regions(owner):
+            cost = f"{explained.feature_bits[cluster]:.0f}"
+            centre = divmod(int(explained.merged.centres[cluster]), grid)
+            # A cluster may lie in several places; it is paid for once, at its centre.
+            at, said, font = (
+                (centre, cost, _font(size)) if centre in cells else (cells[0], f"({cost})", _font(size - 4))
+            )
+            middle = ((at[1] + 0.5) * side / grid, (at[0] + 0.5) * side / grid)
+            pen.text(middle, said, (255, 255, 255), font, anchor="mm", stroke_width=2, stroke_fill=_INK)
     return picture
+
+
+def _regions(owner: NDArray[np.int64]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Clusters [G, G] → (cluster, its cells) for every connected piece, in raster order."""
+    found = []
+    left = {(int(row), int(column)) for row, column in np.ndindex(owner.shape)}
+    while left:
+        first = min(left)
+        left.remove(first)
+        cells, cluster = [first], int(owner[first])
+        for row, column in cells:  # grows while it is walked
+            for near in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                if near in left and owner[near] == cluster:
+                    left.remove(near)
+                    cells.append(near)
+        found.append((cluster, sorted(cells)))
+    return found
 
 
 def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> None:
@@ -113,8 +135,10 @@ def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> No
     font = _font(14)
     pen.text((_EDGE, top + high + 4), f"{span[0]:.0f}", _PALE, font)
     pen.text((_EDGE + long, top + high + 4), f"{span[1]:.0f}", _PALE, font, anchor="ra")
-    said = "bits a cluster; what lies within one border is sent as one feature"
+    said = "bits a cluster, which is sent as one feature;"
     pen.text((_EDGE + long + 16, top + high // 2), said, _PALE, font, anchor="lm")
+    said = "in brackets: another piece of a cluster, paid for once"
+    pen.text((_EDGE + long + 16, top + high // 2 + 18), said, _PALE, font, anchor="lm")
 
 
 def _colours(bits: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.uint8]:

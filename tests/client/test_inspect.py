@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from device_client.inspect import draw
+from device_client.inspect import _regions, draw
 from shared.codec.codec import Codec, Explanation
 from shared.codec.fake import fake_features, fake_weights
 from shared.model.views import View, ViewRule, views
@@ -42,3 +42,14 @@ def test_borders_run_between_clusters_only() -> None:
 def test_a_long_name_is_shortened() -> None:
     short = draw("x" * 500, explained((300, 300), 4), 0, 0)
     assert short.width == draw("x", explained((300, 300), 4), 0, 0).width
+
+
+def test_every_piece_of_a_cluster_is_found() -> None:
+    owner = np.array([[0, 1, 0], [1, 1, 0], [0, 2, 2]])
+    assert _regions(owner) == [
+        (0, [(0, 0)]),
+        (1, [(0, 1), (1, 0), (1, 1)]),
+        (0, [(0, 2), (1, 2)]),
+        (0, [(2, 0)]),
+        (2, [(2, 1), (2, 2)]),
+    ]
