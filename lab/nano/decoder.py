@@ -25,15 +25,24 @@ from lab.nano.features import Cached
 from lab.nano.packing import Packer
 
 #: at first mostly what needs a name found among the features; comparing two of them is learned after that
-EARLY_WEIGHTS = {"exist": 4.0, "count": 3.0, "what": 1.0, "side": 1.0, "rel": 0.3, "cmp": 0.3, "read": 0.4}
-WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 1.0, "side": 2.0, "rel": 2.0, "cmp": 1.5, "read": 1.2}
+EARLY_WEIGHTS = {
+    "exist": 4.0,
+    "count": 3.0,
+    "what": 1.0,
+    "side": 1.0,
+    "rel": 0.3,
+    "cmp": 0.3,
+    "read": 0.4,
+    "where": 1.0,
+}
+WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 0.7, "side": 2.5, "rel": 3.0, "cmp": 1.0, "read": 0.7, "where": 3.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How long and how fast; ``merged`` is the share of batches whose features are merged."""
 
-    steps: int = 2100
+    steps: int = 1950
     early: int = 900  # steps with EARLY_WEIGHTS
     batch: int = 24
     turns: int = 14

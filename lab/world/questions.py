@@ -15,6 +15,8 @@ from lab.world.objects import NAMES, article, plural
 from lab.world.scene import Scene, Thing
 
 FAMILIES = ("exist", "count", "what", "side", "rel", "cmp", "read")
+#: trained but not scored: finding a place is what `rel` is made of, and is learned much sooner
+TRAINED_TOO = ("where",)
 MARGIN = 10 / 336  # of the canvas: the least difference of two positions that is asked about
 
 
@@ -48,6 +50,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "is it true that the {x} is {rel} the {y}?",
     ),
     "cmp": ("are there more {xs} than {ys}?", "do you see more {xs} than {ys}?", "are the {xs} more than the {ys}?"),
+    "where": ("where is the {x}?", "in which part of the picture is the {x}?"),
     "read": (
         "what number is on the sign?",
         "which number does the sign show?",
@@ -139,6 +142,25 @@ def _rel(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question(family="rel", text=_word(rng, "rel", x=first.name, y=second.name, rel=rel), answer=_yes(holds))
 
 
+_PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "middle", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+
+
+def _where(rng: np.random.Generator, scene: Scene) -> Question | None:
+    single = [t for t in scene.things if scene.count(t.name) == 1]
+    if not single:
+        return None
+    thing = single[int(rng.integers(len(single)))]
+    across, down = thing.x / scene.width * 3, thing.y / scene.height * 3
+    if any(abs(place - edge) < 3 * MARGIN / 2 for place in (across, down) for edge in (1, 2)):
+        return None
+    answer = _PLACES[min(int(down), 2)][min(int(across), 2)]
+    return Question(family="where", text=_word(rng, "where", x=thing.name), answer=answer)
+
+
 def _cmp(rng: np.random.Generator, scene: Scene) -> Question | None:
     present = _present(scene)
     if not present:
@@ -169,6 +191,7 @@ _DRAW = {
     "what": _what,
     "side": _side,
     "rel": _rel,
+    "where": _where,
     "cmp": _cmp,
     "read": _read,
 }
@@ -182,11 +205,12 @@ def draw(rng: np.random.Generator, scene: Scene, family: str) -> Question | None
 def draw_many(
     rng: np.random.Generator, scene: Scene, n: int, weights: dict[str, float] | None = None
 ) -> list[Question]:
-    """``n`` different questions, families drawn by weight among those the scene has."""
-    p = np.array([(weights or {}).get(family, 1.0) for family in FAMILIES])
+    """``n`` different questions, families drawn by weight (all of :data:`FAMILIES` alike) among those the scene has."""
+    weights = weights or dict.fromkeys(FAMILIES, 1.0)
+    families, p = tuple(weights), np.array(list(weights.values()))
     found: dict[str, Question] = {}
     for _ in range(6 * n):
-        question = draw(rng, scene, FAMILIES[rng.choice(len(FAMILIES), p=p / p.sum())])
+        question = draw(rng, scene, families[rng.choice(len(families), p=p / p.sum())])
         if question is not None:
             found.setdefault(question.text, question)
         if len(found) == n:
