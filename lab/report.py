@@ -92,7 +92,7 @@ def report(
     for kind, split in sizes:
         pictures = features.load(run, kind, split)  # type: ignore[arg-type]
         for way, reduce in ways.items():
-            if kind == "large" and way not in ("uncompressed", "packets", "merged to 12, packets"):
+            if kind != "world" and way not in ("uncompressed", "packets", "merged to 12, packets"):
                 continue
             outcomes = score(answerer, packer, pictures, reduce, batch=5 if kind == "large" else 25)
             found["results"].setdefault(kind, {})[way] = _row(outcomes)

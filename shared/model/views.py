@@ -10,6 +10,7 @@ picture is refused before it can use memory. Knows no tower; needs numpy and Pil
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -171,9 +172,11 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 return _rgb(upright)
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError as error:  # raised before the size can be asked for; its text has it
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        size = f"{int(pixels[1]) / 1e6:.0f}" if pixels else "too many"
         raise ImageError(
-            f"{shown} has far more than the {max_pixels / 1e6:.0f} megapixels that are accepted: scale it down first"
+            f"{shown} has {size} megapixels; at most {max_pixels / 1e6:.0f} are accepted: scale it down first"
         ) from None
     except UnidentifiedImageError:
         raise ImageError(f"{shown} is not a picture in a format that can be read; use JPEG, PNG or WebP") from None
