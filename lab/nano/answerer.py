@@ -37,6 +37,22 @@ class Answerer(nn.Module):
         nn.init.zeros_(self.grid.weight)
         self.decoder = Qwen3ForCausalLM(config)
 
+    @torch.no_grad()
+    def place(self, features: Tensor, size: float = 0.3) -> None:
+        """Give the grid embedding smooth coordinates that the decoder can read beside features [T, D].
+
+        Grown from zero it stays under one per cent of the projected features' length, and normalisation hides
+        it. The coordinates, ``size`` times as long as a feature, lie where features have the least power.
+        """
+        projected = self.projector(features)
+        _, directions = torch.linalg.eigh(projected.T @ projected)  # ascending power
+        for side in SIDES:
+            row, column = torch.meshgrid(*[(torch.arange(side) + 0.5) / side] * 2, indexing="ij")
+            waves = [torch.cos(torch.pi * k * axis) for axis in (column, row) for k in (1, 2, 3)]
+            coordinates = torch.stack(waves, dim=-1).flatten(0, 1)  # [side², 6], length √3 on average
+            length = size * projected.norm(dim=-1).mean() / 3**0.5
+            self.grid.weight[SLOT[side] : SLOT[side] + side * side] += length * coordinates @ directions[:, :6].T
+
     def embed(self, batch: Batch, features: Tensor | None = None) -> Tensor:
         """Prompt embeddings [B, T, H]; ``features`` [sum, D] replace the batch's own (the codec's training)."""
         embeds = self.decoder.get_input_embeddings()(batch.ids)

@@ -42,12 +42,13 @@ WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 0.7, "side": 2.5, "rel": 3.0, "cm
 class Recipe:
     """How long and how fast; ``merged`` is the share of batches whose features are merged."""
 
-    steps: int = 1950
+    steps: int = 2250
+    place: int = 1500  # the step at which the projector's scale has settled and positions are put in
     early: int = 900  # steps with EARLY_WEIGHTS
     batch: int = 24
     turns: int = 14
     rate: float = 2e-3
-    decay: float = 0.5
+    decay: float = 0.33
     merged: float = 0.5
     large: float = 0.08
     easy: float = 0.10
@@ -92,6 +93,9 @@ def train(
     running: dict[str, float] = {}
     began, first = time.monotonic(), step
     while step < recipe.steps:
+        if step == recipe.place:
+            some = np.concatenate([one.features for one in world[:200]]).astype(np.float32)
+            answerer.place(torch.from_numpy(some))
         rng = np.random.default_rng([seed, 17, step])
         rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
         for optimiser in optimisers:
