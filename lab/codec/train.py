@@ -37,9 +37,9 @@ class Recipe:
     components: int = 24
     hyper: int = 2
     hidden: int = 32
-    step: float = 1.2  # of the start, in units of the components' root mean square
-    warm: int = 250  # steps of mean squared error in the projected space, which need no decoder
-    steps: int = 260
+    step: float = 2.0  # of the start, in units of the components' root mean square
+    warm: int = 200  # steps of mean squared error in the projected space, which need no decoder
+    steps: int = 200
     batch: int = 24
     turns: int = 8
     rate: float = 2e-3
@@ -136,7 +136,7 @@ def train(
         step += 1
         whole = shown[0].counts == (36,) and chosen[0][0].scene is not None
         if whole:
-            weight *= float(np.exp(0.03 * np.clip(bits.mean().item() / recipe.bits - 1, -1, 1)))
+            weight *= float(np.exp(0.06 * np.clip(bits.mean().item() / recipe.bits - 1, -1, 1)))
         figures = {"distortion": distortion.item(), "bits a feature": bits.mean().item(), "weight": weight}
         if whole:
             figures["bits of the unmerged"] = bits.mean().item()
