@@ -39,12 +39,12 @@ class Recipe:
     hidden: int = 32
     step: float = 2.0  # of the start, in units of the components' root mean square
     warm: int = 200  # steps of mean squared error in the projected space, which need no decoder
-    steps: int = 900
+    steps: int = 200
     batch: int = 24
     turns: int = 8
     rate: float = 2e-3
     rate_weight: float = 4e-3
-    bits: float = 27.0
+    bits: float = 22.5
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06

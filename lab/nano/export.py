@@ -86,7 +86,7 @@ def export(
     codec.save(out)
 
 
-def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 1500) -> None:
+def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 500) -> None:
     """Export what a run trained; the codec's tables are filled from the run's first training pictures.
 
     Args:
