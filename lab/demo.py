@@ -19,7 +19,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "nano"
 PICTURE = MODEL / "example.jpg"
-QUESTIONS = ("how many cats are there?", "what number is on the sign?")
+QUESTIONS = ("what number is on the sign?", "is there a rocket?")
 READY = "listening on "
 GRACE = 15.0  # seconds between asking the server to end and ending it
 
