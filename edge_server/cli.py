@@ -129,15 +129,17 @@ def info(
 
 @app.command()
 def credentials(
-    out: Annotated[Path, typer.Option(help="Folder; server/ and client/ go below it.")],
-    host: Annotated[list[str], typer.Option(help="Name or address that clients call; repeat it for several.")],
-    days: Annotated[int, typer.Option(help="Lifetime.")] = 365,
+    out: Annotated[Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/ and client/ go below it.")],
+    names: Annotated[
+        list[str], typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several.")
+    ],
+    days: Annotated[int, typer.Option(envvar=_variable("DAYS"), help="Lifetime.")] = 365,
 ) -> None:
     """Write a certificate and a token for serving beyond this machine; keep those that are still good."""
     from edge_server import credentials as files
 
     try:
-        written = files.write(out, host, days=days)
+        written = files.write(out, names, days=days)
     except (ValueError, OSError) as error:
         _give_up(error)
     typer.echo(f"{'written' if written.fresh else 'kept'}: {written.certificate.parent}, {written.authority.parent}")

@@ -71,8 +71,9 @@ class TransformersEngine:
         with self._changed:
             if self._stopping:
                 raise UnavailableError("the server is stopping; try again later", reason="STOPPING")
-            # Those that were given up leave before the next step; they must not keep others out.
-            taken = sum(not one.generation.cancelled for one in [*self._running, *self._waiting])
+            # Those that were given up or have just ended leave before the next step; they must not keep others out.
+            present = [one.generation for one in [*self._running, *self._waiting]]
+            taken = sum(not one.cancelled and one.finish is None for one in present)
             if taken >= self._queue + self._parallel:
                 raise LimitError(
                     f"{taken} questions are being answered or wait, which is all this server takes; ask again in a few "

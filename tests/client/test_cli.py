@@ -110,7 +110,7 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
         ([], "give a picture and a question"),
         (["none.png", "what?"], "none.png does not exist"),
         (["words.png", "what?"], "words.png is not a picture"),
-        (["huge.png", "what?"], "100 megapixels"),
+        (["huge.png", "what?"], "400 megapixels"),
         ([".", "what?"], "is a directory"),
         (["small.png", "what?", "--server", "nowhere"], "nowhere"),
         (["small.png", "what?", "--server", "127.0.0.1:0"], "port 0"),
