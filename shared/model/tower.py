@@ -10,6 +10,7 @@ it, its renaming of the released tensors included. Leaves normalising pixels to 
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,10 @@ class Tower:
         return found
 
 
+#: transformers replaces methods of its base class while it loads: two loads at once leave them replaced for ever
+_LOADING = threading.Lock()
+
+
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
     state = {name.removeprefix(VISION): tensor for name, tensor in checkpoint.vision_tensors().items()}
     logging: Any = transformers_logging  # untyped
@@ -62,14 +67,15 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
     logging.disable_progress_bar()
     load: Any = Step3p7VisionModel.from_pretrained  # its return type depends on output_loading_info
     try:
-        model, report = load(
-            None,
-            config=Step3p7VisionConfig(**checkpoint.config.vision),
-            state_dict=state,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
+        with _LOADING:
+            model, report = load(
+                None,
+                config=Step3p7VisionConfig(**checkpoint.config.vision),
+                state_dict=state,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
     finally:
         if shown:
             logging.enable_progress_bar()
