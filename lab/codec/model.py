@@ -107,6 +107,15 @@ class CodecModel(nn.Module):
         index = torch.log(spread_q / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
         self.h_s.b2[self.components :].copy_(index)
 
+    @torch.no_grad()
+    def refine(self, factor: float) -> None:
+        """Quantise with steps ``factor`` times as long; the hyper analysis sees what it was trained on.
+
+        The tables must be counted anew after this.
+        """
+        self.log_step.add_(math.log(factor))
+        cast(nn.Linear, self.h_a[0]).weight.mul_(factor)
+
     def quantise(self, x: Tensor) -> Tensor:
         """Features [T, D] → y in quantisation steps [T, M], not yet rounded."""
         return ((x - self.mean) / self.spread) @ self.analysis.T / self.log_step.exp()
