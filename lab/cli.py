@@ -20,7 +20,7 @@ app.add_typer(nano, name="nano")
 Assets = Annotated[Path, typer.Option(help="Folder of fonts and photographs.", envvar="TOFC_LAB_ASSETS")]
 Run = Annotated[Path, typer.Option(help="Folder of checkpoints, features and logs of this run.", envvar="TOFC_LAB_RUN")]
 ASSETS, RUN = Path("runs/assets"), Path("runs/nano")
-SIZES = {("world", "train"): 6000, ("large", "train"): 300, ("easy", "train"): 2500, ("world", "validation"): 300}
+SIZES = {("world", "train"): 10_000, ("large", "train"): 500, ("easy", "train"): 2500, ("world", "validation"): 300}
 TEST_SIZES = {("world", "test"): 1000, ("large", "test"): 150, ("easy", "test"): 1000}
 
 

@@ -40,6 +40,11 @@ def ste_floor(x: Tensor) -> Tensor:
     return x + (x.floor() - x).detach()
 
 
+def bound(x: Tensor, least: float) -> Tensor:
+    """At least ``least``; below it the gradient still passes, so that what is too unlikely can recover."""
+    return x + (x.clamp(min=least) - x).detach()
+
+
 class HyperSynthesis(nn.Module):
     """h_s in integers: z [n, Z] → (mean in steps, scale index), each [n, M]."""
 
@@ -86,35 +91,26 @@ class CodecModel(nn.Module):
         self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
 
     @torch.no_grad()
-    def start_from(self, x: Tensor, projector: Tensor, step: float) -> None:
-        """Principal components of the features [T, D] as the projector [H, D] sees them.
+    def start_from(self, x: Tensor, measure: Tensor, step: float) -> None:
+        """Principal components of the features x [T, D] as ``measure`` [D, D] weighs their errors.
 
-        The decoder sees only ``W x``: the components are those of ``W x``, and the synthesis is the
-        least-squares estimate of x from them.
+        The components are those of ``measure @ x``, and the synthesis is the least-squares estimate of x
+        from them.
         """
         self.mean.copy_(x.mean(0))
         self.spread.copy_((x - self.mean).std())
         centred = ((x - self.mean) / self.spread).double()
         covariance = centred.T @ centred / len(x)
-        w = projector.double()
+        w = measure.double()
         values, vectors = torch.linalg.eigh(w @ covariance @ w.T)
-        u, power = vectors[:, -self.components :].flip(1), values[-self.components :].flip(0)  # [H, M]
-        unit = power.mean().sqrt()
+        u, power = vectors[:, -self.components :].flip(1), values[-self.components :].flip(0)  # [D, M]
+        unit = power[:24].mean().sqrt()
         self.analysis.copy_((u.T @ w) / unit)
         self.synthesis.copy_(covariance @ w.T @ u / power * unit)
         self.log_step.fill_(math.log(step))
         spread_q = (power.sqrt() / unit / step).clamp(SCALE_MIN, SCALE_MAX)
         index = torch.log(spread_q / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
         self.h_s.b2[self.components :].copy_(index)
-
-    @torch.no_grad()
-    def refine(self, factor: float) -> None:
-        """Quantise with steps ``factor`` times as long; the hyper analysis sees what it was trained on.
-
-        The tables must be counted anew after this.
-        """
-        self.log_step.add_(math.log(factor))
-        cast(nn.Linear, self.h_a[0]).weight.mul_(factor)
 
     def quantise(self, x: Tensor) -> Tensor:
         """Features [T, D] → y in quantisation steps [T, M], not yet rounded."""
@@ -128,20 +124,26 @@ class CodecModel(nn.Module):
         """Quantised components → z before rounding, kept inside the coded range."""
         return cast(Tensor, self.h_a(q)).clamp(-self.hyper_range, self.hyper_range)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, noisy: bool = False) -> tuple[Tensor, Tensor]:
         """Features [T, D] → (x̂ [T, D], bits of each feature [T]).
 
-        The distortion sees rounded values, the rate noisy ones in training: compressai's usual mixture.
+        The distortion always sees rounded values. The rate is of those too, gradients passed straight
+        through, or with ``noisy`` of values with uniform noise: smoother, but it overrates components that
+        are nearly always 0.
         """
         y = self.quantise(x)
         q = ste_round(y)
         z = self.hyper_symbols(q)
-        _, z_likelihoods = self.entropy_bottleneck(z[..., None])
         mean, index = self.h_s(ste_round(z))
-        source = y if self.training else q
-        _, likelihoods = self.gaussian_conditional(source, scale_of(index), means=mean, training=self.training)
-        bits = -likelihoods.clamp(min=2**-16).log2().sum(-1) - z_likelihoods.clamp(min=2**-16).log2().sum((-2, -1))
-        return self.dequantise(q), bits
+        if noisy:
+            _, z_likelihoods = self.entropy_bottleneck(z[..., None], training=True)
+            _, y_likelihoods = self.gaussian_conditional(y, scale_of(index), means=mean, training=True)
+        else:
+            z_likelihoods, _, _ = self.entropy_bottleneck._likelihood(ste_round(z).T[:, None])
+            y_likelihoods = self.gaussian_conditional._likelihood(q, scale_of(index), means=mean)
+            z_likelihoods = z_likelihoods[:, 0].T
+        bits = [-bound(p, 1e-9).log2().flatten(1).sum(-1) for p in (y_likelihoods, z_likelihoods)]
+        return self.dequantise(q), bits[0] + bits[1]
 
     def aux_loss(self) -> Tensor:
         """Compressai's auxiliary loss: keeps the bottleneck's quantiles at its tails."""

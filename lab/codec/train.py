@@ -20,10 +20,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from lab.codec.model import CodecModel
+from lab.codec.sensitivity import root, sensitivity
 from lab.nano.answerer import Answerer, ask, merging, picture
 from lab.nano.decoder import WEIGHTS
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
+from lab.nano.rough import Rough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +36,20 @@ class Recipe:
     price in answers the outcome.
     """
 
-    components: int = 24
-    hyper: int = 2
-    hidden: int = 32
-    step: float = 2.0  # of the start, in units of the components' root mean square
-    warm: int = 200  # steps of mean squared error in the projected space, which need no decoder
-    steps: int = 200
+    components: int = 64
+    hyper: int = 3
+    hidden: int = 48
+    step: float = 2.0  # of the start, in units of the root mean square of the strongest 24 components
+    warm: int = 300  # steps of squared error as the sensitivity weighs it, which need no decoder
+    noisy: int = 600  # steps until the rate is counted on rounded values
+    steps: int = 1500
     batch: int = 24
     turns: int = 8
     rate: float = 2e-3
+    plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
     rate_weight: float = 4e-3
-    bits: float = 22.5
+    transform: float = 0.2  # of the rate
+    bits: float = 26.0
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06
@@ -81,18 +86,22 @@ def train(
     torch.manual_seed(seed)
     packer = Packer(tokenizer)
     answerer.requires_grad_(False).eval()
-    projector = answerer.projector.weight.detach()
     model = CodecModel(
-        dim=projector.shape[1], components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
+        dim=world[0].features.shape[1], components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
     ).train()
     some = np.random.default_rng([seed, 23])
     start = [world[i].features for i in some.permutation(len(world))[:400]]
     start += [easy[i].features for i in some.permutation(len(easy))[:40]]
-    model.start_from(torch.from_numpy(np.concatenate(start).astype(np.float32)), projector, recipe.step)
+    seen = np.concatenate(start).astype(np.float32)
+    fisher = sensitivity(answerer, packer, world, Rough(seen), seed=seed, autocast=autocast)
+    projector = answerer.projector.weight.detach().double()
+    plain = projector.T @ projector
+    measure = root(fisher + recipe.plain * plain * (len(plain) / plain.trace())).float()
+    model.start_from(torch.from_numpy(seen), measure, recipe.step)
     main = [p for n, p in model.named_parameters() if not n.endswith("quantiles")]
     transform = [model.analysis, model.synthesis]
     rest = [p for p in main if all(p is not t for t in transform)]
-    optimiser = torch.optim.Adam([{"params": rest, "scale": 1.0}, {"params": transform, "scale": 0.05}])
+    optimiser = torch.optim.Adam([{"params": rest, "scale": 1.0}, {"params": transform, "scale": recipe.transform}])
     auxiliary = torch.optim.Adam([p for n, p in model.named_parameters() if n.endswith("quantiles")], lr=1e-2)
     saved, step = out / "codec.ckpt", 0
     if saved.exists():
@@ -112,10 +121,10 @@ def train(
         chosen = sample(rng, recipe, world, large, easy)
         shown = [picture(one, merging(share=share)) for one, share in chosen]
         x = torch.from_numpy(np.concatenate([p.features for p in shown]))
-        x_hat, bits = model(x)
+        x_hat, bits = model(x, noisy=step < recipe.noisy)
         if step < recipe.warm:
-            error = F.linear(x_hat - x, projector).square().sum(-1).mean()
-            distortion = error / F.linear(x - model.mean, projector).square().sum(-1).mean()
+            error = F.linear(x_hat - x, measure).square().sum(-1).mean()
+            distortion = error / F.linear(x - model.mean, measure).square().sum(-1).mean()
         else:
             asked = [ask(rng, one, recipe.turns, WEIGHTS) for one, _ in chosen]
             batch = packer.pack(shown, asked, independent=True)

@@ -34,24 +34,27 @@ class Answerer(nn.Module):
         super().__init__()
         self.projector = nn.Linear(width, config.hidden_size, bias=False)
         self.grid = nn.Embedding(SLOTS, config.hidden_size)
-        nn.init.zeros_(self.grid.weight)
         self.decoder = Qwen3ForCausalLM(config)
+        self.decoder.set_attn_implementation("eager")  # faster than sdpa in bf16 on CPUs
 
     @torch.no_grad()
-    def place(self, features: Tensor, size: float = 0.3) -> None:
-        """Give the grid embedding smooth coordinates that the decoder can read beside features [T, D].
+    def start_from(self, features: Tensor, size: float = 0.7) -> None:
+        """Begin at scales where the decoder hears both what a feature [T, D] says and where it is.
 
-        Grown from zero it stays under one per cent of the projected features' length, and normalisation hides
-        it. The coordinates, ``size`` times as long as a feature, lie where features have the least power.
+        A grid embedding grown from zero stays under one per cent of the projected features' length, and
+        normalisation hides it. So it begins with smooth coordinates, ``size`` times as long as a feature,
+        in the directions where features have the least power.
         """
+        length = self.projector.out_features**0.5 / 4
+        nn.init.normal_(self.projector.weight, std=length / (self.projector.weight.numel() ** 0.5 * features.std()))
         projected = self.projector(features)
         _, directions = torch.linalg.eigh(projected.T @ projected)  # ascending power
         for side in SIDES:
             row, column = torch.meshgrid(*[(torch.arange(side) + 0.5) / side] * 2, indexing="ij")
             waves = [torch.cos(torch.pi * k * axis) for axis in (column, row) for k in (1, 2, 3)]
             coordinates = torch.stack(waves, dim=-1).flatten(0, 1)  # [side², 6], length √3 on average
-            length = size * projected.norm(dim=-1).mean() / 3**0.5
-            self.grid.weight[SLOT[side] : SLOT[side] + side * side] += length * coordinates @ directions[:, :6].T
+            unit = size * projected.norm(dim=-1).mean() / 3**0.5
+            self.grid.weight[SLOT[side] : SLOT[side] + side * side] = unit * coordinates @ directions[:, :6].T
 
     def embed(self, batch: Batch, features: Tensor | None = None) -> Tensor:
         """Prompt embeddings [B, T, H]; ``features`` [sum, D] replace the batch's own (the codec's training)."""
@@ -61,9 +64,10 @@ class Answerer(nn.Module):
 
     def forward(self, batch: Batch, features: Tensor | None = None) -> Tensor:
         """Logits [answer tokens, vocabulary] at the positions that have targets."""
+        embeds = self.embed(batch, features)
         hidden = self.decoder.model(
-            inputs_embeds=self.embed(batch, features),
-            attention_mask=batch.mask,
+            inputs_embeds=embeds,
+            attention_mask=torch.zeros_like(batch.mask, dtype=embeds.dtype).masked_fill(~batch.mask, -torch.inf),
             position_ids=batch.positions,
             use_cache=False,
         ).last_hidden_state

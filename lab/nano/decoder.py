@@ -1,58 +1,118 @@
 """Training nano's decoder, projector and grid embedding on cached features.
 
 Promises a resumable run whose log has validation accuracy per family. The tower stays frozen;
-features are merged to a random number so that the decoder knows merged ones.
+features are merged to a random number, and coarsened, so that the decoder knows such ones.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from lab.evaluate import accuracy, score
 from lab.nano.answerer import Answerer, ask, config, merging, picture
 from lab.nano.features import Cached
-from lab.nano.packing import Packer
+from lab.nano.packing import Batch, Packer
+from lab.nano.rough import Rough
 
 #: at first mostly what needs a name found among the features; comparing two of them is learned after that
 EARLY_WEIGHTS = {
     "exist": 4.0,
-    "count": 3.0,
+    "count": 2.0,
     "what": 1.0,
     "side": 1.0,
-    "rel": 0.3,
+    "rel": 0.5,
     "cmp": 0.3,
     "read": 0.4,
-    "where": 1.0,
+    "where": 3.0,
 }
-WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 0.7, "side": 2.5, "rel": 3.0, "cmp": 1.0, "read": 0.7, "where": 3.0}
+WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 0.7, "side": 2.5, "rel": 3.0, "cmp": 1.0, "read": 0.7, "where": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How long and how fast; ``merged`` is the share of batches whose features are merged."""
+    """How long and how fast; ``merged`` and ``rough`` are the shares of batches whose features are."""
 
-    steps: int = 2250
-    place: int = 1500  # the step at which the projector's scale has settled and positions are put in
+    steps: int = 3600
     early: int = 900  # steps with EARLY_WEIGHTS
     batch: int = 24
     turns: int = 14
     rate: float = 2e-3
-    decay: float = 0.33
+    projector: float = 0.5  # of the rate: it multiplies long vectors
+    grid: float = 4.0  # of the rate: it must keep up with the projected features as they grow
+    decay: float = 0.4
+    save: int = 250  # steps between checkpoints
     merged: float = 0.5
+    rough: float = 0.3
     large: float = 0.08
     easy: float = 0.10
     conversation: float = 0.15
+
+
+class Batches:
+    """Batches and their kind; batch ``step`` depends on ``(seed, step)`` alone."""
+
+    def __init__(
+        self, pictures: dict[str, Sequence[Cached]], rough: Rough, packer: Packer, recipe: Recipe, seed: int
+    ) -> None:
+        self.pictures, self.rough, self.packer, self.recipe, self.seed = pictures, rough, packer, recipe, seed
+
+    def draw(self, step: int) -> tuple[str, Batch]:
+        """The kind of its pictures ("world", "large", "easy") and the batch."""
+        recipe, rng = self.recipe, np.random.default_rng([self.seed, 17, step])
+        draw, kind, size = rng.random(), "world", recipe.batch
+        if draw < recipe.large:
+            kind, size = "large", max(1, recipe.batch // 4)
+        elif draw < recipe.large + recipe.easy:
+            kind = "easy"
+        source = self.pictures[kind]
+        share = float(rng.uniform(0.12, 1.0)) if rng.random() < recipe.merged else 1.0
+        chosen = [source[i] for i in rng.integers(len(source), size=size)]
+        shown = [picture(one, merging(share=share)) for one in chosen]
+        if rng.random() < recipe.rough:
+            shown = [replace(one, features=self.rough.draw(rng, one.features)) for one in shown]
+        weights = EARLY_WEIGHTS if step < recipe.early else WEIGHTS
+        asked = [ask(rng, one, recipe.turns, weights) for one in chosen]
+        return kind, self.packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
+
+    def ahead(self, first: int) -> Iterator[tuple[str, Batch]]:
+        """Endless batches from step ``first`` on, each drawn while the one before is computed."""
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self.draw, first)
+            for step in count(first + 1):
+                ready, coming = coming.result(), pool.submit(self.draw, step)
+                yield ready
+
+
+def optimisers_of(answerer: Answerer, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the rest; each group's ``scale`` is its share of the rate."""
+    layers = [p for n, p in answerer.named_parameters() if p.ndim == 2 and ".layers." in n]
+    apart = {id(p) for p in [*layers, answerer.projector.weight, answerer.grid.weight]}
+    rest = [p for p in answerer.parameters() if id(p) not in apart]
+    return [
+        torch.optim.AdamW(
+            [{"params": rest, "scale": 1.0}, {"params": [answerer.grid.weight], "scale": recipe.grid}],
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+        ),
+        torch.optim.Muon(
+            [{"params": layers, "scale": 1.0}, {"params": [answerer.projector.weight], "scale": recipe.projector}],
+            weight_decay=0.01,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+    ]
 
 
 def train(
@@ -73,63 +133,40 @@ def train(
     torch.manual_seed(seed)
     packer = Packer(tokenizer)
     answerer = Answerer(world[0].features.shape[1], config(tokenizer))
-    spread = float(np.std(world[0].features.astype(np.float32)))
-    nn.init.normal_(answerer.projector.weight, std=0.02 / spread)
-    matrices = [p for n, p in answerer.named_parameters() if p.ndim == 2 and ".layers." in n]
-    in_matrices = {id(p) for p in matrices}
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [p for p in answerer.parameters() if id(p) not in in_matrices], betas=(0.9, 0.98), weight_decay=0.01
-        ),
-        torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-    ]
-    saved, step = out / "decoder.ckpt", 0
+    some = np.concatenate([one.features for one in world[:200]]).astype(np.float32)
+    answerer.start_from(torch.from_numpy(some))
+    optimisers = optimisers_of(answerer, recipe)
+    saved, step, running = out / "decoder.ckpt", 0, dict[str, float]()
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         answerer.load_state_dict(state["answerer"])
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
-        step = state["step"]
-    running: dict[str, float] = {}
+        step, running = state["step"], state["running"]
+    batches = Batches({"world": world, "large": large, "easy": easy}, Rough(some), packer, recipe, seed).ahead(step)
     began, first = time.monotonic(), step
     while step < recipe.steps:
-        if step == recipe.place:
-            some = np.concatenate([one.features for one in world[:200]]).astype(np.float32)
-            answerer.place(torch.from_numpy(some))
-        rng = np.random.default_rng([seed, 17, step])
+        kind, batch = next(batches)
         rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
         for optimiser in optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate
-        kind, size = rng.random(), recipe.batch
-        source: Sequence[Cached] = world
-        if kind < recipe.large and large:
-            source, size = large, max(1, recipe.batch // 4)
-        elif kind < recipe.large + recipe.easy and easy:
-            source = easy
-        share = float(rng.uniform(0.12, 1.0)) if rng.random() < recipe.merged else 1.0
-        chosen = [source[i] for i in rng.integers(len(source), size=size)]
-        shown = [picture(one, merging(share=share)) for one in chosen]
-        asked = [ask(rng, one, recipe.turns, EARLY_WEIGHTS if step < recipe.early else WEIGHTS) for one in chosen]
-        batch = packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
+                group["lr"] = rate * group["scale"]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = answerer(batch)
-        loss = F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0])
-        loss.backward()
+        losses = F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0], reduction="none")
+        losses.mean().backward()
         nn.utils.clip_grad_norm_(answerer.parameters(), 1.0)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
         step += 1
-        name = "easy" if source is easy else "large" if source is large else "world"
-        running[name] = 0.97 * running.get(name, loss.item()) + 0.03 * loss.item()
+        for name, value in ({kind: losses.mean().item()} | _by_family(batch, losses.detach())).items():
+            running[name] = 0.97 * running.get(name, value) + 0.03 * value
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - began)
-            log(
-                f"{step}/{recipe.steps} {speed:.2f} steps/s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()),
-                flush=True,
-            )
-        if step % 250 == 0 or step == recipe.steps:
+            shown = " ".join(f"{k} {v:.3f}" for k, v in sorted(running.items()))
+            log(f"{step}/{recipe.steps} {speed:.2f} steps/s {shown}", flush=True)
+        if step % recipe.save == 0 or step == recipe.steps:
             scores = {n: accuracy(score(answerer, packer, validation, merging(int(n)))) for n in ("36", "12")}
             for n, values in scores.items():
                 log(f"  validation n={n} " + " ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
@@ -139,8 +176,18 @@ def train(
                 "answerer": answerer.state_dict(),
                 "optimisers": [o.state_dict() for o in optimisers],
                 "step": step,
+                "running": running,
             }
             torch.save(state, saved.with_suffix(".new"))
             saved.with_suffix(".new").replace(saved)
     torch.save(answerer.state_dict(), out / "decoder.pt")
     return answerer
+
+
+def _by_family(batch: Batch, losses: Tensor) -> dict[str, float]:
+    """Mean loss of a question in each family, from the loss of every answer token."""
+    sums = torch.zeros(len(batch.asked)).index_add_(0, batch.owner[batch.targets >= 0], losses)
+    found: dict[str, list[float]] = {}
+    for one, value in zip(batch.asked, sums.tolist(), strict=True):
+        found.setdefault(f"{one.family} loss", []).append(value)
+    return {family: float(np.mean(values)) for family, values in found.items()}

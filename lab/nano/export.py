@@ -40,9 +40,6 @@ VISION_KEYS = (
     "max_position_embeddings",
 )
 
-#: of the trained steps: counted tables cost less than the trained rate promised, so steps may be finer
-STEP = 0.65
-
 
 def config(tower: Step3p7VisionConfig, tokenizer: Any) -> dict[str, Any]:
     """Nano's ``config.json``."""
@@ -104,7 +101,6 @@ def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 50
         dim=CONFIG.hidden_size * 4, components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
     )
     model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
-    model.refine(STEP)
     rng = np.random.default_rng(0)
     shares = [1.0 if features is None and rng.random() < 0.8 else float(rng.uniform(0.2, 1.0)) for _ in world]
     centroids = [

@@ -50,6 +50,9 @@ RECIPE = (
     Stage(
         px=336, batch=24, pictures=7_700, things=(1, 6), sign=0.5, rate=1.5e-3, decay=0.8, easy_every=7, crops_every=8
     ),
+    Stage(
+        px=336, batch=24, pictures=12_000, things=(1, 6), sign=0.4, rate=1.5e-3, decay=0.7, easy_every=12, crops_every=8
+    ),
 )
 CONFIG = Step3p7VisionConfig(
     hidden_size=192,
@@ -170,7 +173,9 @@ def train(
     while at < len(recipe):
         stage = recipe[at]
         total = stage.pictures // stage.batch
-        loader = iter(DataLoader(Batches(folder, stage, seed, step), batch_size=None, num_workers=1, prefetch_factor=4))
+        drawn = sum(before.pictures // before.batch for before in recipe[:at] if before.px == stage.px)
+        batches = Batches(folder, stage, seed, drawn + step)
+        loader = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4))
         pixels_val, labels_val = validation_batch(folder, stage.px)
         began, running = time.monotonic(), dict[str, float]()
         first = step

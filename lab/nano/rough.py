@@ -1,0 +1,27 @@
+"""Features as a coarse codec would leave them, so that the decoder knows such ones before there is a codec.
+
+Promises nothing about bytes: a few principal components of the features, rounded to long steps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Rough:
+    """Principal components of features [T, D]."""
+
+    def __init__(self, features: NDArray[np.float32], most: int = 64) -> None:
+        self.mean = features.mean(0)
+        centred = features - self.mean
+        power, vectors = np.linalg.eigh(centred.T @ centred / len(features))
+        self.vectors = np.ascontiguousarray(vectors[:, ::-1][:, :most])  # [D, most], most power first
+        self.unit = float(np.sqrt(power[::-1][:24].mean()))
+
+    def draw(self, rng: np.random.Generator, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, D] → [n, D] through a random number of components and a random step."""
+        vectors = self.vectors[:, : int(rng.integers(24, self.vectors.shape[1] + 1))]
+        step = self.unit * float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
+        rounded = np.rint((features - self.mean) @ vectors / step) * step
+        return (rounded @ vectors.T + self.mean).astype(np.float32)

@@ -1,0 +1,54 @@
+"""Training the decoder: what an interrupted run must keep."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lab.nano import decoder
+from lab.nano.features import Cached
+from lab.world.objects import NAMES
+from lab.world.scene import Scene, Sign, Thing
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import load_tokenizer
+from tests.e2e.conftest import MODEL
+
+RECIPE = decoder.Recipe(steps=4, early=2, batch=2, turns=3, save=2, large=0.0, easy=0.0)
+
+
+def _pictures(seed: int, n: int = 3) -> list[Cached]:
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(n):
+        names, places = rng.choice(NAMES, 3), rng.uniform(40, 290, (3, 2))
+        things = [
+            Thing(name=str(name), x=x, y=y, width=60, height=60) for name, (x, y) in zip(names, places, strict=True)
+        ]
+        sign = Sign(number=int(rng.integers(10, 100)), x=100, y=250, width=80, height=50, font="any")
+        scene = Scene(width=336, height=336, things=tuple(things), sign=sign)
+        features = rng.standard_normal((36, 96)).astype(np.float16)
+        found.append(Cached(features=features, sides=(6,), rows=0, columns=0, scene=scene))
+    return found
+
+
+def _run(out: Path, tokenizer: PreTrainedTokenizerFast, logs: int = 1000) -> dict[str, torch.Tensor]:
+    def log(*_: object, **__: object) -> None:
+        nonlocal logs
+        logs -= 1
+        if logs < 0:
+            raise KeyboardInterrupt
+
+    out.mkdir(exist_ok=True)
+    trained = decoder.train(_pictures(0), [], [], _pictures(1), tokenizer, out, recipe=RECIPE, autocast=False, log=log)
+    return trained.state_dict()
+
+
+def test_a_run_that_was_interrupted_ends_where_it_would_have(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
+    with pytest.raises(KeyboardInterrupt):  # after the first checkpoint, before the second
+        _run(tmp_path / "twice", tokenizer, logs=2)
+    resumed, whole = _run(tmp_path / "twice", tokenizer), _run(tmp_path / "once", tokenizer)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+    assert (tmp_path / "twice" / "decoder.jsonl").read_text() == (tmp_path / "once" / "decoder.jsonl").read_text()
