@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from lab.evaluate import accuracy, score
@@ -61,13 +61,20 @@ class Recipe:
     conversation: float = 0.15
 
 
-class Batches:
-    """Batches and their kind; batch ``step`` depends on ``(seed, step)`` alone."""
+class Batches(IterableDataset[tuple[str, Batch]]):
+    """Endless batches and their kind from step ``first`` on; batch ``step`` depends on ``(seed, step)`` alone."""
 
     def __init__(
-        self, pictures: dict[str, Sequence[Cached]], rough: Rough, packer: Packer, recipe: Recipe, seed: int
+        self,
+        pictures: dict[str, Sequence[Cached]],
+        rough: Rough,
+        packer: Packer,
+        recipe: Recipe,
+        seed: int,
+        first: int,
     ) -> None:
-        self.pictures, self.rough, self.packer, self.recipe, self.seed = pictures, rough, packer, recipe, seed
+        self.pictures, self.rough, self.packer, self.recipe = pictures, rough, packer, recipe
+        self.seed, self.first = seed, first
 
     def draw(self, step: int) -> tuple[str, Batch]:
         """The kind of its pictures ("world", "large", "easy") and the batch."""
@@ -87,13 +94,8 @@ class Batches:
         asked = [ask(rng, one, recipe.turns, weights) for one in chosen]
         return kind, self.packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
 
-    def ahead(self, first: int) -> Iterator[tuple[str, Batch]]:
-        """Endless batches from step ``first`` on, each drawn while the one before is computed."""
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self.draw, first)
-            for step in count(first + 1):
-                ready, coming = coming.result(), pool.submit(self.draw, step)
-                yield ready
+    def __iter__(self) -> Iterator[tuple[str, Batch]]:
+        return map(self.draw, count(self.first))
 
 
 def optimisers_of(answerer: Answerer, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -126,6 +128,7 @@ def train(
     recipe: Recipe | None = None,
     seed: int = 0,
     autocast: bool = True,
+    workers: int = 1,
     log: Any = print,
 ) -> Answerer:
     """Run the recipe, resuming from ``out/decoder.ckpt``; ends with ``out/decoder.pt``."""
@@ -143,10 +146,12 @@ def train(
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         step, running = state["step"], state["running"]
-    batches = Batches({"world": world, "large": large, "easy": easy}, Rough(some), packer, recipe, seed).ahead(step)
+    batches = Batches({"world": world, "large": large, "easy": easy}, Rough(some), packer, recipe, seed, step)
+    # a process, not a thread: Python code beside it would keep this one from the interpreter's lock
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
     began, first = time.monotonic(), step
     while step < recipe.steps:
-        kind, batch = next(batches)
+        kind, batch = next(loader)
         rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
         for optimiser in optimisers:
             for group in optimiser.param_groups:

@@ -40,7 +40,9 @@ def _run(out: Path, tokenizer: PreTrainedTokenizerFast, logs: int = 1000) -> dic
             raise KeyboardInterrupt
 
     out.mkdir(exist_ok=True)
-    trained = decoder.train(_pictures(0), [], [], _pictures(1), tokenizer, out, recipe=RECIPE, autocast=False, log=log)
+    trained = decoder.train(
+        _pictures(0), [], [], _pictures(1), tokenizer, out, recipe=RECIPE, autocast=False, workers=0, log=log
+    )
     return trained.state_dict()
 
 
