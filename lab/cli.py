@@ -1,17 +1,20 @@
 """``tofc-lab``: every step from nothing to a shipped model, each resumable, and the figures about it.
 
-Promises that `tofc-lab nano` runs the whole recipe of the shipped model in order. Thin: the work is
-in the modules named by the commands.
+Promises that the commands of `tofc-lab nano`, in their order, are the recipe of the shipped model. Thin: the
+work is in the modules named by the commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import track
+
+if TYPE_CHECKING:
+    from lab.nano.features import Sizes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 nano = typer.Typer(no_args_is_help=True, help="Train nano: assets → tower → features → decoder → codec → export.")
@@ -20,8 +23,13 @@ app.add_typer(nano, name="nano")
 Assets = Annotated[Path, typer.Option(help="Folder of fonts and photographs.", envvar="TOFC_LAB_ASSETS")]
 Run = Annotated[Path, typer.Option(help="Folder of checkpoints, features and logs of this run.", envvar="TOFC_LAB_RUN")]
 ASSETS, RUN = Path("runs/assets"), Path("runs/nano")
-SIZES = {("world", "train"): 10_000, ("large", "train"): 500, ("easy", "train"): 2500, ("world", "validation"): 300}
-TEST_SIZES = {("world", "test"): 1000, ("large", "test"): 150, ("easy", "test"): 1000}
+SIZES: Sizes = {
+    ("world", "train"): 10_000,
+    ("large", "train"): 500,
+    ("easy", "train"): 2500,
+    ("world", "validation"): 300,
+}
+TEST_SIZES: Sizes = {("world", "test"): 1000, ("large", "test"): 150, ("easy", "test"): 1000}
 
 
 def _bar(chunks: Iterable[int], total: int) -> Iterable[int]:
@@ -48,18 +56,18 @@ def tower(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0) -> None:
 
 
 @nano.command()
-def features(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0, test: bool = False) -> None:
-    """Compute the features of the training pictures (or, with --test, of the test pictures) once."""
+def features(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0) -> None:
+    """Compute the features of the training pictures once."""
     from lab.nano import features
     from lab.nano.tower import encoder
 
-    for (kind, split), count in (TEST_SIZES if test else SIZES).items():
+    for (kind, split), count in SIZES.items():
         features.compute(
             assets,
-            run / "features",
+            features.folder(run),
             encoder(run / "tower.pt"),
-            kind=kind,  # type: ignore[arg-type]
-            split=split,  # type: ignore[arg-type]
+            kind=kind,
+            split=split,
             count=count,
             seed=seed,
             progress=_bar,
@@ -67,15 +75,20 @@ def features(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0, test: bool 
 
 
 @nano.command()
-def decoder(run: Run = RUN, seed: int = 0) -> None:
+def decoder(
+    run: Run = RUN,
+    seed: int = 0,
+    start: Annotated[Path | None, typer.Option(help="Go on from the decoder.pt of another run.")] = None,
+) -> None:
     """Train projector, grid embedding and decoder on the computed features."""
     from transformers import PreTrainedTokenizerFast
 
     from lab.nano import decoder, features
 
-    world, large, easy, validation = (features.load(run / "features", *key) for key in SIZES)  # type: ignore[arg-type]
+    folder = features.folder(run)
+    world, large, easy, validation = (features.load(folder, *key, count) for key, count in SIZES.items())
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
-    decoder.train(world, large, easy, validation, tokenizer, run, seed=seed)
+    decoder.train(world, large, easy, validation, tokenizer, run, basis=folder.name, start=start, seed=seed)
 
 
 @nano.command()
@@ -84,10 +97,12 @@ def codec(run: Run = RUN, seed: int = 0) -> None:
     from lab.codec import train
     from lab.nano import features
     from lab.nano.answerer import load
+    from lab.resume import fingerprint
 
-    world, large, easy, _ = (features.load(run / "features", *key) for key in SIZES)  # type: ignore[arg-type]
+    folder = features.folder(run)
+    world, large, easy, _ = (features.load(folder, *key, count) for key, count in SIZES.items())
     answerer, tokenizer = load(run, world[0].features.shape[1])
-    train.train(answerer, tokenizer, world, large, easy, run, seed=seed)
+    train.train(answerer, tokenizer, world, large, easy, run, basis=fingerprint(run / "decoder.pt"), seed=seed)
 
 
 @nano.command()

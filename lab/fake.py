@@ -14,31 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Step3p7VisionConfig, Step3p7VisionModel
 
 from lab import checkpoint
+from lab.nano.tokenizer import CHAT_TEMPLATE, SPECIAL
 from shared.model.config import SplitConfig
 from shared.model.released_names import to_released
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<im_patch>",
-    "<im_start>",
-    "<im_end>",
-    "<patch_start>",
-    "<patch_end>",
-    "<patch_newline>",
-)
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message.role + '\\n' -}}"
-    "{%- if message.content is string -%}{{- message.content -}}{%- else -%}"
-    "{%- for part in message.content -%}"
-    "{{- '<im_patch>' if part.type == 'image' else part.text -}}"
-    "{%- endfor -%}{%- endif -%}"
-    "{{- '<|im_end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
 SENTENCES = ("how many cats are there?", "what is in the picture?", "is the dog left of the tree?", "yes", "a cat")
 
 

@@ -66,7 +66,7 @@ def report(
     assets: Path,
     run: Path,
     out: Path,
-    sizes: dict[tuple[str, str], int],
+    sizes: features.Sizes,
     progress: Callable[[Iterable[int], int], Iterable[int]],
 ) -> dict[str, Any]:
     """Write ``out`` (JSON) and return it."""
@@ -75,7 +75,7 @@ def report(
     run = run / checkpoint.model_id
     encode = encoder(Tower(checkpoint))
     for (kind, split), count in sizes.items():
-        features.compute(assets, run, encode, kind=kind, split=split, count=count, progress=progress)  # type: ignore[arg-type]
+        features.compute(assets, run, encode, kind=kind, split=split, count=count, progress=progress)
     answerer, packer = answerer_of(checkpoint, codec), Packer(load_tokenizer(checkpoint))
     ways: dict[str, Reduce] = {"uncompressed": merging()}
     ways |= {f"merged to {n}, uncompressed": merging(n) for n in MERGED}
@@ -89,8 +89,8 @@ def report(
         "pictures": {f"{kind} {split}": count for (kind, split), count in sizes.items()},
         "results": {},
     }
-    for kind, split in sizes:
-        pictures = features.load(run, kind, split)  # type: ignore[arg-type]
+    for (kind, split), count in sizes.items():
+        pictures = features.load(run, kind, split, count)
         for way, reduce in ways.items():
             if kind != "world" and way not in ("uncompressed", "packets", "merged to 12, packets"):
                 continue

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from lab import resume
 from lab.codec.model import CodecModel
 from lab.codec.sensitivity import root, sensitivity
 from lab.nano.answerer import Answerer, ask, merging, picture
 from lab.nano.decoder import WEIGHTS
 from lab.nano.features import Cached
-from lab.nano.packing import Packer
+from lab.nano.packing import Batch, Packer
 from lab.nano.rough import Rough
 
 
@@ -55,17 +58,30 @@ class Recipe:
     large: float = 0.06
 
 
-def sample(
-    rng: np.random.Generator, recipe: Recipe, world: Sequence[Cached], large: Sequence[Cached], easy: Sequence[Cached]
-) -> list[tuple[Cached, float]]:
-    """A batch of pictures of one kind and the share of features that each view keeps."""
-    kind, size, source = rng.random(), recipe.batch, world
-    if kind < recipe.easy and easy:
-        source = easy
-    elif kind < recipe.easy + recipe.large and large:
-        source, size = large, max(1, recipe.batch // 4)
-    share = float(rng.uniform(0.15, 1.0)) if rng.random() < recipe.merged else 1.0
-    return [(source[i], share) for i in rng.integers(len(source), size=size)]
+class Batches(IterableDataset[tuple[Batch, bool]]):
+    """Endless batches and whether they are unmerged 336 px pictures, from step ``first`` on."""
+
+    def __init__(
+        self, pictures: dict[str, Sequence[Cached]], packer: Packer, recipe: Recipe, seed: int, first: int
+    ) -> None:
+        self.pictures, self.packer, self.recipe, self.seed, self.first = pictures, packer, recipe, seed, first
+
+    def draw(self, step: int) -> tuple[Batch, bool]:
+        """Batch ``step``, which depends on ``(seed, step)`` alone."""
+        recipe, rng = self.recipe, np.random.default_rng([self.seed, 29, step])
+        draw, kind, size = rng.random(), "world", recipe.batch
+        if draw < recipe.easy:
+            kind = "easy"
+        elif draw < recipe.easy + recipe.large:
+            kind, size = "large", max(1, recipe.batch // 4)
+        share = float(rng.uniform(0.15, 1.0)) if rng.random() < recipe.merged else 1.0
+        chosen = [self.pictures[kind][i] for i in rng.integers(len(self.pictures[kind]), size=size)]
+        shown = [picture(one, merging(share=share)) for one in chosen]
+        asked = [ask(rng, one, recipe.turns, WEIGHTS) for one in chosen]
+        return self.packer.pack(shown, asked, independent=True), kind == "world" and share == 1.0
+
+    def __iter__(self) -> Iterator[tuple[Batch, bool]]:
+        return map(self.draw, count(self.first))
 
 
 def train(
@@ -76,12 +92,17 @@ def train(
     easy: Sequence[Cached],
     out: Path,
     *,
+    basis: str = "",
     recipe: Recipe | None = None,
     seed: int = 0,
     autocast: bool = True,
     log: Any = print,
 ) -> CodecModel:
-    """Run the recipe, resuming from ``out/codec.ckpt``; ends with ``out/codec.pt``."""
+    """Run the recipe, resuming from ``out/codec.ckpt``; ends with ``out/codec.pt``.
+
+    Args:
+        basis: names the decoder; a checkpoint of another basis is refused.
+    """
     recipe = recipe or Recipe()
     torch.manual_seed(seed)
     packer = Packer(tokenizer)
@@ -103,31 +124,27 @@ def train(
     rest = [p for p in main if all(p is not t for t in transform)]
     optimiser = torch.optim.Adam([{"params": rest, "scale": 1.0}, {"params": transform, "scale": recipe.transform}])
     auxiliary = torch.optim.Adam([p for n, p in model.named_parameters() if n.endswith("quantiles")], lr=1e-2)
-    saved, step = out / "codec.ckpt", 0
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
+    saved, step, weight, running = out / "codec.ckpt", 0, recipe.rate_weight, dict[str, float]()
+    if (state := resume.load(saved, basis)) is not None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         auxiliary.load_state_dict(state["auxiliary"])
-        step, weight = state["step"], state["weight"]
-    total, running = recipe.warm + recipe.steps, dict[str, float]()
-    weight = recipe.rate_weight
+        step, weight, running = state["step"], state["weight"], state["running"]
+    total = recipe.warm + recipe.steps
+    batches = Batches({"world": world, "large": large, "easy": easy}, packer, recipe, seed, step)
+    loader = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4))
     began, first = time.monotonic(), step
     while step < total:
-        rng = np.random.default_rng([seed, 29, step])
         rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
-        chosen = sample(rng, recipe, world, large, easy)
-        shown = [picture(one, merging(share=share)) for one, share in chosen]
-        x = torch.from_numpy(np.concatenate([p.features for p in shown]))
+        batch, whole = next(loader)
+        x = batch.features
         x_hat, bits = model(x, noisy=step < recipe.noisy)
         if step < recipe.warm:
             error = F.linear(x_hat - x, measure).square().sum(-1).mean()
             distortion = error / F.linear(x - model.mean, measure).square().sum(-1).mean()
         else:
-            asked = [ask(rng, one, recipe.turns, WEIGHTS) for one, _ in chosen]
-            batch = packer.pack(shown, asked, independent=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 with torch.no_grad():
                     wanted = answerer(batch).float().log_softmax(-1)
@@ -143,7 +160,6 @@ def train(
         aux.backward()
         auxiliary.step()
         step += 1
-        whole = shown[0].counts == (36,) and chosen[0][0].scene is not None
         if whole:
             weight *= float(np.exp(0.06 * np.clip(bits.mean().item() / recipe.bits - 1, -1, 1)))
         figures = {"distortion": distortion.item(), "bits a feature": bits.mean().item(), "weight": weight}
@@ -168,8 +184,8 @@ def train(
                 "auxiliary": auxiliary.state_dict(),
                 "step": step,
                 "weight": weight,
+                "running": running,
             }
-            torch.save(state, saved.with_suffix(".new"))
-            saved.with_suffix(".new").replace(saved)
+            resume.save(saved, state, basis)
     torch.save(model.state_dict(), out / "codec.pt")
     return model.eval()

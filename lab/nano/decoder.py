@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
+from lab import resume
 from lab.evaluate import accuracy, score
 from lab.nano.answerer import Answerer, ask, config, merging, picture
 from lab.nano.features import Cached
@@ -38,20 +39,21 @@ EARLY_WEIGHTS = {
     "read": 0.4,
     "where": 3.0,
 }
-WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 0.7, "side": 2.5, "rel": 3.0, "cmp": 1.0, "read": 0.7, "where": 2.0}
+WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 0.7, "side": 2.5, "rel": 3.0, "cmp": 1.0, "read": 0.7, "where": 4.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How long and how fast; ``merged`` and ``rough`` are the shares of batches whose features are."""
 
-    steps: int = 3600
-    early: int = 900  # steps with EARLY_WEIGHTS
+    steps: int = 2400
+    early: int = 900  # steps with EARLY_WEIGHTS; none when it goes on from a decoder that finds names
     batch: int = 24
     turns: int = 14
     rate: float = 2e-3
     projector: float = 0.5  # of the rate: it multiplies long vectors
     grid: float = 4.0  # of the rate: it must keep up with the projected features as they grow
+    louder: float = 2.0  # what the positions of a decoder that it goes on from are multiplied by
     decay: float = 0.4
     save: int = 250  # steps between checkpoints
     merged: float = 0.5
@@ -125,23 +127,34 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     out: Path,
     *,
+    basis: str = "",
+    start: Path | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     autocast: bool = True,
     workers: int = 1,
     log: Any = print,
 ) -> Answerer:
-    """Run the recipe, resuming from ``out/decoder.ckpt``; ends with ``out/decoder.pt``."""
+    """Run the recipe, resuming from ``out/decoder.ckpt``; ends with ``out/decoder.pt``.
+
+    Args:
+        basis: names what the features are of; a checkpoint of another basis is refused.
+        start: the ``decoder.pt`` of another run to go on from, for instance on an earlier tower's features.
+    """
     recipe = recipe or Recipe()
     torch.manual_seed(seed)
     packer = Packer(tokenizer)
     answerer = Answerer(world[0].features.shape[1], config(tokenizer))
     some = np.concatenate([one.features for one in world[:200]]).astype(np.float32)
     answerer.start_from(torch.from_numpy(some))
+    if start is not None:
+        answerer.load_state_dict(torch.load(start, weights_only=True))
+        with torch.no_grad():
+            answerer.grid.weight.mul_(recipe.louder)
+        recipe = replace(recipe, early=0)
     optimisers = optimisers_of(answerer, recipe)
     saved, step, running = out / "decoder.ckpt", 0, dict[str, float]()
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
+    if (state := resume.load(saved, basis)) is not None:
         answerer.load_state_dict(state["answerer"])
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
@@ -183,8 +196,7 @@ def train(
                 "step": step,
                 "running": running,
             }
-            torch.save(state, saved.with_suffix(".new"))
-            saved.with_suffix(".new").replace(saved)
+            resume.save(saved, state, basis)
     torch.save(answerer.state_dict(), out / "decoder.pt")
     return answerer
 

@@ -56,7 +56,7 @@ def config(tower: Step3p7VisionConfig, tokenizer: Any) -> dict[str, Any]:
         "image_token_id": tokenizer.convert_tokens_to_ids("<im_patch>"),
         "global_size": tower.image_size,
         "crop_size": 224,
-        "max_side": 3024,
+        "max_side": 1344,
     }
 
 
@@ -92,9 +92,10 @@ def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 50
     Args:
         features: the codec's default number of merged features of a view; None: not merged.
     """
-    world = cached.load(run / "features", "world", "train", pictures)
-    easy = cached.load(run / "features", "easy", "train", pictures // 8)
-    large = cached.load(run / "features", "large", "train", pictures // 25)
+    folder = cached.folder(run)
+    world = cached.load(folder, "world", "train", pictures)
+    easy = cached.load(folder, "easy", "train", pictures // 8)
+    large = cached.load(folder, "large", "train", pictures // 25)
     answerer, _ = answering.load(run, CONFIG.hidden_size * 4)
     recipe = Recipe()
     model = CodecModel(

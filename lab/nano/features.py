@@ -1,7 +1,7 @@
 """Features of many pictures, computed once by a frozen tower and kept on disk in chunks.
 
-Promises that an interrupted run goes on with the next chunk, and that a chunk depends only on
-``(seed, kind, split, chunk)``. A picture's features are stored in prompt order: crops, global last.
+Promises that an interrupted run goes on with the next chunk, and that a chunk depends only on the tower
+and ``(seed, kind, split, chunk)``. A picture's features are stored in prompt order: crops, global last.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lab.resume import fingerprint
 from lab.world import easy_vqa
 from lab.world.assets import Split
 from lab.world.scene import Scene, Sign, Thing, draw_scene, render
 
 Kind = Literal["world", "large", "easy"]
-CHUNK = 250
+#: how many pictures of each kind and split
+Sizes = dict[tuple[Kind, Split], int]
+CHUNK = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,11 @@ class Cached:
         """The features of each view, float32 [N, D]."""
         ends = np.cumsum([side * side for side in self.sides])
         return [part.astype(np.float32) for part in np.split(self.features, ends[:-1])]
+
+
+def folder(run: Path) -> Path:
+    """Where a run's features lie; another tower's lie elsewhere."""
+    return run / "features" / fingerprint(run / "tower.pt")
 
 
 def scene_of(values: dict[str, Any]) -> Scene:
@@ -86,7 +94,7 @@ def compute(
     seed: int = 0,
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda chunks, _: chunks,
 ) -> None:
-    """Fill ``out/kind-split-K.npz`` with ``count`` pictures; chunks that are there are kept.
+    """Fill ``out/kind-split-K.npz`` with at least ``count`` pictures, whole chunks; those that are there are kept.
 
     Args:
         encode: picture → (features of each view in prompt order, rows, columns).
@@ -99,7 +107,7 @@ def compute(
             continue
         features: list[NDArray[np.float16]] = []
         known = []
-        for index in range(chunk * CHUNK, min((chunk + 1) * CHUNK, count)):
+        for index in range(chunk * CHUNK, (chunk + 1) * CHUNK):
             image, about = picture(folder, kind, split, seed, index)
             views, rows, columns = encode(image)
             about |= {"sides": [round(len(v) ** 0.5) for v in views], "rows": rows, "columns": columns}
@@ -133,5 +141,5 @@ def load(out: Path, kind: Kind, split: Split, count: int | None = None) -> list[
         if count is not None and len(found) >= count:
             break
     if not found:
-        raise FileNotFoundError(f"no features {kind}-{split}-*.npz in {out}: run `tofc-lab features` first")
+        raise FileNotFoundError(f"no features {kind}-{split}-*.npz in {out}: run `tofc-lab nano features` first")
     return found[:count]

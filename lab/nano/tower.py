@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Step3p7VisionConfig, Step3p7VisionModel
 
+from lab import resume
 from lab.nano import cells
 from lab.world import easy_vqa, scene
 from shared.model.views import MEAN, STD, ViewRule, plan, views
@@ -163,8 +164,7 @@ def train(
     optimisers = _optimisers(tower, head, muon)
     at, step = 0, 0
     saved = out / "tower.ckpt"
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
+    if (state := resume.load(saved)) is not None:
         tower.load_state_dict(state["tower"])
         head.load_state_dict(state["head"])
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
@@ -223,8 +223,7 @@ def _save(path: Path, tower: Any, head: Any, optimisers: list[torch.optim.Optimi
         "stage": at,
         "step": step,
     }
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+    resume.save(path, state)
 
 
 def encoder(weights: Path) -> Callable[[Image.Image], tuple[list[NDArray[np.float32]], int, int]]:

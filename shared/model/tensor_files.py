@@ -98,9 +98,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def read_directory(path: Path, stem: str = "model") -> dict[str, StoredTensor]:
-    """All tensors of ``stem.safetensors``, or of the shards that ``stem.safetensors.index.json`` lists."""
-    whole, index = path / f"{stem}.safetensors", path / f"{stem}.safetensors.index.json"
+def read_directory(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of ``model.safetensors``, or of the shards that ``model.safetensors.index.json`` lists."""
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if whole.exists():
         return read_header(whole)
     if not index.exists():

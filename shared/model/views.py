@@ -10,6 +10,7 @@ picture is refused before it can use memory. Knows no tower; needs numpy and Pil
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class ViewRule:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 px")
 
+    @property
+    def most_views(self) -> int:
+        """Views of a picture at most: those of a square one as large as is kept."""
+        return math.ceil(self.max_side / self.crop_size) ** 2 + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
@@ -74,7 +80,7 @@ class View:
 
 
 def plan(width: int, height: int, rule: ViewRule) -> ViewPlan:
-    """The views of a picture of ``width`` × ``height`` px, without pixels.
+    """The views of a picture of ``width`` × ``height`` px, without pixels. Raises ``ImageError`` for a ribbon.
 
     >>> plan(1920, 1080, ViewRule()).crops
     8
@@ -83,8 +89,11 @@ def plan(width: int, height: int, rule: ViewRule) -> ViewPlan:
     """
     if width < 1 or height < 1:
         raise ImageError(f"the picture is {width} × {height} px; it must have at least one pixel")
+    given = f"the picture is {width} × {height} px"
     if min(width, height) < 32 and max(width, height) > 4 * min(width, height):
         width = height = max(width, height)
+        if width * height > MAX_PIXELS:  # it is padded before it is shrunk
+            raise ImageError(f"{given}; one this narrow may be {math.isqrt(MAX_PIXELS)} px long: cut or shrink it")
     padded = width, height
     if max(width, height) > rule.max_side:
         scale = rule.max_side / max(width, height)
@@ -100,6 +109,10 @@ def plan(width: int, height: int, rule: ViewRule) -> ViewPlan:
         return ViewPlan(padded=padded, shrunk=shrunk, resized=shrunk, window=0, rows=0, columns=0)
     wide, high = _snap(width, window), _snap(height, window)
     columns, rows = max(1, wide // window), max(1, high // window)
+    if rows * columns >= rule.most_views:  # a ribbon: as many squares as it is times longer than wide
+        raise ImageError(
+            f"{given}, which makes {rows * columns + 1} views of at most {rule.most_views}: cut it shorter"
+        )
     return ViewPlan(padded=padded, shrunk=shrunk, resized=(wide, high), window=window, rows=rows, columns=columns)
 
 

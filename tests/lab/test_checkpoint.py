@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from lab import fake
 from lab.checkpoint import Halves, split
+from lab.nano.tokenizer import CHAT_TEMPLATE
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
@@ -91,7 +92,7 @@ def test_prompts_are_the_same_from_the_server_half(whole: Path, halves: Halves) 
     turns, layouts = [Turn(role="user", text="what is in the picture?")], [Layout(whole=2)]
     a, b = (build(load_tokenizer(Checkpoint.open(path)), turns, layouts) for path in (whole, halves.server))
     assert a.ids == b.ids
-    assert AutoTokenizer.from_pretrained(halves.server).chat_template == fake.CHAT_TEMPLATE
+    assert AutoTokenizer.from_pretrained(halves.server).chat_template == CHAT_TEMPLATE
 
 
 def test_the_wrong_half_is_refused(halves: Halves) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from shared.model.views import MEAN, STD, ImageError, ViewRule, open_image, plan, views
 
 RELEASED = ViewRule()
-NANO = ViewRule(global_size=336, crop_size=224, max_side=3024)
+NANO = ViewRule(global_size=336, crop_size=224, max_side=1344)
 WHITE, BLACK = ((1 - np.array(MEAN)) / STD, -np.array(MEAN) / STD)
 
 
@@ -60,7 +60,20 @@ def test_a_sliver_is_padded_to_a_square_and_a_large_picture_shrunk() -> None:
     assert plan(32, 300, RELEASED).padded == (32, 300)
     assert plan(4032, 3024, RELEASED).shrunk == (3024, 2268)
     assert plan(4032, 3024, RELEASED).resized == (3024, 2520)
-    assert plan(100_000, 32, RELEASED).shrunk == (3024, 1)  # int() of 0.97: a side of 0 cannot be resized to
+
+
+@pytest.mark.parametrize("rule", [RELEASED, NANO])
+def test_no_picture_makes_more_views_than_a_square_one(rule: ViewRule) -> None:
+    assert plan(9000, 9000, rule).crops + 1 == rule.most_views == 37
+    assert plan(4032, 3024, rule).crops < rule.most_views
+    with pytest.raises(ImageError, match=r"100000 × 32 px, which makes \d+ views of at most 37"):
+        plan(100_000, 32, rule)
+
+
+def test_a_sliver_too_long_to_pad_is_refused() -> None:
+    assert plan(10_000, 31, RELEASED).padded == (10_000, 10_000)
+    with pytest.raises(ImageError, match="65535 × 31 px; one this narrow may be 10000 px long"):
+        plan(65_535, 31, RELEASED)
 
 
 def test_crops_come_first_row_by_row_and_the_global_view_last() -> None:
