@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 
 import numpy as np
+import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -132,8 +133,10 @@ def test_sampling_repeats_with_its_seed(server: ServerThread, encoder: TowerEnco
     assert first == second
 
 
-def test_a_question_given_up_stops_on_the_server(server: ServerThread, encoder: TowerEncoder) -> None:
-    async def give_up() -> Report:
+def test_a_question_given_up_stops_on_the_server(encoder: TowerEncoder) -> None:
+    server = ServerThread(engine_parallel=1, engine_queue=1)  # room for two: a third is refused while the first runs
+
+    async def give_up() -> list[Report]:
         async with Session(Target(address=server.address), encoder) as session:
             picture = session.open(MODEL / "example.jpg")
             endless = Sampling(temperature=5.0, seed=1, max_tokens=1000)
@@ -141,13 +144,29 @@ def test_a_question_given_up_stops_on_the_server(server: ServerThread, encoder: 
             async for _ in answer:
                 break
             await answer.aclose()
-            return await session.ask([picture], "is there a dog?").result()
+            two = [session.ask([picture], "is there a dog?").result() for _ in range(2)]
+            return await asyncio.gather(*two)
 
-    assert asyncio.run(give_up()).answer in {"yes", "no"}
+    try:
+        assert {report.answer for report in asyncio.run(give_up())} <= {"yes", "no"}
+    finally:
+        server.stop()
 
 
-def test_the_device_reads_no_decoder_and_the_server_no_tower() -> None:
-    device, server = Checkpoint.open(MODEL, side="device"), Checkpoint.open(MODEL, side="server")
-    assert all(name.startswith("vision_model.") for name in device.vision_tensors())
-    read = server.decoder_tensors() | server.projector_tensors()
-    assert not any("vision_model" in name for name in read)
+def test_the_device_reads_no_decoder_and_the_server_no_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    tensors = Checkpoint.tensors
+
+    def spy(self: Checkpoint, prefix: str | tuple[str, ...] = "") -> dict[str, torch.Tensor]:
+        found = tensors(self, prefix)
+        read.extend(found)
+        return found
+
+    monkeypatch.setattr(Checkpoint, "tensors", spy)
+    TowerEncoder.open(MODEL).load()
+    assert read
+    assert all(name.startswith("vision_model.") for name in read)
+    read.clear()
+    ServerThread().stop()
+    assert read
+    assert not any(name.startswith("vision_model.") for name in read)
