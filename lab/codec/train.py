@@ -43,9 +43,9 @@ class Recipe:
     hyper: int = 3
     hidden: int = 48
     step: float = 2.0  # of the start, in units of the root mean square of the strongest 24 components
-    warm: int = 300  # steps of squared error as the sensitivity weighs it, which need no decoder
-    noisy: int = 600  # steps until the rate is counted on rounded values
-    steps: int = 1500
+    warm: int = 200  # steps of squared error as the sensitivity weighs it, which need no decoder
+    noisy: int = 500  # steps until the rate is counted on rounded values
+    steps: int = 1200
     batch: int = 24
     turns: int = 8
     rate: float = 2e-3

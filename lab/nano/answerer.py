@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from lab.nano.cells import label
 from lab.nano.features import Cached
 from lab.nano.packing import Asked, Batch, Picture
 from lab.world import questions
+from lab.world.objects import NAMES, plural
 from shared.codec.merge import merge
 from shared.model.prompt import token_id
 
 SIDES = (4, 6)  # grid sides of a crop and of the global view
 SLOT = {4: 0, 6: 16}  # where each side's slots begin in the grid embedding
 SLOTS = 16 + 36
+LOOKING = (0, 2)  # layer and head that are taught to find what a name names; there features still say where they are
 
 
 class Answerer(nn.Module):
@@ -64,14 +67,28 @@ class Answerer(nn.Module):
 
     def forward(self, batch: Batch, features: Tensor | None = None) -> Tensor:
         """Logits [answer tokens, vocabulary] at the positions that have targets."""
+        return self._forward(batch, features)[0]
+
+    def forward_looking(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """:meth:`forward`, and how much each name in a question looks at what it names [L] in (0, 1].
+
+        That is the attention of one head of the first layer from the name's last token.
+        """
+        logits, attentions = self._forward(batch, None, output_attentions=True)
+        looks = attentions[LOOKING[0]][batch.lookups[:, 0], LOOKING[1], batch.lookups[:, 1]].float()  # [L, T]
+        return logits, (looks * batch.looked_up).sum(-1)
+
+    def _forward(self, batch: Batch, features: Tensor | None, **more: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         embeds = self.embed(batch, features)
-        hidden = self.decoder.model(
+        output = self.decoder.model(
             inputs_embeds=embeds,
             attention_mask=torch.zeros_like(batch.mask, dtype=embeds.dtype).masked_fill(~batch.mask, -torch.inf),
             position_ids=batch.positions,
             use_cache=False,
-        ).last_hidden_state
-        return cast(Tensor, self.decoder.lm_head(hidden[batch.targets >= 0]))
+            **more,
+        )
+        logits = self.decoder.lm_head(output.last_hidden_state[batch.targets >= 0])
+        return logits, output.attentions
 
 
 def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
@@ -134,7 +151,29 @@ def ask(rng: np.random.Generator, cached: Cached, n: int, weights: dict[str, flo
         chosen = rng.permutation(len(cached.asked))[:n]
         return [Asked(family="easy", text=cached.asked[i][0], answer=cached.asked[i][1]) for i in chosen]
     drawn = questions.draw_many(rng, cached.scene, n, weights)
-    return [Asked(family=q.family, text=q.text, answer=q.answer) for q in drawn]
+    seen = _seen(cached)
+    return [
+        Asked(
+            family=q.family,
+            text=q.text,
+            answer=q.answer,
+            named=tuple((word, slots) for word, slots in seen.items() if word in q.text.lower()),
+        )
+        for q in drawn
+    ]
+
+
+def _seen(cached: Cached) -> dict[str, frozenset[int]]:
+    """The words for what is in a picture of one view, and the slots that show it."""
+    if cached.scene is None or len(cached.sides) > 1:
+        return {}
+    labels = label(cached.scene)
+    found = {}
+    for name in {thing.name for thing in cached.scene.things}:
+        kind = NAMES.index(name)
+        cells = np.flatnonzero((labels["cover"] == kind + 1) | (labels["centre"][:, kind] > 0))
+        found |= dict.fromkeys((name, plural(name)), frozenset((SLOT[cached.sides[0]] + cells).tolist()))
+    return found
 
 
 def load(run: Path, width: int) -> tuple[Answerer, PreTrainedTokenizerFast]:

@@ -39,14 +39,14 @@ EARLY_WEIGHTS = {
     "read": 0.4,
     "where": 3.0,
 }
-WEIGHTS = {"exist": 1.5, "count": 2.0, "what": 0.7, "side": 2.5, "rel": 3.0, "cmp": 1.0, "read": 0.7, "where": 4.0}
+WEIGHTS = {"exist": 1.0, "count": 2.0, "what": 0.7, "side": 2.0, "rel": 4.0, "cmp": 0.7, "read": 1.0, "where": 4.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How long and how fast; ``merged`` and ``rough`` are the shares of batches whose features are."""
 
-    steps: int = 2400
+    steps: int = 1900
     early: int = 900  # steps with EARLY_WEIGHTS; none when it goes on from a decoder that finds names
     batch: int = 24
     turns: int = 14
@@ -54,7 +54,8 @@ class Recipe:
     projector: float = 0.5  # of the rate: it multiplies long vectors
     grid: float = 4.0  # of the rate: it must keep up with the projected features as they grow
     louder: float = 2.0  # what the positions of a decoder that it goes on from are multiplied by
-    decay: float = 0.4
+    look: float = 0.2  # weight of the loss of names that look elsewhere than at what they name
+    decay: float = 0.3
     save: int = 250  # steps between checkpoints
     merged: float = 0.5
     rough: float = 0.3
@@ -170,14 +171,17 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["scale"]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = answerer(batch)
+            logits, looks = answerer.forward_looking(batch)
         losses = F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0], reduction="none")
-        losses.mean().backward()
+        astray = -(looks + 1e-4).log().mean() if len(looks) else losses.new_zeros(())
+        (losses.mean() + recipe.look * astray).backward()
         nn.utils.clip_grad_norm_(answerer.parameters(), 1.0)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
         step += 1
+        if len(looks):
+            running["astray"] = 0.97 * running.get("astray", astray.item()) + 0.03 * astray.item()
         for name, value in ({kind: losses.mean().item()} | _by_family(batch, losses.detach())).items():
             running[name] = 0.97 * running.get(name, value) + 0.03 * value
         if step % 25 == 0:

@@ -6,6 +6,8 @@ Promises that a packed question sees what a question asked alone would see: the 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +21,15 @@ from shared.model.prompt import token_id
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A question, its answer and the family it is scored under."""
+    """A question, its answer and the family it is scored under.
+
+    ``named``: words of the question that name something in the picture, each with the slots it is seen in.
+    """
 
     family: str
     text: str
     answer: str
+    named: tuple[tuple[str, frozenset[int]], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ class Batch:
     slots: Tensor  # [sum of image]
     targets: Tensor  # [B, T] the next token where it is part of an answer, else −100
     owner: Tensor  # [B, T] number of the question that a target belongs to, else −1
+    lookups: Tensor  # [L, 2] sequence and place of each name's last token
+    looked_up: Tensor  # [L, T] bool: the picture's tokens that show what is named
     asked: list[Asked]
 
 
@@ -83,13 +91,18 @@ class Packer:
         """One sequence a picture with all its questions."""
         texts = [a.text for one in asked for a in one]
         answers = [a.answer for one in asked for a in one]
-        text_ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        tokenised = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        text_ids, offsets = iter(tokenised["input_ids"]), iter(tokenised["offset_mapping"])
         answer_ids = iter(self.tokenizer(answers, add_special_tokens=False)["input_ids"])
         rows = []
+        lookups: list[tuple[int, int]] = []
+        shown: list[list[int]] = []
         number = 0
-        for picture, questions in zip(pictures, asked, strict=True):
+        for sequence, (picture, questions) in enumerate(zip(pictures, asked, strict=True)):
             ids = self.prefix(picture)
             start = len(ids)
+            patches = [place for place, token in enumerate(ids) if token == self.token["im_patch"]]
+            place_of = dict(zip(picture.slots.tolist(), patches, strict=True))
             segments, places = [0] * start, list(range(start))
             targets, owner = [-100] * start, [-1] * start
             for index in range(len(questions)):
@@ -99,6 +112,11 @@ class Packer:
                 targets += [-100] * first + answer + [-100]
                 owner += [-1] * first + [number] * len(answer) + [-1]
                 segments += [index + 1 if independent else 0] * len(block)
+                for place, slots in _named(questions[index], next(offsets)):
+                    if kept := [place_of[slot] for slot in slots if slot in place_of]:  # merging leaves some out
+                        end = len(ids) + len(block) - len(answer) - len(self.turn)  # of the text
+                        lookups.append((sequence, end + place))
+                        shown.append(kept)
                 begin = start if independent else len(ids)
                 places += range(begin, begin + len(block))
                 ids += block
@@ -110,6 +128,9 @@ class Packer:
             return torch.tensor([row[column] + [fill] * (size - len(row[column])) for row in rows])
 
         tokens, segment = padded(0, self.pad), padded(1, -1)
+        looked_up = torch.zeros(len(shown), size, dtype=torch.bool)
+        for row, columns in zip(looked_up, shown, strict=True):
+            row[columns] = True
         same = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
         mask = same & torch.ones(size, size, dtype=torch.bool).tril()
         return Batch(
@@ -121,5 +142,15 @@ class Packer:
             slots=torch.from_numpy(np.concatenate([p.slots for p in pictures])),
             targets=padded(3, -100),
             owner=padded(4, -1),
+            lookups=torch.tensor(lookups, dtype=torch.long).reshape(-1, 2),
+            looked_up=looked_up,
             asked=[a for one in asked for a in one],
         )
+
+
+def _named(asked: Asked, offsets: list[tuple[int, int]]) -> Iterator[tuple[int, frozenset[int]]]:
+    """For each name in a question: its last token, counted from the end of the text, and its slots."""
+    for word, slots in asked.named:
+        if (found := re.search(rf"\b{word}\b", asked.text.lower())) is not None:
+            last = max(i for i, (begin, end) in enumerate(offsets) if begin < found.end() and end > found.start())
+            yield last - len(offsets), slots
