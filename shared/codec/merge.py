@@ -9,10 +9,14 @@ Leaves to the caller how many features to keep.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: of the density: at 1 and above centres crowd into the background and leave small objects without one
+SHARPNESS = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,9 +31,9 @@ class Merged:
 def merge(features: NDArray[np.float32], n: int, k: int = 5) -> Merged:
     """Merges features [N, D] into n clusters (TOFC, arXiv 2503.12926, section on feature merging).
 
-    With squared distances divided by D (else the density underflows):
+    With squared distances in units of their mean over all pairs, so that only their ratios count:
 
-    - density ρᵢ = exp(−mean squared distance to the k nearest other features);
+    - density ρᵢ = exp(−``SHARPNESS`` · mean squared distance to the k nearest other features);
     - δᵢ = distance to the nearest denser feature; the densest gets the largest distance of all.
       Of equally dense features the one with the lower index counts as the denser;
     - centres are the n largest ρδ, ties to the lower index;
@@ -60,7 +64,7 @@ def merge(features: NDArray[np.float32], n: int, k: int = 5) -> Merged:
 
 
 def _squared_distances(features: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N, D] → squared distances / D, [N, N]: the same bits from every library and number of threads.
+    """[N, D] → squared distances in some unit, [N, N]: the same bits from every library and number of threads.
 
     |a|² + |b|² − 2ab is fast but rounds as the library pleases, which would break ties at random. So the
     features, less their mean, are first rounded to integers small enough (about 19 bits) for every
@@ -74,7 +78,7 @@ def _squared_distances(features: NDArray[np.float32]) -> NDArray[np.float64]:
     whole = np.rint(np.ldexp(centred, exponent))
     products = whole @ whole.T
     squares = np.diag(products)
-    distances: NDArray[np.float64] = np.ldexp(squares[:, None] + squares - 2 * products, -2 * exponent) / size
+    distances: NDArray[np.float64] = squares[:, None] + squares - 2 * products
     return distances
 
 
@@ -82,7 +86,8 @@ def _peaks(squared: NDArray[np.float64], n: int, k: int) -> NDArray[np.int64]:
     """The n density peaks among [N, N] squared distances, best first."""
     total = len(squared)
     others = squared + np.diag(np.full(total, np.inf))
-    sparsity = np.sort(others, axis=1)[:, :k].mean(axis=1)
+    mean = math.fsum(squared.ravel()) / total**2 or 1.0  # all equal: every distance is 0
+    sparsity = np.sort(others, axis=1)[:, :k].sum(axis=1) / (k * mean)
     order = np.argsort(sparsity, kind="stable")  # densest first
     place = np.empty(total, np.int64)
     place[order] = np.arange(total)
@@ -91,5 +96,5 @@ def _peaks(squared: NDArray[np.float64], n: int, k: int) -> NDArray[np.int64]:
     delta = np.where(denser, distance, np.inf).min(axis=1)
     delta[order[0]] = distance.max()
     with np.errstate(divide="ignore"):  # δ = 0, between equal features: last
-        log_score = np.log(delta) - sparsity  # orders as ρδ does, but never underflows
+        log_score = np.log(delta) - SHARPNESS * sparsity  # orders as ρδ does, but never underflows
     return np.argsort(-log_score, kind="stable")[:n]

@@ -5,16 +5,19 @@ from math import exp, sqrt
 import numpy as np
 import pytest
 
-from shared.codec.merge import merge
+from shared.codec.merge import SHARPNESS, merge
 
 
 def slow(features: np.ndarray, n: int, k: int) -> tuple[list[int], list[int], np.ndarray]:
     """DPC-KNN read off its definition, number by number."""
     rows = features.astype(np.float64).tolist()
     total = len(rows)
-    d2 = [[sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) / len(p) for q in rows] for p in rows]
+    d2 = [[sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in rows] for p in rows]
+    mean = sum(map(sum, d2)) / total**2 or 1.0
     k = min(k, total - 1)
-    rho = [exp(-sum(sorted(d2[i][j] for j in range(total) if j != i)[:k]) / k) for i in range(total)]
+    rho = [
+        exp(-SHARPNESS * sum(sorted(d2[i][j] for j in range(total) if j != i)[:k]) / (k * mean)) for i in range(total)
+    ]
     delta = []
     for i in range(total):
         denser = [j for j in range(total) if rho[j] > rho[i] or (rho[j] == rho[i] and j < i)]
