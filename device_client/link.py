@@ -63,7 +63,8 @@ class Link:
     def __init__(self, channel: grpc.aio.Channel, call: Any, welcome: pb.Welcome, meter: Meter | None) -> None:
         self.welcome = welcome
         self.failure: TofcError | None = None
-        self.questions: dict[int, asyncio.Queue[Event]] = {}
+        # In flight, as the server counts them; one that was given up has no queue any more.
+        self.questions: dict[int, asyncio.Queue[Event] | None] = {}
         self.pictures: dict[int, PictureListener] = {}  # by ref
         self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
@@ -137,11 +138,19 @@ class Link:
         return self._last_request, queue
 
     def drop_question(self, request: int, *, cancel: bool) -> None:
-        """Stop listening; with ``cancel`` the server is told to stop, too."""
-        if self.questions.pop(request, None) is not None:
-            self._slots.release()
-        if cancel and self.failure is None:
+        """Stop listening; with ``cancel`` (the question was put) the server is told to stop, unless it has already."""
+        if request not in self.questions:
+            return
+        if cancel:
+            self.questions[request] = None  # keeps its place until the server says that it is over
             self.send(cancel=pb.Cancel(request=request))
+        else:
+            self._over(request)
+
+    def _over(self, request: int) -> asyncio.Queue[Event] | None:
+        """The question takes no place any more; returns who listened."""
+        self._slots.release()
+        return self.questions.pop(request)
 
     async def close(self) -> None:
         """Send what is queued, end the stream, free the socket. Never raises, never takes long."""
@@ -196,7 +205,11 @@ class Link:
             self.end(LinkLost(error.message, reason=error.reason) if error.status in _LOST else error)
         elif kind in ("token", "done", "error", "need_picture"):
             event = getattr(response, kind)
-            if queue := self.questions.get(event.request):
+            if event.request not in self.questions:
+                return
+            over = kind in ("done", "error")
+            queue = self._over(event.request) if over else self.questions[event.request]
+            if queue is not None:
                 queue.put_nowait(from_message(event) if kind == "error" else event)
         elif kind == "welcome":
             raise ReplyError("the server said Welcome twice; device and server may be of different versions")
@@ -209,8 +222,9 @@ class Link:
         self.failure = failure
         for listener in self.pictures.values():
             listener.on_end()
-        for queue in self.questions.values():
-            queue.put_nowait(failure)
+        for request in list(self.questions):
+            if queue := self._over(request):
+                queue.put_nowait(failure)
 
 
 async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:

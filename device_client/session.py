@@ -225,7 +225,7 @@ class Session:
         before = self._charged
         link: Link | None = None
         request, queue = 0, asyncio.Queue[Event]()
-        asked = False  # and not answered: to be cancelled when given up
+        asked = False  # to be cancelled when given up
         self.encoder.start()  # imports and weights while connecting
         try:
             while True:
@@ -240,7 +240,6 @@ class Session:
                     async with _until(deadline, timeout_s):
                         event = await queue.get()
                     if isinstance(event, Exception):
-                        asked = False
                         raise event
                 except TofcError as error:
                     if link is None:  # the tries to connect are used up

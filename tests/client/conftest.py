@@ -13,7 +13,7 @@ from device_client.fake import FakeEncoder
 from device_client.link import Target
 from device_client.session import Retry, Session
 from shared.rpc.channel import bind, make_server
-from shared.rpc.errors import TofcError, UnavailableError, abort, to_message
+from shared.rpc.errors import LimitError, TofcError, UnavailableError, abort, to_message
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1 import tofc_pb2_grpc
 
@@ -39,6 +39,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.answering = asyncio.Event()
         self.answering.set()
         self.cancelled = asyncio.Event()
+        self.stopping = asyncio.Event()  # what was cancelled says Done
+        self.stopping.set()
         self.heard = asyncio.Condition()
         self.sessions = 0
         self.port = 0
@@ -60,6 +62,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         refs: dict[int, pb.Picture] = {}
         asked: list[pb.Ask] = []
         tasks: list[asyncio.Task[None]] = []
+        answers: dict[int, asyncio.Task[None]] = {}
         arrived = asyncio.Condition()
         broken = asyncio.Event()
 
@@ -91,10 +94,17 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                     return
                 await send(token=pb.Token(request=ask.request, text=word if count == 0 else f" {word}"))
             usage = pb.Usage(prompt_tokens=50, visual_tokens=36 * len(ask.refs), new_tokens=3)
+            del answers[ask.request]
             timing = pb.Timing(decode_ms=1, prefill_ms=2, first_token_ms=3, total_ms=4)
             await send(
                 done=pb.Done(request=ask.request, finish_reason=pb.FINISH_REASON_STOP, usage=usage, timing=timing)
             )
+
+        async def stop(request: int) -> None:
+            await self.stopping.wait()
+            if answering := answers.pop(request, None):
+                answering.cancel()
+                await send(done=pb.Done(request=request, finish_reason=pb.FINISH_REASON_CANCELLED))
 
         async def take(kind: str, message: Any) -> None:
             if kind == "hello":
@@ -113,12 +123,15 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                     arrived.notify_all()
             elif kind == "ask":
                 asked.append(message)
-                if self.fail is not None and "fail" in message.turns[-1].text:
+                if len(answers) == self.limits.questions_in_flight:
+                    await send(error=to_message(LimitError(reason="TOO_MANY_QUESTIONS"), message.request))
+                elif self.fail is not None and "fail" in message.turns[-1].text:
                     await send(error=to_message(self.fail, message.request))
                 else:
-                    tasks.append(asyncio.create_task(answer(message)))
+                    answers[message.request] = asyncio.create_task(answer(message))
             elif kind == "cancel":
                 self.cancelled.set()
+                tasks.append(asyncio.create_task(stop(message.request)))
 
         async def listen() -> None:
             async for request in request_iterator:
@@ -135,7 +148,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 await abort(context, UnavailableError("the link was cut"))
             await listening
         finally:
-            for task in (listening, breaking, *tasks):
+            for task in (listening, breaking, *tasks, *answers.values()):
                 task.cancel()
 
 

@@ -191,6 +191,43 @@ async def test_giving_up_cancels_on_the_server(server: FakeServer, begin: Begin,
     assert server.said("cancel")[0].request == server.said("ask")[0].request
 
 
+async def test_a_cancelled_question_keeps_its_place_until_the_server_has_stopped(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    server.answering.clear()
+    server.stopping.clear()
+    session = begin()
+    picture = session.open(small)
+    asking = [asyncio.create_task(session.ask([picture], f"number {n}").result()) for n in range(3)]
+    await server.until(lambda: server.kinds().count("ask") == 2)
+    asking[0].cancel()
+    await server.until(lambda: "cancel" in server.kinds())
+    assert server.kinds().count("ask") == 2, "the server allows two"
+    server.stopping.set()
+    await server.until(lambda: server.kinds().count("ask") == 3)
+    server.answering.set()
+    assert [report.answer for report in await asyncio.gather(*asking[1:])] == ["yes to number 1", "yes to number 2"]
+
+
+async def test_a_lost_link_frees_the_places_of_cancelled_questions(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    server.answering.clear()
+    server.stopping.clear()
+    session = begin()
+    picture = session.open(small)
+    asking = [asyncio.create_task(session.ask([picture], f"number {n}").result()) for n in range(3)]
+    await server.until(lambda: server.kinds().count("ask") == 2)
+    for task in asking[:2]:
+        task.cancel()
+    await server.until(lambda: server.kinds().count("cancel") == 2)
+    server.answering.set()
+    assert session._link is not None
+    session._link.end(LinkLost("cut here"))
+    async with asyncio.timeout(20):
+        assert (await asking[2]).answer == "yes to number 2"
+
+
 async def test_time_limit(server: FakeServer, begin: Begin, small: Path) -> None:
     server.answering.clear()
     session = begin()
@@ -224,6 +261,7 @@ async def test_a_packet_beyond_the_limit(server: FakeServer, begin: Begin, small
     session = begin(FakeEncoder(packet_bytes=1001))
     with pytest.raises(LimitError, match="1001 bytes, this server allows 1000"):
         await session.ask([session.open(small)], "too large?").result()
+    await server.until(lambda: "cancel" in server.kinds())
 
 
 async def test_used_up_numbers_open_another_session(server: FakeServer, begin: Begin, small: Path) -> None:
@@ -244,6 +282,7 @@ async def test_a_broken_encoder_is_told_to_the_question(server: FakeServer, begi
     session = begin(FakeEncoder(before_view=burn))
     with pytest.raises(RuntimeError, match=r"small\.png could not be encoded \(out of memory\)"):
         await session.ask([session.open(small)], "well?").result()
+    await server.until(lambda: "cancel" in server.kinds())
 
 
 def test_wrong_use(begin: Begin) -> None:
