@@ -147,6 +147,7 @@ class EncoderThread:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._broken: Exception | None = None  # why loading failed
+        self._closed = False
 
     def open(self, path: Path) -> Picture:
         """Open and identify a picture under this encoder's codec and setting."""
@@ -154,7 +155,7 @@ class EncoderThread:
 
     def start(self) -> None:
         """Begin to load the model; returns at once. Later calls do nothing."""
-        if self._thread is None:
+        if self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
             self._submit(self._load)
             self._thread.start()
@@ -167,9 +168,9 @@ class EncoderThread:
         return await asyncio.wrap_future(self._submit(lambda: self._until(picture, index)))
 
     def close(self) -> None:
-        """End the thread after the view it is at; does not wait."""
-        if self._thread is not None:
-            self._jobs.put(None)
+        """End the thread after the views that were asked for; does not wait. Nothing more can be encoded."""
+        self._closed = True
+        self._jobs.put(None)
 
     def _load(self) -> None:
         begun = time.perf_counter()
@@ -201,6 +202,8 @@ class EncoderThread:
         return picture.packets[index]
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
+        if self._closed:  # nobody would come to do it
+            raise EncoderError("the encoder was closed; open another session")
         future: Future[T] = Future()
         self._jobs.put((job, future))
         return future

@@ -28,6 +28,7 @@ from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.version import software_version
 
 VIEWS_IN_FLIGHT = 8  # unacknowledged, of all pictures together
+SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED})
 
@@ -154,7 +155,7 @@ class Link:
 
     async def close(self) -> None:
         """Send what is queued, end the stream, free the socket. Never raises, never takes long."""
-        self.end(LinkLost("the session was closed"))
+        self.end(LinkLost(SESSION_CLOSED))
         self._outbox.put_nowait(None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):

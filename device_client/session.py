@@ -30,7 +30,7 @@ from typing import Self
 from device_client.delivery import Delivery, Shipment
 from device_client.encoder import Encoder, EncoderThread
 from device_client.errors import ReplyError, UseError
-from device_client.link import Event, Link, LinkLost, Target
+from device_client.link import SESSION_CLOSED, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
 from device_client.picture import Picture
 from device_client.report import Report, spent
@@ -147,6 +147,7 @@ class Session:
         self._target = target
         self._retry = retry
         self._sleep = sleep
+        self._closed = False
         self._link: Link | None = None
         self._connecting = asyncio.Lock()
         self._deliveries: dict[bytes, Delivery] = {}  # of this link, by picture_id
@@ -164,7 +165,8 @@ class Session:
         await self.close()
 
     async def close(self) -> None:
-        """End the session and the encoder thread."""
+        """End the session for good, and the encoder thread, also one that was given. What is asked hears LinkLost."""
+        self._closed = True
         self.encoder.close()
         if self._link is not None:
             await self._leave(self._link)
@@ -250,7 +252,7 @@ class Session:
                         continue
                     if error.reason == "SESSION_USED_UP":
                         link.end(error)
-                    elif not isinstance(error, UnavailableError):
+                    elif not isinstance(error, UnavailableError) or self._closed:
                         raise
                     course.losses += 1
                     if course.losses > self._retry.losses:
@@ -329,12 +331,11 @@ class Session:
             self._delivered.update(one for one, delivery in self._deliveries.items() if delivery.complete)
             self._deliveries = {}
             failed = 0
-            while True:
+            while not self._closed:
                 begun = time.perf_counter()
                 try:
                     encoder = self.encoder.encoder
-                    self._link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
-                    break
+                    link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
                 except UnavailableError as error:
                     failed += 1
                     if first:  # never there: waiting would only hide it
@@ -344,9 +345,15 @@ class Session:
                             f"{self._target.address} was lost and did not come back in {failed} tries ({error.message})"
                         ) from None
                     await self._sleep(self._retry.wait_s(failed))
-            self.connect_ms = _ms_since(begun)
-            self.reconnects += not first
-            return self._link
+                    continue
+                self._link = link
+                if self._closed:  # meanwhile
+                    await self._leave(link)
+                    break
+                self.connect_ms = _ms_since(begun)
+                self.reconnects += not first
+                return link
+            raise LinkLost(SESSION_CLOSED)
 
     async def _leave(self, link: Link) -> None:
         await link.close()

@@ -1,12 +1,14 @@
 import asyncio
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from device_client.errors import UseError
+from device_client.encoder import EncoderThread
+from device_client.errors import EncoderError, UseError
 from device_client.fake import FakeEncoder
-from device_client.link import VIEWS_IN_FLIGHT, LinkLost
+from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost
 from device_client.session import Retry, Sampling
 from shared.rpc.errors import CorruptPacketError, DeadlineError, LimitError, MismatchError, TokenError, UnavailableError
 from tests.client.conftest import Begin, FakeServer
@@ -283,6 +285,45 @@ async def test_a_broken_encoder_is_told_to_the_question(server: FakeServer, begi
     with pytest.raises(RuntimeError, match=r"small\.png could not be encoded \(out of memory\)"):
         await session.ask([session.open(small)], "well?").result()
     await server.until(lambda: "cancel" in server.kinds())
+
+
+async def test_a_closed_session_stays_closed(server: FakeServer, begin: Begin, small: Path) -> None:
+    server.answering.clear()
+    session = begin()
+    picture = session.open(small)
+    asking = asyncio.create_task(session.ask([picture], "slow?").result())
+    await server.until(lambda: "ask" in server.kinds())
+    await session.close()
+    for late in (asking, session.ask([picture], "late?").result(), session.connect()):
+        with pytest.raises(LinkLost, match="the session was closed"):
+            await late
+    assert server.sessions == 1
+
+
+async def test_a_session_closed_while_it_connects_leaves_no_link(
+    server: FakeServer, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, opened = begin(), list[Link]()
+
+    async def close_meanwhile(*arguments: Any) -> Link:
+        opened.append(await really(*arguments))
+        await session.close()
+        return opened[0]
+
+    really = Link.open
+    monkeypatch.setattr(Link, "open", close_meanwhile)
+    with pytest.raises(LinkLost, match="the session was closed"):
+        await session.connect()
+    assert opened[0].failure is not None
+
+
+async def test_a_closed_encoder_refuses(small: Path) -> None:
+    encoder = EncoderThread(FakeEncoder())
+    picture = encoder.open(small)
+    encoder.close()
+    async with asyncio.timeout(20):
+        with pytest.raises(EncoderError, match="the encoder was closed"):
+            await encoder.view(picture, 0)
 
 
 def test_wrong_use(begin: Begin) -> None:
