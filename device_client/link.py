@@ -180,12 +180,12 @@ class Link:
         failure: TofcError = LinkLost("the server ended the session")
         try:
             while (response := await self._call.read()) is not grpc.aio.EOF:
-                self._dispatch(response)
+                self._dispatch(_parsed(response))
         except grpc.aio.AioRpcError as error:
             ended = from_call(error)
             failure = LinkLost(f"the link was lost ({_short(ended.message)})") if ended.status in _LOST else ended
-        except ReplyError as error:
-            failure = error
+        except Exception as error:  # whatever it was, nobody may wait for ever
+            failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
             self._call.cancel()
         self.end(failure)
 
@@ -243,6 +243,7 @@ async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
         raise from_call(
             grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details=details)
         )
+    response = _parsed(response)
     kind = response.WhichOneof("response")
     if kind == "error":
         raise from_message(response.error)
@@ -250,6 +251,12 @@ async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
         raise ReplyError(f"the server's first word was {kind!r}, not 'welcome'; is this a TOFC server of this version?")
     welcome: pb.Welcome = response.welcome
     return welcome
+
+
+def _parsed(response: pb.SessionResponse | None) -> pb.SessionResponse:
+    if response is None:  # gRPC's word for bytes that are no such message
+        raise ReplyError("what the server sent cannot be read; device and server may be of different versions")
+    return response
 
 
 def _check_ids(welcome: pb.Welcome, model_id: str, codec_id: str) -> None:

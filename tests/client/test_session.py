@@ -1,16 +1,20 @@
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from device_client.encoder import EncoderThread
-from device_client.errors import EncoderError, UseError
+from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
-from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost
-from device_client.session import Retry, Sampling
+from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target
+from device_client.session import Retry, Sampling, Session
+from shared.rpc.channel import bind, make_server
 from shared.rpc.errors import CorruptPacketError, DeadlineError, LimitError, MismatchError, TokenError, UnavailableError
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from tests.client.conftest import Begin, FakeServer
 
 
@@ -324,6 +328,41 @@ async def test_a_closed_encoder_refuses(small: Path) -> None:
     async with asyncio.timeout(20):
         with pytest.raises(EncoderError, match="the encoder was closed"):
             await encoder.view(picture, 0)
+
+
+@pytest.mark.parametrize("welcomed", [False, True])
+async def test_bytes_that_are_no_response_end_the_session(small: Path, welcomed: bool) -> None:
+    limits = pb.Limits(packet_bytes=1000)
+    welcome = pb.Welcome(model_id=FakeEncoder().model_id, codec_id=FakeEncoder().codec_id, limits=limits)
+
+    async def babble(requests: Any, _: Any) -> AsyncIterator[bytes]:
+        async for request in requests:
+            hello = request.WhichOneof("request") == "hello"
+            yield pb.SessionResponse(welcome=welcome).SerializeToString() if hello and welcomed else b"\xff\xff"
+
+    running = make_server()
+    handler = grpc.stream_stream_rpc_method_handler(babble, request_deserializer=pb.SessionRequest.FromString)
+    service = grpc.method_handlers_generic_handler("tofc.v1.TofcService", {"Session": handler})
+    running.add_generic_rpc_handlers((service,))
+    port = bind(running, "127.0.0.1", 0)
+    await running.start()
+    async with Session(Target(address=f"127.0.0.1:{port}"), FakeEncoder()) as session, asyncio.timeout(20):
+        with pytest.raises(ReplyError, match="cannot be read"):
+            await session.ask([session.open(small)], "what?").result()
+    await running.stop(0)
+
+
+async def test_a_reader_that_fails_ends_the_link(
+    server: FakeServer, begin: Begin, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(Link, "_dispatch", fail)
+    session = begin()
+    async with asyncio.timeout(20):
+        with pytest.raises(ReplyError, match="unforeseen"):
+            await session.ask([session.open(small)], "what?").result()
 
 
 def test_wrong_use(begin: Begin) -> None:
