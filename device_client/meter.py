@@ -109,7 +109,8 @@ async def attach(address: str) -> Meter | None:
             peer = candidate.getpeername()
         except OSError:
             peer = None
-        fits = isinstance(peer, tuple) and (_plain(peer[0]), peer[1]) in wanted and inode not in _claimed
+        internet = candidate.family in (socket.AF_INET, socket.AF_INET6)  # others name their peers differently
+        fits = internet and peer is not None and (_plain(peer[0]), peer[1]) in wanted and inode not in _claimed
         if fits and (best is None or inode > best[0]):
             if best is not None:
                 best[1].close()

@@ -46,6 +46,18 @@ async def test_two_connections_have_two_meters() -> None:
 
 
 @linux
+async def test_sockets_of_other_families_are_passed_over() -> None:
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),  # its peer is (0, 0)
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        meter = await attach("{}:{}".format(*listener.getsockname()))
+        assert meter is not None
+        meter.close()
+
+
+@linux
 async def test_the_socket_itself_is_left_as_it_was() -> None:
     """File status flags are shared between duplicates: a blocking socket would stop gRPC."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as here:
