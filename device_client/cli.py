@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import ssl
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
@@ -262,6 +263,11 @@ def _security(token_file: Path | None, tls: bool, tls_ca: Path | None) -> Client
     for option, file in (("--token-file", token_file), ("--tls-ca", tls_ca)):
         if file is not None and not file.is_file():
             raise UseError(f"{option} {file} does not exist; give the path of a file")
+    if tls_ca is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(tls_ca)
+        except ssl.SSLError:
+            raise UseError(f"--tls-ca {tls_ca} holds no certificate in PEM; give the authority's") from None
     return ClientSecurity(
         tls=tls,
         ca=tls_ca.read_bytes() if tls_ca else None,

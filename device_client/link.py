@@ -41,6 +41,13 @@ class LinkLost(UnavailableError):
     reason = "LINK_LOST"
 
 
+class TlsError(TofcError):
+    """The two sides found no TLS that this one trusts. No UnavailableError: trying again does not help."""
+
+    status = grpc.StatusCode.UNAVAILABLE
+    reason = "TLS_FAILED"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Which server, and how it is reached."""
@@ -85,6 +92,7 @@ class Link:
 
         Raises:
             UnavailableError: nobody answers there, in time or at all.
+            TlsError: whoever answers there is not to be trusted, or speaks no TLS.
             MismatchError, TokenError, …: the server refuses, or runs another model.
             ValueError: the address is none, or may not be dialled without TLS and token.
         """
@@ -102,7 +110,7 @@ class Link:
                 ) from None
             except UnavailableError as error:
                 if error.reason == UnavailableError.reason:
-                    raise UnavailableError(_nobody_at(target.address, error.message)) from None
+                    raise _unreachable(target.address, error.message) from None
                 raise
             _check_ids(welcome, model_id, codec_id)
             return cls(channel, call, welcome, await attach(target.address))
@@ -269,8 +277,13 @@ def _check_ids(welcome: pb.Welcome, model_id: str, codec_id: str) -> None:
             )
 
 
-def _nobody_at(address: str, message: str) -> str:
-    return (
+def _unreachable(address: str, message: str) -> TofcError:
+    if refused := re.search(r"SSL_ERROR_SSL.*OPENSSL_internal:([^:]*)|Hostname Verification Check failed", message):
+        return TlsError(
+            f"no trusted TLS with {address} ({refused[1] or refused[0]}); give its authority with --tls-ca FILE.pem, "
+            "the name in its certificate with --server HOST:PORT, or leave TLS out if the server has none"
+        )
+    return UnavailableError(
         f"no edge server at {address} ({_short(message)}); start one with `edge-server serve --model PATH`, "
         "or name another with --server HOST:PORT"
     )

@@ -119,6 +119,7 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
         (["small.png", "what?", "--timeout", "-1"], "--timeout -1"),
         (["small.png", "what?", "--token-file", "none.txt"], "--token-file none.txt does not exist"),
         (["small.png", "what?", "--token-file", "words.png"], "a token is one line"),
+        (["small.png", "what?", "--tls-ca", "words.png"], "words.png holds no certificate in PEM"),
         (["small.png", "what?", "--out", "x.jsonl"], "belong to --batch"),
         (["--batch", "q.jsonl"], "--batch needs --out"),
         (["--batch", "q.jsonl", "--out", "q.jsonl"], "q.jsonl exists"),

@@ -10,9 +10,10 @@ import pytest
 from device_client.encoder import EncoderThread
 from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
-from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target
+from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
 from device_client.session import Retry, Sampling, Session
-from shared.rpc.channel import bind, make_server
+from edge_server.credentials import write
+from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, make_server
 from shared.rpc.errors import CorruptPacketError, DeadlineError, LimitError, MismatchError, TokenError, UnavailableError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from tests.client.conftest import Begin, FakeServer
@@ -289,6 +290,25 @@ async def test_a_broken_encoder_is_told_to_the_question(server: FakeServer, begi
     with pytest.raises(RuntimeError, match=r"small\.png could not be encoded \(out of memory\)"):
         await session.ask([session.open(small)], "well?").result()
     await server.until(lambda: "cancel" in server.kinds())
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "said"),
+    [("localhost", False, "CERTIFICATE_VERIFY_FAILED"), ("elsewhere", True, "Hostname"), ("", False, "WRONG_VERSION")],
+)
+async def test_a_server_that_is_not_trusted_is_named_and_not_tried_again(
+    tmp_path: Path, name: str, trusted: bool, said: str
+) -> None:
+    ours, other = write(tmp_path / "ours", [name or "localhost"]), write(tmp_path / "other", ["localhost"])
+    pair = {"certificate": ours.certificate.read_bytes(), "key": ours.key.read_bytes()} if name else {}
+    running = make_server()
+    port = bind(running, "127.0.0.1", 0, ServerSecurity(**pair))
+    await running.start()
+    security = ClientSecurity(ca=(ours if trusted else other).authority.read_bytes())
+    async with Session(Target(address=f"localhost:{port}", security=security), FakeEncoder()) as session:
+        with pytest.raises(TlsError, match=rf"{said}.*--tls-ca"):
+            await session.connect()
+    await running.stop(0)
 
 
 async def test_a_closed_session_stays_closed(server: FakeServer, begin: Begin, small: Path) -> None:
