@@ -4,7 +4,8 @@
 
 Promises one output line for each input line, in order, written when it is done: what stops half-way can be
 resumed, and a line that cannot be answered does not stop the rest. Leaves a lost server to whoever called: it
-would fail every line that follows.
+would fail every line that follows. A field of the input that is named like one of the results is kept under its
+name and "_given": "answer" becomes "answer_given".
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from device_client.errors import NO_SERVER, UseError, exit_code
+from device_client.errors import NO_SERVER, EncoderError, UseError, exit_code
 from device_client.picture import Picture
+from device_client.report import Report
 from device_client.session import Sampling, Session
 from shared.rpc.errors import TofcError
 
 _KEPT = 8  # opened pictures: questions about one picture usually follow each other
+_RESULTS = {field.name for field in fields(Report)} - {"question"} | {"error"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,8 @@ def _belongs(line: Line, written: bytes) -> bool:
         found = json.loads(written)
     except ValueError:
         return False
-    return isinstance(found, dict) and all(found.get(key) == value for key, value in line.fields.items())
+    asked = ("image", "images", "question")
+    return isinstance(found, dict) and all(found.get(name) == line.fields.get(name) for name in asked)
 
 
 async def run(
@@ -113,7 +117,8 @@ async def run(
     """
     opened: OrderedDict[Path, Picture] = OrderedDict()
     await session.connect()  # a refusal is the whole batch's, not the first line's
-    with out.open("a", encoding="utf-8") as file:
+    # Half a surrogate pair, which UTF-8 cannot hold, becomes \ud800: JSON's own escape.
+    with out.open("a", encoding="utf-8", errors="backslashreplace") as file:
         for line in lines:
             try:
                 if line.problem:
@@ -121,14 +126,27 @@ async def run(
                 pictures = [_open(session, path, opened) for path in line.images]
                 report = await session.ask(pictures, line.question, sampling=sampling, timeout_s=timeout_s).result()
                 outcome = {key: value for key, value in report.to_json().items() if key != "question"}
-            except (ValueError, OSError, TofcError) as error:
+            except (ValueError, OSError, EncoderError, TofcError) as error:
                 if exit_code(error) == NO_SERVER and not await _still_there(session):
+                    raise
+                if error is session.encoder.broken:  # no picture can be encoded
                     raise
                 outcome = {"error": str(error)}
                 complain(f"line {line.number}: {error}")
-            file.write(json.dumps({**line.fields, **outcome}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**_given(line.fields), **outcome}, ensure_ascii=False) + "\n")
             file.flush()
             yield "error" not in outcome
+
+
+def _given(found: dict[str, Any]) -> dict[str, Any]:
+    """The input's fields, under names that are free for them."""
+    kept = {name: value for name, value in found.items() if name not in _RESULTS}
+    for name in (name for name in found if name in _RESULTS):
+        free = f"{name}_given"
+        while free in kept:
+            free += "_given"
+        kept[free] = found[name]
+    return kept
 
 
 async def _still_there(session: Session) -> bool:

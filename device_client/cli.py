@@ -99,7 +99,11 @@ def ask(
     ] = False,
     batch: Annotated[
         Path | None,
-        typer.Option(envvar="TOFC_DEVICE_BATCH", help='JSON lines {"image": …, "question": …}.', metavar="FILE.jsonl"),
+        typer.Option(
+            envvar="TOFC_DEVICE_BATCH",
+            help='JSON lines {"image": …, "question": …}; other fields stay, one named like a result as NAME_given.',
+            metavar="FILE.jsonl",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(envvar="TOFC_DEVICE_OUT", help="Where a batch's answers go.", metavar="OUT.jsonl")

@@ -146,7 +146,7 @@ class EncoderThread:
         self.load_ms = 0.0
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._broken: Exception | None = None  # why loading failed
+        self.broken: Exception | None = None  # why loading failed
         self._closed = False
 
     def open(self, path: Path) -> Picture:
@@ -177,12 +177,12 @@ class EncoderThread:
         try:
             self.encoder.load()
         except Exception as error:
-            self._broken = error  # every picture hears of it
+            self.broken = error  # every picture hears of it
         self.load_ms = _ms_since(begun)
 
     def _until(self, picture: Picture, index: int) -> Encoded:
-        if self._broken is not None:
-            raise self._broken
+        if self.broken is not None:
+            raise self.broken
         # Only this thread appends, so that a waiter who gave up leaves a packet and not a gap.
         if picture.steps is None:
             picture.steps = self.encoder.encode(picture.image)

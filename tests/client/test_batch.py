@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from device_client import batch
-from device_client.errors import UseError
+from device_client.errors import EncoderError, UseError
 from device_client.fake import FakeEncoder
 from device_client.session import Sampling, Session
 from shared.rpc.errors import CorruptPacketError, UnavailableError
@@ -88,6 +88,55 @@ def test_no_questions(tmp_path: Path) -> None:
         batch.read_lines(write(tmp_path / "empty.jsonl", ""))
     with pytest.raises(UseError, match="cannot be read"):
         batch.read_lines(tmp_path / "none.jsonl")
+
+
+async def test_a_picture_that_cannot_be_encoded_does_not_stop_the_others(
+    server: FakeServer, begin: Begin, small: Path, wide: Path, tmp_path: Path
+) -> None:
+    def burn(index: int) -> None:
+        if index == 1:
+            raise RuntimeError("out of memory")
+
+    questions = ({"image": name, "question": "well?"} for name in ("wide.png", "small.png"))
+    lines = batch.read_lines(write(tmp_path / "q.jsonl", *questions))
+    answered, said = await run(begin(FakeEncoder(before_view=burn)), lines, tmp_path / "out.jsonl")
+    assert answered == [False, True] and "could not be encoded (out of memory)" in said[0]
+
+
+async def test_an_encoder_that_cannot_be_loaded_ends_the_batch(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    class Broken(FakeEncoder):
+        def load(self) -> None:
+            raise EncoderError("needs torch")
+
+    lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "small.png", "question": "well?"}))
+    with pytest.raises(EncoderError, match="needs torch"):
+        await run(begin(Broken()), lines, tmp_path / "out.jsonl")
+
+
+async def test_a_lone_surrogate_is_that_lines_error(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    questions = ({"image": "small.png", "question": "good", "id": "\ud800"}, {"image": "\ud800.png", "question": "x"})
+    broken = {"image": "small.png", "question": "\ud800"}
+    lines = batch.read_lines(write(tmp_path / "q.jsonl", *questions, broken))
+    out = tmp_path / "out.jsonl"
+    answered, _ = await run(begin(), lines, out)
+    assert answered == [True, False, False]
+    assert read(out)[0]["id"] == "\ud800" and batch.prepare_out(out, lines, resume=True) == 3
+
+
+async def test_fields_named_like_results_are_kept(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    line = {"image": "small.png", "question": "one", "answer": "label", "answer_given": "old", "error": "none"}
+    lines, out = batch.read_lines(write(tmp_path / "q.jsonl", line)), tmp_path / "out.jsonl"
+    assert (await run(begin(), lines, out))[0] == [True]
+    (found,) = read(out)
+    assert found["answer"] == "yes to one" and "error" not in found
+    assert (found["answer_given"], found["answer_given_given"], found["error_given"]) == ("old", "label", "none")
+    assert batch.prepare_out(out, lines, resume=True) == 1
 
 
 async def test_a_lost_server_ends_the_batch(server: FakeServer, begin: Begin, small: Path, tmp_path: Path) -> None:
