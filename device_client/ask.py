@@ -10,11 +10,12 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from device_client.picture import Picture
 from device_client.render import truth
-from device_client.report import compare
+from device_client.report import Comparison, compare
 from device_client.session import Answer, Sampling, Session
 
 # What a name must look like to be taken for a picture that is missing rather than for a question.
@@ -51,14 +52,19 @@ async def ask_all(
     as_json: bool,
 ) -> None:
     """Put the questions one after the other. With ``as_json`` one object a line instead of streamed text."""
+    originals = [replace(picture) for picture in pictures]  # keep their pixels until they have been compared
+    comparison: Comparison | None = None
     for question in questions:
         answer = session.ask(pictures, question, sampling=sampling, timeout_s=timeout_s)
         if not as_json:
             await _stream(answer)
         report = await answer.result() if answer.report is None else answer.report
-        comparison = await asyncio.to_thread(compare, pictures, session.encoder.encoder.rule)
+        if originals and (as_json or report.bytes_picture):
+            comparison = await asyncio.to_thread(compare, originals, session.encoder.encoder.rule)
+            originals = []
         if as_json:
-            print(json.dumps({**report.to_json(), "comparison": comparison.to_json()}, ensure_ascii=False), flush=True)
+            compared = comparison and comparison.to_json()
+            print(json.dumps({**report.to_json(), "comparison": compared}, ensure_ascii=False), flush=True)
         else:
             print(truth(report, comparison), file=sys.stderr, flush=True)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from device_client.report import Report
 from device_client.session import Sampling, Session
 from shared.rpc.errors import TofcError
 
-_KEPT = 8  # opened pictures: questions about one picture usually follow each other
+_KEPT = 8  # opened pictures, as packets: questions about one picture usually follow each other
 _RESULTS = {field.name for field in fields(Report)} - {"question"} | {"error"}
 
 
@@ -123,7 +123,7 @@ async def run(
             try:
                 if line.problem:
                     raise UseError(line.problem)
-                pictures = [_open(session, path, opened) for path in line.images]
+                pictures = _open(session, line.images, opened)
                 report = await session.ask(pictures, line.question, sampling=sampling, timeout_s=timeout_s).result()
                 outcome = {key: value for key, value in report.to_json().items() if key != "question"}
             except (ValueError, OSError, EncoderError, TofcError) as error:
@@ -158,11 +158,16 @@ async def _still_there(session: Session) -> bool:
     return True
 
 
-def _open(session: Session, path: Path, opened: OrderedDict[Path, Picture]) -> Picture:
-    picture = opened.get(path)
-    if picture is None:
-        picture = opened[path] = session.open(path)
-        while len(opened) > _KEPT:
-            opened.popitem(last=False)
-    opened.move_to_end(path)
-    return picture
+def _open(session: Session, paths: Sequence[Path], opened: OrderedDict[Path, Picture]) -> list[Picture]:
+    """A line's pictures. Of earlier lines' only packets are kept: the pixels of a few would fill the memory."""
+    for path in [path for path, picture in opened.items() if picture.image is not None and path not in paths]:
+        del opened[path]  # the server had it, or it could not be encoded
+    pictures = []
+    for path in paths:
+        if path not in opened:
+            opened[path] = session.open(path)
+        opened.move_to_end(path)
+        pictures.append(opened[path])
+    while len(opened) > _KEPT:
+        opened.popitem(last=False)
+    return pictures

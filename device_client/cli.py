@@ -186,10 +186,12 @@ def inspect(
         encoder = TowerEncoder.open(model, features)
         opened = EncoderThread(encoder).open(picture)
         encoder.load()
+        assert opened.image is not None, "nothing is encoded yet"
         views = list(encoder.explain(opened.image))
         rival = compare([opened], encoder.rule)
-        how = f"quality {QUALITY}, {rival.width} x {rival.height}"  # the drawing font has no multiplication sign
-        draw(picture.name, views, opened.rows, opened.columns, (rival.jpeg_bytes, how)).save(out, "PNG")
+        # The drawing font has no multiplication sign.
+        jpeg = rival and (rival.jpeg_bytes, f"quality {QUALITY}, {rival.width} x {rival.height}")
+        draw(picture.name, views, opened.rows, opened.columns, jpeg).save(out, "PNG")
         total = sum(len(explained.packet) for _, explained in views)
         typer.echo(f"{out}: {kilo(total)} in {len(views)} view{'s' * (len(views) > 1)}", err=True)
 

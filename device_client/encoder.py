@@ -184,9 +184,10 @@ class EncoderThread:
         if self.broken is not None:
             raise self.broken
         # Only this thread appends, so that a waiter who gave up leaves a packet and not a gap.
-        if picture.steps is None:
-            picture.steps = self.encoder.encode(picture.image)
         while len(picture.packets) <= index:
+            if picture.steps is None:
+                assert picture.image is not None, "pixels go with the last view"
+                picture.steps = self.encoder.encode(picture.image)
             try:
                 picture.packets.append(next(picture.steps))
             except StopIteration:
@@ -199,6 +200,8 @@ class EncoderThread:
                 if isinstance(error, EncoderError):
                     raise
                 raise EncoderError(f"{picture.source} could not be encoded ({error})") from error
+        if len(picture.packets) == picture.n_views:
+            picture.steps = picture.image = None
         return picture.packets[index]
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:

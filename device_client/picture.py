@@ -33,11 +33,12 @@ class Encoded:
 class Picture:
     """A picture to ask about. ``rows`` × ``columns`` crops (0 × 0: none) and one global view.
 
-    ``packets`` grows as views are encoded, and stays: a picture is encoded once, however often it is sent.
+    ``packets`` grows as views are encoded, and stays: a picture is encoded once, however often it is sent. With the
+    last view the pixels go: ``image`` is None from then on.
     """
 
     source: str
-    image: Image.Image
+    image: Image.Image | None
     picture_id: bytes
     rows: int
     columns: int

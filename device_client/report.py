@@ -63,23 +63,30 @@ def spent(before: Traffic | None, after: Traffic | None) -> tuple[int | None, in
     return (after - before).up, (after - before).down
 
 
-def input_size(picture: Picture, rule: ViewRule) -> tuple[int, int]:
+def input_size(image: Image.Image, rule: ViewRule) -> tuple[int, int]:
     """The fewest px (width, height) that lose the model nothing: its canvas, or the picture where that is smaller."""
-    width, height = picture.image.size
+    width, height = image.size
     layout = plan(width, height, rule)
     model = layout.resized if layout.crops else (rule.global_size, rule.global_size)
     return model if model[0] * model[1] < width * height else (width, height)
 
 
-def compare(pictures: list[Picture], rule: ViewRule) -> Comparison:
-    """Re-encode pictures with Pillow at `input_size`, quality 75. Sizes add up over the pictures."""
+def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
+    """Re-encode pictures with Pillow at `input_size`, quality 75. Sizes add up over the pictures.
+
+    None for what these formats cannot hold: WebP ends at 16383 px a side.
+    """
     jpeg = webp = 0
     sizes = []
     for picture in pictures:
-        size = input_size(picture, rule)
+        assert picture.image is not None, "pixels go with the last view"
+        size = input_size(picture.image, rule)
         image = picture.image if size == picture.image.size else picture.image.resize(size, Image.Resampling.BILINEAR)
-        jpeg += _encoded(image, "JPEG")
-        webp += _encoded(image, "WEBP")
+        try:
+            jpeg += _encoded(image, "JPEG")
+            webp += _encoded(image, "WEBP")
+        except (OSError, ValueError):
+            return None
         sizes.append(size)
     files = [picture.file_bytes for picture in pictures]
     return Comparison(

@@ -1,4 +1,5 @@
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from device_client import batch
 from device_client.errors import EncoderError, UseError
 from device_client.fake import FakeEncoder
+from device_client.picture import Picture
 from device_client.session import Sampling, Session
 from shared.rpc.errors import CorruptPacketError, UnavailableError
 from tests.client.conftest import Begin, FakeServer
@@ -113,6 +115,18 @@ async def test_an_encoder_that_cannot_be_loaded_ends_the_batch(
     lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "small.png", "question": "well?"}))
     with pytest.raises(EncoderError, match="needs torch"):
         await run(begin(Broken()), lines, tmp_path / "out.jsonl")
+
+
+async def test_pixels_are_kept_of_one_line_only(begin: Begin, small: Path, wide: Path) -> None:
+    session, opened = begin(), OrderedDict[Path, Picture]()
+    (first,) = batch._open(session, [small], opened)
+    assert batch._open(session, [small], opened) == [first] and first.image is not None
+    (second,) = batch._open(session, [wide], opened)
+    assert list(opened) == [wide], "the pixels of the first were still there"
+    for index in range(second.n_views):
+        await session.encoder.view(second, index)
+    batch._open(session, [small], opened)
+    assert list(opened) == [wide, small] and second.image is None
 
 
 async def test_a_lone_surrogate_is_that_lines_error(

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from device_client import cli
 from device_client.fake import FakeEncoder
+from device_client.picture import Picture
+from device_client.report import Comparison, compare
+from shared.model.views import ViewRule
 from shared.rpc.channel import bind, make_server
 from shared.rpc.errors import LimitError, MismatchError, TofcError, TokenError
 from shared.rpc.tofc.v1 import tofc_pb2_grpc
@@ -83,6 +87,32 @@ def test_several_questions_send_the_picture_once(serving: FakeServer, encoders: 
     first, second = result.stderr.splitlines()
     assert "picture 100 B" in first and "picture 0 B: the server has it" in second and "JPEG" not in second
     assert serving.kinds().count("view") == 1
+
+
+def test_pictures_are_compared_once(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+
+    def count(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
+        compared.append(len(pictures))
+        return compare(pictures, rule)
+
+    monkeypatch.setattr("device_client.ask.compare", count)
+    assert "JPEG" in ask(serving, small, "-q", "one", "-q", "two").stderr
+    assert compared == [1]
+    lines = ask(serving, small, "-q", "one", "-q", "two", "--json").stdout.splitlines()
+    assert [json.loads(line)["comparison"]["quality"] for line in lines] == [75, 75] and compared == [1, 1]
+
+
+def test_a_picture_too_wide_for_webp_is_not_compared(
+    serving: FakeServer, encoders: list[FakeEncoder], tmp_path: Path
+) -> None:
+    Image.new("RGB", (16_400, 8)).save(tmp_path / "wide.png")
+    serving.limits.views_per_picture = 400
+    result = ask(serving, tmp_path / "wide.png", "well?")
+    assert (result.exit_code, result.stdout) == (0, "yes to well?\n") and "JPEG" not in result.stderr
+    assert json.loads(ask(serving, tmp_path / "wide.png", "well?", "--json").stdout)["comparison"] is None
 
 
 def test_json(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:

@@ -341,6 +341,16 @@ async def test_a_session_closed_while_it_connects_leaves_no_link(
     assert opened[0].failure is not None
 
 
+async def test_pixels_go_with_the_last_view(wide: Path) -> None:
+    encoder = EncoderThread(FakeEncoder())
+    picture = encoder.open(wide)
+    await encoder.view(picture, picture.n_views - 2)
+    assert picture.image is not None
+    await encoder.view(picture, picture.n_views - 1)
+    assert picture.image is None and picture.steps is None
+    encoder.close()
+
+
 async def test_a_closed_encoder_refuses(small: Path) -> None:
     encoder = EncoderThread(FakeEncoder())
     picture = encoder.open(small)
