@@ -106,7 +106,8 @@ def ask(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(envvar="TOFC_DEVICE_OUT", help="Where a batch's answers go.", metavar="OUT.jsonl")
+        Path | None,
+        typer.Option(envvar="TOFC_DEVICE_BATCH_OUT", help="Where a batch's answers go.", metavar="OUT.jsonl"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", envvar="TOFC_DEVICE_RESUME", help="Go on where OUT.jsonl ends.")
@@ -169,7 +170,7 @@ def ask(
 @app.command()
 def inspect(
     picture: Annotated[Path, typer.Argument(help="A picture.", metavar="PICTURE")],
-    out: Annotated[Path, typer.Option(envvar="TOFC_DEVICE_OUT", help="The map, a PNG.", metavar="MAP.png")],
+    out: Annotated[Path, typer.Option(envvar="TOFC_DEVICE_INSPECT_OUT", help="The map, a PNG.", metavar="MAP.png")],
     model: Model = NANO,
     features: Features = None,
 ) -> None:
@@ -189,8 +190,9 @@ def inspect(
         assert opened.image is not None, "nothing is encoded yet"
         views = list(encoder.explain(opened.image))
         rival = compare([opened], encoder.rule)
-        # The drawing font has no multiplication sign.
-        jpeg = rival and (rival.jpeg_bytes, f"quality {QUALITY}, {rival.width} x {rival.height}")
+        jpeg = None
+        if rival is not None:  # the drawing font has no multiplication sign
+            jpeg = rival.jpeg_bytes, f"quality {QUALITY}, {rival.width} x {rival.height}"
         draw(picture.name, views, opened.rows, opened.columns, jpeg).save(out, "PNG")
         total = sum(len(explained.packet) for _, explained in views)
         typer.echo(f"{out}: {kilo(total)} in {len(views)} view{'s' * (len(views) > 1)}", err=True)

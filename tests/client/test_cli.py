@@ -228,6 +228,14 @@ def test_ctrl_c_cancels_and_ends_quietly(
     assert result.stderr == "device-client: stopped\n"
 
 
+def test_the_map_and_a_batchs_answers_have_environment_variables_of_their_own(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, tmp_path: Path
+) -> None:
+    assert ask(serving, small, "what?", TOFC_DEVICE_INSPECT_OUT="map.png").exit_code == 0
+    result = command("inspect", small, TOFC_DEVICE_INSPECT_OUT="map.jpg", TOFC_DEVICE_BATCH_OUT="map.png")
+    assert "--out map.jpg is no PNG" in result.stderr
+
+
 def test_inspect_refuses_what_is_no_png(small: Path, tmp_path: Path) -> None:
     result = command("inspect", small, "--out", tmp_path / "map.jpg")
     assert result.exit_code == 2 and "ends in .png" in result.stderr
