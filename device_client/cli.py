@@ -12,10 +12,10 @@ import os
 import ssl
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -28,7 +28,6 @@ from device_client.session import Sampling, Session
 from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
 from shared.rpc.errors import TofcError
 
-T = TypeVar("T")
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 
 
@@ -150,7 +149,7 @@ def ask(
                 raise UseError("--batch takes its pictures and questions from the file; give no others, and no --json")
             if out is None:
                 raise UseError("--batch needs --out OUT.jsonl, where the answers go")
-            failed = _run(_batch(batch, out, resume, target, model, features, sampling, limit))
+            failed = asyncio.run(_batch(batch, out, resume, target, model, features, sampling, limit))
             if failed:
                 raise typer.Exit(LINES_FAILED)
             return
@@ -164,7 +163,7 @@ def ask(
         for path in pictures:
             if not path.exists():
                 raise UseError(f"{path} does not exist; give the path of a picture (JPEG, PNG, WebP, …)")
-        _run(_ask(pictures, questions, target, model, features, sampling, limit, as_json))
+        asyncio.run(_ask(pictures, questions, target, model, features, sampling, limit, as_json))
 
 
 @app.command()
@@ -254,11 +253,6 @@ async def _batch(
     if failed:
         typer.echo(f"{failed} of {len(lines) - done} lines failed; {out} says why in their field error", err=True)
     return failed
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; Ctrl-C cancels the work, which says farewell to the server, and comes out as itself."""
-    return asyncio.run(work)
 
 
 def _address(server: str) -> str:

@@ -108,12 +108,10 @@ class TowerEncoder:
             features = tower.encode(view.pixels[None])[0]  # [N, D]
             tower_ms = _ms_since(begun)
             begun = time.perf_counter()
-            n = self._kept(codec, len(features))
-            packet = codec.encode(features, n)
+            packet = codec.encode(features, self._kept(codec, len(features)))
             yield Encoded(
                 index=index,
                 packet=packet,
-                features=n,
                 views_ms=views_ms if index == 0 else 0.0,
                 tower_ms=tower_ms,
                 encode_ms=_ms_since(begun),

@@ -10,7 +10,6 @@ import grpc
 
 from shared.rpc.errors import TofcError
 
-OK = 0
 WRONG_USE = 2  # empty question, not a picture, file missing: nothing was asked
 NO_SERVER = 3  # unreachable, lost for good, too slow, or broken
 LINES_FAILED = 4  # a batch went through, but not with every line
@@ -22,7 +21,6 @@ _SERVER_TROUBLE = frozenset(
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.ABORTED,
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.DATA_LOSS,

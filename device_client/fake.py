@@ -52,4 +52,4 @@ class FakeEncoder:
             seed = pixels + index.to_bytes(4, "little") + repr(self.features).encode()
             packet = hashlib.shake_256(seed).digest(self._packet_bytes)
             self.encoded += 1
-            yield Encoded(index=index, packet=packet, features=self.features or 36)
+            yield Encoded(index=index, packet=packet)

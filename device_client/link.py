@@ -30,7 +30,7 @@ from shared.rpc.version import software_version
 VIEWS_IN_FLIGHT = 8  # unacknowledged, of all pictures together
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
-_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED})
+_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 Event = pb.Token | pb.Done | pb.NeedPicture | Exception
 

@@ -23,7 +23,6 @@ class Encoded:
 
     index: int  # in prompt order: crops row by row, the global view last
     packet: bytes
-    features: int  # visual features in it
     views_ms: float = 0.0  # preprocessing; the first view carries that of the whole picture
     tower_ms: float = 0.0
     encode_ms: float = 0.0  # merging and entropy coding

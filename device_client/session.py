@@ -143,7 +143,6 @@ class Session:
     ) -> None:
         self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)
         self.connect_ms = 0.0  # of the last connecting, handshake included
-        self.reconnects = 0
         self._target = target
         self._retry = retry
         self._sleep = sleep
@@ -351,7 +350,6 @@ class Session:
                     await self._leave(link)
                     break
                 self.connect_ms = _ms_since(begun)
-                self.reconnects += not first
                 return link
             raise LinkLost(SESSION_CLOSED)
 
