@@ -199,9 +199,10 @@ class Session:
                     self._shop.pool, functools.partial(_timed_view, self._shop, view.packet, last)
                 )
                 self._pictures.put(picture, view.index, rows, took)
+            # Still in flight until then: else a client that reads nothing makes the server hold views without end.
+            await self._outbox.send(view_ack=tofc_pb2.ViewAck(ref=view.ref, index=view.index))
         finally:
             self._views.release()
-        await self._outbox.send(view_ack=tofc_pb2.ViewAck(ref=view.ref, index=view.index))
 
     # questions
 
