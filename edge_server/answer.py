@@ -94,6 +94,7 @@ class Question:
     turns: list[Turn]
     sampling: Sampling
     pictures: list[Picture]
+    gone: list[int]  # refs of those that have to be sent again
     deadline_ms: int
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
@@ -151,6 +152,8 @@ class Question:
             )
 
     async def _generate(self, shop: Workshop, outbox: Outbox) -> Finish:
+        for ref in self.gone:
+            await outbox.send(need_picture=tofc_pb2.NeedPicture(request=self.number, ref=ref))
         await self._views(shop.picture_timeout)
         rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
         loop = asyncio.get_running_loop()

@@ -212,19 +212,17 @@ class Session:
                 "request 0 stands for the session; number questions from 1", reason="REQUEST_ZERO"
             )
         try:
-            question, gone = self._accept(ask)
+            question = self._accept(ask)
         except TofcError as error:
             await self._outbox.send(error=to_message(error, ask.request))
             return
         self._questions[question.number] = question
-        for ref in gone:
-            await self._outbox.send(need_picture=tofc_pb2.NeedPicture(request=ask.request, ref=ref))
         question.task = group.create_task(question.answer(self._shop, self._outbox, self._name))
         # Not inside the task: one that is cancelled before its first step runs nothing of it.
         question.task.add_done_callback(lambda _: self._forget(question))
 
-    def _accept(self, ask: tofc_pb2.Ask) -> tuple[Question, list[int]]:
-        """The question, its pictures held, and the refs of those that have to be sent again."""
+    def _accept(self, ask: tofc_pb2.Ask) -> Question:
+        """The question, its pictures held: nothing may be awaited before `_forget` is sure to be called."""
         if ask.request in self._asked:
             raise DuplicateError(
                 f"question {ask.request} was asked in this session; what was asked first goes on, number another "
@@ -250,10 +248,14 @@ class Session:
             )
         turns, sampling = turns_of(ask, self._limits), sampling_of(ask, self._limits)
         pictures, gone = self._uploads.hold(list(ask.refs))
-        question = Question(
-            number=ask.request, turns=turns, sampling=sampling, pictures=pictures, deadline_ms=ask.deadline_ms
+        return Question(
+            number=ask.request,
+            turns=turns,
+            sampling=sampling,
+            pictures=pictures,
+            gone=gone,
+            deadline_ms=ask.deadline_ms,
         )
-        return question, gone
 
     def _forget(self, question: Question) -> None:
         self._questions.pop(question.number, None)

@@ -90,3 +90,21 @@ async def test_views_are_taken_only_as_fast_as_their_acknowledgements_are_read(s
         await asyncio.sleep(0)
     assert WAITING // 2 < taken <= WAITING + LIMITS.views_in_flight
     await stop(serving)
+
+
+async def test_a_picture_is_let_go_though_its_question_could_not_ask_for_it_again(shop: Workshop) -> None:
+    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+        yield HELLO
+        yield picture(1)
+        for _ in range(WAITING - 1):  # with the welcome: as much as fits
+            yield picture(2)
+        turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text="?")]
+        yield tofc_pb2.SessionRequest(ask=tofc_pb2.Ask(request=1, refs=[1], turns=turns))
+        await asyncio.Event().wait()
+
+    pictures = PictureCache(10_000)
+    outbox = Outbox(Unread().write)
+    serving = asyncio.create_task(session_of(shop, pictures, outbox).run(requests()))
+    await until(lambda: any(held.questions for held in (pictures.get(picture_id("1")),) if held))
+    await stop(serving)
+    assert len(pictures) == 0
