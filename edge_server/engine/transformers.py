@@ -99,16 +99,20 @@ class TransformersEngine:
 
     def _work(self) -> None:
         while self._admit():
-            for request in list(self._running):
-                if self._stopping:
-                    break
-                if request.generation.cancelled or self._step(request):
-                    self._running.remove(request)
+            self._turn()
         error = UnavailableError("the server is stopping; try again later", reason="STOPPING")
         for request in [*self._running, *self._waiting]:
             request.generation.fail(error)
         self._running.clear()
         self._waiting.clear()
+
+    def _turn(self) -> None:
+        """One step of everybody. Of its own, so that no local keeps a request, and its cache, while `_admit` waits."""
+        for request in list(self._running):
+            if self._stopping:
+                break
+            if request.generation.cancelled or self._step(request):
+                self._running.remove(request)
 
     def _admit(self) -> bool:
         """Fills the free places; waits while there is nothing to do. False: stop."""

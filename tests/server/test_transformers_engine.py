@@ -1,6 +1,8 @@
 """The embedded engine against transformers' own generate, on a tiny random Qwen3."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 import pytest_asyncio
 import torch
 from numpy.typing import NDArray
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
+from edge_server.engine import transformers as embedded
 from edge_server.engine.base import Finish, Generation, Prompt, Sampling
 from edge_server.engine.sampling import Sampler
 from edge_server.engine.transformers import TransformersEngine
 from shared.rpc.errors import LimitError, UnavailableError
+from tests.server.raw_client import ANSWERED
 
 HIDDEN, VOCABULARY, POSITIONS = 32, 61, 64
 
@@ -118,6 +122,22 @@ async def test_closing_stops_between_steps_and_frees_the_place(
     assert await collect(engine.submit(Prompt(embeds=embeds(9)), Sampling(max_tokens=4))) == reference(
         model, embeds(9), 4
     )
+
+
+async def test_an_idle_engine_holds_no_cache(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[DynamicCache]] = []
+
+    class Seen(DynamicCache):
+        def __init__(self, **settings: object) -> None:
+            super().__init__(**settings)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(embedded, "DynamicCache", Seen)
+    await collect(engine.submit(Prompt(embeds=embeds(1)), Sampling(max_tokens=3)))
+    async with asyncio.timeout(ANSWERED):
+        while made[0]() is not None:
+            await asyncio.sleep(0.01)
+            gc.collect()
 
 
 async def test_stopping_fails_what_is_under_way(model: Qwen3ForCausalLM) -> None:
