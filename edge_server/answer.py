@@ -135,6 +135,8 @@ class Question:
                     f"the answer was not complete within {self.deadline_ms} ms ({self._new} tokens were made); "
                     "give it more time or ask for fewer tokens"
                 ) from None
+            finally:
+                self._running = False  # decided: a Cancel must not drop the Done or Error that waits for room
             await outbox.send(done=self._done(reason))
             outcome = tofc_pb2.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
         except TofcError as error:

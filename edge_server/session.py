@@ -39,6 +39,8 @@ from shared.rpc.tofc.v1 import tofc_pb2
 
 log = logging.getLogger(__name__)
 
+FAREWELL = 30.0  # seconds in which a client must read what is left when its session ends
+
 
 class Session:
     """`run` lives as long as the stream. `name` stands for it in the log."""
@@ -86,9 +88,15 @@ class Session:
                     watch.cancel()
             except BaseExceptionGroup as several:
                 error = self._reason(several)
-            if error is not None:
-                await self._outbox.send(error=to_message(error))
-            await self._outbox.finish()
+            try:
+                async with asyncio.timeout(FAREWELL):
+                    if error is not None:
+                        await self._outbox.send(error=to_message(error))
+                    await self._outbox.finish()
+            except TimeoutError:  # its place is for others
+                error = error or DeadlineError(
+                    f"the last responses were not read within {FAREWELL:g} s; read while you write", reason="NOT_READ"
+                )
             outcome = "closed" if error is None else error.reason
         finally:
             self._outbox.abandon()

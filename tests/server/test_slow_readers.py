@@ -6,13 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from edge_server.answer import Workshop
+from edge_server import session
+from edge_server.answer import Question, Workshop
+from edge_server.engine.base import Sampling
+from edge_server.engine.fake import FakeEngine
 from edge_server.fake import decode_bytes, fake_backend
 from edge_server.handshake import Identity
 from edge_server.outbox import WAITING, Outbox
 from edge_server.pictures import PictureCache
 from edge_server.session import Session
 from edge_server.settings import SessionLimits
+from shared.model.prompt import Turn
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.raw_client import ANSWERED, picture_id
 
@@ -108,3 +112,42 @@ async def test_a_picture_is_let_go_though_its_question_could_not_ask_for_it_agai
     await until(lambda: any(held.questions for held in (pictures.get(picture_id("1")),) if held))
     await stop(serving)
     assert len(pictures) == 0
+
+
+@pytest.mark.parametrize(("hellos", "reason"), [(1, "NOT_READ"), (2, "HELLO_TWICE")])
+async def test_a_session_that_is_over_waits_for_its_reader_only_so_long(
+    hellos: int, reason: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "FAREWELL", 0.01)
+
+    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+        for _ in range(hellos):
+            yield HELLO
+
+    serving = session_of(shop, PictureCache(10_000), Outbox(Unread().write)).run(requests())
+    error = await asyncio.wait_for(serving, ANSWERED)
+    assert error is not None and error.reason == reason
+
+
+async def test_a_cancel_that_comes_while_done_waits_for_room_changes_nothing(shop: Workshop) -> None:
+    unread = Unread()
+    outbox = Outbox(unread.write)
+    question = Question(
+        number=1,
+        turns=[Turn(role="user", text="x" * (WAITING + 1))],  # as many tokens: one is being written
+        sampling=Sampling(max_tokens=1000),
+        pictures=[],
+        gone=[],
+        deadline_ms=0,
+    )
+    question.task = asyncio.create_task(question.answer(shop, outbox, "session"))
+    assert isinstance(shop.engine, FakeEngine)
+    await until(lambda: outbox._queue.full())
+    await asyncio.wait_for(shop.engine.idle.wait(), ANSWERED)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    question.cancel()
+    unread.opened.set()
+    await asyncio.wait([question.task], timeout=ANSWERED)
+    await outbox.finish()
+    assert unread.read[-1].done.finish_reason == tofc_pb2.FINISH_REASON_STOP
