@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -99,12 +99,14 @@ def _usable(found: Credentials, names: Sequence[x509.GeneralName]) -> bool:
         certificate = x509.load_pem_x509_certificate(found.certificate.read_bytes())
         authority = x509.load_pem_x509_certificate(found.authority.read_bytes())
         certificate.verify_directly_issued_by(authority)
+        key = serialization.load_pem_private_key(found.key.read_bytes(), password=None)
         named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+    except (OSError, ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):
         return False
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    same_key = key.public_key() == certificate.public_key()
     same_token = found.token.read_bytes() == found.client_token.read_bytes()
-    return same_token and left > datetime.timedelta(days=RENEWAL_DAYS) and set(names) <= set(named)
+    return same_key and same_token and left > datetime.timedelta(days=RENEWAL_DAYS) and set(names) <= set(named)
 
 
 def _general_name(host: str) -> x509.GeneralName:

@@ -61,7 +61,7 @@ def test_what_is_good_is_kept(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("damage", ["host", "token", "certificate", "authority"])
+@pytest.mark.parametrize("damage", ["host", "token", "key", "certificate", "authority"])
 def test_what_is_not_good_is_written_anew(tmp_path: Path, damage: str) -> None:
     written = credentials.write(tmp_path, ["server"])
     hosts = ["server"]
@@ -69,6 +69,9 @@ def test_what_is_not_good_is_written_anew(tmp_path: Path, damage: str) -> None:
         hosts.append("other")
     elif damage == "token":
         written.client_token.unlink()
+    elif damage == "key":
+        stranger = credentials.write(tmp_path / "elsewhere", ["server"])
+        written.key.write_bytes(stranger.key.read_bytes())
     elif damage == "certificate":
         written.certificate.write_bytes(written.certificate.read_bytes()[:100])
     elif damage == "authority":
