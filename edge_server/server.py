@@ -6,6 +6,7 @@ that stopping ends streams with an Error that says so before the engine goes. Le
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +137,10 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
 
 
 async def run(settings: ServerSettings, ready: Callable[[RunningServer], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then stops cleanly. `ready` is called once sessions are served."""
+    """Serves until SIGTERM or SIGINT, then stops cleanly. `ready` is called once sessions are served.
+
+    Ends the process when it is asked to stop while loading.
+    """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -149,7 +153,8 @@ async def run(settings: ServerSettings, ready: Callable[[RunningServer], None]) 
             log.info("asked to stop while loading")
             starting.cancel()
             await asyncio.wait([starting])
-            return
+            logging.shutdown()
+            os._exit(0)  # the loading thread cannot be interrupted, Python would wait for it, and it writes nothing
         running = await starting
         ready(running)
         await stopping

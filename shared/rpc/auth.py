@@ -13,7 +13,8 @@ import grpc.aio
 
 from shared.rpc.errors import TokenError, abort
 
-OPEN_METHODS = ("/grpc.health.v1.Health/",)  # probes carry no token, and tell nothing but readiness
+# Probes carry no token, and tell nothing but readiness; Watch would give strangers streams that stay open.
+OPEN_METHOD = "/grpc.health.v1.Health/Check"
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -28,7 +29,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(OPEN_METHODS):
+        if handler is None or handler_call_details.method == OPEN_METHOD:
             return handler
         for key, value in handler_call_details.invocation_metadata:
             shown = value if isinstance(value, bytes) else value.encode()

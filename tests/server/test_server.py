@@ -132,6 +132,10 @@ async def test_tls_and_token(serve: Serve, connect: Connect, tmp_path: Path) -> 
         with pytest.raises(TokenError):
             await info(channel)
         assert await health(channel, SERVICE) == SERVING  # probes carry no token
+        watch: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:  # a stream that stays open is no probe
+            await watch.read()
+        assert isinstance(from_call(refused.value), TokenError)
     async with dial(address) as plain:  # no TLS
         with pytest.raises(UnavailableError):
             await info(plain)
@@ -175,6 +179,25 @@ def test_every_option_is_an_environment_variable() -> None:
                 assert f"TOFC_SERVER_{parameter.name.upper()}" in variables, (name, parameter.name)
 
 
+async def test_the_command_leaves_at_once_when_asked_while_loading() -> None:
+    program = (
+        "import time; from edge_server import backend, cli; backend.load = lambda settings: time.sleep(600); "
+        "cli.app(['serve', '--port', '0'])"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
+    try:
+        assert process.stderr is not None
+        while b"loading" not in (line := await process.stderr.readline()):
+            assert line, "it ended before it loaded"
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), ANSWERED) == 0
+        assert b"asked to stop" in await process.stderr.read()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> None:
     model = tmp_path / "model"
     lab_fake.write(model)
@@ -203,6 +226,7 @@ async def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> N
         _, log = await process.communicate()
         assert process.returncode == 0, log.decode()
         assert "MODEL_MISMATCH" in log.decode() and "stopped" in log.decode()
+        assert "private words" not in log.decode()
     finally:
         if process.returncode is None:
             process.kill()
