@@ -32,7 +32,7 @@ class Backend:
 
 
 def load(settings: ServerSettings) -> Backend:
-    """Loads the model of the settings with the embedded engine. Raises CheckpointError, CodecError.
+    """Loads the model of the settings with the embedded engine. Raises CheckpointError, CodecError, ValueError.
 
     Takes as long as reading the decoder does, and for a whole checkpoint (not a half) its hashing.
     """
@@ -43,6 +43,8 @@ def load(settings: ServerSettings) -> Backend:
 
     if settings.dtype not in DTYPES:
         raise ValueError(f"dtype is {settings.dtype!r}; allowed are {', '.join(DTYPES)}")
+    if settings.device not in (found := _devices()):
+        raise ValueError(f"device is {settings.device!r}; torch finds on this machine: {', '.join(found)}")
     checkpoint = Checkpoint.open(settings.model, "server")
     tokenizer = load_tokenizer(checkpoint)
     codec = Codec.load(checkpoint.path)
@@ -70,3 +72,12 @@ def load(settings: ServerSettings) -> Backend:
         ),
         decode=decode,
     )
+
+
+def _devices() -> list[str]:
+    import torch
+
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        return ["cpu"]
+    return ["cpu", kind.type, *(f"{kind.type}:{number}" for number in range(torch.accelerator.device_count()))]

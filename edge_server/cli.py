@@ -7,16 +7,18 @@ a sentence and exit code 1. Leaves what options mean to `settings`.
 import asyncio
 import logging
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import grpc
 import typer
 
-from edge_server.server import RunningServer, run
 from edge_server.settings import MIB, ServerSettings, SessionLimits
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TofcError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+
+if TYPE_CHECKING:
+    from edge_server.server import RunningServer
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
 
@@ -77,6 +79,8 @@ def serve(
 ) -> None:
     """Serves a model until SIGTERM or SIGINT."""
     try:
+        from edge_server.server import run  # only here: the other commands do without its packages
+
         _log_to_stderr(log_level)
         settings = ServerSettings(
             model=model,
@@ -97,7 +101,12 @@ def serve(
             grace=grace,
         )
         asyncio.run(run(settings, _announce))
-    except (TofcError, ValueError, OSError) as error:  # CheckpointError and CodecError are ValueErrors
+    except (
+        TofcError,
+        ValueError,
+        OSError,
+        ModuleNotFoundError,
+    ) as error:  # CheckpointError and CodecError are ValueErrors
         _give_up(error)
 
 
@@ -136,11 +145,11 @@ def credentials(
     days: Annotated[int, typer.Option(envvar=_variable("DAYS"), help="Lifetime.")] = 365,
 ) -> None:
     """Write a certificate and a token for serving beyond this machine; keep those that are still good."""
-    from edge_server import credentials as files
-
     try:
+        from edge_server import credentials as files
+
         written = files.write(out, names, days=days)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         _give_up(error)
     typer.echo(f"{'written' if written.fresh else 'kept'}: {written.certificate.parent}, {written.authority.parent}")
 
@@ -157,7 +166,7 @@ async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInf
     return found
 
 
-def _announce(server: RunningServer) -> None:
+def _announce(server: "RunningServer") -> None:
     typer.echo(f"listening on {server.address}")
 
 
@@ -173,7 +182,8 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _give_up(error: Exception) -> NoReturn:
-    typer.echo(f"edge-server: {error}", err=True)
+    sentence = f"{error}; pip install 'tofc[server]'" if isinstance(error, ModuleNotFoundError) else error
+    typer.echo(f"edge-server: {sentence}", err=True)
     raise typer.Exit(1)
 
 

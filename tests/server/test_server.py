@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from typer.testing import CliRunner
 
+import edge_server
 from edge_server import credentials
 from edge_server.backend import Backend
 from edge_server.cli import app
@@ -159,6 +160,9 @@ def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
         (["serve", "--host", "0.0.0.0"], "needs TLS and a token"),
         (["serve", "--port", "70000"], "port is 70000"),
         (["serve", "--log-level", "loud"], "log level 'loud'"),
+        (["serve", "--port", "0", "--device", "nonsense"], "device is 'nonsense'; torch finds on this machine: cpu"),
+        (["serve", "--port", "0", "--device", "cuda:99"], "device is 'cuda:99'"),
+        (["serve", "--port", "0", "--dtype", "float8"], "dtype is 'float8'; allowed are float32"),
         (["serve", "--token-file", str(tmp_path / "none")], "none"),
         (["info", "127.0.0.1"], "cannot be reached"),
         (["info", "example.org:1"], "dialling 'example.org' needs TLS and a token"),
@@ -168,6 +172,25 @@ def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
         assert found.exit_code == 1, (arguments, found.output)
         assert sentence in found.output
         assert found.output.startswith("edge-server: ")
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "arguments"),
+    [
+        ("server", "grpc_health.v1", ["serve"]),
+        ("credentials", "cryptography", ["credentials", "--out", "none", "--host", "server"]),
+    ],
+)
+def test_an_installation_for_devices_is_told_which_extra_is_missing(
+    module: str, missing: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"edge_server.{module}")
+    monkeypatch.delattr(edge_server, module)
+    monkeypatch.setitem(sys.modules, missing, None)
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 1
+    assert missing in found.output and found.output.endswith("; pip install 'tofc[server]'\n")
+    assert found.output.count("\n") == 1
 
 
 def test_every_option_is_an_environment_variable() -> None:
