@@ -16,6 +16,7 @@ from shared.codec.codec import Codec
 from shared.model.checkpoint import Checkpoint
 from shared.model.projector import Projector
 from shared.model.prompt import load_tokenizer
+from shared.model.views import most_views
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -26,6 +27,7 @@ class Backend:
 
     model_id: str
     codec_id: str
+    most_views: int  # that the model's rule makes of a picture
     assembler: Assembler
     engine: Engine
     decode: Decode
@@ -63,6 +65,7 @@ def load(settings: ServerSettings) -> Backend:
     return Backend(
         model_id=checkpoint.model_id,
         codec_id=checkpoint.codec_id,
+        most_views=most_views(checkpoint.config.rule),
         assembler=assembler,
         engine=TransformersEngine(
             model,

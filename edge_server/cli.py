@@ -59,6 +59,9 @@ def serve(
     questions: Annotated[
         int, typer.Option(envvar=_variable("QUESTIONS"), help="In flight in one session.")
     ] = BASE.limits.questions_in_flight,
+    views: Annotated[
+        int, typer.Option(envvar=_variable("VIEWS"), help="Of one picture. 0: what the model's rule makes.")
+    ] = BASE.limits.views_per_picture,
     queue: Annotated[
         int, typer.Option(envvar=_variable("QUEUE"), help="Questions that may wait for the engine.")
     ] = BASE.engine_queue,
@@ -91,7 +94,7 @@ def serve(
             token_file=token_file,
             device=device,
             dtype=dtype,
-            limits=SessionLimits(new_tokens=max_new_tokens, questions_in_flight=questions),
+            limits=SessionLimits(new_tokens=max_new_tokens, questions_in_flight=questions, views_per_picture=views),
             sessions=sessions,
             engine_queue=queue,
             engine_parallel=parallel,
@@ -101,12 +104,7 @@ def serve(
             grace=grace,
         )
         asyncio.run(run(settings, _announce))
-    except (
-        TofcError,
-        ValueError,
-        OSError,
-        ModuleNotFoundError,
-    ) as error:  # CheckpointError and CodecError are ValueErrors
+    except (TofcError, ValueError, OSError, ModuleNotFoundError) as error:  # Checkpoint-, CodecError are ValueErrors
         _give_up(error)
 
 

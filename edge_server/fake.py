@@ -50,6 +50,7 @@ def fake_backend(answer: Callable[[bytes], bytes] = lambda prompt: prompt, *, en
     return Backend(
         model_id="fake-model",
         codec_id="fake-codec",
+        most_views=37,
         assembler=FakeAssembler(),
         engine=engine or FakeEngine(lambda prompt: list(answer(prompt_bytes(prompt)))),
         decode=decode_bytes,

@@ -78,6 +78,7 @@ class RunningServer:
                 pool=self._pool,
                 picture_timeout=self.service.settings.picture_timeout,
             ),
+            self.service.settings.limits.for_model(backend.most_views),
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
 

@@ -16,7 +16,7 @@ from edge_server.handshake import Identity
 from edge_server.outbox import Outbox
 from edge_server.pictures import PictureCache
 from edge_server.session import Session
-from edge_server.settings import ServerSettings
+from edge_server.settings import ServerSettings, SessionLimits
 from shared.rpc.errors import InternalError, LimitError, TofcError, UnavailableError, abort, to_message
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 
@@ -32,15 +32,17 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         self._sessions: set[Session] = set()
         self._identity: Identity | None = None
         self._shop: Workshop | None = None
+        self._limits = settings.limits
         self._refusal: TofcError = UnavailableError(
             "the server is still loading its model; try again in a moment", reason="LOADING"
         )
         self.pictures = PictureCache(settings.cache_bytes)
 
-    def open(self, identity: Identity, shop: Workshop) -> None:
+    def open(self, identity: Identity, shop: Workshop, limits: SessionLimits) -> None:
         """From now on sessions are served."""
         self._identity = identity
         self._shop = shop
+        self._limits = limits
 
     def close(self) -> None:
         """Ends every session with an Error that says so, and refuses new ones."""
@@ -68,7 +70,7 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             session = Session(
                 name=f"session {next(self._numbers)} ({context.peer()})",
                 identity=identity,
-                limits=self.settings.limits,
+                limits=self._limits,
                 pictures=self.pictures,
                 shop=shop,
                 outbox=Outbox(context.write),
@@ -99,5 +101,5 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             model_id=identity.model_id,
             codec_id=identity.codec_id,
             engine=shop.engine.name,
-            limits=self.settings.limits.message,
+            limits=self._limits.message,
         )

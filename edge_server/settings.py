@@ -4,7 +4,7 @@ Promises checked values with defaults that suit one machine; leaves where they c
 environment, a test) to `cli`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.rpc.channel import DEFAULT_PORT, UP_BYTES, ServerSecurity, read_token
@@ -18,7 +18,7 @@ class SessionLimits:
     """What one session may use; `message` tells it to the device."""
 
     packet_bytes: int = 65_536
-    views_per_picture: int = 64  # the preprocessing rule makes at most 37 of a picture
+    views_per_picture: int = 0  # 0: the most that the model's rule makes, see `for_model`
     pictures_per_question: int = 8
     questions_in_flight: int = 8
     question_bytes: int = 32_768
@@ -29,11 +29,17 @@ class SessionLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if name == "views_per_picture" and value == 0:
+                continue
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         for name in ("packet_bytes", "question_bytes"):
             if getattr(self, name) > UP_BYTES // 2:
                 raise ValueError(f"{name} is {getattr(self, name)}; messages hold at most {UP_BYTES // 2} bytes of it")
+
+    def for_model(self, most_views: int) -> "SessionLimits":
+        """These limits, with the views that a model's rule makes of a picture where none were set."""
+        return replace(self, views_per_picture=self.views_per_picture or most_views)
 
     @property
     def message(self) -> tofc_pb2.Limits:

@@ -21,7 +21,7 @@ from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.raw_client import ANSWERED, picture_id
 
 HELLO = tofc_pb2.SessionRequest(hello=tofc_pb2.Hello(model_id="fake-model", codec_id="fake-codec"))
-LIMITS = SessionLimits(pictures_under_way=1)
+LIMITS = SessionLimits(pictures_under_way=1, views_per_picture=1)
 
 
 def picture(ref: int) -> tofc_pb2.SessionRequest:
