@@ -16,7 +16,6 @@ from shared.codec.codec import Codec
 from shared.model.checkpoint import Checkpoint
 from shared.model.projector import Projector
 from shared.model.prompt import load_tokenizer
-from shared.model.views import most_views
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -65,7 +64,7 @@ def load(settings: ServerSettings) -> Backend:
     return Backend(
         model_id=checkpoint.model_id,
         codec_id=checkpoint.codec_id,
-        most_views=most_views(checkpoint.config.rule),
+        most_views=checkpoint.config.rule.most_views,
         assembler=assembler,
         engine=TransformersEngine(
             model,

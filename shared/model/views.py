@@ -116,18 +116,6 @@ def plan(width: int, height: int, rule: ViewRule) -> ViewPlan:
     return ViewPlan(padded=padded, shrunk=shrunk, resized=(wide, high), window=window, rows=rows, columns=columns)
 
 
-def most_views(rule: ViewRule) -> int:
-    """The most views of a picture, unless it is a ribbon that ends up thinner than 32 px: of those there is no bound
-    but a view for every pixel of its length.
-
-    >>> most_views(ViewRule(global_size=336, crop_size=224, max_side=1344))
-    43
-    """
-    ribbon = _snap(rule.max_side, 32) // 32
-    square = _snap(rule.max_side, rule.crop_size) // rule.crop_size
-    return max(ribbon, square**2, 1) + 1
-
-
 def _snap(side: int, window: int) -> int:
     if side < window:
         return side

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.model.views import MEAN, STD, ImageError, ViewRule, most_views, open_image, plan, views
+from shared.model.views import MEAN, STD, ImageError, ViewRule, open_image, plan, views
 
 RELEASED = ViewRule()
 NANO = ViewRule(global_size=336, crop_size=224, max_side=1344)
@@ -52,15 +52,6 @@ def test_windows_follow_the_released_rule(size: tuple[int, int], rows: int, colu
 @pytest.mark.parametrize(("size", "crops"), [((336, 336), 0), ((337, 336), 4), ((336, 224), 0), ((336, 223), 2)])
 def test_nano_has_the_same_rule_at_its_sizes(size: tuple[int, int], crops: int) -> None:
     assert plan(*size, NANO).crops == crops
-
-
-@pytest.mark.parametrize("rule", [RELEASED, NANO, ViewRule(global_size=336, crop_size=224, max_side=1344)])
-def test_no_picture_but_a_thread_has_more_views_than_the_most(rule: ViewRule) -> None:
-    sides = [*range(32, 2 * rule.max_side, 61), 224, 336, 504, 728, rule.max_side]
-    plans = [plan(width, height, rule) for width in sides for height in sides]
-    found = {one.crops + 1 for one in plans if min(one.shrunk) >= 32}
-    assert max(found) == most_views(rule)
-    assert plan(4032, 3024, rule).crops < most_views(rule)
 
 
 def test_a_sliver_is_padded_to_a_square_and_a_large_picture_shrunk() -> None:

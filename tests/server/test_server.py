@@ -26,7 +26,6 @@ from edge_server.settings import ServerSettings, SessionLimits
 from lab import fake as lab_fake
 from shared.codec.fake import fake_weights
 from shared.model.config import SplitConfig
-from shared.model.views import most_views
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TokenError, UnavailableError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
@@ -238,7 +237,7 @@ async def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> N
         assert line.startswith("listening on 127.0.0.1:"), (line, (await process.communicate())[1].decode())
         found = await asyncio.to_thread(CliRunner().invoke, app, ["info", line.split()[-1]])
         assert "engine: transformers" in found.output and "limits.packet_bytes: 65536" in found.output
-        most = most_views(SplitConfig.read(model / "config.json").rule)
+        most = SplitConfig.read(model / "config.json").rule.most_views
         assert f"limits.views_per_picture: {most}\n" in found.output
         async with dial(line.split()[-1]) as channel:
             call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session()
