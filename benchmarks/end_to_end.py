@@ -53,7 +53,9 @@ def ask(model: Path, questions: Path, out: Path) -> tuple[float, float]:
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            address = next(line.split()[-1] for line in server.stdout if line.startswith("listening on "))
+            address = next((line.split()[-1] for line in server.stdout if line.startswith("listening on ")), None)
+            if address is None:
+                sys.exit(f"the server ended with {server.wait()} before it listened; it says why above")
             batch = ["ask", "--batch", str(questions), "--out", str(out), "--server", address, "--model", str(model)]
             device = run_measured([str(SCRIPTS / "device-client"), *batch])
             return peak_mb(server.pid), device
