@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -50,10 +51,10 @@ def sensitivity(
         answers = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, answers, reduction="sum"), x)
         fisher += (gradient.T @ gradient).double()
-    return fisher * (dim / fisher.trace())
+    return cast(Tensor, fisher * (dim / fisher.trace()))
 
 
 def root(metric: Tensor) -> Tensor:
     """The symmetric square root of a positive semidefinite matrix [D, D]."""
     values, vectors = torch.linalg.eigh(metric)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return cast(Tensor, (vectors * values.clamp(min=0).sqrt()) @ vectors.T)

@@ -168,7 +168,7 @@ def _seen(cached: Cached) -> dict[str, frozenset[int]]:
     if cached.scene is None or len(cached.sides) > 1:
         return {}
     labels = label(cached.scene)
-    found = {}
+    found: dict[str, frozenset[int]] = {}
     for name in {thing.name for thing in cached.scene.things}:
         kind = NAMES.index(name)
         cells = np.flatnonzero((labels["cover"] == kind + 1) | (labels["centre"][:, kind] > 0))

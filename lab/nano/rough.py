@@ -24,4 +24,5 @@ class Rough:
         vectors = self.vectors[:, : int(rng.integers(24, self.vectors.shape[1] + 1))]
         step = self.unit * float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
         rounded = np.rint((features - self.mean) @ vectors / step) * step
-        return (rounded @ vectors.T + self.mean).astype(np.float32)
+        found: NDArray[np.float32] = (rounded @ vectors.T + self.mean).astype(np.float32)
+        return found
