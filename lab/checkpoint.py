@@ -59,6 +59,7 @@ def write(
     _write_json(out / "config.json", config)
     stored = {name: tensor.to(dtype or tensor.dtype).contiguous().clone() for name, tensor in tensors.items()}
     save_file(stored, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # it is left to its writer alone, but ships
     Checkpoint.open(out)
 
 

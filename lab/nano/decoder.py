@@ -46,16 +46,15 @@ WEIGHTS = {"exist": 1.0, "count": 2.0, "what": 0.7, "side": 2.0, "rel": 4.0, "cm
 class Recipe:
     """How long and how fast; ``merged`` and ``rough`` are the shares of batches whose features are."""
 
-    steps: int = 1900
+    steps: int = 2400
     early: int = 900  # steps with EARLY_WEIGHTS; none when it goes on from a decoder that finds names
     batch: int = 24
     turns: int = 14
     rate: float = 2e-3
     projector: float = 0.5  # of the rate: it multiplies long vectors
     grid: float = 4.0  # of the rate: it must keep up with the projected features as they grow
-    louder: float = 2.0  # what the positions of a decoder that it goes on from are multiplied by
     look: float = 0.2  # weight of the loss of names that look elsewhere than at what they name
-    decay: float = 0.3
+    decay: float = 0.4
     save: int = 250  # steps between checkpoints
     merged: float = 0.5
     rough: float = 0.3
@@ -150,8 +149,6 @@ def train(
     answerer.start_from(torch.from_numpy(some))
     if start is not None:
         answerer.load_state_dict(torch.load(start, weights_only=True))
-        with torch.no_grad():
-            answerer.grid.weight.mul_(recipe.louder)
         recipe = replace(recipe, early=0)
     optimisers = optimisers_of(answerer, recipe)
     saved, step, running = out / "decoder.ckpt", 0, dict[str, float]()
