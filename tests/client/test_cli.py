@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from device_client import cli
+from device_client.encoder import EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.picture import Picture
 from device_client.report import Comparison, compare
@@ -105,14 +106,14 @@ def test_pictures_are_compared_once(
     assert [json.loads(line)["comparison"]["quality"] for line in lines] == [75, 75] and compared == [1, 1]
 
 
-def test_a_picture_too_wide_for_webp_is_not_compared(
-    serving: FakeServer, encoders: list[FakeEncoder], tmp_path: Path
-) -> None:
-    Image.new("RGB", (16_400, 8)).save(tmp_path / "wide.png")
-    serving.limits.views_per_picture = 400
-    result = ask(serving, tmp_path / "wide.png", "well?")
-    assert (result.exit_code, result.stdout) == (0, "yes to well?\n") and "JPEG" not in result.stderr
-    assert json.loads(ask(serving, tmp_path / "wide.png", "well?", "--json").stdout)["comparison"] is None
+def test_a_picture_too_wide_for_webp_is_not_compared(tmp_path: Path) -> None:
+    Image.new("RGB", (16_400, 520)).save(tmp_path / "wide.png")
+    rule = ViewRule(global_size=336, crop_size=2048, max_side=20_000)
+    thread = EncoderThread(FakeEncoder(rule=rule))
+    try:
+        assert compare([thread.open(tmp_path / "wide.png")], rule) is None
+    finally:
+        thread.close()
 
 
 def test_json(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,9 @@ def test_only_a_user_s_turn_can_be_answered(words: PreTrainedTokenizerFast) -> N
 
 def test_a_tokenizer_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None:
     fake.write(tmp_path)
-    raw = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(raw.replace('"image_token_id": 3', '"image_token_id": 4'))
-    with pytest.raises(CheckpointError, match=r"<im_patch> is token 3 .* but 4 in its configuration"):
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"image_token_id": raw["image_token_id"] - 1}))
+    with pytest.raises(CheckpointError, match=r"<im_patch> is token 5 .* but 4 in its configuration"):
         load_tokenizer(Checkpoint.open(tmp_path))
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
