@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from lab import resume
 from lab.codec.model import CodecModel
 from lab.codec.sensitivity import root, sensitivity
 from lab.nano.answerer import Answerer, ask, merging, picture
+from lab.nano.batches import Batches
 from lab.nano.decoder import WEIGHTS
 from lab.nano.features import Cached
 from lab.nano.packing import Batch, Packer
@@ -58,7 +57,7 @@ class Recipe:
     large: float = 0.06
 
 
-class Batches(IterableDataset[tuple[Batch, bool]]):
+class Questions(Batches[tuple[Batch, bool]]):
     """Endless batches and whether they are unmerged 336 px pictures, from step ``first`` on."""
 
     def __init__(
@@ -79,9 +78,6 @@ class Batches(IterableDataset[tuple[Batch, bool]]):
         shown = [picture(one, merging(share=share)) for one in chosen]
         asked = [ask(rng, one, recipe.turns, WEIGHTS) for one in chosen]
         return self.packer.pack(shown, asked, independent=True), kind == "world" and share == 1.0
-
-    def __iter__(self) -> Iterator[tuple[Batch, bool]]:
-        return map(self.draw, count(self.first))
 
 
 def train(
@@ -131,14 +127,13 @@ def train(
         auxiliary.load_state_dict(state["auxiliary"])
         step, weight, running = state["step"], state["weight"], state["running"]
     total = recipe.warm + recipe.steps
-    batches = Batches({"world": world, "large": large, "easy": easy}, packer, recipe, seed, step)
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=1, prefetch_factor=4))
+    batches = Questions({"world": world, "large": large, "easy": easy}, packer, recipe, seed, step).ahead()
     began, first = time.monotonic(), step
     while step < total:
         rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
-        batch, whole = next(loader)
+        batch, whole = next(batches)
         x = batch.features
         x_hat, bits = model(x, noisy=step < recipe.noisy)
         if step < recipe.warm:

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lab.nano.cells import label
 from lab.nano.features import Cached
 from lab.nano.packing import Asked, Batch, Picture
 from lab.world import questions
-from lab.world.objects import NAMES, plural
 from shared.codec.merge import merge
 from shared.model.prompt import token_id
 
@@ -151,29 +149,7 @@ def ask(rng: np.random.Generator, cached: Cached, n: int, weights: dict[str, flo
         chosen = rng.permutation(len(cached.asked))[:n]
         return [Asked(family="easy", text=cached.asked[i][0], answer=cached.asked[i][1]) for i in chosen]
     drawn = questions.draw_many(rng, cached.scene, n, weights)
-    seen = _seen(cached)
-    return [
-        Asked(
-            family=q.family,
-            text=q.text,
-            answer=q.answer,
-            named=tuple((word, slots) for word, slots in seen.items() if word in q.text.lower()),
-        )
-        for q in drawn
-    ]
-
-
-def _seen(cached: Cached) -> dict[str, frozenset[int]]:
-    """The words for what is in a picture of one view, and the slots that show it."""
-    if cached.scene is None or len(cached.sides) > 1:
-        return {}
-    labels = label(cached.scene)
-    found: dict[str, frozenset[int]] = {}
-    for name in {thing.name for thing in cached.scene.things}:
-        kind = NAMES.index(name)
-        cells = np.flatnonzero((labels["cover"] == kind + 1) | (labels["centre"][:, kind] > 0))
-        found |= dict.fromkeys((name, plural(name)), frozenset((SLOT[cached.sides[0]] + cells).tolist()))
-    return found
+    return [Asked(family=q.family, text=q.text, answer=q.answer) for q in drawn]
 
 
 def load(run: Path, width: int) -> tuple[Answerer, PreTrainedTokenizerFast]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from lab import resume
 from lab.evaluate import accuracy, score
 from lab.nano.answerer import Answerer, ask, config, merging, picture
+from lab.nano.batches import Batches
 from lab.nano.features import Cached
+from lab.nano.looking import named
 from lab.nano.packing import Batch, Packer
 from lab.nano.rough import Rough
 
@@ -63,7 +63,7 @@ class Recipe:
     conversation: float = 0.15
 
 
-class Batches(IterableDataset[tuple[str, Batch]]):
+class Questions(Batches[tuple[str, Batch]]):
     """Endless batches and their kind from step ``first`` on; batch ``step`` depends on ``(seed, step)`` alone."""
 
     def __init__(
@@ -93,11 +93,8 @@ class Batches(IterableDataset[tuple[str, Batch]]):
         if rng.random() < recipe.rough:
             shown = [replace(one, features=self.rough.draw(rng, one.features)) for one in shown]
         weights = EARLY_WEIGHTS if step < recipe.early else WEIGHTS
-        asked = [ask(rng, one, recipe.turns, weights) for one in chosen]
+        asked = [named(one, ask(rng, one, recipe.turns, weights)) for one in chosen]
         return kind, self.packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
-
-    def __iter__(self) -> Iterator[tuple[str, Batch]]:
-        return map(self.draw, count(self.first))
 
 
 def optimisers_of(answerer: Answerer, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -157,12 +154,11 @@ def train(
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         step, running = state["step"], state["running"]
-    batches = Batches({"world": world, "large": large, "easy": easy}, Rough(some), packer, recipe, seed, step)
-    # a process, not a thread: Python code beside it would keep this one from the interpreter's lock
-    loader = iter(DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
+    questions = Questions({"world": world, "large": large, "easy": easy}, Rough(some), packer, recipe, seed, step)
+    batches = questions.ahead(workers)
     began, first = time.monotonic(), step
     while step < recipe.steps:
-        kind, batch = next(loader)
+        kind, batch = next(batches)
         rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
         for optimiser in optimisers:
             for group in optimiser.param_groups:
