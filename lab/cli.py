@@ -7,6 +7,7 @@ work is in the modules named by the commands.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,16 +80,23 @@ def decoder(
     run: Run = RUN,
     seed: int = 0,
     start: Annotated[Path | None, typer.Option(help="Go on from the decoder.pt of another run.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; less of it when going on.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all.")] = None,
 ) -> None:
     """Train projector, grid embedding and decoder on the computed features."""
     from transformers import PreTrainedTokenizerFast
 
     from lab.nano import decoder, features
 
+    recipe = decoder.Recipe()
+    recipe = replace(recipe, rate=rate or recipe.rate, steps=steps or recipe.steps)
+
     folder = features.folder(run)
     world, large, easy, validation = (features.load(folder, *key, count) for key, count in SIZES.items())
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
-    decoder.train(world, large, easy, validation, tokenizer, run, basis=folder.name, start=start, seed=seed)
+    decoder.train(
+        world, large, easy, validation, tokenizer, run, basis=folder.name, start=start, recipe=recipe, seed=seed
+    )
 
 
 @nano.command()
@@ -117,6 +125,22 @@ def export(
     from lab.nano.export import export_run
 
     export_run(run, out, features)
+
+
+@nano.command()
+def unpack(
+    model: Annotated[Path, typer.Argument(help="A whole checkpoint.")] = Path("models/nano"), run: Run = RUN
+) -> None:
+    """Turn a shipped checkpoint back into a run, to train on from it (`decoder --start`)."""
+    from lab.nano.unpack import unpack
+    from shared.model.checkpoint import CheckpointError
+
+    try:
+        unpack(model, run)
+    except (CheckpointError, FileExistsError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"{run}: tower.pt, decoder.pt, tokenizer/")
 
 
 @app.command()

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import Qwen3Config
 
 from lab.evaluate import Outcome, accuracy, coded, intervals, mean_size, score
 from lab.nano import features
-from lab.nano.answerer import SIDES, SLOT, Answerer, Reduce, merging
+from lab.nano.answerer import Reduce, merging
 from lab.nano.packing import Packer
+from lab.nano.unpack import answerer_of
 from shared.codec.codec import Codec
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import load_tokenizer
@@ -30,22 +30,6 @@ from shared.model.tower import Tower
 from shared.model.views import plan, views
 
 MERGED = (24, 16, 12, 8)
-
-
-def answerer_of(checkpoint: Checkpoint, codec: Codec) -> Answerer:
-    """The shipped decoder, projector and grid embedding."""
-    config = checkpoint.config
-    answerer = Answerer(config.feature_dim, Qwen3Config(**config.text))
-    state = {f"decoder.{name}": tensor.float() for name, tensor in checkpoint.decoder_tensors().items()}
-    for name, tensor in checkpoint.projector_tensors().items():
-        state[f"projector.{name.rsplit('.', 1)[-1]}"] = tensor.float()
-    grid = torch.zeros_like(answerer.grid.weight)
-    for side in SIDES:
-        grid[SLOT[side] : SLOT[side] + side * side] = torch.from_numpy(
-            codec.grid_embedding(side, np.arange(side * side))
-        )
-    answerer.load_state_dict(state | {"grid.weight": grid})
-    return answerer.eval()
 
 
 def encoder(tower: Tower) -> Callable[[Image.Image], tuple[list[NDArray[np.float32]], int, int]]:
@@ -76,7 +60,7 @@ def report(
     encode = encoder(Tower(checkpoint))
     for (kind, split), count in sizes.items():
         features.compute(assets, run, encode, kind=kind, split=split, count=count, progress=progress)
-    answerer, packer = answerer_of(checkpoint, codec), Packer(load_tokenizer(checkpoint))
+    answerer, packer = answerer_of(checkpoint), Packer(load_tokenizer(checkpoint))
     ways: dict[str, Reduce] = {"uncompressed": merging()}
     ways |= {f"merged to {n}, uncompressed": merging(n) for n in MERGED}
     ways |= {"packets": coded(codec, None)} | {f"merged to {n}, packets": coded(codec, n) for n in MERGED}

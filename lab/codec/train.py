@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from lab import resume
@@ -106,22 +106,16 @@ def train(
     model = CodecModel(
         dim=world[0].features.shape[1], components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
     ).train()
-    some = np.random.default_rng([seed, 23])
-    start = [world[i].features for i in some.permutation(len(world))[:400]]
-    start += [easy[i].features for i in some.permutation(len(easy))[:40]]
-    seen = np.concatenate(start).astype(np.float32)
-    fisher = sensitivity(answerer, packer, world, Rough(seen), seed=seed, autocast=autocast)
-    projector = answerer.projector.weight.detach().double()
-    plain = projector.T @ projector
-    measure = root(fisher + recipe.plain * plain * (len(plain) / plain.trace())).float()
-    model.start_from(torch.from_numpy(seen), measure, recipe.step)
     main = [p for n, p in model.named_parameters() if not n.endswith("quantiles")]
     transform = [model.analysis, model.synthesis]
     rest = [p for p in main if all(p is not t for t in transform)]
     optimiser = torch.optim.Adam([{"params": rest, "scale": 1.0}, {"params": transform, "scale": recipe.transform}])
     auxiliary = torch.optim.Adam([p for n, p in model.named_parameters() if n.endswith("quantiles")], lr=1e-2)
     saved, step, weight, running = out / "codec.ckpt", 0, recipe.rate_weight, dict[str, float]()
-    if (state := resume.load(saved, basis)) is not None:
+    if (state := resume.load(saved, basis)) is None:
+        measure = _begin(model, answerer, packer, world, easy, recipe, seed, autocast)
+    else:
+        measure = state["measure"]
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         auxiliary.load_state_dict(state["auxiliary"])
@@ -174,6 +168,7 @@ def train(
             with (out / "codec.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **running}) + "\n")
             state = {
+                "measure": measure,
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "auxiliary": auxiliary.state_dict(),
@@ -184,3 +179,26 @@ def train(
             resume.save(saved, state, basis)
     torch.save(model.state_dict(), out / "codec.pt")
     return model.eval()
+
+
+def _begin(
+    model: CodecModel,
+    answerer: Answerer,
+    packer: Packer,
+    world: Sequence[Cached],
+    easy: Sequence[Cached],
+    recipe: Recipe,
+    seed: int,
+    autocast: bool,
+) -> Tensor:
+    """Start the transform where answers are sensitive; that measure's root [D, D] is the first steps' distance."""
+    rng = np.random.default_rng([seed, 23])
+    chosen = [world[i].features for i in rng.permutation(len(world))[:400]]
+    chosen += [easy[i].features for i in rng.permutation(len(easy))[:40]]
+    seen = np.concatenate(chosen).astype(np.float32)
+    fisher = sensitivity(answerer, packer, world, Rough(seen), seed=seed, autocast=autocast)
+    projector = answerer.projector.weight.detach().double()
+    plain = projector.T @ projector
+    measure = root(fisher + recipe.plain * plain * (len(plain) / plain.trace())).float()
+    model.start_from(torch.from_numpy(seen), measure, recipe.step)
+    return measure

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lab.nano.features import Cached
-from lab.nano.packing import Asked, Batch, Picture
+from lab.nano.packing import Asked, Batch, Look, Picture
 from lab.world import questions
 from shared.codec.merge import merge
 from shared.model.prompt import token_id
@@ -25,7 +25,8 @@ from shared.model.prompt import token_id
 SIDES = (4, 6)  # grid sides of a crop and of the global view
 SLOT = {4: 0, 6: 16}  # where each side's slots begin in the grid embedding
 SLOTS = 16 + 36
-LOOKING = (0, 2)  # layer and head that are taught to find what a name names; there features still say where they are
+#: layer and head that are taught each kind of look: names in the first, where features still say where they are
+LOOKING = {Look.NAME: (0, 2), Look.FIRST: (1, 0), Look.SECOND: (1, 2)}
 
 
 class Answerer(nn.Module):
@@ -68,12 +69,10 @@ class Answerer(nn.Module):
         return self._forward(batch, features)[0]
 
     def forward_looking(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """:meth:`forward`, and how much each name in a question looks at what it names [L] in (0, 1].
-
-        That is the attention of one head of the first layer from the name's last token.
-        """
+        """:meth:`forward`, and the share of its attention that each lookup gives to what it should [L] in (0, 1]."""
         logits, attentions = self._forward(batch, None, output_attentions=True)
-        looks = attentions[LOOKING[0]][batch.lookups[:, 0], LOOKING[1], batch.lookups[:, 1]].float()  # [L, T]
+        heads = torch.stack([attentions[layer][:, head] for layer, head in map(LOOKING.__getitem__, Look)])
+        looks = heads[batch.lookups[:, 0], batch.lookups[:, 1], batch.lookups[:, 2]].float()  # [L, T]
         return logits, (looks * batch.looked_up).sum(-1)
 
     def _forward(self, batch: Batch, features: Tensor | None, **more: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -25,7 +25,7 @@ from lab.nano.answerer import Answerer, ask, config, merging, picture
 from lab.nano.batches import Batches
 from lab.nano.features import Cached
 from lab.nano.looking import named
-from lab.nano.packing import Batch, Packer
+from lab.nano.packing import Batch, Look, Packer
 from lab.nano.rough import Rough
 
 #: at first mostly what needs a name found among the features; comparing two of them is learned after that
@@ -38,8 +38,19 @@ EARLY_WEIGHTS = {
     "cmp": 0.3,
     "read": 0.4,
     "where": 3.0,
+    "order": 1.0,
 }
-WEIGHTS = {"exist": 1.0, "count": 2.0, "what": 0.7, "side": 2.0, "rel": 4.0, "cmp": 0.7, "read": 1.0, "where": 4.0}
+WEIGHTS = {
+    "exist": 1.0,
+    "count": 2.5,
+    "what": 0.7,
+    "side": 2.0,
+    "rel": 4.0,
+    "cmp": 0.8,
+    "read": 1.0,
+    "where": 2.0,
+    "order": 4.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +184,7 @@ def train(
             optimiser.step()
             optimiser.zero_grad()
         step += 1
-        if len(looks):
-            running["astray"] = 0.97 * running.get("astray", astray.item()) + 0.03 * astray.item()
-        for name, value in ({kind: losses.mean().item()} | _by_family(batch, losses.detach())).items():
+        for name, value in {kind: losses.mean().item(), **_astray(batch, looks), **_by_family(batch, losses)}.items():
             running[name] = 0.97 * running.get(name, value) + 0.03 * value
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - began)
@@ -198,9 +207,16 @@ def train(
     return answerer
 
 
+def _astray(batch: Batch, looks: Tensor) -> dict[str, float]:
+    """Mean share of its attention that each kind of lookup gives elsewhere."""
+    kinds = batch.lookups[:, 0]
+    shares = {look.name.lower(): looks[kinds == look] for look in Look}
+    return {f"{name} astray": 1 - given.mean().item() for name, given in shares.items() if len(given)}
+
+
 def _by_family(batch: Batch, losses: Tensor) -> dict[str, float]:
     """Mean loss of a question in each family, from the loss of every answer token."""
-    sums = torch.zeros(len(batch.asked)).index_add_(0, batch.owner[batch.targets >= 0], losses)
+    sums = torch.zeros(len(batch.asked)).index_add_(0, batch.owner[batch.targets >= 0], losses.detach())
     found: dict[str, list[float]] = {}
     for one, value in zip(batch.asked, sums.tolist(), strict=True):
         found.setdefault(f"{one.family} loss", []).append(value)

@@ -16,9 +16,6 @@ from torch import Tensor
 from transformers import AutoTokenizer, Step3p7VisionConfig
 
 from lab import checkpoint
-from lab.codec import export as codec_export
-from lab.codec.model import CodecModel
-from lab.codec.train import Recipe
 from lab.nano import answerer as answering
 from lab.nano import features as cached
 from lab.nano.tower import CONFIG
@@ -92,6 +89,10 @@ def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 50
     Args:
         features: the codec's default number of merged features of a view; None: not merged.
     """
+    from lab.codec import export as codec_export  # needs compressai, which writing a checkpoint does not
+    from lab.codec.model import CodecModel
+    from lab.codec.train import Recipe
+
     folder = cached.folder(run)
     world = cached.load(folder, "world", "train", pictures)
     easy = cached.load(folder, "easy", "train", pictures // 8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -19,17 +20,27 @@ from transformers import PreTrainedTokenizerFast
 from shared.model.prompt import token_id
 
 
+class Look(IntEnum):
+    """What should look at what: a name's last token at what it names; an answer at the first name of two, or second."""
+
+    NAME = 0
+    FIRST = 1
+    SECOND = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """A question, its answer and the family it is scored under.
 
-    ``named``: words of the question that name something in the picture, each with the slots it is seen in.
+    ``named``: words of the question that name something in the picture, each with the slots it is seen in;
+    ``paired``: the answer depends on the first of them and the second.
     """
 
     family: str
     text: str
     answer: str
     named: tuple[tuple[str, frozenset[int]], ...] = ()
+    paired: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +67,8 @@ class Batch:
     slots: Tensor  # [sum of image]
     targets: Tensor  # [B, T] the next token where it is part of an answer, else −100
     owner: Tensor  # [B, T] number of the question that a target belongs to, else −1
-    lookups: Tensor  # [L, 2] sequence and place of each name's last token
-    looked_up: Tensor  # [L, T] bool: the picture's tokens that show what is named
+    lookups: Tensor  # [L, 3] Look, sequence and place of what should look
+    looked_up: Tensor  # [L, T] bool: what it should look at
     asked: list[Asked]
 
 
@@ -95,7 +106,7 @@ class Packer:
         text_ids, offsets = iter(tokenised["input_ids"]), iter(tokenised["offset_mapping"])
         answer_ids = iter(self.tokenizer(answers, add_special_tokens=False)["input_ids"])
         rows = []
-        lookups: list[tuple[int, int]] = []
+        lookups: list[tuple[int, int, int]] = []
         shown: list[list[int]] = []
         number = 0
         for sequence, (picture, questions) in enumerate(zip(pictures, asked, strict=True)):
@@ -112,11 +123,16 @@ class Packer:
                 targets += [-100] * first + answer + [-100]
                 owner += [-1] * first + [number] * len(answer) + [-1]
                 segments += [index + 1 if independent else 0] * len(block)
-                for place, slots in _named(questions[index], next(offsets)):
+                end = len(ids) + len(block) - len(answer) - len(self.turn)  # of the text
+                names = sorted((end + place, slots) for place, slots in _named(questions[index], next(offsets)))
+                for place, slots in names:
                     if kept := [place_of[slot] for slot in slots if slot in place_of]:  # merging leaves some out
-                        end = len(ids) + len(block) - len(answer) - len(self.turn)  # of the text
-                        lookups.append((sequence, end + place))
+                        lookups.append((Look.NAME, sequence, place))
                         shown.append(kept)
+                if questions[index].paired:
+                    for kind, (place, _) in zip((Look.FIRST, Look.SECOND), names, strict=True):
+                        lookups.append((kind, sequence, len(ids) + first))
+                        shown.append([place])
                 begin = start if independent else len(ids)
                 places += range(begin, begin + len(block))
                 ids += block
@@ -142,7 +158,7 @@ class Packer:
             slots=torch.from_numpy(np.concatenate([p.slots for p in pictures])),
             targets=padded(3, -100),
             owner=padded(4, -1),
-            lookups=torch.tensor(lookups, dtype=torch.long).reshape(-1, 2),
+            lookups=torch.tensor(lookups, dtype=torch.long).reshape(-1, 3),
             looked_up=looked_up,
             asked=[a for one in asked for a in one],
         )

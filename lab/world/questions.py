@@ -15,8 +15,9 @@ from lab.world.objects import NAMES, article, plural
 from lab.world.scene import Scene, Thing
 
 FAMILIES = ("exist", "count", "what", "side", "rel", "cmp", "read")
-#: trained but not scored: finding a place is what `rel` is made of, and is learned much sooner
-TRAINED_TOO = ("where",)
+#: trained but not scored: finding places and telling which is further is what `rel` is made of. A yes or no says
+#: nothing until both are known; these are learned much sooner.
+TRAINED_TOO = ("where", "order")
 MARGIN = 10 / 336  # of the canvas: the least difference of two positions that is asked about
 
 
@@ -50,6 +51,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "is it true that the {x} is {rel} the {y}?",
     ),
     "cmp": ("are there more {xs} than {ys}?", "do you see more {xs} than {ys}?", "are the {xs} more than the {ys}?"),
+    "order": ("is the {x} {rel} the {y}?", "do you see the {x} {rel} the {y}?"),
     "where": ("where is the {x}?", "in which part of the picture is the {x}?"),
     "read": (
         "what number is on the sign?",
@@ -125,21 +127,37 @@ def _side(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question(family="side", text=_word(rng, "side", side=side), answer=ordered[0].name)
 
 
-def _rel(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _pair(rng: np.random.Generator, scene: Scene) -> tuple[str, str, bool, float] | None:
+    """Two different lone things, whether they are compared across, and how far the second lies after the first."""
     single = [t for t in scene.things if scene.count(t.name) == 1]
     if len(single) < 2:
         return None
     first, second = (single[i] for i in rng.choice(len(single), 2, replace=False))
-    if rng.random() < 0.5:
-        gap = (second.x - first.x) / scene.width
-        rel = str(rng.choice(["left of", "right of"]))
-    else:
-        gap = (second.y - first.y) / scene.height
-        rel = str(rng.choice(["above", "below"]))
-    if abs(gap) < MARGIN:
+    across = bool(rng.random() < 0.5)
+    gap = (second.x - first.x) / scene.width if across else (second.y - first.y) / scene.height
+    return None if abs(gap) < MARGIN else (first.name, second.name, across, gap)
+
+
+def _rel(rng: np.random.Generator, scene: Scene) -> Question | None:
+    if (pair := _pair(rng, scene)) is None:
         return None
-    holds = gap > 0 if rel in {"left of", "above"} else gap < 0
-    return Question(family="rel", text=_word(rng, "rel", x=first.name, y=second.name, rel=rel), answer=_yes(holds))
+    x, y, across, gap = pair
+    before = bool(rng.random() < 0.5)
+    rel = {(True, True): "left of", (True, False): "right of", (False, True): "above", (False, False): "below"}
+    text = _word(rng, "rel", x=x, y=y, rel=rel[across, before])
+    return Question(family="rel", text=text, answer=_yes((gap > 0) == before))
+
+
+def _order(rng: np.random.Generator, scene: Scene) -> Question | None:
+    if (pair := _pair(rng, scene)) is None:
+        return None
+    x, y, across, gap = pair
+    text = _word(rng, "order", x=x, y=y, rel="left or right of" if across else "above or below")
+    return Question(
+        family="order",
+        text=text,
+        answer=("left" if gap > 0 else "right") if across else ("above" if gap > 0 else "below"),
+    )
 
 
 _PLACES = (
@@ -192,6 +210,7 @@ _DRAW = {
     "side": _side,
     "rel": _rel,
     "where": _where,
+    "order": _order,
     "cmp": _cmp,
     "read": _read,
 }

@@ -11,6 +11,7 @@ from device_client.encoder import EncoderThread
 from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
 from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
+from device_client.report import Report
 from device_client.session import Retry, Sampling, Session
 from edge_server.credentials import write
 from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, make_server
@@ -198,15 +199,22 @@ async def test_giving_up_cancels_on_the_server(server: FakeServer, begin: Begin,
     assert server.said("cancel")[0].request == server.said("ask")[0].request
 
 
-async def test_a_cancelled_question_keeps_its_place_until_the_server_has_stopped(
+async def _two_asked_and_one_waiting(
     server: FakeServer, begin: Begin, small: Path
-) -> None:
+) -> tuple[Session, list[asyncio.Task[Report]]]:
     server.answering.clear()
     server.stopping.clear()
     session = begin()
     picture = session.open(small)
     asking = [asyncio.create_task(session.ask([picture], f"number {n}").result()) for n in range(3)]
     await server.until(lambda: server.kinds().count("ask") == 2)
+    return session, asking
+
+
+async def test_a_cancelled_question_keeps_its_place_until_the_server_has_stopped(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    _, asking = await _two_asked_and_one_waiting(server, begin, small)
     asking[0].cancel()
     await server.until(lambda: "cancel" in server.kinds())
     assert server.kinds().count("ask") == 2, "the server allows two"
@@ -219,12 +227,7 @@ async def test_a_cancelled_question_keeps_its_place_until_the_server_has_stopped
 async def test_a_lost_link_frees_the_places_of_cancelled_questions(
     server: FakeServer, begin: Begin, small: Path
 ) -> None:
-    server.answering.clear()
-    server.stopping.clear()
-    session = begin()
-    picture = session.open(small)
-    asking = [asyncio.create_task(session.ask([picture], f"number {n}").result()) for n in range(3)]
-    await server.until(lambda: server.kinds().count("ask") == 2)
+    session, asking = await _two_asked_and_one_waiting(server, begin, small)
     for task in asking[:2]:
         task.cancel()
     await server.until(lambda: server.kinds().count("cancel") == 2)

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lab.nano.answerer import Answerer, config
-from lab.nano.packing import Asked, Packer, Picture
+from lab.nano.packing import Asked, Look, Packer, Picture
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
 from tests.e2e.conftest import MODEL
@@ -57,3 +57,19 @@ def test_a_conversation_sees_what_came_before(tokenizer: PreTrainedTokenizerFast
     packed = Packer(tokenizer).pack([_picture()], [QUESTIONS], independent=False)
     assert bool((packed.mask[0, 0] == torch.ones(packed.mask.shape[-2:], dtype=torch.bool).tril()).all())
     assert (packed.owner[0].unique() == torch.tensor([-1, 0, 1, 2])).all()
+
+
+def test_a_name_looks_at_what_it_names_and_an_answer_at_both_names(tokenizer: PreTrainedTokenizerFast) -> None:
+    picture = _picture()
+    picture.slots[:] = np.arange(16, 22)
+    named = (("owl", frozenset({17})), ("cat", frozenset({19, 20, 40})))
+    asked = Asked(family="rel", text="Is the cat left of the owl?", answer="no", named=named, paired=True)
+    packed = Packer(tokenizer).pack([picture], [[QUESTIONS[0], asked]], independent=True)
+    kinds, _, places = packed.lookups.T.tolist()
+    assert kinds == [Look.NAME, Look.NAME, Look.FIRST, Look.SECOND]
+    ids = packed.ids[0]
+    assert tokenizer.decode(ids[places[0]]).strip() == "cat" and tokenizer.decode(ids[places[1]]).strip() == "owl"
+    assert places[2] == places[3] == int((packed.owner[0] == 1).nonzero()[0])
+    patches = packed.image[0].nonzero().flatten()
+    looked = [one.nonzero().flatten().tolist() for one in packed.looked_up]
+    assert looked == [patches[[3, 4]].tolist(), patches[[1]].tolist(), [places[0]], [places[1]]]

@@ -7,10 +7,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lab.nano import decoder
+from lab.nano import answerer as answering
+from lab.nano import decoder, export
 from lab.nano.features import Cached
+from lab.nano.tower import CONFIG
+from lab.nano.unpack import unpack
 from lab.world.objects import NAMES
 from lab.world.scene import Scene, Sign, Thing
+from shared.codec.codec import Codec
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import load_tokenizer
 from tests.e2e.conftest import MODEL
@@ -54,3 +58,15 @@ def test_a_run_that_was_interrupted_ends_where_it_would_have(tmp_path: Path) -> 
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
     assert (tmp_path / "twice" / "decoder.jsonl").read_text() == (tmp_path / "once" / "decoder.jsonl").read_text()
+
+
+def test_a_shipped_model_is_exported_again_as_it_was(tmp_path: Path) -> None:
+    unpack(MODEL, tmp_path)
+    checkpoint = Checkpoint.open(MODEL)
+    answerer, _ = answering.load(tmp_path, checkpoint.config.feature_dim)
+    tower = torch.load(tmp_path / "tower.pt", weights_only=True)
+    codec = Codec.load(MODEL).weights
+    export.export(tmp_path / "again", CONFIG, tower, answerer, tmp_path / "tokenizer", codec)
+    assert Checkpoint.open(tmp_path / "again").model_id == checkpoint.model_id
+    with pytest.raises(FileExistsError, match="choose another"):
+        unpack(MODEL, tmp_path)
