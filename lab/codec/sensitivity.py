@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lab.nano.answerer import Answerer, ask, merging, picture
-from lab.nano.decoder import WEIGHTS
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
 from lab.nano.rough import Rough
@@ -43,7 +42,7 @@ def sensitivity(
         chosen = [pictures[i] for i in rng.integers(len(pictures), size=batch)]
         shown = [picture(one, merging()) for one in chosen]
         shown = [replace(one, features=rough.draw(rng, one.features)) for one in shown]
-        packed = packer.pack(shown, [ask(rng, one, turns, WEIGHTS) for one in chosen], independent=True)
+        packed = packer.pack(shown, [ask(rng, one, turns) for one in chosen], independent=True)
         x = packed.features.requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = answerer(packed, x).float()

@@ -24,7 +24,6 @@ from lab.codec.model import CodecModel
 from lab.codec.sensitivity import root, sensitivity
 from lab.nano.answerer import Answerer, ask, merging, picture
 from lab.nano.batches import Batches
-from lab.nano.decoder import WEIGHTS
 from lab.nano.features import Cached
 from lab.nano.packing import Batch, Packer
 from lab.nano.rough import Rough
@@ -51,7 +50,7 @@ class Recipe:
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
     rate_weight: float = 4e-3
     transform: float = 0.2  # of the rate
-    bits: float = 26.0
+    bits: float = 29.0
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06
@@ -76,7 +75,7 @@ class Questions(Batches[tuple[Batch, bool]]):
         share = float(rng.uniform(0.15, 1.0)) if rng.random() < recipe.merged else 1.0
         chosen = [self.pictures[kind][i] for i in rng.integers(len(self.pictures[kind]), size=size)]
         shown = [picture(one, merging(share=share)) for one in chosen]
-        asked = [ask(rng, one, recipe.turns, WEIGHTS) for one in chosen]
+        asked = [ask(rng, one, recipe.turns) for one in chosen]
         return self.packer.pack(shown, asked, independent=True), kind == "world" and share == 1.0
 
 
