@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import nn
 
-from lab.codec.model import SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
+from lab.codec.model import FRACTION, SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
 from lab.nano.answerer import SIDES, SLOT, Answerer
 from shared.codec.hyperprior import h_a, predict
 from shared.codec.tables import table_from_probabilities
@@ -25,12 +25,13 @@ SMOOTHING = 200.0  # counts that the trained distribution is worth against what 
 
 
 def _gaussian_tables() -> NDArray[np.float64]:
-    """Probabilities [SCALES, 2 R + 1] of whole residuals under each scale."""
-    scales = scale_of(torch.arange(SCALES, dtype=torch.float64)).numpy()[:, None]
+    """Probabilities [SCALES · 2^FRACTION, 2 R + 1] of whole residuals under each scale and what is left of a mean."""
+    scales = scale_of(torch.arange(SCALES, dtype=torch.float64)).numpy()[:, None, None]
+    left = np.arange(1 << FRACTION)[:, None] / (1 << FRACTION) - 0.5  # a mean is rounded to the nearest whole step
     edges = np.arange(-RESIDUAL_RANGE, RESIDUAL_RANGE + 2) - 0.5
-    cdf = norm.cdf(edges / scales)
-    cdf[:, 0], cdf[:, -1] = 0.0, 1.0
-    return np.diff(cdf, axis=-1)
+    cdf = norm.cdf((edges - left) / scales)
+    cdf[..., 0], cdf[..., -1] = 0.0, 1.0
+    return np.diff(cdf, axis=-1).reshape(SCALES << FRACTION, -1)
 
 
 @torch.no_grad()
@@ -57,7 +58,8 @@ def export(
         shift2=SHIFT2,
         residual_range=RESIDUAL_RANGE,
         hyper_range=model.hyper_range,
-        tables=SCALES,
+        tables=SCALES << FRACTION,
+        fraction=FRACTION,
     )
     gaussian = _gaussian_tables()
     draft = CodecWeights(

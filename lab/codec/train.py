@@ -1,7 +1,8 @@
 """Training the codec on cached features through the frozen decoder: D + λR.
 
 D is the divergence of the answers from those the uncompressed features give (no labels needed), R the
-coded bits. Promises a resumable run; leaves the tables to ``export``.
+coded bits. The transform follows both; the entropy model, which only R depends on, follows the transform with
+many cheap steps that need no decoder. Promises a resumable run; leaves the tables to ``export``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from lab import resume
+from lab.codec.follow import Follower, pool
 from lab.codec.model import CodecModel
 from lab.codec.sensitivity import root, sensitivity
 from lab.nano.answerer import Answerer, ask, merging, picture
@@ -42,15 +44,18 @@ class Recipe:
     hidden: int = 48
     step: float = 2.0  # of the start, in units of the root mean square of the strongest 24 components
     warm: int = 200  # steps of squared error as the sensitivity weighs it, which need no decoder
-    noisy: int = 500  # steps until the rate is counted on rounded values
     steps: int = 1200
+    follow: int = 4  # steps of the entropy model for one of the transform
+    settle: int = 2000  # steps of the entropy model at the end
+    save: int = 100  # steps between checkpoints
     batch: int = 24
     turns: int = 8
     rate: float = 2e-3
+    entropy: float = 0.75  # of the rate
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
     rate_weight: float = 4e-3
     transform: float = 0.2  # of the rate
-    bits: float = 29.0
+    bits: float = 26.0
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06
@@ -105,11 +110,12 @@ def train(
     model = CodecModel(
         dim=world[0].features.shape[1], components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
     ).train()
-    main = [p for n, p in model.named_parameters() if not n.endswith("quantiles")]
     transform = [model.analysis, model.synthesis]
-    rest = [p for p in main if all(p is not t for t in transform)]
-    optimiser = torch.optim.Adam([{"params": rest, "scale": 1.0}, {"params": transform, "scale": recipe.transform}])
-    auxiliary = torch.optim.Adam([p for n, p in model.named_parameters() if n.endswith("quantiles")], lr=1e-2)
+    main = [*transform, model.log_step]
+    optimiser = torch.optim.Adam(
+        [{"params": [model.log_step], "scale": 1.0}, {"params": transform, "scale": recipe.transform}]
+    )
+    follower = Follower(model, pool([*world[:2000], *easy[:200]], seed), seed)
     saved, step, weight, running = out / "codec.ckpt", 0, recipe.rate_weight, dict[str, float]()
     if (state := resume.load(saved, basis)) is None:
         measure = _begin(model, answerer, packer, world, easy, recipe, seed, autocast)
@@ -117,18 +123,20 @@ def train(
         measure = state["measure"]
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        auxiliary.load_state_dict(state["auxiliary"])
+        follower.load_state_dict(state["follower"])
         step, weight, running = state["step"], state["weight"], state["running"]
     total = recipe.warm + recipe.steps
     batches = Questions({"world": world, "large": large, "easy": easy}, packer, recipe, seed, step).ahead()
     began, first = time.monotonic(), step
     while step < total:
         rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
+        for _ in range(recipe.follow):
+            follower.step(recipe.entropy * recipe.rate)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         batch, whole = next(batches)
         x = batch.features
-        x_hat, bits = model(x, noisy=step < recipe.noisy)
+        x_hat, bits = model(x)
         if step < recipe.warm:
             error = F.linear(x_hat - x, measure).square().sum(-1).mean()
             distortion = error / F.linear(x - model.mean, measure).square().sum(-1).mean()
@@ -143,10 +151,6 @@ def train(
         nn.utils.clip_grad_norm_(main, 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        aux = model.aux_loss()
-        auxiliary.zero_grad()
-        aux.backward()
-        auxiliary.step()
         step += 1
         if whole:
             weight *= float(np.exp(0.06 * np.clip(bits.mean().item() / recipe.bits - 1, -1, 1)))
@@ -163,19 +167,26 @@ def train(
                 f"{step}/{total} {speed:.2f} steps/s " + " ".join(f"{k} {v:.4f}" for k, v in running.items()),
                 flush=True,
             )
-        if step % 100 == 0 or step == total:
+        if step % recipe.save == 0 or step == total:
             with (out / "codec.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **running}) + "\n")
             state = {
                 "measure": measure,
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
-                "auxiliary": auxiliary.state_dict(),
+                "follower": follower.state_dict(),
                 "step": step,
                 "weight": weight,
                 "running": running,
             }
             resume.save(saved, state, basis)
+    for done in range(recipe.settle):
+        bits = follower.step(recipe.entropy * recipe.rate * (1 - done / recipe.settle))
+        running["settled bits"] = 0.99 * running.get("settled bits", bits) + 0.01 * bits
+        if done % 500 == 499:
+            log(f"settled {done + 1}/{recipe.settle} bits {running['settled bits']:.3f}", flush=True)
+    with (out / "codec.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **running}) + "\n")
     torch.save(model.state_dict(), out / "codec.pt")
     return model.eval()
 

@@ -24,17 +24,17 @@ def fake_weights(
     rng = np.random.default_rng(seed)
     config = CodecConfig(
         feature_dim=D, components=M, hyper=Z, hyper_hidden=16, experts=E, features=features, hidden=H,
-        shift1=2, shift2=7, residual_range=15, hyper_range=4, tables=16,
+        shift1=2, shift2=7, residual_range=15, hyper_range=4, tables=32, fraction=1,
     )  # fmt: skip
-    f, tables = config.hyper_hidden, config.tables
+    f, scales = config.hyper_hidden, config.tables >> config.fraction
     if D < M:
         raise ValueError(f"{M} components of {D} numbers; there cannot be more components than numbers")
     # Orthonormal without linear algebra, which differs between machines: every M-th number, by turns.
     basis = (np.arange(D)[:, None] % M == np.arange(M)) * rng.choice([-1.0, 1.0], (D, 1))  # [D, M]
     basis /= np.sqrt((basis**2).sum(axis=0))
-    decay = np.linspace(2, 184, tables, dtype=np.int64)  # of the residuals under each table, in 256ths a step
+    decay = np.linspace(2, 184, scales, dtype=np.int64)  # of the residuals under each scale, in 256ths a step
     # Early components vary more, as principal components do, and more so where z is large.
-    wanted = np.linspace(0.75, 0.15, M) * tables * 128
+    wanted = np.linspace(0.75, 0.15, M) * scales * 128
     hs_w2 = rng.integers(-20, 21, (E, 2 * M, f))
     hs_b2 = np.concatenate([np.zeros((E, M)), wanted + rng.integers(-200, 200, (E, M))], axis=1)
     return CodecWeights(
@@ -52,7 +52,7 @@ def fake_weights(
         hs_w2=hs_w2.astype(np.int8),
         hs_b2=hs_b2.astype(np.int32),
         z_tables=table_from_probabilities(_laplace([96] * Z, config.hyper_range)),
-        y_tables=table_from_probabilities(_laplace(decay.tolist(), config.residual_range)),
+        y_tables=table_from_probabilities(_laplace(np.repeat(decay, 2).tolist(), config.residual_range)),
         expert_table=table_from_probabilities(np.arange(E, 0, -1)) if E > 1 else None,
         grid_embedding={
             4: (rng.standard_normal((16, H)) * 0.02).astype(np.float32),

@@ -47,15 +47,18 @@ def h_a(weights: CodecWeights, q: Ints) -> Ints:
 def h_s(weights: CodecWeights, z: Ints, expert: int) -> tuple[Ints, Ints]:
     """Hyper symbols [n, Z] → (mean, table), each [n, M], as one expert sees it. Integers throughout.
 
-    h = clip((W₁z + b₁) >> shift1, 0, 255); o = (W₂h + b₂) >> shift2; ``>>`` rounds down.
+    h = clip((W₁z + b₁) >> shift1, 0, 255); o = W₂h + b₂, whose first half says where the mean is, in
+    2^−fraction of a step, the second the scale; ``>>`` rounds down. The table is that of the scale and of what
+    is left of the mean.
     """
     c = weights.config
     w1, w2 = weights.hs_w1[expert].astype(np.int64), weights.hs_w2[expert].astype(np.int64)
     h = np.clip((z @ w1.T + weights.hs_b1[expert]) >> c.shift1, 0, 255)  # [n, F]
-    o = (h @ w2.T + weights.hs_b2[expert]) >> c.shift2  # [n, 2M]
-    mean = np.clip(o[:, : c.components], -c.residual_range, c.residual_range)
-    table = np.clip(o[:, c.components :], 0, c.tables - 1)
-    return mean, table
+    o = h @ w2.T + weights.hs_b2[expert]  # [n, 2M]
+    place = o[:, : c.components] >> c.shift2 - c.fraction
+    mean = np.clip(place >> c.fraction, -c.residual_range, c.residual_range)
+    scale = np.clip(o[:, c.components :] >> c.shift2, 0, (c.tables >> c.fraction) - 1)
+    return mean, scale << c.fraction | place & (1 << c.fraction) - 1
 
 
 def predict(weights: CodecWeights, z: Ints, experts: Ints) -> tuple[Ints, Ints]:

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from shared.codec.tables import problem_with
 
-FORMAT = 1
+FORMAT = 2
 CONFIG_FILE, TENSOR_FILE = "codec.json", "codec.safetensors"
 _GRID_PREFIX = "grid_embedding."
 
@@ -49,7 +49,8 @@ class CodecConfig:
     shift2: int  # right shift after the second
     residual_range: int  # R: residual symbols and predicted means lie in −R..R
     hyper_range: int  # Rz: hyper symbols lie in −Rz..Rz
-    tables: int  # T: tables for residuals
+    tables: int  # T: tables for residuals, 2^fraction for each scale
+    fraction: int = 0  # predicted means are multiples of 2^−fraction: what is left of a mean chooses the table
     max_grid: int = 16  # the largest grid side taken from anyone
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class CodecConfig:
             "feature_dim": (1, 1 << 16), "components": (1, 4096), "hyper": (1, 256), "hyper_hidden": (1, 4096),
             "experts": (1, 256), "neighbours": (1, 1024), "hidden": (1, 1 << 16), "shift1": (0, 31),
             "shift2": (0, 31), "residual_range": (1, 4095), "hyper_range": (1, 4095), "tables": (1, 4096),
-            "max_grid": (1, 64),
+            "max_grid": (1, 64), "fraction": (0, 8),
         }  # fmt: skip
         if self.features is not None:
             bounds["features"] = (1, self.max_grid**2 if isinstance(self.max_grid, int) else 1)
@@ -65,6 +66,12 @@ class CodecConfig:
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise CodecError(f"codec.json: {name} = {value!r}; must be an integer from {least} to {most}")
+
+        if self.fraction > self.shift2 or self.tables % (1 << self.fraction):
+            raise CodecError(
+                f"codec.json: fraction = {self.fraction}; must be at most shift2 = {self.shift2}, and tables = "
+                f"{self.tables} a multiple of {1 << self.fraction}"
+            )
 
     @classmethod
     def parse(cls, text: str | bytes) -> CodecConfig:

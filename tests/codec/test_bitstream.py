@@ -57,12 +57,14 @@ class PlainDecoder:
                 for ws, b in zip(t["hs_w1"][e], t["hs_b1"][e], strict=True)
             ]
             o = [
-                (sum(w * v for w, v in zip(ws, h, strict=True)) + b) >> c["shift2"]
+                sum(w * v for w, v in zip(ws, h, strict=True)) + b
                 for ws, b in zip(t["hs_w2"][e], t["hs_b2"][e], strict=True)
             ]
-            r, m = c["residual_range"], c["components"]
-            means = [min(max(x, -r), r) for x in o[:m]]
-            tables = [t["y_tables"][min(max(x, 0), c["tables"] - 1)] for x in o[m:]]
+            r, m, f = c["residual_range"], c["components"], 2 ** c["fraction"]
+            places = [x * f >> c["shift2"] for x in o[:m]]
+            means = [min(max(x // f, -r), r) for x in places]
+            scales = [min(max(x >> c["shift2"], 0), c["tables"] // f - 1) for x in o[m:]]
+            tables = [t["y_tables"][s * f + x % f] for s, x in zip(scales, places, strict=True)]
             q.append([mean + stream.symbol(table) - r for mean, table in zip(means, tables, strict=True)])
         return {"experts": experts, "z": z, "q": q}
 

@@ -132,11 +132,11 @@ def test_the_integer_network_is_the_documented_one() -> None:
             w1, b1 = weights.hs_w1[expert].tolist(), weights.hs_b1[expert].tolist()
             w2, b2 = weights.hs_w2[expert].tolist(), weights.hs_b2[expert].tolist()
             h = [min(max((w[0] * z[0] + w[1] * z[1] + b) // 2**c.shift1, 0), 255) for w, b in zip(w1, b1, strict=True)]
-            o = [
-                (sum(x * y for x, y in zip(w, h, strict=True)) + b) // 2**c.shift2 for w, b in zip(w2, b2, strict=True)
-            ]
-            assert mean.tolist() == [[min(max(v, -15), 15) for v in o[:6]]]
-            assert table.tolist() == [[min(max(v, 0), 15) for v in o[6:]]]
+            o = [sum(x * y for x, y in zip(w, h, strict=True)) + b for w, b in zip(w2, b2, strict=True)]
+            place = [v // 2 ** (c.shift2 - 1) for v in o[:6]]
+            assert mean.tolist() == [[min(max(v // 2, -15), 15) for v in place]]
+            scale = [min(max(v // 2**c.shift2, 0), 15) for v in o[6:]]
+            assert table.tolist() == [[2 * s + v % 2 for s, v in zip(scale, place, strict=True)]]
 
 
 def test_the_decoder_needs_no_floats_before_the_dequantiser(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,77 @@
+"""Training the codec: what is exported is what was trained, and what an interrupted run keeps. Needs `make lab`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
+
+from lab.codec import train
+from lab.codec.export import export
+from lab.codec.model import FRACTION, CodecModel
+from lab.nano.answerer import Answerer, config
+from shared.codec.codec import Codec
+from shared.codec.hyperprior import h_s
+from shared.model.checkpoint import Checkpoint
+from shared.model.prompt import load_tokenizer
+from tests.e2e.conftest import MODEL
+from tests.lab.test_training import _pictures
+
+RECIPE = train.Recipe(
+    components=6, hyper=2, hidden=8, warm=2, steps=3, follow=2, settle=3, batch=2, turns=2, easy=0.0, large=0.0, save=3
+)
+
+
+@torch.no_grad()
+def test_the_exported_hyperprior_is_the_trained_one_rounded() -> None:
+    torch.manual_seed(0)
+    pictures = [one.features.astype(np.float32) for one in _pictures(0, 40)]
+    model = CodecModel(dim=96, components=8, hyper=3, hidden=16)
+    model.start_from(torch.from_numpy(np.concatenate(pictures)), torch.eye(96), 0.5)
+    model.h_s.w2.normal_(std=0.1)
+    tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
+    weights = export(model, Answerer(96, config(tokenizer)), pictures, features=None)
+    z = np.random.default_rng(0).integers(-7, 8, (500, 3))
+    mean, table = h_s(weights, z, 0)
+    wanted, scale = (t.numpy() for t in model.h_s(torch.from_numpy(z).float()))
+    place = mean + (table % (1 << FRACTION)) / (1 << FRACTION) - 0.5
+    assert np.abs(wanted).max() > 2
+    assert np.abs(place - wanted).max() < 0.2 and np.abs((table >> FRACTION) - scale).max() < 1.2
+    decoded = Codec(weights).decode(Codec(weights).encode(pictures[0]))
+    assert np.abs(decoded.features - pictures[0]).mean() < np.abs(pictures[0] - weights.mean).mean()
+
+
+def _run(out: Path, saves: int = 100) -> dict[str, torch.Tensor]:
+    def log(*_: object, **__: object) -> None:
+        pass
+
+    out.mkdir(exist_ok=True)
+    tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
+    torch.manual_seed(1)
+    answerer = Answerer(96, config(tokenizer))
+    world = _pictures(0)
+    keep = train.resume.save
+    try:
+
+        def save(*arguments: object) -> None:
+            nonlocal saves
+            keep(*arguments)  # type: ignore[arg-type]
+            saves -= 1
+            if saves <= 0:
+                raise KeyboardInterrupt
+
+        train.resume.save = save  # type: ignore[assignment]
+        trained = train.train(answerer, tokenizer, world, world, world, out, recipe=RECIPE, autocast=False, log=log)
+    finally:
+        train.resume.save = keep
+    return trained.state_dict()
+
+
+def test_a_run_that_was_interrupted_ends_where_it_would_have(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "twice", saves=1)
+    resumed, whole = _run(tmp_path / "twice"), _run(tmp_path / "once")
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
