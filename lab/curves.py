@@ -72,8 +72,8 @@ def accuracy(report: Path, out: Path) -> None:
         if suffix == "packets":
             right.errorbar(size, middle, (below, above), marker="o", capsize=3)
             for count, x, y in zip(n, size, middle, strict=True):
-                right.annotate(f"{count:.0f} features", (x, y), textcoords="offset points", xytext=(6, -12))
+                right.annotate(f"{count:.0f}", (x, y), textcoords="offset points", xytext=(-6, 6), ha="right")
     left.set(xlabel="features of a 336 px picture", ylabel="accuracy, all families", title="Merging")
     left.legend()
-    right.set(xlabel="bytes of a packet", ylabel="accuracy, all families", title="Packets")
+    right.set(xlabel="bytes of a packet", ylabel="accuracy, all families", title="Packets, of so many features")
     figure.savefig(out, dpi=110)
