@@ -80,6 +80,7 @@ def decoder(
     run: Run = RUN,
     seed: int = 0,
     start: Annotated[Path | None, typer.Option(help="Go on from the decoder.pt of another run.")] = None,
+    codec: Annotated[Path | None, typer.Option(help="Checkpoint whose codec makes features coarse.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate; less of it when going on.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all.")] = None,
 ) -> None:
@@ -87,15 +88,29 @@ def decoder(
     from transformers import PreTrainedTokenizerFast
 
     from lab.nano import decoder, features
+    from lab.nano.rough import Coded
+    from shared.codec.codec import Codec
 
     recipe = decoder.Recipe()
     recipe = replace(recipe, rate=rate or recipe.rate, steps=steps or recipe.steps)
+    if codec is not None:  # the last steps: what it will be asked about is packets
+        recipe = replace(recipe, rough=0.5, merged=0.6)
 
     folder = features.folder(run)
     world, large, easy, validation = (features.load(folder, *key, count) for key, count in SIZES.items())
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
     decoder.train(
-        world, large, easy, validation, tokenizer, run, basis=folder.name, start=start, recipe=recipe, seed=seed
+        world,
+        large,
+        easy,
+        validation,
+        tokenizer,
+        run,
+        basis=folder.name,
+        start=start,
+        coarsen=None if codec is None else Coded(Codec.load(codec)),
+        recipe=recipe,
+        seed=seed,
     )
 
 

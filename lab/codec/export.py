@@ -31,7 +31,8 @@ def _gaussian_tables() -> NDArray[np.float64]:
     edges = np.arange(-RESIDUAL_RANGE, RESIDUAL_RANGE + 2) - 0.5
     cdf = norm.cdf((edges - left) / scales)
     cdf[..., 0], cdf[..., -1] = 0.0, 1.0
-    return np.diff(cdf, axis=-1).reshape(SCALES << FRACTION, -1)
+    tables: NDArray[np.float64] = np.diff(cdf, axis=-1).reshape(SCALES << FRACTION, -1)
+    return tables
 
 
 @torch.no_grad()

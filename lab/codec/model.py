@@ -138,7 +138,8 @@ class CodecModel(nn.Module):
         mean, index = self.h_s(z)
         z_likelihoods, _, _ = self.entropy_bottleneck._likelihood(z.T[:, None])
         y_likelihoods = self.gaussian_conditional._likelihood(q, scale_of(index), means=mean)
-        return sum(-bound(p, 1e-9).log2().sum(-1) for p in (y_likelihoods, z_likelihoods[:, 0].T))
+        y_bits, z_bits = (-bound(p, 1e-9).log2().sum(-1) for p in (y_likelihoods, z_likelihoods[:, 0].T))
+        return y_bits + z_bits
 
     def aux_loss(self) -> Tensor:
         """Compressai's auxiliary loss: keeps the bottleneck's quantiles at its tails."""

@@ -26,7 +26,7 @@ from lab.nano.batches import Batches
 from lab.nano.features import Cached
 from lab.nano.looking import named
 from lab.nano.packing import Batch, Look, Packer
-from lab.nano.rough import Rough
+from lab.nano.rough import Coarsen, Rough
 
 #: at first mostly what needs a name found among the features; comparing two of them is learned after that
 EARLY_WEIGHTS = {
@@ -80,7 +80,7 @@ class Questions(Batches[tuple[str, Batch]]):
     def __init__(
         self,
         pictures: dict[str, Sequence[Cached]],
-        rough: Rough,
+        rough: Coarsen,
         packer: Packer,
         recipe: Recipe,
         seed: int,
@@ -137,6 +137,7 @@ def train(
     *,
     basis: str = "",
     start: Path | None = None,
+    coarsen: Coarsen | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     autocast: bool = True,
@@ -147,6 +148,7 @@ def train(
 
     Args:
         basis: names what the features are of; a checkpoint of another basis is refused.
+        coarsen: makes features coarse for the share ``rough`` of batches; None: :class:`Rough`.
         start: the ``decoder.pt`` of another run to go on from, for instance on an earlier tower's features.
     """
     recipe = recipe or Recipe()
@@ -165,7 +167,9 @@ def train(
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         step, running = state["step"], state["running"]
-    questions = Questions({"world": world, "large": large, "easy": easy}, Rough(some), packer, recipe, seed, step)
+    questions = Questions(
+        {"world": world, "large": large, "easy": easy}, coarsen or Rough(some), packer, recipe, seed, step
+    )
     batches = questions.ahead(workers)
     began, first = time.monotonic(), step
     while step < recipe.steps:

@@ -1,12 +1,22 @@
-"""Features as a coarse codec would leave them, so that the decoder knows such ones before there is a codec.
+"""Features as a codec leaves them, so that the decoder knows such ones: before there is a codec, and after.
 
-Promises nothing about bytes: a few principal components of the features, rounded to long steps.
+Before, a few principal components of the features, rounded to long steps; that promises nothing about bytes.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
+
+from shared.codec.codec import Codec
+
+
+class Coarsen(Protocol):
+    """Makes features [n, D] coarse."""
+
+    def draw(self, rng: np.random.Generator, features: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
 class Rough:
@@ -26,3 +36,14 @@ class Rough:
         rounded = np.rint((features - self.mean) @ vectors / step) * step
         found: NDArray[np.float32] = (rounded @ vectors.T + self.mean).astype(np.float32)
         return found
+
+
+class Coded:
+    """What a codec leaves of features."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def draw(self, rng: np.random.Generator, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, D] → [n, D] as the decoder of packets gives them; nothing is random."""
+        return self.codec.dequantise(self.codec.quantise(features))

@@ -111,6 +111,13 @@ class Codec:
             header_bits=layout.header_bits,
         )
 
+    def quantise(self, centroids: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Features [n, D] → components [n, M] in whole steps."""
+        q = np.rint((centroids - self._mean) @ self._analysis)
+        reach = 2 * self.config.residual_range  # predicted mean plus residual
+        whole: NDArray[np.int64] = np.clip(q, -reach, reach).astype(np.int64)
+        return whole
+
     def dequantise(self, q: NDArray[np.integer]) -> NDArray[np.float32]:
         """Quantised components [n, M] → features [n, D]: the first floats on the decoder's side."""
         return (q.astype(np.float32) @ self._synthesis + self.weights.mean).astype(np.float32)
@@ -136,9 +143,7 @@ class Codec:
 
     def _symbols(self, centroids: NDArray[np.float32]) -> Symbols:
         """[n, D] → symbols. No residual and no hyper symbol is out of range: what is too large is clipped."""
-        q = np.rint((centroids - self._mean) @ self._analysis)
-        reach = 2 * self.config.residual_range  # predicted mean plus residual
-        return self._chooser.choose(np.clip(q, -reach, reach).astype(np.int64))
+        return self._chooser.choose(self.quantise(centroids))
 
 
 def _layout(merged: Merged) -> Layout:

@@ -1,6 +1,8 @@
 """Training the codec: what is exported is what was trained, and what an interrupted run keeps. Needs `make lab`."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
 
+from lab import resume
 from lab.codec import train
 from lab.codec.export import export
 from lab.codec.model import FRACTION, CodecModel
@@ -43,35 +46,25 @@ def test_the_exported_hyperprior_is_the_trained_one_rounded() -> None:
     assert np.abs(decoded.features - pictures[0]).mean() < np.abs(pictures[0] - weights.mean).mean()
 
 
-def _run(out: Path, saves: int = 100) -> dict[str, torch.Tensor]:
-    def log(*_: object, **__: object) -> None:
-        pass
-
+def _run(out: Path) -> dict[str, torch.Tensor]:
     out.mkdir(exist_ok=True)
     tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
     torch.manual_seed(1)
-    answerer = Answerer(96, config(tokenizer))
-    world = _pictures(0)
-    keep = train.resume.save
-    try:
-
-        def save(*arguments: object) -> None:
-            nonlocal saves
-            keep(*arguments)  # type: ignore[arg-type]
-            saves -= 1
-            if saves <= 0:
-                raise KeyboardInterrupt
-
-        train.resume.save = save  # type: ignore[assignment]
-        trained = train.train(answerer, tokenizer, world, world, world, out, recipe=RECIPE, autocast=False, log=log)
-    finally:
-        train.resume.save = keep
+    answerer, world = Answerer(96, config(tokenizer)), _pictures(0)
+    trained = train.train(
+        answerer, tokenizer, world, world, world, out, recipe=RECIPE, autocast=False, log=lambda *_, **__: None
+    )
     return trained.state_dict()
 
 
-def test_a_run_that_was_interrupted_ends_where_it_would_have(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        _run(tmp_path / "twice", saves=1)
+def test_a_run_that_was_interrupted_ends_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_and_stop(*state: Any) -> None:
+        resume.save(*state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "resume", SimpleNamespace(load=resume.load, save=save_and_stop))
+        _run(tmp_path / "twice")
     resumed, whole = _run(tmp_path / "twice"), _run(tmp_path / "once")
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
