@@ -52,6 +52,7 @@ class Recipe:
     turns: int = 8
     rate: float = 2e-3
     entropy: float = 0.75  # of the rate
+    measured: int = 40  # batches that the sensitivity is measured on
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
     rate_weight: float = 4e-3
     transform: float = 0.2  # of the rate
@@ -206,7 +207,7 @@ def _begin(
     chosen = [world[i].features for i in rng.permutation(len(world))[:400]]
     chosen += [easy[i].features for i in rng.permutation(len(easy))[:40]]
     seen = np.concatenate(chosen).astype(np.float32)
-    fisher = sensitivity(answerer, packer, world, Rough(seen), seed=seed, autocast=autocast)
+    fisher = sensitivity(answerer, packer, world, Rough(seen), batches=recipe.measured, seed=seed, autocast=autocast)
     projector = answerer.projector.weight.detach().double()
     plain = projector.T @ projector
     measure = root(fisher + recipe.plain * plain * (len(plain) / plain.trace())).float()

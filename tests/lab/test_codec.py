@@ -23,7 +23,19 @@ from tests.e2e.conftest import MODEL
 from tests.lab.test_training import _pictures
 
 RECIPE = train.Recipe(
-    components=6, hyper=2, hidden=8, warm=2, steps=3, follow=2, settle=3, batch=2, turns=2, easy=0.0, large=0.0, save=3
+    components=6,
+    hyper=2,
+    hidden=8,
+    warm=2,
+    steps=3,
+    follow=2,
+    settle=3,
+    batch=2,
+    turns=2,
+    easy=0.0,
+    large=0.0,
+    save=3,
+    measured=2,
 )
 
 
