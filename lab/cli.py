@@ -212,5 +212,17 @@ def curves(
     curves.training(run, out / "training.png")
 
 
+@app.command()
+def tables(
+    results: Annotated[Path, typer.Option(help="What `evaluate` and the benchmarks wrote.")] = Path(
+        "benchmarks/results"
+    ),
+) -> None:
+    """Write the tables of README and of nano's card from the figures in JSON."""
+    from lab import tables
+
+    tables.write(results, Path("README.md"), Path("models/nano/README.md"))
+
+
 if __name__ == "__main__":
     app()
