@@ -1,6 +1,6 @@
 """From a trained model to the codec's two files: integer weights and stored tables.
 
-Promises that the exported h_s gives the integers that training saw. The tables hold what was counted
+Promises that the exported h_s is the trained one, rounded. The tables hold what was counted
 on training features, smoothed by the trained distributions; they are the last thing computed in floats.
 """
 

@@ -1,7 +1,7 @@
 """The codec as a differentiable model: what is trained, and how it becomes integers.
 
     x [n,D] ─ g_a ─ y [n,M] ─ ÷step, round ─ q ─────────────────── ×step ─ g_s ─ x̂ [n,D]
-                               └ h_a ─ z ─ round ─ h_s (integers) ─ mean, scale ─ bits of q
+                               └ h_a ─ z ─ round ─ h_s ─ mean, scale ─ bits of q
 
 Promises gradients through the rounding of q and z, straight. Entropy models are compressai's.
 """
@@ -44,7 +44,7 @@ class HyperSynthesis(nn.Module):
     """h_s: z [n, Z] → (mean in steps, scale index), each [n, M].
 
     Trained in floats. Rounded in training, with gradients passed straight through, it cost a fifth more bits
-    and did not settle; rounded once, at the end, one per cent (docs/decisions.md).
+    and did not settle; rounded once, at the end, half a bit of nineteen (docs/decisions.md).
     """
 
     def __init__(self, hyper: int, hidden: int, components: int) -> None:
