@@ -93,9 +93,6 @@ def decoder(
 
     recipe = decoder.Recipe()
     recipe = replace(recipe, rate=rate or recipe.rate, steps=steps or recipe.steps)
-    if codec is not None:  # the last steps: what it will be asked about is packets
-        recipe = replace(recipe, rough=0.5, merged=0.6)
-
     folder = features.folder(run)
     world, large, easy, validation = (features.load(folder, *key, count) for key, count in SIZES.items())
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")

@@ -148,10 +148,12 @@ def train(
 
     Args:
         basis: names what the features are of; a checkpoint of another basis is refused.
-        coarsen: makes features coarse for the share ``rough`` of batches; None: :class:`Rough`.
+        coarsen: makes features coarse, for half of the batches; None: :class:`Rough`, for the recipe's share.
         start: the ``decoder.pt`` of another run to go on from, for instance on an earlier tower's features.
     """
     recipe = recipe or Recipe()
+    if coarsen is not None:  # the last steps: what it will be asked about is packets
+        recipe = replace(recipe, rough=0.5, merged=0.6)
     torch.manual_seed(seed)
     packer = Packer(tokenizer)
     answerer = Answerer(world[0].features.shape[1], config(tokenizer))

@@ -14,10 +14,9 @@ import numpy as np
 from lab.world.objects import NAMES, article, plural
 from lab.world.scene import Scene, Thing
 
+#: What is scored. "where" and "order" are only trained: finding places and telling which is further is what `rel`
+#: is made of. A yes or no says nothing until both are known; these are learned much sooner.
 FAMILIES = ("exist", "count", "what", "side", "rel", "cmp", "read")
-#: trained but not scored: finding places and telling which is further is what `rel` is made of. A yes or no says
-#: nothing until both are known; these are learned much sooner.
-TRAINED_TOO = ("where", "order")
 MARGIN = 10 / 336  # of the canvas: the least difference of two positions that is asked about
 
 
