@@ -138,7 +138,7 @@ def codec(
         run,
         basis=fingerprint(run / "decoder.pt"),
         start=None if start is None else CodecWeights.load(start),
-        recipe=replace(recipe, steps=steps or recipe.steps),
+        recipe=replace(recipe, steps=recipe.steps if steps is None else steps),
         seed=seed,
     )
 
