@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 SHARES = {"packet": 0.9, "stream": 0.1}
 SLICE = 50_000  # cases of all targets and one job
+INTERRUPTED = (72, 130, -signal.SIGINT)  # how a process says that it was: libFuzzer, Atheris, Python
 SEEN = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")  # libFuzzer's progress
 
 
@@ -101,7 +103,7 @@ class Campaign:
         total["outcomes"] = dict(Counter(total["outcomes"]) + Counter(done["outcomes"]))
         for key, value in zip(("edges", "features", "corpus"), map(int, found[-1] if found else ()), strict=False):
             total[key] = max(total[key], value) if key != "corpus" else value
-        if code and "run interrupted" not in log:
+        if code not in (0, *INTERRUPTED):
             done["findings"][f"the {name} process ended with {code}"] = 1
         self.state["findings"] = dict(Counter(self.state["findings"]) + Counter(done["findings"]))
 
