@@ -2,15 +2,14 @@
 
     selector byte │ packet      the codec that reads it, and what it reads
 
-Promises to know nothing of a packet's inside but the two bytes of checksum at its end. Leaves what comes of a
-failed check, and which bytes lead somewhere new, to whoever calls.
+Promises to know nothing of a packet's inside but the half byte of header and the checksum at its end. Leaves what
+comes of a failed check, and which bytes lead somewhere new, to whoever calls.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from binascii import crc_hqx
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,6 +20,7 @@ import numpy as np
 
 from benchmarks.fuzz import Finding
 from shared.codec import Codec, PacketError, packet
+from shared.codec.checksum import BITS, crc12
 from shared.codec.fake import fake_features, fake_weights
 
 Blind = Callable[[bytes], bytes]  # changes bytes without knowing what they are
@@ -29,15 +29,21 @@ REASON = re.compile(r"[A-Z]+(_[A-Z]+)*")
 
 
 def codecs() -> list[Codec]:
-    """Small ones of one, two and three experts; the second takes small grids only."""
-    made = [fake_weights(D=12, M=6, Z=2, H=4, E=experts, seed=experts) for experts in (1, 2, 3)]
+    """Small ones of one, two and three experts and qualities; the second takes small grids only."""
+    made = [fake_weights(D=12, M=6, Z=2, H=4, E=experts, Q=experts, seed=experts) for experts in (1, 2, 3)]
     made[1] = replace(made[1], config=replace(made[1].config, max_grid=6))
     return [Codec(weights) for weights in made]
 
 
-def mended(body: bytes) -> bytes:
-    """A packet whose checksum is right, whatever it says."""
-    return body + crc_hqx(body, 0xFFFF).to_bytes(packet.CHECKSUM_BYTES, "little")
+def mended(content: bytes) -> bytes:
+    """A packet whose checksum is right, whatever it says; of the first byte only the lower half counts."""
+    content = bytes([(content or b"\0")[0] & 15]) + content[1:]
+    return (int.from_bytes(content, "big") << BITS | crc12(content)).to_bytes(len(content) + 1, "big")
+
+
+def content_of(data: bytes) -> bytes:
+    """What `mended` makes a packet of."""
+    return (int.from_bytes(data, "big") >> BITS).to_bytes(max(len(data) - 1, 1), "big")
 
 
 def settled(codec: Codec, data: bytes) -> bytes | None:
@@ -87,7 +93,9 @@ def check(codec: Codec, data: bytes) -> str:
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:
         raise Finding(f"{data.hex()} was taken with wrong {', '.join(broken)}")
-    return hashlib.sha256(cells.tobytes() + decoded.features.tobytes() + bytes([decoded.grid])).hexdigest()
+    return hashlib.sha256(
+        cells.tobytes() + decoded.features.tobytes() + bytes([decoded.grid, decoded.quality])
+    ).hexdigest()
 
 
 def _set(body: bytes, rng: Random) -> bytes:
@@ -121,7 +129,7 @@ class Packets:
 
     def __init__(self) -> None:
         self.codecs = codecs()
-        self._heads = sorted({seed[1:3] for seed in self.seeds()})  # they say how the rest is read
+        self._heads = sorted({content_of(seed[1:])[:2] for seed in self.seeds()})  # they say how the rest is read
 
     def seeds(self) -> Iterator[bytes]:
         """Valid packets of every codec, of several grids and n."""
@@ -130,7 +138,7 @@ class Packets:
                 if side <= codec.config.max_grid:
                     views = fake_features(codec.weights, side**2, seed=side)
                     for n in sorted({1, side**2 // 2, side**2 - 1, side**2} - {0}):
-                        yield bytes([selector]) + codec.encode(views, n)
+                        yield bytes([selector]) + codec.encode(views, n, n % codec.config.qualities)
 
     def run(self, data: bytes) -> str:
         """One case: the reason of refusal, or TAKEN."""
@@ -146,13 +154,14 @@ class Packets:
             codec = self.codecs[selector]
         if rng.random() < 0.02:
             return bytes([selector]) + self._encoded(codec, rng)
-        body = sent[: -packet.CHECKSUM_BYTES]
+        body = content_of(sent)
         for _ in range(rng.choice((1, 1, 2, 4))):
             kept = rng.choice((0, 1, 1, 1, 2))  # few other heads are any
             body = body[:kept] + (blind if rng.random() < 0.3 else partial(rng.choice(CHANGES), rng=rng))(body[kept:])
         if rng.random() < 0.1:
             body = rng.choice(self._heads) + body[2:]
-        sent = mended(body[: self.longest]) if rng.random() < 0.95 else body[: self.longest]
+        body = body[: self.longest - 1]
+        sent = mended(body) if rng.random() < 0.95 else body
         if rng.random() < 0.1:
             sent = settled(codec, sent) or sent
         return bytes([selector]) + sent

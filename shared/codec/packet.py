@@ -19,6 +19,7 @@ and the test that the bytes are the only ones that say it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import comb
 
@@ -136,9 +137,14 @@ def _parse_header(data: bytes, max_side: int) -> tuple[int, bool, int]:
 
 def _shortest(low: int, width: int, whole: int) -> bytes:
     """The shortest binary fraction in [low, low + width) / whole; of those, the smallest."""
-    size = (whole.bit_length() - width.bit_length() + 8) // 8  # 256^size >= whole / width: one is sure to be there
-    first = -(-(low << 8 * size) // whole)
-    last = -(-(low + width << 8 * size) // whole) - 1
-    while size and (shorter := -(-first // 256)) <= last // 256:  # with luck, one that ends in zeros as well
-        first, last, size = shorter, last // 256, size - 1
-    return first.to_bytes(size, "big")
+
+    def smallest(size: int) -> int:
+        """The smallest number that is not below the interval, in 256^-size."""
+        return -(-(low << 8 * size) // whole)
+
+    def found(size: int) -> bool:
+        return smallest(size) * whole < low + width << 8 * size
+
+    most = (whole.bit_length() - width.bit_length() + 8) // 8  # 256^most >= whole / width: one is sure to be there
+    size = bisect_left(range(most), True, key=found)  # whoever fits in fewer bytes fits in more
+    return smallest(size).to_bytes(size, "big")

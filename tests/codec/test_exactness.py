@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from binascii import crc_hqx
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from numpy.typing import NDArray
 
+from benchmarks.fuzz.packets import content_of, mended
 from shared.codec import Codec
 from shared.codec.fake import fake_features, fake_weights
 from tests.codec.cell import NANO, Job, digest, jobs, look, see
@@ -208,9 +208,10 @@ def _job(made: Path, name: str, folder: Path, codec: Codec, views: Views, packet
 
 def _damaged(packet: bytes, place: int) -> list[bytes]:
     """Shorter, and with one byte changed; the checksums are right."""
-    at = 1 + place % max(len(packet) - 3, 1)
-    changed = packet[:at] + bytes([packet[at] ^ 1 << place % 8]) + packet[at + 1 : -2]
-    return [body + crc_hqx(body, 0xFFFF).to_bytes(2, "little") for body in (packet[:-3], changed)]
+    content = content_of(packet)
+    at = min(1 + place % max(len(content) - 1, 1), len(content) - 1)
+    changed = content[:at] + bytes([content[at] ^ 1 << place % 8]) + content[at + 1 :]
+    return [mended(content[:-1]), mended(changed)]
 
 
 @pytest.mark.parametrize("cell", [*FAST, *SLOW], ids=lambda cell: cell.name)
