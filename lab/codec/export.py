@@ -22,7 +22,7 @@ from shared.codec.weights import CodecConfig, CodecWeights
 
 RESIDUAL_RANGE = 31
 #: squared steps for a bit; ln 2 / 6 = 0.12 in theory, where steps are short (distortion falls by 2 ln 2 a bit)
-BIT_PRICE = 0.06
+BIT_PRICE = 0.08
 SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
 
 

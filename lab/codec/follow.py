@@ -38,11 +38,12 @@ class Follower:
         self.optimiser = torch.optim.Adam(self.parameters)
         self.quantiles = torch.optim.Adam([one.quantiles for one in model.densities()], lr=1e-2)
 
-    def step(self, rate: float) -> float:
-        """One step of a random quality; returns the bits of a feature."""
+    def step(self, rate: float, quality: int | None = None) -> float:
+        """One step at a quality, a random one when none is given; returns the bits of a feature."""
         self.optimiser.param_groups[0]["lr"] = rate
         chosen = torch.randint(len(self.seen), (self.batch,), generator=self.generator)
-        quality = int(torch.randint(self.model.qualities, (1,), generator=self.generator))
+        if quality is None:
+            quality = int(torch.randint(self.model.qualities, (1,), generator=self.generator))
         with torch.no_grad():
             y = self.model.quantise(self.seen[chosen], quality)
         bits = self.model.bits(y, quality).mean()

@@ -133,11 +133,15 @@ class CodecModel(nn.Module):
 
     @torch.no_grad()
     def space_steps(self, x: Tensor, bits: Sequence[float]) -> None:
-        """Stretches each quality's steps alike until features x [T, D] cost about its bits; scales to match.
+        """Makes the finest quality's steps longer alike until features x [T, D] cost about ``bits``, one after another.
+
+        The scales that h_s begins with go along.
 
         The entropy of each rounded component by itself is a quarter more than what h_s later leaves of it.
         """
+        finest = self.log_step[-1].clone()
         for quality, wanted in enumerate(bits):
+            self.log_step[quality] = finest
             low, high = -4.0, 8.0  # of the logarithm
             for _ in range(24):
                 middle = (low + high) / 2

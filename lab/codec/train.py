@@ -8,7 +8,6 @@ many cheap steps that need no decoder. Promises a resumable run; leaves the tabl
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,17 +36,18 @@ from shared.codec.weights import CodecWeights
 class Recipe:
     """``rate_weight`` is where λ begins: nats of divergence an answer token may cost for one bit a feature.
 
-    Each quality's λ is then steered until unmerged pictures cost its ``bits`` a feature: the byte budgets are the
-    given, their prices in answers the outcome.
+    λ is then steered until unmerged pictures cost the finest quality's ``bits`` a feature: the byte budget is the
+    given, its price in answers the outcome. The other qualities share the transform with longer steps; trained at
+    all of them at once, it served none (docs/decisions.md).
     """
 
     components: int = 64
     hyper: int = 3
     hidden: int = 48
     warm: int = 200  # steps of squared error as the sensitivity weighs it, which need no decoder
-    steps: int = 2400
+    steps: int = 1200
     follow: int = 4  # steps of the entropy model for one of the transform
-    settle: int = 4000  # steps of the entropy model at the end
+    settle: int = 9000  # steps of the entropy model at the end
     save: int = 100  # steps between checkpoints
     batch: int = 24
     turns: int = 8
@@ -55,9 +55,9 @@ class Recipe:
     entropy: float = 0.75  # of the rate
     measured: int = 40  # batches that the sensitivity is measured on
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
-    rate_weight: float = 2e-3  # at 26 bits; e times as much for every 5.5 bits less
+    rate_weight: float = 4e-3
     transform: float = 0.2  # of the rate
-    bits: tuple[float, ...] = (7.5, 10.0, 13.5, 18.0, 24.0, 32.0)  # of the qualities, the coarsest first
+    bits: tuple[float, ...] = (8.0, 10.5, 13.5, 17.0, 21.0, 26.0)  # of the qualities, the coarsest first
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06
@@ -121,11 +121,11 @@ def train(
     transform = [model.analysis, model.synthesis]
     main = [*transform, model.log_step]
     optimiser = torch.optim.Adam(
-        [{"params": [model.log_step], "scale": 2.0}, {"params": transform, "scale": recipe.transform}]
+        [{"params": [model.log_step], "scale": 1.0}, {"params": transform, "scale": recipe.transform}]
     )
     follower = Follower(model, pool([*world[:6000], *easy[:600]], seed), seed)
-    saved, step, running = out / "codec.ckpt", 0, dict[str, float]()
-    weights = [recipe.rate_weight * math.exp((26 - bits) / 5.5) for bits in recipe.bits]
+    saved, step, weight, running = out / "codec.ckpt", 0, recipe.rate_weight, dict[str, float]()
+    finest, wanted_bits = model.qualities - 1, recipe.bits[-1]
     warm = recipe.warm if start is None else 0
     if (state := resume.load(saved, basis)) is None:
         measure = _begin(model, answerer, packer, world, easy, recipe, start, seed, autocast)
@@ -134,19 +134,19 @@ def train(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         follower.load_state_dict(state["follower"])
-        step, weights, running = state["step"], state["weights"], state["running"]
+        step, weight, running = state["step"], state["weight"], state["running"]
     total = warm + recipe.steps
     batches = Questions({"world": world, "large": large, "easy": easy}, packer, recipe, seed, step).ahead()
     began, first = time.monotonic(), step
     while step < total:
         rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
         for _ in range(recipe.follow):
-            follower.step(recipe.entropy * recipe.rate)
+            follower.step(recipe.entropy * recipe.rate, finest)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         batch, whole = next(batches)
-        x, quality = batch.features, step % model.qualities
-        x_hat, bits = model(x, quality)
+        x = batch.features
+        x_hat, bits = model(x, finest)
         if step < warm:
             error = F.linear(x_hat - x, measure).square().sum(-1).mean()
             distortion = error / F.linear(x - model.mean, measure).square().sum(-1).mean()
@@ -156,17 +156,17 @@ def train(
                     wanted = answerer(batch).float().log_softmax(-1)
                 got = answerer(batch, x_hat).float().log_softmax(-1)
             distortion = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
-        loss = distortion + weights[quality] * bits.mean()
-        (loss / weights[quality] ** 0.5).backward()  # neither the coarsest nor the finest quality rules the transform
+        loss = distortion + weight * bits.mean()
+        loss.backward()
         nn.utils.clip_grad_norm_(main, 1.0)
         optimiser.step()
         optimiser.zero_grad()
         step += 1
         if whole:
-            weights[quality] *= float(np.exp(0.1 * np.clip(bits.mean().item() / recipe.bits[quality] - 1, -1, 1)))
-        figures = {f"distortion {quality}": distortion.item()}
+            weight *= float(np.exp(0.06 * np.clip(bits.mean().item() / wanted_bits - 1, -1, 1)))
+        figures = {"distortion": distortion.item(), "bits a feature": bits.mean().item(), "weight": weight}
         if whole:
-            figures[f"bits {quality}"] = bits.mean().item()
+            figures["bits of the unmerged"] = bits.mean().item()
         for name, value in figures.items():
             running[name] = 0.95 * running.get(name, value) + 0.05 * value
         if step == warm:
@@ -179,17 +179,18 @@ def train(
             )
         if step % recipe.save == 0 or step == total:
             with (out / "codec.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "weights": weights, **running}) + "\n")
+                file.write(json.dumps({"step": step, **running}) + "\n")
             state = {
                 "measure": measure,
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "follower": follower.state_dict(),
                 "step": step,
-                "weights": weights,
+                "weight": weight,
                 "running": running,
             }
             resume.save(saved, state, basis)
+    model.space_steps(follower.seen[:20_000], recipe.bits[:-1])
     for done in range(recipe.settle):
         bits = follower.step(recipe.entropy * recipe.rate * (1 - done / recipe.settle))
         running["settled bits"] = 0.99 * running.get("settled bits", bits) + 0.01 * bits  # of all qualities
