@@ -53,7 +53,7 @@ step = st.one_of(
     st.builds(Step, client, st.sampled_from(Kind), st.integers(0, 63), st.binary(max_size=12)),
     st.builds(hello, client),
 )
-quick = settings(max_examples=200, deadline=None, derandomize=True)
+quick = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,7 @@ def test_sessions_that_were_nearly_good(settings_: int, steps: list[Step], rng: 
     converse(settings_, [[one for one in steps if one.client == who] for who in (0, 1)])
 
 
+@quick
 @given(st.binary(max_size=400))
 def test_any_bytes_are_steps_and_steps_are_bytes(data: bytes) -> None:
     steps = read(data)
