@@ -5,6 +5,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from PIL import Image
 from edge_server.fake import FakeLooker, fake_backend
 from edge_server.pictures import OVERHEAD
 from edge_server.server import RunningServer
-from edge_server.settings import SessionLimits
+from edge_server.settings import ServerSettings, SessionLimits
 from shared.model.image_file import compress
 from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
@@ -159,6 +160,12 @@ async def test_a_slow_tower_is_no_missing_view(serve: Serve, connect: Connect, g
     assert (error.request, error.reason) == (2, "VIEWS_MISSING")
     gate.set()
     assert (await client.answer(1))[0] == "A?"
+
+
+def test_half_a_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="image_bytes is 5 and image_pixels 0; both are 0"):
+        SessionLimits(image_bytes=5)
+    assert not ServerSettings(model=Path("unused")).take_images
 
 
 async def test_without_the_option_no_images_are_taken(serve: Serve, connect: Connect) -> None:
