@@ -278,6 +278,7 @@ def bomb() -> bytes:
         (jpeg("A", (600, 501)), "JPEG", "IMAGE_TOO_LARGE", "600 × 501 px, 300000 px are allowed"),
         (bomb(), "WEBP", "IMAGE_TOO_LARGE", "16383 × 16383 px"),
     ],
+    ids=["truncated", "header", "text", "jpeg-webp", "webp-avif", "avif", "turned", "large", "bomb"],
 )
 async def test_files_that_cannot_be_used_leave_nothing(
     serve: Serve, connect: Connect, data: bytes, kind: str, reason: str, said: str
@@ -287,8 +288,10 @@ async def test_files_that_cannot_be_used_leave_nothing(
     client = connect(server)
     await client.hello()
     format_ = tofc_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{kind}")
-    await client.image(1, "a", data, size=SIZE, kind=format_)
-    await client.ask(1, "?", refs=(1,))
+    await client.send(picture=image_picture(1, "a", SIZE, kind=format_))
+    await client.expect("picture_state")
+    await client.ask(1, "?", refs=(1,))  # nobody may be left waiting
+    await client.chunks(1, data)
     assert said in await client.failed(grpc.StatusCode.DATA_LOSS, reason)
     await forgotten(server)
     assert looker.looked == 0
