@@ -112,17 +112,35 @@ def decoder(
 
 
 @nano.command()
-def codec(run: Run = RUN, seed: int = 0) -> None:
+def codec(
+    run: Run = RUN,
+    seed: int = 0,
+    start: Annotated[Path | None, typer.Option(help="Go on from the transform of this checkpoint's codec.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps through the decoder.")] = None,
+) -> None:
     """Train the codec through the frozen decoder."""
     from lab.codec import train
     from lab.nano import features
     from lab.nano.answerer import load
     from lab.resume import fingerprint
+    from shared.codec.weights import CodecWeights
 
     folder = features.folder(run)
     world, large, easy, _ = (features.load(folder, *key, count) for key, count in SIZES.items())
     answerer, tokenizer = load(run, world[0].features.shape[1])
-    train.train(answerer, tokenizer, world, large, easy, run, basis=fingerprint(run / "decoder.pt"), seed=seed)
+    recipe = train.Recipe()
+    train.train(
+        answerer,
+        tokenizer,
+        world,
+        large,
+        easy,
+        run,
+        basis=fingerprint(run / "decoder.pt"),
+        start=None if start is None else CodecWeights.load(start),
+        recipe=replace(recipe, steps=recipe.steps if steps is None else steps),
+        seed=seed,
+    )
 
 
 @nano.command()
@@ -132,11 +150,12 @@ def export(
     features: Annotated[
         int | None, typer.Option(help="Default number of features of a view; none: not merged.")
     ] = None,
+    quality: Annotated[int | None, typer.Option(help="Default quality; none: the finest but one.")] = None,
 ) -> None:
     """Write the trained parts as a checkpoint with the released tensor names."""
     from lab.nano.export import export_run
 
-    export_run(run, out, features)
+    export_run(run, out, features, quality)
 
 
 @nano.command()

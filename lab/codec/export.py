@@ -16,11 +16,13 @@ from torch import nn
 
 from lab.codec.model import FRACTION, SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
 from lab.nano.answerer import SIDES, SLOT, Answerer
-from shared.codec.hyperprior import h_a, predict
+from shared.codec.codec import Codec
 from shared.codec.tables import table_from_probabilities
 from shared.codec.weights import CodecConfig, CodecWeights
 
 RESIDUAL_RANGE = 31
+#: squared steps for a bit; ln 2 / 6 = 0.12 in theory, where steps are short (distortion falls by 2 ln 2 a bit)
+BIT_PRICE = 0.06
 SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
 
 
@@ -37,22 +39,31 @@ def _gaussian_tables() -> NDArray[np.float64]:
 
 @torch.no_grad()
 def export(
-    model: CodecModel, answerer: Answerer, centroids: Sequence[NDArray[np.float32]], *, features: int | None
+    model: CodecModel,
+    answerer: Answerer,
+    centroids: Sequence[NDArray[np.float32]],
+    *,
+    features: int | None,
+    quality: int,
 ) -> CodecWeights:
     """The codec's weights; ``centroids`` [n, D] of training pictures fill the tables.
 
     Args:
         features: the default number of merged features of a view; None: not merged.
+        quality: the default quality.
     """
     w1, b1, w2, b2 = (t.numpy() for t in model.h_s.integers())
-    first, last = model.h_a[0], model.h_a[2]
+    first, last = model.h_a
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
+    qualities = model.qualities
     config = CodecConfig(
         feature_dim=model.mean.shape[0],
         components=model.components,
         hyper=model.hyper,
         hyper_hidden=first.out_features,
+        qualities=qualities,
+        quality=quality,
         features=features,
         hidden=answerer.grid.embedding_dim,
         shift1=SHIFT1,
@@ -68,33 +79,31 @@ def export(
         mean=model.mean.numpy(),
         analysis=(model.analysis / model.spread).numpy(),
         step=model.log_step.exp().numpy(),
+        bit_price=np.full(qualities, BIT_PRICE, np.float32),
         synthesis=(model.synthesis * model.spread).numpy(),
         ha_w1=first.weight.numpy(),
-        ha_b1=first.bias.numpy(),
+        ha_b1=(first.bias + model.h_a_bias).numpy(),
         ha_w2=last.weight.numpy(),
         ha_b2=last.bias.numpy(),
         hs_w1=w1[None].astype(np.int8),
-        hs_b1=b1[None].astype(np.int32),
+        hs_b1=b1[:, None].astype(np.int32),
         hs_w2=w2[None].astype(np.int8),
-        hs_b2=b2[None].astype(np.int32),
-        z_tables=table_from_probabilities(np.ones((model.hyper, 2 * model.hyper_range + 1))),
+        hs_b2=b2[:, None].astype(np.int32),
+        z_tables=table_from_probabilities(np.ones((qualities, model.hyper, 2 * model.hyper_range + 1))),
         y_tables=table_from_probabilities(gaussian),
         grid_embedding={
             side: answerer.grid.weight[SLOT[side] : SLOT[side] + side * side].numpy().astype(np.float16)
             for side in SIDES
         },
     )
-    z_seen = np.full((model.hyper, 2 * model.hyper_range + 1), 0.5)
+    z_seen = np.full((qualities, model.hyper, 2 * model.hyper_range + 1), 0.5)
     y_seen = gaussian * SMOOTHING
+    codec = Codec(draft)
     for x in centroids:
-        q = np.rint((x.astype(np.float64) - draft.mean) @ (draft.analysis.astype(np.float64).T / draft.step)).astype(
-            np.int64
-        )
-        z = h_a(draft, q)
-        mean, table = predict(draft, z, np.zeros(len(z), np.int64))
-        residual = np.clip(q - mean, -RESIDUAL_RANGE, RESIDUAL_RANGE)
-        np.add.at(y_seen, (table, residual + RESIDUAL_RANGE), 1)
-        np.add.at(z_seen, (np.arange(model.hyper)[None, :].repeat(len(z), 0), z + model.hyper_range), 1)
+        for level in range(qualities):
+            symbols = codec.symbols(x, level)
+            np.add.at(y_seen, (symbols.table, symbols.residuals + RESIDUAL_RANGE), 1)
+            np.add.at(z_seen[level], (np.arange(model.hyper)[None, :], symbols.z + model.hyper_range), 1)
     tensors = {
         name: getattr(draft, name) for name in draft.__dataclass_fields__ if name not in {"y_tables", "z_tables"}
     }

@@ -32,19 +32,20 @@ class Follower:
     def __init__(self, model: CodecModel, seen: Tensor, seed: int, batch: int = 1024) -> None:
         self.model, self.seen, self.batch = model, seen, batch
         self.generator = torch.Generator().manual_seed(seed)
-        named = [*model.h_a.named_parameters(), *model.h_s.named_parameters()]
-        named += model.entropy_bottleneck.named_parameters()
-        self.parameters = [p for name, p in named if name != "quantiles"]
+        named = [*model.h_a.named_parameters(), *model.h_s.named_parameters(), ("h_a_bias", model.h_a_bias)]
+        named += model.entropy_bottlenecks.named_parameters()
+        self.parameters = [p for name, p in named if not name.endswith("quantiles")]
         self.optimiser = torch.optim.Adam(self.parameters)
-        self.quantiles = torch.optim.Adam([model.entropy_bottleneck.quantiles], lr=1e-2)
+        self.quantiles = torch.optim.Adam([one.quantiles for one in model.densities()], lr=1e-2)
 
     def step(self, rate: float) -> float:
-        """One step; returns the bits of a feature."""
+        """One step of a random quality; returns the bits of a feature."""
         self.optimiser.param_groups[0]["lr"] = rate
         chosen = torch.randint(len(self.seen), (self.batch,), generator=self.generator)
+        quality = int(torch.randint(self.model.qualities, (1,), generator=self.generator))
         with torch.no_grad():
-            y = self.model.quantise(self.seen[chosen])
-        bits = self.model.bits(y).mean()
+            y = self.model.quantise(self.seen[chosen], quality)
+        bits = self.model.bits(y, quality).mean()
         self._descend(self.optimiser, bits)
         self._descend(self.quantiles, self.model.aux_loss())
         return bits.item()

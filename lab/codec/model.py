@@ -9,6 +9,7 @@ Promises gradients through the rounding of q and z, straight. Entropy models are
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.codec.compressai_parts import EntropyBottleneck, GaussianConditional
+from shared.codec.weights import CodecWeights
 
 SCALES = 20  # of the conditional distribution, geometric
 SCALE_MIN, SCALE_MAX = 0.12, 12.0  # in quantisation steps
@@ -41,23 +43,24 @@ def bound(x: Tensor, least: float) -> Tensor:
 
 
 class HyperSynthesis(nn.Module):
-    """h_s: z [n, Z] → (mean in steps, scale index), each [n, M].
+    """h_s: z [n, Z] → (mean in steps, scale index), each [n, M]. A quality has biases of its own.
 
     Trained in floats. Rounded in training, with gradients passed straight through, it cost a fifth more bits
     and did not settle; rounded once, at the end, half a bit of nineteen (docs/decisions.md).
     """
 
-    def __init__(self, hyper: int, hidden: int, components: int) -> None:
+    def __init__(self, hyper: int, hidden: int, components: int, qualities: int) -> None:
         super().__init__()
         self.components = components
         self.w1 = nn.Parameter(torch.randn(hidden, hyper) * 0.3)
-        self.b1 = nn.Parameter(torch.rand(hidden) * 1.0)
+        self.b1 = nn.Parameter(torch.rand(hidden).repeat(qualities, 1))
         self.w2 = nn.Parameter(torch.randn(2 * components, hidden) * 0.02)
-        self.b2 = nn.Parameter(torch.cat([torch.zeros(components), torch.full((components,), SCALES / 2)]))
+        start = torch.cat([torch.zeros(components), torch.full((components,), SCALES / 2)])
+        self.b2 = nn.Parameter(start.repeat(qualities, 1))
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        h = ((z @ self.w1.T + self.b1) * (UNIT1 / (1 << SHIFT1))).clamp(0, HIDDEN_MAX)
-        mean, scale = (h @ self.w2.T * (UNIT2 / (1 << SHIFT2)) + self.b2).split(self.components, dim=-1)
+    def forward(self, z: Tensor, quality: int) -> tuple[Tensor, Tensor]:
+        h = ((z @ self.w1.T + self.b1[quality]) * (UNIT1 / (1 << SHIFT1))).clamp(0, HIDDEN_MAX)
+        mean, scale = (h @ self.w2.T * (UNIT2 / (1 << SHIFT2)) + self.b2[quality]).split(self.components, dim=-1)
         return mean, scale.clamp(0, SCALES - 1)
 
     @torch.no_grad()
@@ -65,36 +68,45 @@ class HyperSynthesis(nn.Module):
         """(W1, b1, W2, b2) as ``shared.codec.hyperprior.h_s`` takes them: halves make its floors round."""
         w1, w2 = ((w * unit).round().clamp(-127, 127) for w, unit in ((self.w1, UNIT1), (self.w2, UNIT2)))
         half = torch.full_like(self.b2, 1 << SHIFT2 - 1)
-        half[: self.components] += 1 << SHIFT2 - 1 - FRACTION  # a mean first to its fraction of a step, then to a step
+        half[:, : self.components] += (
+            1 << SHIFT2 - 1 - FRACTION
+        )  # a mean first to its fraction of a step, then to a step
         b2 = (self.b2 * (1 << SHIFT2) + half).round()
         return w1, (self.b1 * UNIT1 + (1 << SHIFT1 - 1)).round(), w2, b2
 
 
 class CodecModel(nn.Module):
-    """Transform, quantiser and hyperprior of one quality."""
+    """Transform, quantiser and hyperprior of all qualities: one set of weights.
+
+    A quality has steps of its own (the gain vectors of variable-rate compression, Cui et al., 2021), biases in h_a
+    and h_s, and a density of z.
+    """
 
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, *, dim: int, components: int, hyper: int, hidden: int, hyper_range: int = 7) -> None:
+    def __init__(
+        self, *, dim: int, components: int, hyper: int, hidden: int, qualities: int, hyper_range: int = 7
+    ) -> None:
         super().__init__()
-        self.components, self.hyper, self.hyper_range = components, hyper, hyper_range
+        self.components, self.hyper, self.hyper_range, self.qualities = components, hyper, hyper_range, qualities
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("spread", torch.ones(()))
         self.analysis = nn.Parameter(torch.zeros(components, dim))  # acts on (x − mean) / spread
         self.synthesis = nn.Parameter(torch.zeros(dim, components))
-        self.log_step = nn.Parameter(torch.zeros(components))
-        self.h_a = nn.Sequential(nn.Linear(components, hidden), nn.ReLU(), nn.Linear(hidden, hyper))
-        self.h_s = HyperSynthesis(hyper, hidden, components)
-        self.entropy_bottleneck = EntropyBottleneck(hyper)
+        self.log_step = nn.Parameter(torch.zeros(qualities, components))
+        self.h_a = nn.ModuleList([nn.Linear(components, hidden), nn.Linear(hidden, hyper)])
+        self.h_a_bias = nn.Parameter(torch.zeros(qualities, hidden))
+        self.h_s = HyperSynthesis(hyper, hidden, components, qualities)
+        self.entropy_bottlenecks = nn.ModuleList(EntropyBottleneck(hyper) for _ in range(qualities))
         self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
 
     @torch.no_grad()
-    def start_from(self, x: Tensor, measure: Tensor, step: float) -> None:
+    def start_from(self, x: Tensor, measure: Tensor, bits: Sequence[float]) -> None:
         """Principal components of the features x [T, D] as ``measure`` [D, D] weighs their errors.
 
         The components are those of ``measure @ x``, and the synthesis is the least-squares estimate of x
-        from them.
+        from them. Steps are all alike, and such that a feature costs about ``bits`` [Q].
         """
         self.mean.copy_(x.mean(0))
         self.spread.copy_((x - self.mean).std())
@@ -106,41 +118,74 @@ class CodecModel(nn.Module):
         unit = power[:24].mean().sqrt()
         self.analysis.copy_((u.T @ w) / unit)
         self.synthesis.copy_(covariance @ w.T @ u / power * unit)
-        self.log_step.fill_(math.log(step))
-        spread_q = (power.sqrt() / unit / step).clamp(SCALE_MIN, SCALE_MAX)
-        index = torch.log(spread_q / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
-        self.h_s.b2[self.components :].copy_(index)
+        self.log_step.zero_()
+        self.space_steps(x, bits)
 
-    def quantise(self, x: Tensor) -> Tensor:
+    @torch.no_grad()
+    def continue_from(self, weights: CodecWeights, x: Tensor, bits: Sequence[float]) -> None:
+        """Another codec's transform; its finest steps, made longer alike, until features x [T, D] cost ``bits`` [Q]."""
+        self.mean.copy_(torch.tensor(weights.mean))
+        self.spread.copy_((x - self.mean).std())
+        self.analysis.copy_(torch.tensor(weights.analysis) * self.spread)
+        self.synthesis.copy_(torch.tensor(weights.synthesis) / self.spread)
+        self.log_step.copy_(torch.tensor(weights.step[-1]).log())
+        self.space_steps(x, bits)
+
+    @torch.no_grad()
+    def space_steps(self, x: Tensor, bits: Sequence[float]) -> None:
+        """Stretches each quality's steps alike until features x [T, D] cost about its bits; scales to match.
+
+        The entropy of each rounded component by itself is a quarter more than what h_s later leaves of it.
+        """
+        for quality, wanted in enumerate(bits):
+            low, high = -4.0, 8.0  # of the logarithm
+            for _ in range(24):
+                middle = (low + high) / 2
+                q = (self.quantise(x, quality) / math.exp(middle)).round().long()
+                counts = [torch.unique(column, return_counts=True)[1].double() / len(q) for column in q.T]
+                cost = 0.8 * sum(float(-(p * p.log2()).sum()) for p in counts)
+                low, high = (middle, high) if cost > wanted else (low, middle)
+            self.log_step[quality] += (low + high) / 2
+            spread = self.quantise(x, quality).std(0).clamp(SCALE_MIN, SCALE_MAX)
+            index = torch.log(spread / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
+            self.h_s.b2[quality, self.components :] = index
+
+    def quantise(self, x: Tensor, quality: int) -> Tensor:
         """Features [T, D] → y in quantisation steps [T, M], not yet rounded."""
-        return ((x - self.mean) / self.spread) @ self.analysis.T / self.log_step.exp()
+        return ((x - self.mean) / self.spread) @ self.analysis.T / self.log_step[quality].exp()
 
-    def dequantise(self, q: Tensor) -> Tensor:
+    def dequantise(self, q: Tensor, quality: int) -> Tensor:
         """Quantised components [T, M] → features [T, D]."""
-        return (q * self.log_step.exp()) @ self.synthesis.T * self.spread + self.mean
+        return (q * self.log_step[quality].exp()) @ self.synthesis.T * self.spread + self.mean
 
-    def hyper_symbols(self, q: Tensor) -> Tensor:
+    def hyper_symbols(self, q: Tensor, quality: int) -> Tensor:
         """Quantised components → z before rounding, kept inside the coded range."""
-        return cast(Tensor, self.h_a(q)).clamp(-self.hyper_range, self.hyper_range)
+        first, last = self.h_a
+        z = last(F.relu(first(q) + self.h_a_bias[quality]))
+        return cast(Tensor, z).clamp(-self.hyper_range, self.hyper_range)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, quality: int) -> tuple[Tensor, Tensor]:
         """Features [T, D] → (x̂ [T, D], bits of each feature [T])."""
-        y = self.quantise(x)
-        return self.dequantise(ste_round(y)), self.bits(y)
+        y = self.quantise(x, quality)
+        return self.dequantise(ste_round(y), quality), self.bits(y, quality)
 
-    def bits(self, y: Tensor) -> Tensor:
+    def bits(self, y: Tensor, quality: int) -> Tensor:
         """Unrounded components [T, M] → bits of each feature [T].
 
         Of the rounded values: uniform noise instead overrates components that are nearly always 0, twofold here.
         """
         q = ste_round(y)
-        z = ste_round(self.hyper_symbols(q))
-        mean, index = self.h_s(z)
-        z_likelihoods, _, _ = self.entropy_bottleneck._likelihood(z.T[:, None])
+        z = ste_round(self.hyper_symbols(q, quality))
+        mean, index = self.h_s(z, quality)
+        z_likelihoods, _, _ = self.densities()[quality]._likelihood(z.T[:, None])
         y_likelihoods = self.gaussian_conditional._likelihood(q, scale_of(index), means=mean)
         y_bits, z_bits = (-bound(p, 1e-9).log2().sum(-1) for p in (y_likelihoods, z_likelihoods[:, 0].T))
         return y_bits + z_bits
 
     def aux_loss(self) -> Tensor:
         """Compressai's auxiliary loss: keeps the bottleneck's quantiles at its tails."""
-        return F.relu(self.entropy_bottleneck.loss())
+        return torch.stack([F.relu(one.loss()) for one in self.densities()]).sum()
+
+    def densities(self) -> list[EntropyBottleneck]:
+        """Of z, one a quality."""
+        return list(self.entropy_bottlenecks)

@@ -8,6 +8,7 @@ many cheap steps that need no decoder. Promises a resumable run; leaves the tabl
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,24 +30,24 @@ from lab.nano.batches import Batches
 from lab.nano.features import Cached
 from lab.nano.packing import Batch, Packer
 from lab.nano.rough import Rough
+from shared.codec.weights import CodecWeights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """``rate_weight`` is where λ begins: nats of divergence an answer token may cost for one bit a feature.
 
-    λ is then steered until unmerged pictures cost ``bits`` a feature: the byte budget is the given, its
-    price in answers the outcome.
+    Each quality's λ is then steered until unmerged pictures cost its ``bits`` a feature: the byte budgets are the
+    given, their prices in answers the outcome.
     """
 
     components: int = 64
     hyper: int = 3
     hidden: int = 48
-    step: float = 2.0  # of the start, in units of the root mean square of the strongest 24 components
     warm: int = 200  # steps of squared error as the sensitivity weighs it, which need no decoder
-    steps: int = 1200
+    steps: int = 2400
     follow: int = 4  # steps of the entropy model for one of the transform
-    settle: int = 2000  # steps of the entropy model at the end
+    settle: int = 4000  # steps of the entropy model at the end
     save: int = 100  # steps between checkpoints
     batch: int = 24
     turns: int = 8
@@ -54,9 +55,9 @@ class Recipe:
     entropy: float = 0.75  # of the rate
     measured: int = 40  # batches that the sensitivity is measured on
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
-    rate_weight: float = 4e-3
+    rate_weight: float = 2e-3  # at 26 bits; e times as much for every 5.5 bits less
     transform: float = 0.2  # of the rate
-    bits: float = 26.0
+    bits: tuple[float, ...] = (7.5, 10.0, 13.5, 18.0, 24.0, 32.0)  # of the qualities, the coarsest first
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06
@@ -94,6 +95,7 @@ def train(
     out: Path,
     *,
     basis: str = "",
+    start: CodecWeights | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     autocast: bool = True,
@@ -103,30 +105,37 @@ def train(
 
     Args:
         basis: names the decoder; a checkpoint of another basis is refused.
+        start: a codec whose transform to go on from; None begins where answers are sensitive.
     """
     recipe = recipe or Recipe()
     torch.manual_seed(seed)
     packer = Packer(tokenizer)
     answerer.requires_grad_(False).eval()
     model = CodecModel(
-        dim=world[0].features.shape[1], components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
+        dim=world[0].features.shape[1],
+        components=recipe.components,
+        hyper=recipe.hyper,
+        hidden=recipe.hidden,
+        qualities=len(recipe.bits),
     ).train()
     transform = [model.analysis, model.synthesis]
     main = [*transform, model.log_step]
     optimiser = torch.optim.Adam(
-        [{"params": [model.log_step], "scale": 1.0}, {"params": transform, "scale": recipe.transform}]
+        [{"params": [model.log_step], "scale": 2.0}, {"params": transform, "scale": recipe.transform}]
     )
-    follower = Follower(model, pool([*world[:2000], *easy[:200]], seed), seed)
-    saved, step, weight, running = out / "codec.ckpt", 0, recipe.rate_weight, dict[str, float]()
+    follower = Follower(model, pool([*world[:6000], *easy[:600]], seed), seed)
+    saved, step, running = out / "codec.ckpt", 0, dict[str, float]()
+    weights = [recipe.rate_weight * math.exp((26 - bits) / 5.5) for bits in recipe.bits]
+    warm = recipe.warm if start is None else 0
     if (state := resume.load(saved, basis)) is None:
-        measure = _begin(model, answerer, packer, world, easy, recipe, seed, autocast)
+        measure = _begin(model, answerer, packer, world, easy, recipe, start, seed, autocast)
     else:
         measure = state["measure"]
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         follower.load_state_dict(state["follower"])
-        step, weight, running = state["step"], state["weight"], state["running"]
-    total = recipe.warm + recipe.steps
+        step, weights, running = state["step"], state["weights"], state["running"]
+    total = warm + recipe.steps
     batches = Questions({"world": world, "large": large, "easy": easy}, packer, recipe, seed, step).ahead()
     began, first = time.monotonic(), step
     while step < total:
@@ -136,9 +145,9 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         batch, whole = next(batches)
-        x = batch.features
-        x_hat, bits = model(x)
-        if step < recipe.warm:
+        x, quality = batch.features, step % model.qualities
+        x_hat, bits = model(x, quality)
+        if step < warm:
             error = F.linear(x_hat - x, measure).square().sum(-1).mean()
             distortion = error / F.linear(x - model.mean, measure).square().sum(-1).mean()
         else:
@@ -147,20 +156,20 @@ def train(
                     wanted = answerer(batch).float().log_softmax(-1)
                 got = answerer(batch, x_hat).float().log_softmax(-1)
             distortion = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
-        loss = distortion + weight * bits.mean()
-        loss.backward()
+        loss = distortion + weights[quality] * bits.mean()
+        (loss / weights[quality] ** 0.5).backward()  # neither the coarsest nor the finest quality rules the transform
         nn.utils.clip_grad_norm_(main, 1.0)
         optimiser.step()
         optimiser.zero_grad()
         step += 1
         if whole:
-            weight *= float(np.exp(0.06 * np.clip(bits.mean().item() / recipe.bits - 1, -1, 1)))
-        figures = {"distortion": distortion.item(), "bits a feature": bits.mean().item(), "weight": weight}
+            weights[quality] *= float(np.exp(0.1 * np.clip(bits.mean().item() / recipe.bits[quality] - 1, -1, 1)))
+        figures = {f"distortion {quality}": distortion.item()}
         if whole:
-            figures["bits of the unmerged"] = bits.mean().item()
+            figures[f"bits {quality}"] = bits.mean().item()
         for name, value in figures.items():
             running[name] = 0.95 * running.get(name, value) + 0.05 * value
-        if step == recipe.warm:
+        if step == warm:
             running.clear()
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - began)
@@ -170,20 +179,20 @@ def train(
             )
         if step % recipe.save == 0 or step == total:
             with (out / "codec.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, **running}) + "\n")
+                file.write(json.dumps({"step": step, "weights": weights, **running}) + "\n")
             state = {
                 "measure": measure,
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "follower": follower.state_dict(),
                 "step": step,
-                "weight": weight,
+                "weights": weights,
                 "running": running,
             }
             resume.save(saved, state, basis)
     for done in range(recipe.settle):
         bits = follower.step(recipe.entropy * recipe.rate * (1 - done / recipe.settle))
-        running["settled bits"] = 0.99 * running.get("settled bits", bits) + 0.01 * bits
+        running["settled bits"] = 0.99 * running.get("settled bits", bits) + 0.01 * bits  # of all qualities
         if done % 500 == 499:
             log(f"settled {done + 1}/{recipe.settle} bits {running['settled bits']:.3f}", flush=True)
     with (out / "codec.jsonl").open("a") as file:
@@ -199,17 +208,24 @@ def _begin(
     world: Sequence[Cached],
     easy: Sequence[Cached],
     recipe: Recipe,
+    start: CodecWeights | None,
     seed: int,
     autocast: bool,
 ) -> Tensor:
-    """Start the transform where answers are sensitive; that measure's root [D, D] is the first steps' distance."""
+    """Start the transform where answers are sensitive; that measure's root [D, D] is the first steps' distance.
+
+    Or go on from another codec's, without such steps.
+    """
     rng = np.random.default_rng([seed, 23])
     chosen = [world[i].features for i in rng.permutation(len(world))[:400]]
     chosen += [easy[i].features for i in rng.permutation(len(easy))[:40]]
     seen = np.concatenate(chosen).astype(np.float32)
+    if start is not None:
+        model.continue_from(start, torch.from_numpy(seen), recipe.bits)
+        return torch.zeros(0)
     fisher = sensitivity(answerer, packer, world, Rough(seen), batches=recipe.measured, seed=seed, autocast=autocast)
     projector = answerer.projector.weight.detach().double()
     plain = projector.T @ projector
     measure = root(fisher + recipe.plain * plain * (len(plain) / plain.trace())).float()
-    model.start_from(torch.from_numpy(seen), measure, recipe.step)
+    model.start_from(torch.from_numpy(seen), measure, recipe.bits)
     return measure

@@ -83,11 +83,12 @@ def export(
     codec.save(out)
 
 
-def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 500) -> None:
+def export_run(run: Path, out: Path, features: int | None, quality: int | None = None, *, pictures: int = 500) -> None:
     """Export what a run trained; the codec's tables are filled from the run's first training pictures.
 
     Args:
         features: the codec's default number of merged features of a view; None: not merged.
+        quality: its default quality; None: the finest but one.
     """
     from lab.codec import export as codec_export  # needs compressai, which writing a checkpoint does not
     from lab.codec.model import CodecModel
@@ -100,7 +101,11 @@ def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 50
     answerer, _ = answering.load(run, CONFIG.hidden_size * 4)
     recipe = Recipe()
     model = CodecModel(
-        dim=CONFIG.hidden_size * 4, components=recipe.components, hyper=recipe.hyper, hidden=recipe.hidden
+        dim=CONFIG.hidden_size * 4,
+        components=recipe.components,
+        hyper=recipe.hyper,
+        hidden=recipe.hidden,
+        qualities=len(recipe.bits),
     )
     model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
     rng = np.random.default_rng(0)
@@ -111,6 +116,7 @@ def export_run(run: Path, out: Path, features: int | None, *, pictures: int = 50
         for view in one.views()
         for kept, _, _ in [answering.merging(share=share)(view)]
     ]
-    codec = codec_export.export(model, answerer, centroids, features=features)
+    level = max(0, model.qualities - 2) if quality is None else quality
+    codec = codec_export.export(model, answerer, centroids, features=features, quality=level)
     tower = torch.load(run / "tower.pt", weights_only=True)
     export(out, CONFIG, tower, answerer, run / "tokenizer", codec)

@@ -45,5 +45,6 @@ class Coded:
         self.codec = codec
 
     def draw(self, rng: np.random.Generator, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[n, D] → [n, D] as the decoder of packets gives them; nothing is random."""
-        return self.codec.dequantise(self.codec.quantise(features))
+        """[n, D] → [n, D] as the decoder of packets gives them, at a random quality."""
+        quality = int(rng.integers(self.codec.config.qualities))
+        return self.codec.dequantise(self.codec.symbols(features, quality).q, quality)

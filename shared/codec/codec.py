@@ -33,6 +33,7 @@ class Decoded:
     features: NDArray[np.float32]  # [n, D]
     positions: NDArray[np.int64]  # [n], ascending raster index in the grid: the cell of each feature
     grid: int  # side
+    quality: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,12 +44,12 @@ class Explanation:
     packet: bytes
     feature_bits: NDArray[np.float64]  # [n]: expert, hyper symbols and residuals
     experts: NDArray[np.int64]  # [n]
-    position_bits: float  # n and the set of positions; 0 when not merged
+    place_bits: float  # the quality, and n and the set of positions when merged
     header_bits: int  # header and checksum
 
     @property
     def ideal_bytes(self) -> float:
-        return (self.header_bits + self.position_bits + float(self.feature_bits.sum())) / 8
+        return (self.header_bits + self.place_bits + float(self.feature_bits.sum())) / 8
 
 
 class Codec:
@@ -66,8 +67,8 @@ class Codec:
         self.weights = weights
         self._chooser = Chooser(weights)
         self._mean = weights.mean.astype(np.float64)
-        self._analysis = weights.analysis.astype(np.float64).T / weights.step  # [D, M]
-        self._synthesis = weights.synthesis.T * weights.step[:, None]  # [M, D]
+        self._analysis = weights.analysis.astype(np.float64).T  # [D, M]
+        self._synthesis = np.ascontiguousarray(weights.synthesis.T)  # [M, D]
         self.payload = PayloadCoder(weights)  # symbols alone, for tools that look inside a packet
 
     @classmethod
@@ -75,52 +76,59 @@ class Codec:
         """From a directory with codec.json and codec.safetensors. Raises ``CodecError``."""
         return cls(CodecWeights.load(directory))
 
-    def encode(self, features: NDArray[np.float32], n: int | None = None) -> bytes:
-        """Features of a square grid [N, D] → one packet of n features.
+    def encode(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> bytes:
+        """Features of a square grid [N, D] → one packet of n features at a quality, 0 the coarsest.
 
-        ``n`` None takes the codec's own default (at most N); n = N does not merge. Raises ``ValueError``
-        for a wrong shape, NaN, or n outside 1..N.
+        None takes the codec's own defaults (n at most N); n = N does not merge. Raises ``ValueError``
+        for a wrong shape, NaN, n outside 1..N, or a quality that the codec has not.
         """
         merged = self._merge(features, n)
-        return packet.write(_layout(merged), self.payload.encode(self._symbols(merged.centroids)))
+        return self._write(merged, self.symbols(merged.centroids, quality))
 
     def decode(self, data: bytes) -> Decoded:
         """A packet → features and where they belong. Raises ``PacketError`` for anything that is no packet."""
         limit = self.payload.max_feature_bits
-        layout, payload = packet.read(data, max_side=self.config.max_grid, max_feature_bits=limit)
+        layout, payload = packet.read(
+            data, max_side=self.config.max_grid, max_feature_bits=limit, qualities=self.config.qualities
+        )
         try:
-            symbols = self.payload.decode(payload, layout.n)
+            symbols = self.payload.decode(payload, layout.n, layout.quality)
         except ValueError as error:
             raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
         # Many byte strings lead to the same symbols; only the one that an encoder writes is taken.
-        if packet.write(layout, self.payload.encode(symbols)) != data:
+        if packet.write(layout, self.payload.encode(symbols), qualities=self.config.qualities) != data:
             raise PacketError("NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged")
         cells = np.array(layout.cells, np.int64)
-        return Decoded(features=self.dequantise(symbols.q), positions=cells, grid=layout.grid)
+        x = self.dequantise(symbols.q, layout.quality)
+        return Decoded(features=x, positions=cells, grid=layout.grid, quality=layout.quality)
 
-    def explain(self, features: NDArray[np.float32], n: int | None = None) -> Explanation:
+    def explain(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> Explanation:
         """Encodes as ``encode`` does and says where the bits went."""
         merged = self._merge(features, n)
-        layout, symbols = _layout(merged), self._symbols(merged.centroids)
+        symbols = self.symbols(merged.centroids, quality)
+        layout = _layout(merged, symbols.quality)
         return Explanation(
             merged=merged,
-            packet=packet.write(layout, self.payload.encode(symbols)),
+            packet=self._write(merged, symbols),
             feature_bits=self._chooser.bits(symbols),
             experts=symbols.experts,
-            position_bits=log2(layout.digits()[1]),
+            place_bits=log2(layout.digits(self.config.qualities)[1]),
             header_bits=layout.header_bits,
         )
 
-    def quantise(self, centroids: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Features [n, D] → components [n, M] in whole steps."""
-        q = np.rint((centroids - self._mean) @ self._analysis)
-        reach = 2 * self.config.residual_range  # predicted mean plus residual
-        whole: NDArray[np.int64] = np.clip(q, -reach, reach).astype(np.int64)
-        return whole
+    def symbols(self, centroids: NDArray[np.float32], quality: int | None = None) -> Symbols:
+        """Features [n, D] → symbols. What is too large for a table is clipped. Raises ``ValueError`` for a quality."""
+        level = self.config.quality if quality is None else quality
+        if not 0 <= level < self.config.qualities:
+            raise ValueError(f"quality {level}; this codec has 0 (the coarsest) to {self.config.qualities - 1}")
+        y = (centroids - self._mean) @ self._analysis / self.weights.step[level]  # in steps
+        return self._chooser.choose(y, level)
 
-    def dequantise(self, q: NDArray[np.integer]) -> NDArray[np.float32]:
+    def dequantise(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Quantised components [n, M] → features [n, D]: the first floats on the decoder's side."""
-        return (q.astype(np.float32) @ self._synthesis + self.weights.mean).astype(np.float32)
+        y = q.astype(np.float32) * self.weights.step[quality]
+        x: NDArray[np.float32] = (y @ self._synthesis + self.weights.mean).astype(np.float32)
+        return x
 
     def grid_embedding(self, grid: int, positions: NDArray[np.integer]) -> NDArray[np.float32]:
         """What the server adds to projected features at ``positions`` [n] → [n, H]; zeros where none was learned."""
@@ -141,10 +149,10 @@ class Codec:
             n = total if c.features is None else min(c.features, total)
         return merge(features, n, c.neighbours)
 
-    def _symbols(self, centroids: NDArray[np.float32]) -> Symbols:
-        """[n, D] → symbols. No residual and no hyper symbol is out of range: what is too large is clipped."""
-        return self._chooser.choose(self.quantise(centroids))
+    def _write(self, merged: Merged, symbols: Symbols) -> bytes:
+        layout = _layout(merged, symbols.quality)
+        return packet.write(layout, self.payload.encode(symbols), qualities=self.config.qualities)
 
 
-def _layout(merged: Merged) -> Layout:
-    return Layout(grid=isqrt(len(merged.assignment)), cells=tuple(merged.centres.tolist()))
+def _layout(merged: Merged, quality: int) -> Layout:
+    return Layout(grid=isqrt(len(merged.assignment)), cells=tuple(merged.centres.tolist()), quality=quality)

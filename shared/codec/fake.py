@@ -15,15 +15,25 @@ from shared.codec.weights import CodecConfig, CodecWeights
 
 
 def fake_weights(
-    D: int = 64, M: int = 24, Z: int = 2, H: int = 32, E: int = 1, seed: int = 0, *, features: int | None = None
+    D: int = 64,
+    M: int = 24,
+    Z: int = 2,
+    H: int = 32,
+    E: int = 1,
+    seed: int = 0,
+    *,
+    Q: int = 1,
+    features: int | None = None,
 ) -> CodecWeights:
-    """A codec of feature dim D, M components, Z hyper symbols, language-model dim H and E experts.
+    """A codec of feature dim D, M components, Z hyper symbols, language-model dim H, E experts and Q qualities.
 
-    Needs D >= M. Grid embeddings are there for 4 × 4 and 6 × 6. ``features`` is the default n.
+    Needs D >= M. Grid embeddings are there for 4 × 4 and 6 × 6. ``features`` is the default n; the default quality is
+    the finest, whose steps are half a unit, each coarser one's twice as long.
     """
     rng = np.random.default_rng(seed)
     config = CodecConfig(
-        feature_dim=D, components=M, hyper=Z, hyper_hidden=16, experts=E, features=features, hidden=H,
+        feature_dim=D, components=M, hyper=Z, hyper_hidden=16, experts=E, qualities=Q, features=features,
+        quality=Q - 1, hidden=H,
         shift1=2, shift2=7, residual_range=15, hyper_range=4, tables=32, fraction=1,
     )  # fmt: skip
     f, scales = config.hyper_hidden, config.tables >> config.fraction
@@ -41,19 +51,22 @@ def fake_weights(
         config=config,
         mean=rng.standard_normal(D).astype(np.float32),
         analysis=basis.T.astype(np.float32),
-        step=np.full(M, 0.5, np.float32),
+        step=np.repeat(0.5 * 2.0 ** np.arange(Q - 1, -1, -1)[:, None], M, axis=1).astype(np.float32),
+        bit_price=np.full(Q, 0.02, np.float32),
         synthesis=basis.astype(np.float32),
         ha_w1=(rng.standard_normal((f, M)) * 0.1).astype(np.float32),
-        ha_b1=np.zeros(f, np.float32),
+        ha_b1=np.zeros((Q, f), np.float32),
         ha_w2=(rng.standard_normal((Z, f)) * 0.3).astype(np.float32),
         ha_b2=np.zeros(Z, np.float32),
         hs_w1=rng.integers(-8, 9, (E, f, Z)).astype(np.int8),
-        hs_b1=rng.integers(0, 16, (E, f)).astype(np.int32),
+        hs_b1=rng.integers(0, 16, (Q, E, f)).astype(np.int32),
         hs_w2=hs_w2.astype(np.int8),
-        hs_b2=hs_b2.astype(np.int32),
-        z_tables=table_from_probabilities(_laplace([96] * Z, config.hyper_range)),
+        hs_b2=np.stack(
+            [np.concatenate([hs_b2[:, :M], hs_b2[:, M:] - 448 * level], axis=1) for level in range(Q - 1, -1, -1)]
+        ).astype(np.int32),
+        z_tables=np.repeat(table_from_probabilities(_laplace([96] * Z, config.hyper_range))[None], Q, axis=0),
         y_tables=table_from_probabilities(_laplace(np.repeat(decay, 2).tolist(), config.residual_range)),
-        expert_table=table_from_probabilities(np.arange(E, 0, -1)) if E > 1 else None,
+        expert_table=np.repeat(table_from_probabilities(np.arange(E, 0, -1))[None], Q, axis=0) if E > 1 else None,
         grid_embedding={
             4: (rng.standard_normal((16, H)) * 0.02).astype(np.float32),
             6: (rng.standard_normal((36, H)) * 0.02).astype(np.float16),

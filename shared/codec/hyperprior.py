@@ -23,10 +23,11 @@ Ints = NDArray[np.int64]
 class Symbols:
     """The integers of n features: what a packet carries, and what follows from it."""
 
+    quality: int  # of all of them
     experts: Ints  # [n], 0..E−1
     z: Ints  # [n, Z], −Rz..Rz
     residuals: Ints  # [n, M], −R..R
-    mean: Ints  # [n, M], −R..R: not sent, `predict` of z and experts
+    mean: Ints  # [n, M], −R..R: not sent, `predict` of z, experts and quality
     table: Ints  # [n, M], 0..T−1: likewise
 
     @property
@@ -35,17 +36,17 @@ class Symbols:
         return self.mean + self.residuals
 
 
-def h_a(weights: CodecWeights, q: Ints) -> Ints:
+def h_a(weights: CodecWeights, q: Ints, quality: int) -> Ints:
     """Quantised components [n, M] → hyper symbols [n, Z]. Any z decodes; a good one is cheap."""
-    hidden = np.maximum(q @ weights.ha_w1.T.astype(np.float64) + weights.ha_b1, 0)
+    hidden = np.maximum(q @ weights.ha_w1.T.astype(np.float64) + weights.ha_b1[quality], 0)
     z = np.rint(hidden @ weights.ha_w2.T.astype(np.float64) + weights.ha_b2)
     limit = weights.config.hyper_range
     clipped: Ints = np.clip(z, -limit, limit).astype(np.int64)
     return clipped
 
 
-def h_s(weights: CodecWeights, z: Ints, expert: int) -> tuple[Ints, Ints]:
-    """Hyper symbols [n, Z] → (mean, table), each [n, M], as one expert sees it. Integers throughout.
+def h_s(weights: CodecWeights, z: Ints, expert: int, quality: int) -> tuple[Ints, Ints]:
+    """Hyper symbols [n, Z] → (mean, table), each [n, M], as one expert sees it at a quality. Integers throughout.
 
     h = clip((W₁z + b₁) >> shift1, 0, 255); o = W₂h + b₂, whose first half says where the mean is, in
     2^−fraction of a step, the second the scale; ``>>`` rounds down. The table is that of the scale and of what
@@ -53,21 +54,21 @@ def h_s(weights: CodecWeights, z: Ints, expert: int) -> tuple[Ints, Ints]:
     """
     c = weights.config
     w1, w2 = weights.hs_w1[expert].astype(np.int64), weights.hs_w2[expert].astype(np.int64)
-    h = np.clip((z @ w1.T + weights.hs_b1[expert]) >> c.shift1, 0, 255)  # [n, F]
-    o = h @ w2.T + weights.hs_b2[expert]  # [n, 2M]
+    h = np.clip((z @ w1.T + weights.hs_b1[quality, expert]) >> c.shift1, 0, 255)  # [n, F]
+    o = h @ w2.T + weights.hs_b2[quality, expert]  # [n, 2M]
     place = o[:, : c.components] >> c.shift2 - c.fraction
     mean = np.clip(place >> c.fraction, -c.residual_range, c.residual_range)
     scale = np.clip(o[:, c.components :] >> c.shift2, 0, (c.tables >> c.fraction) - 1)
     return mean, scale << c.fraction | place & (1 << c.fraction) - 1
 
 
-def predict(weights: CodecWeights, z: Ints, experts: Ints) -> tuple[Ints, Ints]:
+def predict(weights: CodecWeights, z: Ints, experts: Ints, quality: int) -> tuple[Ints, Ints]:
     """(mean, table), each [n, M], with each feature's own expert [n]."""
     mean = np.empty((len(z), weights.config.components), np.int64)
     table = np.empty_like(mean)
     for expert in np.unique(experts):
         mine = experts == expert
-        mean[mine], table[mine] = h_s(weights, z[mine], int(expert))
+        mean[mine], table[mine] = h_s(weights, z[mine], int(expert), quality)
     return mean, table
 
 
@@ -79,30 +80,48 @@ class Chooser:
         self._z_bits = symbol_bits(weights.z_tables)
         self._y_bits = symbol_bits(weights.y_tables)
         table = weights.expert_table
-        self._expert_bits = np.zeros(1) if table is None else symbol_bits(table)
+        self._expert_bits = np.zeros((weights.config.qualities, 1)) if table is None else symbol_bits(table)
 
-    def choose(self, q: Ints) -> Symbols:
-        """Components [n, M] → symbols. Tries every expert for every feature and keeps the cheapest.
+    def choose(self, y: NDArray[np.float64], quality: int) -> Symbols:
+        """Components in steps [n, M] → symbols. Tries every expert for every feature and keeps the cheapest.
 
-        A residual beyond ±R is clipped; an expert that has to clip less always wins.
+        Quantisation weighs rate against distortion: a residual goes one step towards the prediction where
+        that saves more bits than the codec's price of them in squared steps. A residual beyond ±R is clipped; an
+        expert that has to clip less always wins.
         """
-        z = h_a(self._weights, q)
+        c, price = self._weights.config, float(self._weights.bit_price[quality])
+        limit = 2 * c.residual_range  # predicted mean plus residual
+        q = np.clip(np.rint(y), -limit, limit).astype(np.int64)
+        z = h_a(self._weights, q, quality)
+        tried = [self._residuals(y, q, z, expert, quality, price) for expert in range(c.experts)]
+        lost = np.stack([clipped for _, clipped, _ in tried])  # [E, n]
+        costs = np.stack([cost for _, _, cost in tried]) + self._expert_bits[quality][:, None]
+        experts = np.where(lost == lost.min(axis=0), costs, np.inf).argmin(axis=0)
+        residuals = np.stack([one for one, _, _ in tried])[experts, np.arange(len(q))]
+        mean, table = predict(self._weights, z, experts, quality)
+        return Symbols(quality=quality, experts=experts, z=z, residuals=residuals, mean=mean, table=table)
+
+    def _residuals(
+        self, y: NDArray[np.float64], q: Ints, z: Ints, expert: int, quality: int, price: float
+    ) -> tuple[Ints, Ints, NDArray[np.float64]]:
+        """Under one expert: residuals [n, M], how many steps were clipped off [n], bits + squared error / price [n]."""
         limit = self._weights.config.residual_range
-        clipped, costs = [], []
-        for expert in range(self._weights.config.experts):
-            mean, table = h_s(self._weights, z, expert)
-            residuals = np.clip(q - mean, -limit, limit)
-            clipped.append(np.abs(q - mean - residuals).sum(axis=1))
-            costs.append(self._y_bits[table, residuals + limit].sum(axis=1) + self._expert_bits[expert])
-        lost = np.stack(clipped)  # [E, n]
-        experts = np.where(lost == lost.min(axis=0), np.stack(costs), np.inf).argmin(axis=0)
-        mean, table = predict(self._weights, z, experts)
-        return Symbols(experts=experts, z=z, residuals=np.clip(q - mean, -limit, limit), mean=mean, table=table)
+        mean, table = h_s(self._weights, z, expert, quality)
+        nearest = np.clip(q - mean, -limit, limit)
+        shorter = nearest - np.sign(nearest)
+        bits, fewer = (self._y_bits[table, r + limit] for r in (nearest, shorter))
+        error, more = (np.square(y - mean - r) for r in (nearest, shorter))
+        worth = more - error < price * (bits - fewer)
+        residuals = np.where(worth, shorter, nearest)
+        cost = np.where(worth, fewer, bits)
+        if price:  # otherwise every expert leaves the same, smallest error
+            cost = cost + np.where(worth, more, error) / price
+        return residuals, np.abs(q - mean - nearest).sum(axis=1), cost.sum(axis=1)
 
     def bits(self, symbols: Symbols) -> NDArray[np.float64]:
         """The ideal cost of each feature [n] in bits, by the tables: expert, z and residuals."""
         c = self._weights.config
         y = self._y_bits[symbols.table, symbols.residuals + c.residual_range].sum(axis=1)
-        z = self._z_bits[np.arange(c.hyper), symbols.z + c.hyper_range].sum(axis=1)
-        total: NDArray[np.float64] = y + z + self._expert_bits[symbols.experts]
+        z = self._z_bits[symbols.quality, np.arange(c.hyper), symbols.z + c.hyper_range].sum(axis=1)
+        total: NDArray[np.float64] = y + z + self._expert_bits[symbols.quality, symbols.experts]
         return total

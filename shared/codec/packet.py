@@ -1,18 +1,17 @@
 """One view's packet: header, one long binary fraction, checksum.
 
-    byte 0      version (4 bits) | grid code (3 bits) | merged (1 bit)
-    [byte 1     grid side, only when the grid code is 7]
-    body        n and positions (only when merged), then the range coder's payload
-    2 bytes     checksum, little-endian
+    4 bits      grid code (3 bits) | merged (1 bit)
+    [8 bits     grid side, only when the grid code is 7]
+    body        quality, n and positions (only when merged), then the range coder's payload: whole bytes
+    12 bits     checksum
 
 The body is a single number below 1, written in as few bytes as will do, zeros implied behind the end.
-Its leading digits are n (base N − 1) and the positions' rank (base C(N, n)), its tail the payload: mixed
-radix costs no rounding to whole bytes between the parts. ``docs/bitstream.md`` has it all in full.
+Its leading digits are the quality, n (base N − 1) and the positions' rank (base C(N, n)), its tail the
+payload: mixed radix costs no rounding to whole bytes between the parts. ``docs/bitstream.md`` has it all
+in full. There is no version: a packet means nothing without its codec, whose identity covers the format.
 
-The checksum is CRC-16 (polynomial 0x1021, initial 0xFFFF). Two bytes, because four would be 4 % of a
-typical packet and HTTP/2 over TCP or TLS already checks; a true 16-bit polynomial rather than half a
-CRC-32C, because it is sure to find one or two flipped bits and any burst up to 16 bits, which a
-truncated CRC is not.
+Header and checksum share two bytes, because every byte is a per cent of a typical packet and HTTP/2 over
+TCP or TLS already checks.
 
 Promises that every limit is checked before memory is taken. Leaves to ``codec`` what the symbols mean
 and the test that the bytes are the only ones that say it.
@@ -20,24 +19,23 @@ and the test that the bytes are the only ones that say it.
 
 from __future__ import annotations
 
-from binascii import crc_hqx
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import comb
 
 from shared.codec import positions
+from shared.codec.checksum import BITS, crc12
 from shared.codec.coder import Interval
 
-VERSION = 1
 SIDES = (4, 6, 8, 9, 12, 13, 16)  # grid codes 0..6
-EXPLICIT = 7  # grid code: the side follows in a byte of its own
-CHECKSUM_BYTES = 2
+EXPLICIT = 7  # grid code: the side follows in eight bits of its own
 
 
 class PacketError(ValueError):
     """Bytes that are no packet. ``reason`` is for machines, the message for people.
 
-    Reasons: TOO_SHORT, TOO_LONG, VERSION_UNSUPPORTED, GRID_INVALID, COUNT_INVALID, CHECKSUM_MISMATCH,
-    PAYLOAD_INVALID, NOT_CANONICAL.
+    Reasons: TOO_SHORT, TOO_LONG, GRID_INVALID, COUNT_INVALID, CHECKSUM_MISMATCH, PAYLOAD_INVALID,
+    NOT_CANONICAL.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -47,10 +45,11 @@ class PacketError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Which cells of a ``grid`` × ``grid`` view have a feature: ``cells`` ascending, raster order."""
+    """Which cells of a ``grid`` × ``grid`` view have a feature (``cells`` ascending, raster order), and how finely."""
 
     grid: int
     cells: tuple[int, ...]
+    quality: int = 0  # below the codec's number of qualities
 
     @property
     def n(self) -> int:
@@ -62,90 +61,90 @@ class Layout:
 
     @property
     def header_bits(self) -> int:
-        """Everything that is neither positions nor payload, the checksum included."""
-        return 8 * (len(_header(self)) + CHECKSUM_BYTES)
+        """Header and checksum: everything outside of the body."""
+        return 16 if self.grid in SIDES else 24
 
-    def digits(self) -> tuple[int, int]:
-        """(value, base) of what precedes the payload: n and the positions when merged, else (0, 1)."""
+    def digits(self, qualities: int) -> tuple[int, int]:
+        """(value, base) of what precedes the payload: the quality, and n and the positions when merged."""
         if not self.merged:
-            return 0, 1
+            return self.quality, qualities
         sets = comb(self.grid**2, self.n)
-        return (self.n - 1) * sets + positions.rank(self.cells), (self.grid**2 - 1) * sets
+        value = (self.quality * (self.grid**2 - 1) + self.n - 1) * sets + positions.rank(self.cells)
+        return value, qualities * (self.grid**2 - 1) * sets
 
 
-def write(layout: Layout, payload: Interval) -> bytes:
+def write(layout: Layout, payload: Interval, *, qualities: int = 1) -> bytes:
     """The packet of a payload at a layout. Shapes were checked by the codec."""
-    value, base = layout.digits()
+    value, base = layout.digits(qualities)
     low, whole = (value << payload.bits) + payload.low, base << payload.bits
-    packet = _header(layout) + _shortest(low, payload.width, whole)
-    return packet + _checksum(packet)
+    return seal(layout.grid, layout.merged, _shortest(low, payload.width, whole))
 
 
-def read(data: bytes, *, max_side: int, max_feature_bits: int) -> tuple[Layout, bytes]:
+def read(data: bytes, *, max_side: int, max_feature_bits: int, qualities: int = 1) -> tuple[Layout, bytes]:
     """A packet → its layout and the payload as a binary fraction (zeros implied behind its end).
 
     ``max_side`` bounds the grid, ``max_feature_bits`` what one feature may cost; both bound what a
     packet may ask for before any of it is taken. Raises ``PacketError``.
     """
-    side, merged, start = _parse_header(data, max_side)
+    side, merged, outside = _parse_header(data, max_side)
     total = side * side
-    if len(data) < start + CHECKSUM_BYTES:
-        raise PacketError("TOO_SHORT", f"{len(data)} bytes hold no packet: send it whole")
-    # A feature adds at most one position and its own symbols; the coder adds less than three words.
-    limit = start + CHECKSUM_BYTES + (total * (max_feature_bits + 1) + 7) // 8 + 12
+    # A feature adds at most one position and its own symbols; quality and coder add less than four words.
+    limit = outside + (total * (max_feature_bits + 1) + 7) // 8 + 16
     if len(data) > limit:
         raise PacketError("TOO_LONG", f"{len(data)} bytes; a packet of a {side}×{side} grid has at most {limit}")
-    end = len(data) - CHECKSUM_BYTES
-    if data[end:] != _checksum(data[:end]):
+    body = (int.from_bytes(data, "big") >> BITS & (1 << 8 * (len(data) - outside)) - 1).to_bytes(
+        len(data) - outside, "big"
+    )
+    if seal(side, merged, body) != data:
         raise PacketError("CHECKSUM_MISMATCH", "the checksum does not match: the packet is damaged, send it again")
-    body = data[start:end]
-    if not merged:
-        return Layout(grid=side, cells=tuple(range(total))), body
-    if total < 2:
-        raise PacketError("COUNT_INVALID", "a grid of one cell cannot be merged")
     fraction, whole = int.from_bytes(body, "big"), 1 << 8 * len(body)
-    n, fraction = divmod(fraction * (total - 1), whole)
-    n += 1
-    number, fraction = divmod(fraction * comb(total, n), whole)
-    layout = Layout(grid=side, cells=tuple(positions.unrank(number, n, total)))
-    return layout, fraction.to_bytes(len(body), "big")
+    quality, fraction = divmod(fraction * qualities, whole)
+    cells = tuple(range(total))
+    if merged:
+        if total < 2:
+            raise PacketError("COUNT_INVALID", "a grid of one cell cannot be merged")
+        n, fraction = divmod(fraction * (total - 1), whole)
+        number, fraction = divmod(fraction * comb(total, n + 1), whole)
+        cells = tuple(positions.unrank(number, n + 1, total))
+    return Layout(grid=side, cells=cells, quality=quality), fraction.to_bytes(len(body), "big")
 
 
-def _header(layout: Layout) -> bytes:
-    code = SIDES.index(layout.grid) if layout.grid in SIDES else EXPLICIT
-    first = VERSION << 4 | code << 1 | layout.merged
-    return bytes([first]) if code != EXPLICIT else bytes([first, layout.grid])
+def seal(side: int, merged: bool, body: bytes) -> bytes:
+    """Header, body and checksum as one packet."""
+    code = SIDES.index(side) if side in SIDES else EXPLICIT
+    head = bytes([code << 1 | merged]) if code != EXPLICIT else bytes([code << 1 | merged, side])
+    number = int.from_bytes(head + body, "big") << BITS | crc12(head + body)
+    return number.to_bytes(len(head) + len(body) + 1, "big")  # the header's 4 bits and the check's 12 share 2 bytes
 
 
 def _parse_header(data: bytes, max_side: int) -> tuple[int, bool, int]:
-    """(grid side, merged, where the body starts)."""
-    if len(data) < 1:
-        raise PacketError("TOO_SHORT", "an empty packet: send at least a header")
-    version, code, merged = data[0] >> 4, data[0] >> 1 & 7, bool(data[0] & 1)
-    if version != VERSION:
-        raise PacketError("VERSION_UNSUPPORTED", f"packet version {version}; this side reads version {VERSION}: update")
+    """(grid side, merged, bytes that are not the body's)."""
+    if len(data) < 2:
+        raise PacketError("TOO_SHORT", f"{len(data)} bytes hold no packet: send it whole")
+    code, merged, outside = data[0] >> 5, bool(data[0] >> 4 & 1), 2
     if code != EXPLICIT:
-        side, start = SIDES[code], 1
-    elif len(data) < 2:
+        side = SIDES[code]
+    elif len(data) < 3:
         raise PacketError("TOO_SHORT", "the packet ends before its grid side: send it whole")
     else:
-        side, start = data[1], 2
+        side, outside = (data[0] << 4 | data[1] >> 4) & 0xFF, 3
         if side in SIDES:
             raise PacketError("NOT_CANONICAL", f"grid side {side} has a code of its own: leave out the extra byte")
     if not 1 <= side <= max_side:
         raise PacketError("GRID_INVALID", f"grid side {side}; this codec takes 1 to {max_side}")
-    return side, merged, start
+    return side, merged, outside
 
 
 def _shortest(low: int, width: int, whole: int) -> bytes:
     """The shortest binary fraction in [low, low + width) / whole; of those, the smallest."""
-    size = (whole.bit_length() - width.bit_length() + 8) // 8  # 256^size >= whole / width: one is sure to be there
-    first = -(-(low << 8 * size) // whole)
-    last = -(-(low + width << 8 * size) // whole) - 1
-    while size and (shorter := -(-first // 256)) <= last // 256:  # with luck, one that ends in zeros as well
-        first, last, size = shorter, last // 256, size - 1
-    return first.to_bytes(size, "big")
 
+    def smallest(size: int) -> int:
+        """The smallest number that is not below the interval, in 256^-size."""
+        return -(-(low << 8 * size) // whole)
 
-def _checksum(data: bytes) -> bytes:
-    return crc_hqx(data, 0xFFFF).to_bytes(CHECKSUM_BYTES, "little")
+    def found(size: int) -> bool:
+        return smallest(size) * whole < low + width << 8 * size
+
+    most = (whole.bit_length() - width.bit_length() + 8) // 8  # 256^most >= whole / width: one is sure to be there
+    size = bisect_left(range(most), True, key=found)  # whoever fits in fewer bytes fits in more
+    return smallest(size).to_bytes(size, "big")

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from shared.codec.tables import problem_with
 
-FORMAT = 2
+FORMAT = 3
 CONFIG_FILE, TENSOR_FILE = "codec.json", "codec.safetensors"
 _GRID_PREFIX = "grid_embedding."
 
@@ -42,8 +42,10 @@ class CodecConfig:
     hyper: int  # Z: hyper symbols per feature
     hyper_hidden: int  # F: hidden units of h_a and h_s
     experts: int = 1  # E
+    qualities: int = 1  # Q: levels of rate, the coarsest first
     neighbours: int = 5  # of DPC-KNN
     features: int | None = None  # merged to this many when the caller does not say; None: not merged
+    quality: int = 0  # coded at this level when the caller does not say
     hidden: int  # H: of the language model, for the grid embedding
     shift1: int  # right shift after the first layer of h_s
     shift2: int  # right shift after the second
@@ -56,9 +58,9 @@ class CodecConfig:
     def __post_init__(self) -> None:
         bounds = {
             "feature_dim": (1, 1 << 16), "components": (1, 4096), "hyper": (1, 256), "hyper_hidden": (1, 4096),
-            "experts": (1, 256), "neighbours": (1, 1024), "hidden": (1, 1 << 16), "shift1": (0, 31),
-            "shift2": (0, 31), "residual_range": (1, 4095), "hyper_range": (1, 4095), "tables": (1, 4096),
-            "max_grid": (1, 64), "fraction": (0, 8),
+            "experts": (1, 256), "qualities": (1, 64), "neighbours": (1, 1024), "hidden": (1, 1 << 16),
+            "shift1": (0, 31), "shift2": (0, 31), "residual_range": (1, 4095), "hyper_range": (1, 4095),
+            "tables": (1, 4096), "max_grid": (1, 64), "fraction": (0, 8), "quality": (0, 63),
         }  # fmt: skip
         if self.features is not None:
             bounds["features"] = (1, self.max_grid**2 if isinstance(self.max_grid, int) else 1)
@@ -67,6 +69,8 @@ class CodecConfig:
             if type(value) is not int or not least <= value <= most:
                 raise CodecError(f"codec.json: {name} = {value!r}; must be an integer from {least} to {most}")
 
+        if not self.quality < self.qualities:
+            raise CodecError(f"codec.json: quality = {self.quality}; must be below qualities = {self.qualities}")
         if self.fraction > self.shift2 or self.tables % (1 << self.fraction):
             raise CodecError(
                 f"codec.json: fraction = {self.fraction}; must be at most shift2 = {self.shift2}, and tables = "
@@ -99,25 +103,26 @@ class CodecConfig:
 class CodecWeights:
     """Every number of a codec; read-only arrays. Raises ``CodecError`` when one does not fit.
 
-    ``x̂ = mean + synthesis @ (q · step)``; what h_a and h_s do is in ``hyperprior``.
+    ``x̂ = mean + synthesis @ (q · step)`` with the steps of a quality; what h_a and h_s do is in ``hyperprior``.
     """
 
     config: CodecConfig
     mean: NDArray[np.float32]  # [D]
     analysis: NDArray[np.float32]  # [M, D]
-    step: NDArray[np.float32]  # [M], positive
+    step: NDArray[np.float32]  # [Q, M], positive
+    bit_price: NDArray[np.float32]  # [Q], not negative: squared steps that an encoder gives for a bit
     synthesis: NDArray[np.float32]  # [D, M]
     ha_w1: NDArray[np.float32]  # [F, M]: h_a is used by the encoder only
-    ha_b1: NDArray[np.float32]  # [F]
+    ha_b1: NDArray[np.float32]  # [Q, F]
     ha_w2: NDArray[np.float32]  # [Z, F]
     ha_b2: NDArray[np.float32]  # [Z]
     hs_w1: NDArray[np.int8]  # [E, F, Z]
-    hs_b1: NDArray[np.int32]  # [E, F]
+    hs_b1: NDArray[np.int32]  # [Q, E, F]
     hs_w2: NDArray[np.int8]  # [E, 2M, F]
-    hs_b2: NDArray[np.int32]  # [E, 2M]
-    z_tables: NDArray[np.uint32]  # [Z, 2 Rz + 2], cumulative
+    hs_b2: NDArray[np.int32]  # [Q, E, 2M]
+    z_tables: NDArray[np.uint32]  # [Q, Z, 2 Rz + 2], cumulative
     y_tables: NDArray[np.uint32]  # [T, 2 R + 2], cumulative
-    expert_table: NDArray[np.uint32] | None = None  # [E + 1], cumulative; only with E > 1
+    expert_table: NDArray[np.uint32] | None = None  # [Q, E + 1], cumulative; only with E > 1
     grid_embedding: dict[int, AnyArray] = field(default_factory=dict)  # grid side G → [G², H], f32 or f16
 
     def __post_init__(self) -> None:
@@ -142,6 +147,8 @@ class CodecWeights:
             array.setflags(write=False)
         if (self.step <= 0).any():
             raise CodecError("step: every quantisation step must be positive")
+        if (self.bit_price < 0).any():
+            raise CodecError("bit_price: no bit may have a negative price")
 
     @classmethod
     def load(cls, directory: Path) -> CodecWeights:
@@ -185,21 +192,22 @@ class CodecWeights:
 
 def _shapes(c: CodecConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of every tensor but the grid embeddings, by its name in the file."""
-    d, m, z, f, e = c.feature_dim, c.components, c.hyper, c.hyper_hidden, c.experts
+    d, m, z, f, e, q = c.feature_dim, c.components, c.hyper, c.hyper_hidden, c.experts, c.qualities
     return {
         "mean": ("float32", (d,)),
         "analysis": ("float32", (m, d)),
-        "step": ("float32", (m,)),
+        "step": ("float32", (q, m)),
+        "bit_price": ("float32", (q,)),
         "synthesis": ("float32", (d, m)),
         "ha_w1": ("float32", (f, m)),
-        "ha_b1": ("float32", (f,)),
+        "ha_b1": ("float32", (q, f)),
         "ha_w2": ("float32", (z, f)),
         "ha_b2": ("float32", (z,)),
         "hs_w1": ("int8", (e, f, z)),
-        "hs_b1": ("int32", (e, f)),
+        "hs_b1": ("int32", (q, e, f)),
         "hs_w2": ("int8", (e, 2 * m, f)),
-        "hs_b2": ("int32", (e, 2 * m)),
-        "z_tables": ("uint32", (z, 2 * c.hyper_range + 2)),
+        "hs_b2": ("int32", (q, e, 2 * m)),
+        "z_tables": ("uint32", (q, z, 2 * c.hyper_range + 2)),
         "y_tables": ("uint32", (c.tables, 2 * c.residual_range + 2)),
-        "expert_table": ("uint32", (e + 1,)),
+        "expert_table": ("uint32", (q, e + 1)),
     }

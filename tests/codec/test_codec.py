@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(params=[1, 3], ids=["one expert", "three experts"])
 def codec(request: pytest.FixtureRequest) -> Codec:
-    return Codec(fake_weights(E=request.param, seed=1))
+    return Codec(fake_weights(E=request.param, Q=3, seed=1))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -32,10 +32,45 @@ def test_what_is_encoded_is_decoded(codec: Codec, total: int, n: int, seed: int)
     assert decoded.grid**2 == total
     assert decoded.positions.tolist() == merged.centres.tolist()
     assert decoded.features.dtype == np.float32
-    # Half a step of error for each component, plus what the components cannot express.
+    # Less than a step of error for each component, plus what the components cannot express.
     y = (merged.centroids - codec.weights.mean) @ codec.weights.analysis.T
     y_hat = (decoded.features - codec.weights.mean) @ codec.weights.analysis.T
-    assert np.abs(y - y_hat).max() <= codec.weights.step.max() / 2 + 1e-4
+    assert np.abs(y - y_hat).max() <= codec.weights.step[decoded.quality].max()
+
+
+def test_bits_that_cost_nothing_buy_the_nearest_step() -> None:
+    features = fake_features(fake_weights(), 36)
+    errors, sizes = [], []
+    for price in (0.0, 0.05, 0.2):
+        codec = Codec(replace(fake_weights(), bit_price=np.array([price], np.float32)))
+        packet = codec.encode(features)
+        y, y_hat = (
+            (one - codec.weights.mean) @ codec.weights.analysis.T for one in (features, codec.decode(packet).features)
+        )
+        errors.append(np.abs(y - y_hat))
+        sizes.append(len(packet))
+    assert errors[0].max() <= 0.25 + 1e-4  # steps are half a unit
+    assert errors[0].mean() < errors[1].mean() < errors[2].mean()
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
+def test_a_coarser_quality_takes_fewer_bytes_and_errs_more() -> None:
+    codec = Codec(fake_weights(Q=3))
+    features = fake_features(codec.weights, 36)
+    packets = [codec.encode(features, 20, quality) for quality in range(3)]
+    decoded = [codec.decode(packet) for packet in packets]
+    assert [one.quality for one in decoded] == [0, 1, 2]
+    assert len(packets[0]) < len(packets[1]) < len(packets[2])
+    wanted = merge(features, 20, 5).centroids
+    errors = [np.square(one.features - wanted).mean() for one in decoded]
+    assert errors[0] > errors[1] > errors[2]
+    assert codec.encode(features, 20) == packets[2]  # the default is the finest of these
+
+
+@pytest.mark.parametrize("quality", [-1, 3])
+def test_qualities_that_there_are_not(codec: Codec, quality: int) -> None:
+    with pytest.raises(ValueError, match=f"quality {quality}; this codec has 0"):
+        codec.encode(fake_features(codec.weights, 36), quality=quality)
 
 
 def test_the_default_number_of_features() -> None:
@@ -51,7 +86,7 @@ def test_what_is_out_of_range_is_clipped(codec: Codec) -> None:
     features = fake_features(codec.weights, 16)
     for factor in (1e3, -1e3, 1e30):
         decoded = codec.decode(codec.encode((features * np.float32(factor)).astype(np.float32)))
-        y = (decoded.features - codec.weights.mean) @ codec.weights.analysis.T / codec.weights.step
+        y = (decoded.features - codec.weights.mean) @ codec.weights.analysis.T / codec.weights.step[decoded.quality]
         assert np.abs(y).max() <= 2 * codec.config.residual_range + 1e-3
 
 
@@ -78,8 +113,8 @@ def test_the_explanation_is_of_the_packet(codec: Codec, n: int) -> None:
     told = codec.explain(features, n)
     assert told.packet == codec.encode(features, n)
     assert told.feature_bits.shape == told.experts.shape == (n,)
-    assert told.header_bits == 24
-    assert (told.position_bits == 0) == (n == 36)
+    assert told.header_bits == 16
+    assert (told.place_bits < 2) == (n == 36)  # one of three qualities
     assert told.merged.assignment.shape == (36,)
     assert told.experts.max() < codec.config.experts
 
@@ -95,42 +130,41 @@ def test_packets_are_within_a_byte_and_a_bit_of_the_ideal(codec: Codec) -> None:
 
 
 def test_each_feature_gets_its_cheapest_expert() -> None:
-    codec = Codec(fake_weights(E=3, seed=1))
+    codec = Codec(replace(fake_weights(E=3, seed=1), bit_price=np.zeros(1, np.float32)))
     rng = np.random.default_rng(0)
     q = rng.integers(-3, 4, (50, 24))
     chooser = hyperprior.Chooser(codec.weights)
-    chosen = chooser.choose(q)
+    chosen = chooser.choose(q, 0)
     assert (chosen.q == q).all()
     assert set(chosen.experts.tolist()) == {0, 1, 2}
     limit = codec.config.residual_range
     for expert in range(3):
         experts = np.full(50, expert)
-        mean, table = hyperprior.predict(codec.weights, chosen.z, experts)
+        mean, table = hyperprior.predict(codec.weights, chosen.z, experts, 0)
         fits = (np.abs(q - mean) <= limit).all(axis=1)
-        other = hyperprior.Symbols(
-            experts=experts, z=chosen.z, residuals=np.clip(q - mean, -limit, limit), mean=mean, table=table
-        )
+        residuals = np.clip(q - mean, -limit, limit)
+        other = replace(chosen, experts=experts, residuals=residuals, mean=mean, table=table)
         assert (chooser.bits(chosen) <= chooser.bits(other) + 1e-9)[fits].all()
 
 
 def test_an_expert_that_clips_less_wins() -> None:
     weights = fake_weights(E=2, seed=1)
     zero, b2 = np.zeros_like(weights.hs_w2), weights.hs_b2.copy()
-    b2[0, :24], b2[1, :24] = -15 << 7, 15 << 7  # one expert expects −15 everywhere, the other 15
+    b2[0, 0, :24], b2[0, 1, :24] = -15 << 7, 15 << 7  # one expert expects −15 everywhere, the other 15
     chooser = hyperprior.Chooser(replace(weights, hs_w2=zero, hs_b2=b2))
-    assert chooser.choose(np.full((1, 24), 20)).experts.tolist() == [1]
-    assert chooser.choose(np.full((1, 24), -20)).experts.tolist() == [0]
+    assert chooser.choose(np.full((1, 24), 20), 0).experts.tolist() == [1]
+    assert chooser.choose(np.full((1, 24), -20), 0).experts.tolist() == [0]
 
 
 def test_the_integer_network_is_the_documented_one() -> None:
     """Against plain Python integers, negative sums and both clips included."""
-    weights = fake_weights(M=6, D=12, E=2, seed=3)
+    weights = fake_weights(M=6, D=12, E=2, Q=2, seed=3)
     c = weights.config
     for expert in range(2):
         for z in ([0, 0], [4, -4], [-4, -3], [1, 2]):
-            mean, table = hyperprior.h_s(weights, np.array([z]), expert)
-            w1, b1 = weights.hs_w1[expert].tolist(), weights.hs_b1[expert].tolist()
-            w2, b2 = weights.hs_w2[expert].tolist(), weights.hs_b2[expert].tolist()
+            mean, table = hyperprior.h_s(weights, np.array([z]), expert, 1)
+            w1, b1 = weights.hs_w1[expert].tolist(), weights.hs_b1[1, expert].tolist()
+            w2, b2 = weights.hs_w2[expert].tolist(), weights.hs_b2[1, expert].tolist()
             h = [min(max((w[0] * z[0] + w[1] * z[1] + b) // 2**c.shift1, 0), 255) for w, b in zip(w1, b1, strict=True)]
             o = [sum(x * y for x, y in zip(w, h, strict=True)) + b for w, b in zip(w2, b2, strict=True)]
             place = [v // 2 ** (c.shift2 - 1) for v in o[:6]]
@@ -143,15 +177,15 @@ def test_the_decoder_needs_no_floats_before_the_dequantiser(codec: Codec, monkey
     """With every float of the codec spoilt, a packet still decodes to the same symbols."""
     data = codec.encode(fake_features(codec.weights, 36), 12)
     seen: list[np.ndarray] = []
-    names = ("mean", "analysis", "synthesis", "ha_w1", "ha_b1", "ha_w2", "ha_b2", "step")
+    names = ("mean", "analysis", "synthesis", "ha_w1", "ha_b1", "ha_w2", "ha_b2", "step", "bit_price")
     spoilt = Codec(replace(codec.weights, **{name: np.ones_like(getattr(codec.weights, name)) for name in names}))
     for one in (codec, spoilt):
-        monkeypatch.setattr(one, "dequantise", lambda q: seen.append(q) or np.zeros(0))
+        monkeypatch.setattr(one, "dequantise", lambda q, quality: seen.append(q) or np.zeros(0))
         one.decode(data)
     assert seen[0].dtype.kind == "i" and (seen[0] == seen[1]).all()
     for name in ("mean", "table"):
         index = ("mean", "table").index(name)
-        assert hyperprior.predict(codec.weights, np.zeros((2, 2), int), np.zeros(2, int))[index].dtype == np.int64
+        assert hyperprior.predict(codec.weights, np.zeros((2, 2), int), np.zeros(2, int), 0)[index].dtype == np.int64
 
 
 def test_grid_embeddings(codec: Codec) -> None:

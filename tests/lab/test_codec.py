@@ -43,14 +43,14 @@ RECIPE = train.Recipe(
 def test_the_exported_hyperprior_is_the_trained_one_rounded() -> None:
     torch.manual_seed(0)
     pictures = [one.features.astype(np.float32) for one in _pictures(0, 40)]
-    model = CodecModel(dim=96, components=8, hyper=3, hidden=16)
-    model.start_from(torch.from_numpy(np.concatenate(pictures)), torch.eye(96), 0.5)
+    model = CodecModel(dim=96, components=8, hyper=3, hidden=16, qualities=2)
+    model.start_from(torch.from_numpy(np.concatenate(pictures)), torch.eye(96), (8.0, 16.0))
     model.h_s.w2.normal_(std=0.1)
     tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
-    weights = export(model, Answerer(96, config(tokenizer)), pictures, features=None)
+    weights = export(model, Answerer(96, config(tokenizer)), pictures, features=None, quality=1)
     z = np.random.default_rng(0).integers(-7, 8, (500, 3))
-    mean, table = h_s(weights, z, 0)
-    wanted, scale = (t.numpy() for t in model.h_s(torch.from_numpy(z).float()))
+    mean, table = h_s(weights, z, 0, 1)
+    wanted, scale = (t.numpy() for t in model.h_s(torch.from_numpy(z).float(), 1))
     place = mean + (table % (1 << FRACTION)) / (1 << FRACTION) - 0.5
     assert np.abs(wanted).max() > 2
     assert np.abs(place - wanted).max() < 0.2 and np.abs((table >> FRACTION) - scale).max() < 1.2

@@ -1,0 +1,169 @@
+"""Fuzzes packets and sessions until so many cases have been run.
+
+    python -m benchmarks.fuzz --cases 10000000          # hours; goes on where it stopped
+    python -m benchmarks.fuzz --replay FILE             # one finding again, with its traceback
+
+Nine cases of ten are packets, one is a pair of sessions. Works in ``runs/fuzz`` (corpus, findings, counts) and
+writes benchmarks/results/fuzz.json after every slice; another folder begins anew. Promises that a finding, a
+hang or a dead process ends a slice at most. Leaves the cases themselves to `worker`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import date
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fuzz.worker import TARGETS, target
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
+SHARES = {"packet": 0.9, "stream": 0.1}
+SLICE = 50_000  # cases of all targets and one job
+INTERRUPTED = (72, 130, -signal.SIGINT)  # how a process says that it was: libFuzzer, Atheris, Python
+SEEN = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")  # libFuzzer's progress
+
+
+def nothing() -> dict[str, Any]:
+    """Seconds are the clock's, and of the processor; the slowest case is the processor's."""
+    zeros: dict[str, Any] = dict.fromkeys(("cases", "seconds", "cpu_seconds", "edges", "features", "corpus"), 0)
+    return zeros | {"slowest_ms": 0.0, "outcomes": {}}
+
+
+class Campaign:
+    """What has been done in a folder, slice by slice."""
+
+    def __init__(self, folder: Path, seed: int, jobs: int) -> None:
+        self.folder = folder
+        self.jobs = jobs
+        self._file = folder / "campaign.json"
+        fresh = {"seed": seed, "slices": 0, "findings": {}, "targets": {name: nothing() for name in TARGETS}}
+        self.state: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else fresh
+
+    @property
+    def cases(self) -> int:
+        return sum(one["cases"] for one in self.state["targets"].values())
+
+    @property
+    def speed(self) -> float:
+        """Cases in a second of one processor."""
+        return self.cases / max(sum(one["cpu_seconds"] for one in self.state["targets"].values()), 1e-9)
+
+    @property
+    def findings(self) -> int:
+        return sum(self.state["findings"].values())
+
+    def slice(self, name: str, cases: int) -> None:
+        """Lets every job run its part of so many cases of one target; adds up what they did."""
+        each = -(-cases // self.jobs)
+        running = []
+        for job in range(self.jobs):
+            self.state["slices"] += 1  # a seed of its own for each; 0 would be a random one
+            work = self.folder / f"job-{job}"
+            work.mkdir(parents=True, exist_ok=True)
+            (work / "state.json").unlink(missing_ok=True)
+            seed = self.state["seed"] * 1_000_003 + self.state["slices"]
+            command = [sys.executable, "-m", "benchmarks.fuzz.worker", name, self.folder, work, each, seed]
+            with (work / "log").open("w") as log:
+                running.append((work, subprocess.Popen([str(word) for word in command], cwd=ROOT, stderr=log)))
+        began = time.perf_counter()
+        try:
+            for _, process in running:
+                process.wait()
+        except KeyboardInterrupt:
+            for _, process in running:  # it was told as well
+                process.wait()
+            raise
+        finally:
+            self.state["targets"][name]["seconds"] += time.perf_counter() - began
+            for work, process in running:
+                self._add(name, work, process.returncode)
+            self._file.write_text(json.dumps(self.state))
+
+    def _add(self, name: str, work: Path, code: int | None) -> None:
+        total, log = self.state["targets"][name], (work / "log").read_text(errors="replace")
+        found, state = SEEN.findall(log), work / "state.json"
+        if not state.exists():
+            raise SystemExit(f"the fuzzing process ended with {code} before its first thousand cases:\n{log[-2000:]}")
+        done = json.loads(state.read_text())
+        for key in ("cases", "cpu_seconds"):
+            total[key] += done[key]
+        total["slowest_ms"] = max(total["slowest_ms"], done["slowest_ms"])
+        total["outcomes"] = dict(Counter(total["outcomes"]) + Counter(done["outcomes"]))
+        for key, value in zip(("edges", "features", "corpus"), map(int, found[-1] if found else ()), strict=False):
+            total[key] = max(total[key], value) if key != "corpus" else value
+        if code not in (0, *INTERRUPTED):
+            done["findings"][f"the {name} process ended with {code}"] = 1
+        self.state["findings"] = dict(Counter(self.state["findings"]) + Counter(done["findings"]))
+
+    def result(self) -> dict[str, Any]:
+        machine = f"{platform.machine()}, {os.cpu_count()} processors"
+        return {
+            "cases": self.cases,
+            "cases_a_cpu_second": round(self.speed),
+            "findings": self.state["findings"],
+            "seed": self.state["seed"],
+            "jobs": self.jobs,
+            "date": date.today().isoformat(),
+            "machine": machine,
+            "python": platform.python_version(),
+            "atheris": metadata.version("atheris"),
+            "targets": self.state["targets"],
+        }
+
+    def __str__(self) -> str:
+        told = [f"{self.cases:,} cases", f"{self.speed:,.0f} in a second of a processor"]
+        for name, one in self.state["targets"].items():
+            told.append(f"{name}: {one['edges']} edges, slowest {one['slowest_ms']:.0f} ms")
+        return " | ".join([*told, f"{self.findings} findings"])
+
+
+def replay(file: Path) -> None:
+    """Runs one case; its exception is not caught."""
+    name = file.name.split("-")[0]
+    if name not in TARGETS:
+        raise SystemExit(f"{file.name} is no finding: their names begin with {' or '.join(TARGETS)}")
+    print(target(name).run(file.read_bytes()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--cases", type=int, default=100_000, help="in all, earlier runs in the folder included")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "fuzz", help="where it goes on; %(default)s")
+    parser.add_argument("--out", type=Path, default=RESULT, help="%(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of a folder that begins anew")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once; they share the corpus")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="run one finding again and nothing else")
+    chosen = parser.parse_args()
+    if chosen.replay:
+        return replay(chosen.replay)
+    if util.find_spec("atheris") is None:
+        raise SystemExit("atheris is not installed; it is part of tofc[dev] on Linux x86-64 with Python below 3.14")
+    campaign = Campaign(chosen.folder.resolve(), chosen.seed, max(chosen.jobs, 1))
+    try:
+        while (left := chosen.cases - campaign.cases) > 0:
+            part = min(left, SLICE * campaign.jobs)
+            for name, share in SHARES.items():
+                campaign.slice(name, max(round(part * share), 1))
+            chosen.out.write_text(json.dumps(campaign.result(), indent=1) + "\n")
+            print(campaign, flush=True)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from here: {campaign}")
+        raise SystemExit(130) from None
+    if campaign.findings:
+        raise SystemExit(f"findings, with inputs in {campaign.folder}/findings: {campaign.state['findings']}")
+
+
+if __name__ == "__main__":
+    main()

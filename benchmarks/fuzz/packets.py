@@ -1,0 +1,175 @@
+"""Hostile packets: what must hold of any bytes, and how to make bytes that get far.
+
+    selector byte │ packet      the codec that reads it, and what it reads
+
+Promises to know nothing of a packet's inside but the half byte of header and the checksum at its end. Leaves what
+comes of a failed check, and which bytes lead somewhere new, to whoever calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from random import Random
+
+import numpy as np
+
+from benchmarks.fuzz import Finding
+from shared.codec import Codec, PacketError, packet
+from shared.codec.checksum import BITS, crc12
+from shared.codec.fake import fake_features, fake_weights
+
+Blind = Callable[[bytes], bytes]  # changes bytes without knowing what they are
+
+REASON = re.compile(r"[A-Z]+(_[A-Z]+)*")
+
+
+def codecs() -> list[Codec]:
+    """Small ones of one, two and three experts and qualities; the second takes small grids only."""
+    made = [fake_weights(D=12, M=6, Z=2, H=4, E=experts, Q=experts, seed=experts) for experts in (1, 2, 3)]
+    made[1] = replace(made[1], config=replace(made[1].config, max_grid=6))
+    return [Codec(weights) for weights in made]
+
+
+def mended(content: bytes) -> bytes:
+    """A packet whose checksum is right, whatever it says; of the first byte only the lower half counts."""
+    content = bytes([(content or b"\0")[0] & 15]) + content[1:]
+    return (int.from_bytes(content, "big") << BITS | crc12(content)).to_bytes(len(content) + 1, "big")
+
+
+def content_of(data: bytes) -> bytes:
+    """What `mended` makes a packet of."""
+    return (int.from_bytes(data, "big") >> BITS).to_bytes(max(len(data) - 1, 1), "big")
+
+
+def settled(codec: Codec, data: bytes) -> bytes | None:
+    """The packet that says what these bytes say; None when they do not even decode to symbols."""
+    with _written() as written, suppress(PacketError):
+        codec.decode(data)
+    return written[-1] if written else None
+
+
+@contextmanager
+def _written() -> Iterator[list[bytes]]:
+    """Every packet that is written meanwhile: a decoder writes one to compare it with what came."""
+    original, seen = packet.write, []
+
+    def write(*args: object, **more: object) -> bytes:
+        seen.append(original(*args, **more))  # type: ignore[arg-type]
+        return seen[-1]
+
+    packet.write = write  # type: ignore[assignment]
+    try:
+        yield seen
+    finally:
+        packet.write = original
+
+
+def check(codec: Codec, data: bytes) -> str:
+    """Holds a codec to its promises on any bytes: the reason of refusal, or what was decoded, as a hash.
+
+    Raises `Finding`, or whatever the decoder raised that it must not.
+    """
+    with _written() as written:
+        try:
+            decoded = codec.decode(data)
+        except PacketError as error:
+            if not REASON.fullmatch(error.reason) or len(str(error)) < 10:
+                raise Finding(f"refused without a sentence: {error.reason!r}, {error}") from error
+            return error.reason
+    if written[-1] != data:
+        raise Finding(f"taken, but an encoder writes {written[-1].hex()}")
+    n, cells = len(decoded.positions), decoded.positions
+    rules = {
+        "grid": 1 <= decoded.grid <= codec.config.max_grid,
+        "number of features": n >= 1 and decoded.features.shape == (n, codec.config.feature_dim),
+        "order of positions": (np.diff(cells) > 0).all(),
+        "positions": cells[0] >= 0 and cells[-1] < decoded.grid**2,
+        "numbers": np.isfinite(decoded.features).all(),
+    }
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise Finding(f"{data.hex()} was taken with wrong {', '.join(broken)}")
+    return hashlib.sha256(
+        cells.tobytes() + decoded.features.tobytes() + bytes([decoded.grid, decoded.quality])
+    ).hexdigest()
+
+
+def _set(body: bytes, rng: Random) -> bytes:
+    at = rng.randrange(len(body) + 1)
+    return body[:at] + bytes([rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))]) + body[at + 1 :]
+
+
+def _flip(body: bytes, rng: Random) -> bytes:
+    at = rng.randrange(len(body) or 1)
+    return body[:at] + bytes([(body[at : at + 1] or b"\0")[0] ^ 1 << rng.randrange(8)]) + body[at + 1 :]
+
+
+def _cut(body: bytes, rng: Random) -> bytes:
+    first, last = sorted(rng.choices(range(len(body) + 1), k=2))
+    return rng.choice((body[:last], body[:first] + body[last:]))
+
+
+def _grow(body: bytes, rng: Random) -> bytes:
+    at, size = rng.randrange(len(body) + 1), rng.choice((1, 2, 8, 100, 1000, 6000))
+    return body[:at] + rng.choice((bytes(size), b"\xff" * size, rng.randbytes(size), body[:size])) + body[at:]
+
+
+CHANGES: tuple[Callable[[bytes, Random], bytes], ...] = (_set, _flip, _cut, _grow)
+
+
+class Packets:
+    """The fuzzer's target: `seeds` to begin with, `mutate` to go on, `run` for one case."""
+
+    name = "packet"
+    longest = 8192  # bytes of a case; a packet of these codecs is shorter
+
+    def __init__(self) -> None:
+        self.codecs = codecs()
+        self._heads = sorted({content_of(seed[1:])[:2] for seed in self.seeds()})  # they say how the rest is read
+
+    def seeds(self) -> Iterator[bytes]:
+        """Valid packets of every codec, of several grids and n."""
+        for selector, codec in enumerate(self.codecs):
+            for side in (1, 2, 4, 5, 6, 9, 13, 16):
+                if side <= codec.config.max_grid:
+                    views = fake_features(codec.weights, side**2, seed=side)
+                    for n in sorted({1, side**2 // 2, side**2 - 1, side**2} - {0}):
+                        yield bytes([selector]) + codec.encode(views, n, n % codec.config.qualities)
+
+    def run(self, data: bytes) -> str:
+        """One case: the reason of refusal, or TAKEN."""
+        outcome = check(*self._split(data))
+        return outcome if REASON.fullmatch(outcome) else "TAKEN"
+
+    def mutate(self, data: bytes, rng: Random, blind: Blind) -> bytes:
+        """Another case, made from one. Most have a right checksum, and some are what an encoder would write."""
+        codec, sent = self._split(data)
+        selector = self.codecs.index(codec)
+        if rng.random() < 0.05:
+            selector = rng.randrange(len(self.codecs))
+            codec = self.codecs[selector]
+        if rng.random() < 0.02:
+            return bytes([selector]) + self._encoded(codec, rng)
+        body = content_of(sent)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            kept = rng.choice((0, 1, 1, 1, 2))  # few other heads are any
+            body = body[:kept] + (blind if rng.random() < 0.3 else partial(rng.choice(CHANGES), rng=rng))(body[kept:])
+        if rng.random() < 0.1:
+            body = rng.choice(self._heads) + body[2:]
+        body = body[: self.longest - 1]
+        sent = mended(body) if rng.random() < 0.95 else body
+        if rng.random() < 0.1:
+            sent = settled(codec, sent) or sent
+        return bytes([selector]) + sent
+
+    def _split(self, data: bytes) -> tuple[Codec, bytes]:
+        return self.codecs[data[0] % len(self.codecs) if data else 0], data[1:]
+
+    def _encoded(self, codec: Codec, rng: Random) -> bytes:
+        side = rng.randint(1, codec.config.max_grid)
+        views = fake_features(codec.weights, side**2, seed=rng.randrange(1 << 32))
+        return codec.encode(views * np.float32(rng.choice((0, 1, 1, 10, 1e20))), rng.randint(1, side**2))

@@ -1,0 +1,209 @@
+"""The steps of scripted clients as bytes, and how to change them with and without sense.
+
+    step      kind and client (1 byte) │ pause (1 byte) │ length (2 bytes) │ request
+
+Promises that any bytes are some steps and that what `write` gives `read` takes back. Leaves to `streams` what
+a step does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from random import Random
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from edge_server.fake import CORRUPT
+from shared.rpc.tofc.v1 import tofc_pb2
+
+PICTURES = [name.ljust(16, b"\0") for name in (b"one", b"two", b"three")]
+MOST = 64  # steps
+NUMBERS = (0, 1, 1, 2, 2, 3, 4, 5, 16, 1024, 2**31 - 1, 2**31, 2**32 - 1)
+FLOATS = (0.0, 0.5, 1.0, -1.0, 100.0, 1e30, float("nan"), float("inf"))
+TEXTS = ("", "?", "a cat", "größer 🐘", "x" * 300, "\0", "fake-model", "fake-codec")
+PACKETS = (b"", b"a", b"view", CORRUPT, b"12345678", b"123456789", bytes(200))
+
+
+class Kind(IntEnum):
+    """What a client does."""
+
+    REQUEST = 0
+    WAIT = 1  # seconds, instead of turns of the loop
+    READ_NOT = 2
+    READ = 3
+    LEAVE = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that one client does, after so many turns of the loop."""
+
+    client: int  # 0 or 1
+    kind: Kind = Kind.REQUEST
+    pause: int = 0
+    request: bytes = b""  # a SessionRequest, or not
+
+
+def write(steps: list[Step]) -> bytes:
+    return b"".join(
+        bytes([step.kind << 1 | step.client, step.pause]) + len(step.request).to_bytes(2) + step.request
+        for step in steps[:MOST]
+    )
+
+
+def read(data: bytes) -> list[Step]:
+    steps = []
+    while len(data) >= 4 and len(steps) < MOST:
+        head, pause, size = data[0], data[1] % 64, int.from_bytes(data[2:4])
+        kind = Kind(head >> 1) if head >> 1 <= max(Kind) else Kind.REQUEST
+        steps.append(Step(head & 1, kind, pause, data[4 : 4 + size]))
+        data = data[4 + size :]
+    return steps
+
+
+def said(client: int, pause: int = 0, **request: Any) -> Step:
+    return Step(client, Kind.REQUEST, pause, tofc_pb2.SessionRequest(**request).SerializeToString())
+
+
+def hello(client: int) -> Step:
+    return said(client, hello=tofc_pb2.Hello(client_version="1", model_id="fake-model", codec_id="fake-codec"))
+
+
+def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0) -> Step:
+    return said(client, picture=tofc_pb2.Picture(ref=ref, picture_id=PICTURES[name], rows=rows, columns=columns))
+
+
+def view(client: int, ref: int, index: int = 0, packet: bytes = b"view") -> Step:
+    return said(client, view=tofc_pb2.View(ref=ref, index=index, packet=packet))
+
+
+def ask(client: int, request: int, *refs: int, pause: int = 0, deadline_ms: int = 0) -> Step:
+    turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text="a cat?")]
+    return said(client, pause, ask=tofc_pb2.Ask(request=request, refs=refs, turns=turns, deadline_ms=deadline_ms))
+
+
+def cancel(client: int, request: int) -> Step:
+    return said(client, 3, cancel=tofc_pb2.Cancel(request=request))
+
+
+def seeds() -> list[list[Step]]:
+    """Sessions that keep the rules, alone and beside another."""
+    plain = [hello(0), picture(0, 1, 0), view(0, 1), ask(0, 1, 1), ask(0, 2, 1, pause=9)]
+    crops = [hello(0), picture(0, 1, 1, 2, 2), *(view(0, 1, index) for index in (4, 0, 0, 1, 2, 3)), ask(0, 1, 1)]
+    gone = [*plain, picture(0, 2, 1), view(0, 2), picture(0, 3, 2), view(0, 3), ask(0, 3, 1, 2), view(0, 1)]
+    shared = [
+        hello(0),
+        hello(1),
+        picture(0, 1, 0, 1, 1),
+        picture(1, 7, 0, 1, 1),
+        view(0, 1),
+        ask(1, 1, 7),
+        view(1, 7, 1),
+    ]
+    slow = [*plain, Step(0, Kind.READ_NOT), ask(0, 3, 1), cancel(0, 3), Step(0, Kind.WAIT, 5), Step(0, Kind.READ)]
+    left = [*plain[:3], ask(0, 1, 1), Step(0, Kind.LEAVE, 2)]
+    late = [*plain[:2], ask(0, 1, 1, deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
+    return [plain, crops, gone, shared, slow, left, late]
+
+
+def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:
+    """One to four changes: of the order, of a step, or of a request."""
+    steps = list(steps)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(len(steps) + 1)
+        if not steps or at == len(steps):
+            steps.insert(at, _fresh(rng))
+            continue
+        step = steps[at]
+        match rng.randrange(10):
+            case 0:
+                del steps[at : at + rng.choice((1, 1, 3))]
+            case 1:
+                other = rng.randrange(len(steps))
+                steps[at], steps[other] = steps[other], step
+            case 2:
+                steps.insert(rng.randrange(len(steps) + 1), step)
+            case 3:
+                steps[at:at] = [replace(one, client=rng.randrange(2)) for one in rng.choice(seeds())]
+            case 4:
+                steps[at] = replace(step, pause=rng.choice((0, 1, 2, 5, 20, 63)))
+            case 5:
+                steps.insert(at, _fresh(rng))
+            case 6:
+                steps[at] = replace(step, request=blind(step.request)[:1000])
+            case 7:
+                steps[at] = replace(step, client=1 - step.client)
+            case _:
+                steps[at] = replace(step, request=_otherwise(step.request, rng))
+    for client in {step.client for step in steps}:
+        if rng.random() < 0.9:  # without it a session is short
+            first = next(at for at, step in enumerate(steps) if step.client == client)
+            if steps[first] != hello(client):
+                steps.insert(first, hello(client))
+    return steps[:MOST]
+
+
+def _fresh(rng: Random) -> Step:
+    client = rng.randrange(2)
+    if rng.random() < 0.2:
+        return Step(client, rng.choice(list(Kind)[1:]), rng.choice((0, 1, 5, 63)))
+    return rng.choice((
+        lambda: hello(client),
+        lambda: picture(client, rng.randrange(4), rng.randrange(3), rng.randrange(3), rng.randrange(3)),
+        lambda: view(client, rng.randrange(4), rng.randrange(4), rng.choice(PACKETS)),
+        lambda: ask(client, rng.randrange(4), *rng.choices(range(4), k=rng.randrange(3))),
+        lambda: cancel(client, rng.randrange(4)),
+    ))()  # fmt: skip
+
+
+def _otherwise(request: bytes, rng: Random) -> bytes:
+    """The request with one field changed, or the bytes themselves when they are none."""
+    message = tofc_pb2.SessionRequest()
+    try:
+        message.ParseFromString(request)
+    except DecodeError:
+        return request
+    _change(message, rng)
+    return message.SerializeToString()
+
+
+def _change(message: Message, rng: Random) -> None:
+    """One field of a message, or of one inside it. (Half of the time one that is set.)"""
+    present = [field for field, _ in message.ListFields()]
+    field = rng.choice(present if present and rng.random() < 0.7 else list(message.DESCRIPTOR.fields))
+    if field.is_repeated:
+        several = getattr(message, field.name)
+        if several and rng.random() < 0.3:
+            del several[rng.randrange(len(several))]
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            _change(rng.choice(several) if several and rng.random() < 0.7 else several.add(), rng)
+        else:
+            several.extend([_value(field, rng)] * rng.choice((1, 1, 2, 10)))
+    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+        inner = getattr(message, field.name)
+        inner.SetInParent()
+        if inner.DESCRIPTOR.fields:
+            _change(inner, rng)
+    elif rng.random() < 0.2:
+        message.ClearField(field.name)
+    else:
+        setattr(message, field.name, _value(field, rng))
+
+
+def _value(field: FieldDescriptor, rng: Random) -> Any:
+    """A value of the field's type, most often one that means something."""
+    match field.type:
+        case FieldDescriptor.TYPE_STRING:
+            return rng.choice(TEXTS)
+        case FieldDescriptor.TYPE_BYTES:
+            return rng.choice((*PACKETS, *PICTURES))
+        case FieldDescriptor.TYPE_FLOAT | FieldDescriptor.TYPE_DOUBLE:
+            return rng.choice(FLOATS)
+        case FieldDescriptor.TYPE_ENUM | FieldDescriptor.TYPE_INT32 | FieldDescriptor.TYPE_INT64:
+            return rng.choice((*NUMBERS[:-2], -1))
+        case _:
+            return rng.choice(NUMBERS)

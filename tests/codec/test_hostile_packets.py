@@ -1,0 +1,168 @@
+"""Any bytes are refused with a reason or are exactly what an encoder writes, and neither costs much."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections.abc import Callable
+from random import Random
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.fuzz import Finding
+from benchmarks.fuzz.packets import REASON, Packets, check, codecs, content_of, mended, settled
+from shared.codec import Codec, PacketError, packet
+from shared.codec.fake import fake_features, fake_weights
+
+CODECS = codecs()
+VIEWS = {side: fake_features(CODECS[0].weights, side**2, seed=side) for side in (1, 2, 4, 5, 6)}
+quick = settings(max_examples=150, deadline=None, derandomize=True)
+number = st.integers(0, 2**32 - 1)
+
+
+def refused(codec: Codec, data: bytes) -> str:
+    outcome = check(codec, data)
+    assert REASON.fullmatch(outcome), f"{data.hex()} was taken"
+    return outcome
+
+
+@st.composite
+def valid(draw: st.DrawFn) -> tuple[Codec, bytes]:
+    codec = draw(st.sampled_from(CODECS))
+    side = draw(st.sampled_from(sorted(VIEWS)))
+    n = draw(st.integers(1, side**2))
+    loud = np.float32(draw(st.sampled_from([0, 1, 1, 5, 1e20])))
+    return codec, codec.encode(VIEWS[side] * loud, n)
+
+
+@quick
+@given(st.sampled_from(CODECS), st.binary(max_size=300))
+@example(CODECS[0], b"")
+def test_any_bytes(codec: Codec, data: bytes) -> None:
+    check(codec, data)
+    check(codec, mended(data))
+
+
+@quick
+@given(valid())
+def test_what_an_encoder_writes_is_taken(packet: tuple[Codec, bytes]) -> None:
+    codec, data = packet
+    assert len(check(codec, data)) == 64 and settled(codec, data) == data
+
+
+@quick
+@given(
+    valid(), st.lists(st.tuples(number, st.integers(1, 255)), min_size=1, max_size=4), st.integers(0, 3), st.binary()
+)
+def test_damage_behind_a_right_checksum(
+    packet: tuple[Codec, bytes], damage: list[tuple[int, int]], cut: int, more: bytes
+) -> None:
+    """What such bytes say can be written in one way only, which is taken and says the same."""
+    codec, data = packet
+    body = bytearray(content_of(data)[: len(data) - 1 - cut] + more)
+    for at, change in damage:
+        if body:
+            body[at % len(body)] ^= change
+    check(codec, mended(bytes(body)))
+    proper = settled(codec, mended(bytes(body)))
+    if proper is not None:
+        assert len(check(codec, proper)) == 64 and settled(codec, proper) == proper
+
+
+@quick
+@given(valid(), number, st.binary(min_size=1, max_size=40))
+def test_shorter_and_longer_packets_are_refused(packet: tuple[Codec, bytes], at: int, more: bytes) -> None:
+    codec, data = packet
+    refused(codec, data[: at % len(data)])
+    refused(codec, data + more)
+    refused(codec, mended(content_of(data) + bytes(1 + at % 9)))  # zeros behind a fraction do not change it
+
+
+@quick
+@given(valid(), number)
+def test_one_flipped_bit_is_noticed(packet: tuple[Codec, bytes], at: int) -> None:
+    codec, data = packet
+    flipped = bytearray(data)
+    flipped[at // 8 % len(data)] ^= 1 << at % 8
+    refused(codec, bytes(flipped))
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=["one expert", "small grids", "three experts"])
+def test_every_header(codec: Codec) -> None:
+    data = codec.encode(VIEWS[6], 12)
+    outcomes = {check(codec, mended(bytes([first]) + content_of(data)[1:])) for first in range(16)}
+    outcomes |= {check(codec, mended(bytes([14 | merged, side]))) for merged in (0, 1) for side in range(256)}
+    assert {"GRID_INVALID", "NOT_CANONICAL"} <= outcomes
+
+
+def peak(work: Callable[[], Any]) -> int:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def room(codec: Codec) -> int:
+    """Bytes that the largest view may take: its features in a few copies, and the coder's tables for each symbol."""
+    c = codec.config
+    symbols = c.components * (2 * c.residual_range + 40) + c.hyper * (2 * c.hyper_range + 40) + 4 * c.experts
+    return c.max_grid**2 * 4 * (4 * c.feature_dim + 2 * symbols + 8 * c.hyper_hidden) + 100_000
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from(CODECS), st.randoms(use_true_random=False))
+def test_memory_is_bounded_by_the_limits_and_the_bytes_that_came(codec: Codec, rng: Random) -> None:
+    data = mended(rng.choice(HEADS) + rng.choice((b"", b"\x80", b"\xff" * 9, rng.randbytes(rng.randrange(60_000)))))
+
+    def work() -> None:
+        check(codec, data)
+
+    assert peak(work) < room(codec) + 8 * len(data)
+
+
+HEADS = sorted({content_of(seed[1:])[:2] for seed in Packets().seeds()})
+
+
+def test_a_packet_of_the_largest_view_needs_no_more() -> None:
+    codec = Codec(fake_weights(D=512, M=64, seed=3))
+    data = codec.encode(fake_features(codec.weights, 256) * np.float32(9))
+    used = peak(lambda: codec.decode(data))
+    assert room(codec) / 20 < used < room(codec), "the bound of the other tests means nothing"
+
+
+@pytest.mark.parametrize("body", ["0c", "0c80", "0d80", "0dff"])
+def test_work_does_not_grow_with_what_few_bytes_claim(body: str) -> None:
+    """A packet of four bytes cannot keep a server busy. Counted in lines of code: machines differ in speed."""
+    codec = Codec(fake_weights(D=64, M=64, seed=3))
+    lines = 0
+
+    def count(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return count if "/codec/" in frame.f_code.co_filename else None
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        check(codec, mended(bytes.fromhex(body)))
+    finally:
+        sys.settrace(before)
+    assert 20 < lines < 256 * 10
+
+
+def test_a_codec_that_breaks_its_promises_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Codec(fake_weights(D=12, M=6, H=4))
+    data = codec.encode(VIEWS[4])
+    with pytest.raises(Finding, match="sentence"), monkeypatch.context() as patched:
+        patched.setattr(packet, "read", lambda *_, **__: (_ for _ in ()).throw(PacketError("odd", "?")))
+        check(codec, data)
+    with pytest.raises(Finding, match="numbers"), monkeypatch.context() as patched:
+        patched.setattr(codec, "dequantise", lambda q, *_: np.full((len(q), 12), np.nan, np.float32))
+        check(codec, data)

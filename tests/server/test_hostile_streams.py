@@ -1,0 +1,133 @@
+"""Whatever clients say and in whatever order: the server answers, ends, and keeps nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from random import Random
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.fuzz import Finding
+from benchmarks.fuzz.requests import (
+    PACKETS,
+    Kind,
+    Step,
+    ask,
+    cancel,
+    changed,
+    hello,
+    picture,
+    read,
+    said,
+    seeds,
+    view,
+    write,
+)
+from benchmarks.fuzz.streams import Streams, converse
+from edge_server.answer import Question
+from edge_server.session import Session
+from edge_server.uploads import Uploads
+from shared.rpc.tofc.v1 import tofc_pb2
+
+SETTINGS = st.integers(0, 2)
+client, small = st.integers(0, 1), st.integers(0, 4)
+uint32 = small | st.integers(0, 2**32 - 1)
+turns = st.builds(tofc_pb2.Turn, role=st.integers(-1, 4), text=st.text(max_size=30))
+sampling = st.builds(
+    tofc_pb2.Sampling, max_tokens=uint32, temperature=st.floats(width=32), top_p=st.floats(0, 2, width=32)
+)
+asks = st.builds(
+    tofc_pb2.Ask, request=uint32, refs=st.lists(small, max_size=9), turns=st.lists(turns, max_size=4),
+    sampling=st.none() | sampling, deadline_ms=uint32,
+)  # fmt: skip
+step = st.one_of(
+    st.builds(picture, client, small, st.integers(0, 2), small, small),
+    st.builds(view, client, small, small, st.sampled_from(PACKETS) | st.binary(max_size=20)),
+    st.builds(ask, client, small, small, pause=small),
+    st.builds(cancel, client, small),
+    st.builds(lambda who, asked: said(who, ask=asked), client, asks),
+    st.builds(Step, client, st.sampled_from(Kind), st.integers(0, 63), st.binary(max_size=12)),
+    st.builds(hello, client),
+)
+quick = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@quick
+@given(SETTINGS, st.lists(step, max_size=25))
+def test_any_requests_after_hello(settings_: int, steps: list[Step]) -> None:
+    steps = [hello(0), hello(1), *steps]
+    converse(settings_, [[one for one in steps if one.client == who] for who in (0, 1)])
+
+
+@quick
+@given(SETTINGS, st.lists(step, max_size=4))
+def test_any_requests_at_all(settings_: int, steps: list[Step]) -> None:
+    converse(settings_, [steps])
+
+
+@quick
+@given(SETTINGS, st.sampled_from(seeds()), st.randoms(use_true_random=False))
+def test_sessions_that_were_nearly_good(settings_: int, steps: list[Step], rng: Random) -> None:
+    for _ in range(3):
+        steps = changed(steps, rng, lambda data: rng.randbytes(len(data)))
+    converse(settings_, [[one for one in steps if one.client == who] for who in (0, 1)])
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_steps_and_steps_are_bytes(data: bytes) -> None:
+    steps = read(data)
+    assert read(write(steps)) == steps
+
+
+@pytest.mark.parametrize("steps", seeds()[:-1])  # the last one's question comes too late
+def test_good_sessions_end_well(steps: list[Step]) -> None:
+    played = converse(0, [[one for one in steps if one.client == who] for who in (0, 1)])
+    leaves = any(one.kind is Kind.LEAVE for one in steps)
+    assert [one.status for one in played] == [None if leaves else grpc.StatusCode.OK, grpc.StatusCode.OK]
+    assert all(not response.HasField("error") for one in played for response in one.responses)
+
+
+def test_a_client_that_reads_nothing_loses_its_place() -> None:
+    steps = [hello(0), Step(0, Kind.READ_NOT), *(picture(0, 1, 0) for _ in range(60)), Step(0, Kind.WAIT, 1)]
+    assert converse(0, [steps])[0].status is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("broken", "name", "kind"),
+    [
+        (Uploads, "close", "unused"),  # announced pictures are kept for ever
+        (Uploads, "release", "unused"),  # a question's pictures are
+        (Session, "_cancel", "INTERNAL|client's"),
+        (Question, "_views", "INTERNAL|client's"),
+    ],
+)
+def test_a_broken_server_is_found_out(broken: type, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else these tests would pass whatever a server does."""
+
+    async def fails(*_: object) -> None:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(broken, name, (lambda *_: None) if broken is Uploads else fails)
+    target = Streams()
+    cases = [*target.seeds(), b"\0" + write([hello(0), picture(0, 1, 0, 1, 1), view(0, 1), ask(0, 1, 1), cancel(0, 1)])]
+    with pytest.raises(Finding, match=kind):
+        for case in cases:
+            target.run(case)
+
+
+def test_a_server_that_waits_for_ever_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncio.Semaphore.release", lambda _: None)
+    steps = [hello(0), picture(0, 1, 0, 3, 3), *(view(0, 1, index) for index in range(10))]
+    with pytest.raises(Finding, match="waits"):
+        converse(0, [steps])
