@@ -12,7 +12,7 @@ import os
 import ssl
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -21,14 +21,18 @@ import typer
 
 from device_client import batch as batches
 from device_client.ask import ask_all, split_words
-from device_client.encoder import THREAD, EncoderThread, TowerEncoder
+from device_client.encoder import THREAD, Encoder, EncoderThread, TowerEncoder
 from device_client.errors import INTERRUPTED, LINES_FAILED, EncoderError, UseError, exit_code
+from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
+from device_client.picture import ImageForm
 from device_client.session import Sampling, Session
 from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
 from shared.rpc.errors import TofcError
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
+MODES = ("features", "image")
+_FORM = ImageForm()
 
 
 class Program(typer.Typer):
@@ -116,6 +120,41 @@ def ask(
     ] = f"127.0.0.1:{DEFAULT_PORT}",
     model: Model = NANO,
     features: Features = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            envvar="TOFC_DEVICE_MODE",
+            help="features: packets. image: a compressed picture, for comparison; the server then runs the tower.",
+            metavar="MODE",
+        ),
+    ] = "features",
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TOFC_DEVICE_CODEC",
+            help="Of --mode image: jpeg, webp, avif or jxl.",
+            show_default=_FORM.codec,
+            metavar="CODEC",
+        ),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            envvar="TOFC_DEVICE_QUALITY",
+            help="Of --mode image: 1 to 100, on the codec's own scale.",
+            show_default=str(_FORM.quality),
+            metavar="Q",
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            envvar="TOFC_DEVICE_SCALE",
+            help="Of --mode image: sides are multiplied by it first; at most 1.",
+            show_default=str(_FORM.scale),
+            metavar="S",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int,
         typer.Option(envvar="TOFC_DEVICE_MAX_TOKENS", help="Longest answer; 0: the server's default.", metavar="N"),
@@ -144,12 +183,17 @@ def ask(
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
         limit = timeout or None
+        form = _form(mode, features, codec, quality, scale)
+
+        def open_encoder() -> Encoder:
+            return TowerEncoder.open(model, features) if form is None else ImageEncoder.open(model, form)
+
         if batch is not None:
             if words or more or as_json:
                 raise UseError("--batch takes its pictures and questions from the file; give no others, and no --json")
             if out is None:
                 raise UseError("--batch needs --out OUT.jsonl, where the answers go")
-            failed = asyncio.run(_batch(batch, out, resume, target, model, features, sampling, limit))
+            failed = asyncio.run(_batch(batch, out, resume, target, open_encoder, sampling, limit))
             if failed:
                 raise typer.Exit(LINES_FAILED)
             return
@@ -163,7 +207,7 @@ def ask(
         for path in pictures:
             if not path.exists():
                 raise UseError(f"{path} does not exist; give the path of a picture (JPEG, PNG, WebP, …)")
-        asyncio.run(_ask(pictures, questions, target, model, features, sampling, limit, as_json))
+        asyncio.run(_ask(pictures, questions, target, open_encoder, sampling, limit, as_json))
 
 
 @app.command()
@@ -201,13 +245,12 @@ async def _ask(
     paths: list[Path],
     questions: list[str],
     target: Target,
-    model: Path,
-    features: int | None,
+    open_encoder: Callable[[], Encoder],
     sampling: Sampling,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
-    encoder = EncoderThread(TowerEncoder.open(model, features))
+    encoder = EncoderThread(open_encoder())
     pictures = [encoder.open(path) for path in paths]
     async with Session(target, encoder) as session:
         await ask_all(session, pictures, questions, sampling=sampling, timeout_s=timeout_s, as_json=as_json)
@@ -218,8 +261,7 @@ async def _batch(
     out: Path,
     resume: bool,
     target: Target,
-    model: Path,
-    features: int | None,
+    open_encoder: Callable[[], Encoder],
     sampling: Sampling,
     timeout_s: float | None,
 ) -> int:
@@ -234,7 +276,7 @@ async def _batch(
         return 0
     failed = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    async with Session(target, TowerEncoder.open(model, features)) as session:
+    async with Session(target, open_encoder()) as session:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("asking", total=len(lines), completed=done)
             try:
@@ -253,6 +295,26 @@ async def _batch(
     if failed:
         typer.echo(f"{failed} of {len(lines) - done} lines failed; {out} says why in their field error", err=True)
     return failed
+
+
+def _form(
+    mode: str, features: int | None, codec: str | None, quality: int | None, scale: float | None
+) -> ImageForm | None:
+    """How pictures are sent: None as packets. Raises UseError, ImageFileError."""
+    if mode not in MODES:
+        raise UseError(f"--mode {mode} is not known; choose one of {', '.join(MODES)}")
+    if mode == "image":
+        if features is not None:
+            raise UseError("--features belongs to --mode features; a picture's file is made smaller by --quality")
+        return ImageForm(
+            codec=_FORM.codec if codec is None else codec,
+            quality=_FORM.quality if quality is None else quality,
+            scale=_FORM.scale if scale is None else scale,
+        )
+    for option, value in (("--codec", codec), ("--quality", quality), ("--scale", scale)):
+        if value is not None:
+            raise UseError(f"{option} {value} belongs to --mode image; add that, or leave {option} out")
+    return None
 
 
 def _address(server: str) -> str:

@@ -3,6 +3,7 @@
     Picture ──→  (PictureState: complete? stop)
     view 0 ─ encode ─ window ─ View ──→ … ViewAck
     view 1 ─ encode ─ …
+    image  ─ compress ─ window ─ ImageChunk ──→ … ImageAck                (instead of the views)
 
 Promises never to send a view after the server said that it has them all, and to begin again when asked to.
 Leaves the encoding to `encoder`, the number of views in flight to `link`.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from device_client.encoder import EncoderThread
 from device_client.link import Event, Link
 from device_client.picture import Encoded, Picture
+from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.errors import LimitError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 
@@ -27,6 +29,8 @@ class Shipment:
 
     sent: list[Encoded] = field(default_factory=list)
     fresh: list[Encoded] = field(default_factory=list)  # of those, the ones that were encoded for it
+    n_bytes: int = 0  # of packets, or of the image file as far as it was sent
+    n_views: int = 0
     upload_ms: float = 0.0  # from the end of encoding to the last acknowledgement: what encoding did not hide
 
 
@@ -42,7 +46,7 @@ class Delivery:
         self._failed = False
         self._task: asyncio.Task[None] | None = None
         self._pending: set[int] = set()
-        self._missing = -1  # views that were not acknowledged yet
+        self._missing = -1  # views or chunks that were not acknowledged yet
         self._encoded_at = 0.0
         self._shipment = Shipment()
         link.pictures[ref] = self
@@ -76,9 +80,7 @@ class Delivery:
         self._state = asyncio.get_running_loop().create_future()
         self._pending.clear()
         self._missing = picture.n_views
-        self._link.send(
-            picture=pb.Picture(ref=self.ref, picture_id=picture.picture_id, rows=picture.rows, columns=picture.columns)
-        )
+        self._link.send(picture=_announcement(self.ref, picture))
         self._task = asyncio.create_task(self._run(picture, patient, shipment))
         return shipment
 
@@ -86,13 +88,19 @@ class Delivery:
         try:
             if patient and await self._state:
                 return
-            for index in range(picture.n_views):
+            for index in range(picture.n_packets):
                 known = index < len(picture.packets)
                 encoded = await self._encoder.view(picture, index)
-                self._check(encoded)
-                self._pending.add(index)
+                self._check(encoded, picture)
                 self._encoded_at = time.perf_counter()
-                await self._link.send_view(self.ref, index, encoded.packet)
+                if picture.form:
+                    await self._send_file(encoded.packet, shipment)
+                    shipment.n_views = picture.n_views
+                else:
+                    self._pending.add(index)
+                    await self._link.send_view(self.ref, index, encoded.packet)
+                    shipment.n_bytes += len(encoded.packet)
+                    shipment.n_views += 1
                 shipment.sent.append(encoded)
                 if not known:
                     shipment.fresh.append(encoded)
@@ -101,8 +109,22 @@ class Delivery:
             for queue in self.waiting:
                 queue.put_nowait(error)
 
-    def _check(self, encoded: Encoded) -> None:
-        most = self._link.limits.packet_bytes
+    async def _send_file(self, data: bytes, shipment: Shipment) -> None:
+        self._pending = set(range(0, len(data), CHUNK_BYTES))
+        self._missing = len(self._pending)
+        for offset in range(0, len(data), CHUNK_BYTES):
+            chunk = data[offset : offset + CHUNK_BYTES]
+            await self._link.send_chunk(self.ref, offset, len(data), chunk)
+            shipment.n_bytes += len(chunk)
+
+    def _check(self, encoded: Encoded, picture: Picture) -> None:
+        most = self._link.limits.image_bytes if picture.form else self._link.limits.packet_bytes
+        if picture.form and len(encoded.packet) > most:
+            raise LimitError(
+                f"the picture takes {len(encoded.packet)} bytes as {picture.form.codec}, this server allows {most}; "
+                "lower --quality or --scale",
+                reason="IMAGE_TOO_LARGE",
+            )
         if len(encoded.packet) > most:
             raise LimitError(
                 f"a view takes {len(encoded.packet)} bytes, this server allows {most}; keep fewer features "
@@ -122,9 +144,9 @@ class Delivery:
         if complete:
             self._stop()
 
-    def on_ack(self, index: int) -> None:
-        if index in self._pending:
-            self._pending.remove(index)
+    def on_ack(self, number: int) -> None:
+        if number in self._pending:
+            self._pending.remove(number)
             self._missing -= 1
         if not self._pending:
             self._shipment.upload_ms = (time.perf_counter() - self._encoded_at) * 1e3
@@ -135,3 +157,11 @@ class Delivery:
     def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+
+def _announcement(ref: int, picture: Picture) -> pb.Picture:
+    image = None
+    if picture.form:
+        width, height = picture.form_size
+        image = pb.Image(format=f"IMAGE_FORMAT_{picture.form.codec.upper()}", width=width, height=height)
+    return pb.Picture(ref=ref, picture_id=picture.picture_id, rows=picture.rows, columns=picture.columns, image=image)

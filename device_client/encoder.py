@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from PIL import Image
 
 from device_client.errors import EncoderError, UseError
-from device_client.picture import Encoded, Picture, open_picture
+from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from shared.model.checkpoint import Checkpoint
 from shared.model.views import View, ViewRule, views
 
@@ -45,6 +45,10 @@ class Encoder(Protocol):
     @property
     def features(self) -> int | None:
         """Features kept of each view at most; None: the codec's default."""
+
+    @property
+    def form(self) -> ImageForm | None:
+        """None: a packet for each view. Else every picture is one packet, which is an image file."""
 
     def load(self) -> None:
         """The slow part of starting: imports and weights. Called once, before ``encode``."""
@@ -84,6 +88,10 @@ class TowerEncoder:
     @property
     def features(self) -> int | None:
         return self._features
+
+    @property
+    def form(self) -> None:
+        return None
 
     def load(self) -> None:
         from shared.codec.codec import Codec
@@ -149,7 +157,8 @@ class EncoderThread:
 
     def open(self, path: Path) -> Picture:
         """Open and identify a picture under this encoder's codec and setting."""
-        return open_picture(path, self.encoder.rule, self.encoder.codec_id, self.encoder.features)
+        encoder = self.encoder
+        return open_picture(path, encoder.rule, encoder.codec_id, encoder.features, encoder.form)
 
     def start(self) -> None:
         """Begin to load the model; returns at once. Later calls do nothing."""
@@ -190,7 +199,7 @@ class EncoderThread:
                 picture.packets.append(next(picture.steps))
             except StopIteration:
                 raise EncoderError(
-                    f"{picture.source} gave {len(picture.packets)} views, not the {picture.n_views} planned for it"
+                    f"{picture.source} gave {len(picture.packets)} packets, not the {picture.n_packets} planned for it"
                 ) from None
             except (RuntimeError, MemoryError) as error:  # what torch raises, when memory is short for instance
                 picture.steps = None  # a generator that raised is over: the next try begins again
@@ -198,7 +207,7 @@ class EncoderThread:
                 if isinstance(error, EncoderError):
                     raise
                 raise EncoderError(f"{picture.source} could not be encoded ({error})") from error
-        if len(picture.packets) == picture.n_views:
+        if len(picture.packets) == picture.n_packets:
             picture.steps = picture.image = None
         return picture.packets[index]
 

@@ -34,6 +34,7 @@ class FakeEncoder:
         self.model_id = model_id
         self.codec_id = codec_id
         self.features = features
+        self.form = None
         self.rule = rule or ViewRule(global_size=336, crop_size=224, max_side=3024)
         self.loaded = 0
         self.encoded = 0

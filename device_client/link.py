@@ -3,7 +3,7 @@
     send() ─ queue ─ writer task ══ stream ══ reader task ─┬─ picture states, acks → deliveries
                                                            └─ tokens, done, errors → the question's queue
 
-Promises that a message is handed to whom it concerns, that at most 8 views are unacknowledged, and that
+Promises that a message is handed to whom it concerns, that at most 8 views or chunks are unacknowledged, and that
 when the connection ends everybody who waits on it hears why. Leaves trying again to `session`.
 """
 
@@ -27,7 +27,7 @@ from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.version import software_version
 
-VIEWS_IN_FLIGHT = 8  # unacknowledged, of all pictures together
+VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures together
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
@@ -61,7 +61,9 @@ class PictureListener(Protocol):
     """Who is told what happens to a picture."""
 
     def on_state(self, complete: bool) -> None: ...
-    def on_ack(self, index: int) -> None: ...
+    def on_ack(self, number: int) -> None:
+        """A view's index, or a chunk's offset."""
+
     def on_end(self) -> None: ...
 
 
@@ -76,7 +78,7 @@ class Link:
         self.pictures: dict[int, PictureListener] = {}  # by ref
         self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
-        self._unacknowledged: Counter[tuple[int, int]] = Counter()  # a view sent again has two acks to come
+        self._unacknowledged: Counter[tuple[int, int]] = Counter()  # what is sent again has two acks to come
         self._channel = channel
         self._call = call
         self._meter = meter
@@ -137,6 +139,13 @@ class Link:
         await self._window.acquire()
         self._unacknowledged[ref, index] += 1
         self.send(view=pb.View(ref=ref, index=index, packet=packet))
+
+    async def send_chunk(self, ref: int, offset: int, total: int, data: bytes) -> None:
+        """Send a piece of an image file of ``total`` bytes, under the same bound."""
+        await self._window.acquire()
+        self._unacknowledged[ref, offset] += 1
+        chunk = pb.ImageChunk(ref=ref, offset=offset, total=0 if offset else total, data=data)
+        self.send(image_chunk=chunk)
 
     async def new_question(self) -> tuple[int, asyncio.Queue[Event]]:
         """A request number and the queue that everything about it comes to, as soon as the server takes one more."""
@@ -203,12 +212,9 @@ class Link:
             if listener := self.pictures.get(response.picture_state.ref):
                 listener.on_state(response.picture_state.complete)
         elif kind == "view_ack":
-            ack = response.view_ack
-            if self._unacknowledged[ack.ref, ack.index] > 0:
-                self._unacknowledged[ack.ref, ack.index] -= 1
-                self._window.release()
-                if listener := self.pictures.get(ack.ref):
-                    listener.on_ack(ack.index)
+            self._acknowledged(response.view_ack.ref, response.view_ack.index)
+        elif kind == "image_ack":
+            self._acknowledged(response.image_ack.ref, response.image_ack.offset)
         elif kind == "error" and response.error.request == 0:
             error = from_message(response.error)
             self.end(LinkLost(error.message, reason=error.reason) if error.status in _LOST else error)
@@ -223,6 +229,13 @@ class Link:
         elif kind == "welcome":
             raise ReplyError("the server said Welcome twice; device and server may be of different versions")
         # A kind that a newer server may send is nothing that this version waits for.
+
+    def _acknowledged(self, ref: int, number: int) -> None:
+        if self._unacknowledged[ref, number] > 0:
+            self._unacknowledged[ref, number] -= 1
+            self._window.release()
+            if listener := self.pictures.get(ref):
+                listener.on_ack(number)
 
     def end(self, failure: TofcError) -> None:
         """Tell everybody who waits that nothing more comes, and why. The first reason counts."""

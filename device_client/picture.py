@@ -14,12 +14,25 @@ from pathlib import Path
 
 from PIL import Image
 
+from shared.model.image_file import check_settings, scaled_size
 from shared.model.views import ViewRule, open_image, plan
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageForm:
+    """A picture as an image file: which codec, how good, how large. Raises ImageFileError for what cannot be."""
+
+    codec: str = "jpeg"
+    quality: int = 75
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_settings(self.codec, self.quality, self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One view as a packet, and the ms that each stage took."""
+    """One view as a packet, or a whole picture as an image file; and the ms that each stage took."""
 
     index: int  # in prompt order: crops row by row, the global view last
     packet: bytes
@@ -42,6 +55,8 @@ class Picture:
     rows: int
     columns: int
     file_bytes: int | None = None
+    form: ImageForm | None = None  # None: a packet for each view; else one, which is an image file
+    form_size: tuple[int, int] = (0, 0)  # px, of that file
     packets: list[Encoded] = field(default_factory=list, repr=False)
     steps: Iterator[Encoded] | None = field(default=None, repr=False)  # of the encoder, where it stopped
 
@@ -49,29 +64,43 @@ class Picture:
     def n_views(self) -> int:
         return self.rows * self.columns + 1
 
+    @property
+    def n_packets(self) -> int:
+        return 1 if self.form else self.n_views
 
-def picture_id(image: Image.Image, codec_id: str, features: int | None) -> bytes:
-    """16 bytes: hash of codec, number of features a view (None: the codec's default), size and RGB pixels."""
+
+def picture_id(image: Image.Image, codec_id: str, features: int | None, form: ImageForm | None = None) -> bytes:
+    """16 bytes: hash of codec, number of features a view (None: the codec's default), size and RGB pixels.
+
+    For an image file its codec, quality and scale instead, so that nothing is taken for what was sent otherwise.
+    """
     setting = "default" if features is None else str(features)
+    if form is not None:
+        setting = f"image {form.codec} {form.quality} {form.scale!r}"
     digest = hashlib.sha256(f"tofc picture {codec_id} {setting}".encode())
     digest.update(struct.pack("<II", *image.size))
     digest.update(image.tobytes())
     return digest.digest()[:16]
 
 
-def open_picture(path: Path, rule: ViewRule, codec_id: str, features: int | None) -> Picture:
+def open_picture(
+    path: Path, rule: ViewRule, codec_id: str, features: int | None, form: ImageForm | None = None
+) -> Picture:
     """Open, check and identify; no heavy import, no encoding.
 
     Raises:
         ImageError: there is no such file, or it is not a picture, truncated or too large.
     """
     image = open_image(path)
-    layout = plan(image.width, image.height, rule)
+    size = scaled_size(image.size, form.scale) if form else image.size
+    layout = plan(*size, rule)
     return Picture(
         source=str(path),
         image=image,
-        picture_id=picture_id(image, codec_id, features),
+        picture_id=picture_id(image, codec_id, features, form),
         rows=layout.rows,
         columns=layout.columns,
         file_bytes=path.stat().st_size,
+        form=form,
+        form_size=size,
     )

@@ -43,6 +43,9 @@ def _sent(report: Report) -> str:
     if not report.views_sent:
         return "picture 0 B: the server has it"
     views = f"{report.views_sent} view{'s' * (report.views_sent > 1)}"
+    if report.mode == "image":
+        scaled = "" if report.image_scale == 1 else f", scale {report.image_scale:g}"
+        views = f"as {report.image_codec}, quality {report.image_quality}{scaled}, {views}"
     return f"picture {kilo(report.bytes_picture)} ({views}, {report.features} features)"
 
 

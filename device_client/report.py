@@ -25,7 +25,7 @@ class Report:
     question: str
     answer: str
     finish_reason: str  # stop, length or cancelled
-    bytes_picture: int  # packets sent for this question; 0 when the server had the pictures
+    bytes_picture: int  # packets, or image files, sent for this question; 0 when the server had the pictures
     bytes_up: int | None  # on the socket, headers in, since the question (the first: since connecting)
     bytes_down: int | None
     views: int  # of the question's pictures
@@ -34,6 +34,10 @@ class Report:
     reconnects: int  # how often the link was lost on the way
     timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server begin with server_
     usage: dict[str, int] = field(default_factory=dict)
+    mode: str = "features"  # or image, and then how
+    image_codec: str | None = None
+    image_quality: int | None = None
+    image_scale: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

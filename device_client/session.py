@@ -34,7 +34,7 @@ from device_client.link import SESSION_CLOSED, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
 from device_client.picture import Picture
 from device_client.report import Report, spent
-from shared.rpc.errors import DeadlineError, LimitError, TofcError, UnavailableError
+from shared.rpc.errors import DeadlineError, LimitError, MismatchError, TofcError, UnavailableError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 
 _FINISH = {
@@ -366,7 +366,6 @@ class Session:
 
     def _report(self, question: str, course: _Course, done: pb.Done, before: Traffic | None, total_ms: float) -> Report:
         up, down = spent(before, self.traffic())
-        sent = [encoded for shipment in course.shipments for encoded in shipment.sent]
         fresh = [encoded for shipment in course.shipments for encoded in shipment.fresh]
         timings = {
             "connect": self.connect_ms,
@@ -385,16 +384,16 @@ class Session:
         }
         self._load_reported = self._load_reported or bool(fresh)
         self.connect_ms = 0.0  # the next question did not pay for it
-        usage = done.usage
+        usage, form = done.usage, self.encoder.encoder.form
         return Report(
             question=question,
             answer=course.text,
             finish_reason=_FINISH.get(done.finish_reason, "unspecified"),
-            bytes_picture=sum(len(encoded.packet) for encoded in sent),
+            bytes_picture=sum(shipment.n_bytes for shipment in course.shipments),
             bytes_up=up,
             bytes_down=down,
             views=sum(picture.n_views for picture in course.pictures),
-            views_sent=len(sent),
+            views_sent=sum(shipment.n_views for shipment in course.shipments),
             features=usage.visual_tokens,
             reconnects=course.losses,
             timings={stage: round(ms, 2) for stage, ms in timings.items()},
@@ -403,6 +402,10 @@ class Session:
                 "visual_tokens": usage.visual_tokens,
                 "new_tokens": usage.new_tokens,
             },
+            mode="image" if form else "features",
+            image_codec=form.codec if form else None,
+            image_quality=form.quality if form else None,
+            image_scale=form.scale if form else None,
         )
 
 
@@ -423,9 +426,17 @@ def _check_limits(
     """Refuse here what the server would refuse; a limit of 0 is one that it did not state."""
     size = sum(len(turn.text.encode()) for turn in turns)
     views = max((picture.n_views for picture in pictures), default=0)
+    pixels = max((picture.form_size[0] * picture.form_size[1] for picture in pictures if picture.form), default=0)
+    if pixels and not limits.image_pixels:
+        raise MismatchError(
+            "this server takes no images (--mode image); start it with `edge-server serve --take-images`, or leave "
+            "--mode image out",
+            reason="IMAGES_NOT_TAKEN",
+        )
     for found, most, what, remedy in (
         (len(pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer"),
         (views, limits.views_per_picture, "views of one picture", "scale the picture down"),
+        (pixels, limits.image_pixels, "pixels of one picture", "lower --scale"),
         (size, limits.question_bytes, "bytes of question", "shorten it"),
         (sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens"),
     ):

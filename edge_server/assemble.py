@@ -100,8 +100,12 @@ class SplitAssembler:
                 f"{self._config.grid(size)} x {self._config.grid(size)}; send each view under its own index",
                 reason="GRID_MISMATCH",
             )
-        rows = self._projector.project(decoded.features)  # [n, D] → [n, H]
-        rows += self._codec.grid_embedding(decoded.grid, decoded.positions)
+        return self.place(decoded.features, decoded.grid, decoded.positions)
+
+    def place(self, features: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Features [n, D] of cells [n] of a grid → rows [n, H]."""
+        rows = self._projector.project(features)  # [n, D] → [n, H]
+        rows += self._codec.grid_embedding(grid, cells)
         return rows
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], most: int) -> Assembled:

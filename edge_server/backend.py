@@ -1,7 +1,7 @@
 """Everything that depends on a checkpoint, loaded: engine, assembler, tokenizer, identities.
 
-Promises that the server never reads the tower, and that a codec which does not fit its model is
-refused at loading. Leaves sockets to `server`; torch and transformers are imported here only when a
+Promises that the server reads the tower only where it takes images, and that a codec which does not fit its
+model is refused at loading. Leaves sockets to `server`; torch and transformers are imported here only when a
 real model is loaded.
 """
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from edge_server.assemble import Assembler, SplitAssembler
 from edge_server.engine.base import Engine
+from edge_server.images import Looker, TowerLooker
 from edge_server.settings import ServerSettings
 from edge_server.text import Decode
 from shared.codec.codec import Codec
-from shared.model.checkpoint import Checkpoint
+from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.projector import Projector
 from shared.model.prompt import load_tokenizer
 
@@ -30,6 +31,7 @@ class Backend:
     assembler: Assembler
     engine: Engine
     decode: Decode
+    looker: Looker | None = None  # what sees pictures that come as image files
 
 
 def load(settings: ServerSettings) -> Backend:
@@ -46,7 +48,7 @@ def load(settings: ServerSettings) -> Backend:
         raise ValueError(f"dtype is {settings.dtype!r}; allowed are {', '.join(DTYPES)}")
     if settings.device not in (found := _devices()):
         raise ValueError(f"device is {settings.device!r}; torch finds on this machine: {', '.join(found)}")
-    checkpoint = Checkpoint.open(settings.model, "server")
+    checkpoint = _whole(settings) if settings.take_images else Checkpoint.open(settings.model, "server")
     tokenizer = load_tokenizer(checkpoint)
     codec = Codec.load(checkpoint.path)
     model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
@@ -73,7 +75,29 @@ def load(settings: ServerSettings) -> Backend:
             queue=settings.engine_queue,
         ),
         decode=decode,
+        looker=_looker(checkpoint, assembler, settings) if settings.take_images else None,
     )
+
+
+def _whole(settings: ServerSettings) -> Checkpoint:
+    """The checkpoint with both halves that images need."""
+    halves = not (settings.model / "config.json").exists()
+    checkpoint = Checkpoint.open(settings.model, "server" if halves else None)
+    if checkpoint.side is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is the {checkpoint.side} half of a model; --take-images needs tower and decoder: give "
+            "the whole checkpoint with --model, or leave --take-images out"
+        )
+    return checkpoint
+
+
+def _looker(checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings) -> TowerLooker:
+    import torch
+
+    from shared.model.tower import Tower
+
+    tower = Tower(checkpoint, getattr(torch, settings.dtype), settings.device)
+    return TowerLooker(checkpoint.config.rule, tower, assembler.place)
 
 
 def _devices() -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import grpc
 import typer
 
-from edge_server.settings import MIB, ServerSettings, SessionLimits
+from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TofcError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
@@ -50,6 +50,14 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(envvar=_variable("TOKEN_FILE"), help="A file with the token that clients show.")
     ] = None,
+    take_images: Annotated[
+        bool,
+        typer.Option(
+            "--take-images",
+            envvar=_variable("TAKE_IMAGES"),
+            help="Let devices send image files too (--mode image); needs a whole checkpoint.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(envvar=_variable("DEVICE"), help="cpu, cuda, cuda:1, …")] = BASE.device,
     dtype: Annotated[str, typer.Option(envvar=_variable("DTYPE"), help="float32, bfloat16 or float16.")] = BASE.dtype,
     max_new_tokens: Annotated[
@@ -94,7 +102,13 @@ def serve(
             token_file=token_file,
             device=device,
             dtype=dtype,
-            limits=SessionLimits(new_tokens=max_new_tokens, questions_in_flight=questions, views_per_picture=views),
+            limits=SessionLimits(
+                new_tokens=max_new_tokens,
+                questions_in_flight=questions,
+                views_per_picture=views,
+                image_bytes=IMAGE_BYTES if take_images else 0,
+                image_pixels=IMAGE_PIXELS if take_images else 0,
+            ),
             sessions=sessions,
             engine_queue=queue,
             engine_parallel=parallel,

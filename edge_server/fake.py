@@ -14,6 +14,7 @@ from edge_server.backend import Backend
 from edge_server.engine.base import Engine, Prompt
 from edge_server.engine.fake import FakeEngine
 from shared.model.prompt import Turn
+from shared.model.views import MEAN, STD, ViewRule
 from shared.rpc.errors import CorruptPacketError
 
 CORRUPT = b"corrupt"  # a packet that begins so is refused
@@ -35,6 +36,21 @@ class FakeAssembler:
         return Assembled(prompt=Prompt(embeds=embeds), visual_tokens=sum(len(view) for view in views))
 
 
+class FakeLooker:
+    """A view is one row [1, 1]: the mean of its red. `before` is called in the worker thread before each view."""
+
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+        self.rule = ViewRule(global_size=336, crop_size=224, max_side=1344)
+        self.looked = 0
+        self._before = before
+
+    def look(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._before()
+        self.looked += 1
+        red = (pixels[0].mean() * STD[0] + MEAN[0]) * 255
+        return np.array([[round(red)]], np.float32)
+
+
 def prompt_bytes(prompt: Prompt) -> bytes:
     """What a fake prompt was made of: the packets' bytes, then the text's."""
     return bytes(prompt.embeds[:, 0].astype(np.uint8))
@@ -45,7 +61,12 @@ def decode_bytes(ids: Sequence[int]) -> str:
     return bytes(ids).decode("utf-8", "replace")
 
 
-def fake_backend(answer: Callable[[bytes], bytes] = lambda prompt: prompt, *, engine: Engine | None = None) -> Backend:
+def fake_backend(
+    answer: Callable[[bytes], bytes] = lambda prompt: prompt,
+    *,
+    engine: Engine | None = None,
+    looker: FakeLooker | None = None,
+) -> Backend:
     """A backend whose engine answers with `answer` of the prompt's bytes, unless another engine is given."""
     return Backend(
         model_id="fake-model",
@@ -54,6 +75,7 @@ def fake_backend(answer: Callable[[bytes], bytes] = lambda prompt: prompt, *, en
         assembler=FakeAssembler(),
         engine=engine or FakeEngine(lambda prompt: list(answer(prompt_bytes(prompt)))),
         decode=decode_bytes,
+        looker=looker or FakeLooker(),
     )
 
 

@@ -35,6 +35,7 @@ class Outbox:
         done: tofc_pb2.Done | None = None,
         error: tofc_pb2.Error | None = None,
         need_picture: tofc_pb2.NeedPicture | None = None,
+        image_ack: tofc_pb2.ImageAck | None = None,
     ) -> None:
         """Puts one response in line; give exactly one. Dropped when the client has gone."""
         await self._put(
@@ -46,6 +47,7 @@ class Outbox:
                 done=done,
                 error=error,
                 need_picture=need_picture,
+                image_ack=image_ack,
             )
         )
 

@@ -30,6 +30,7 @@ class Picture:
         self.size = OVERHEAD
         self.uploaders = 0  # sessions that announced it and may still send views
         self.questions = 0  # that wait for it or are reading it
+        self.developing = 0  # image files of it that are wholly here: no client is waited for
         self._views: list[NDArray[np.float32] | None] = [None] * (rows * columns + 1)
         self._missing = len(self._views)
         self._complete = asyncio.Event()
@@ -123,6 +124,15 @@ class PictureCache:
             picture.questions -= 1
         self.size += view.nbytes
         picture._fill(index, view, decode_ms)
+
+    def reserve(self, size: int) -> None:
+        """Counts bytes that are kept for a picture elsewhere, until `free`. Raises LimitError."""
+        self._make_room(size)
+        self.size += size
+
+    def free(self, size: int) -> None:
+        """What was reserved is needed no more."""
+        self.size -= size
 
     def settle(self, picture: Picture) -> None:
         """To call when an uploader or a question let go: drops a picture that nobody will complete."""

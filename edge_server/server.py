@@ -19,6 +19,7 @@ from edge_server import backend as backends
 from edge_server.answer import Workshop
 from edge_server.backend import Backend
 from edge_server.handshake import Identity
+from edge_server.images import Darkroom
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
 from shared.rpc import channel
@@ -53,6 +54,7 @@ class RunningServer:
         self._health = health_servicer
         self._pool = pool
         self._backend: Backend | None = None
+        self._darkroom: Darkroom | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     @property
@@ -69,6 +71,11 @@ class RunningServer:
     async def serve(self, backend: Backend) -> None:
         """Opens the service with what was loaded."""
         self._backend = backend
+        settings = self.service.settings
+        if settings.take_images and backend.looker is not None:
+            self._darkroom = Darkroom(
+                looker=backend.looker, pictures=self.service.pictures, max_pixels=settings.limits.image_pixels
+            )
         self.service.open(
             Identity(version=software_version(), model_id=backend.model_id, codec_id=backend.codec_id),
             Workshop(
@@ -76,9 +83,10 @@ class RunningServer:
                 engine=backend.engine,
                 decode=backend.decode,
                 pool=self._pool,
-                picture_timeout=self.service.settings.picture_timeout,
+                picture_timeout=settings.picture_timeout,
+                darkroom=self._darkroom,
             ),
-            self.service.settings.limits.for_model(backend.most_views),
+            settings.limits.for_model(backend.most_views),
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
 
@@ -98,7 +106,8 @@ class RunningServer:
         await self._server.stop(grace)
         if self._backend is not None:
             await self._backend.engine.stop()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, *([self._darkroom.pool] if self._darkroom else [])):
+            pool.shutdown(wait=False, cancel_futures=True)
         log.info("stopped")
 
 

@@ -1,6 +1,6 @@
 """One stream: hello, then pictures, views, questions and cancellations in any order.
 
-    client   Hello ─ Picture ─ View … View ─ Ask ──────────── Cancel
+    client   Hello ─ Picture ─ View … View ─ Ask ──────────── Cancel        (or ImageChunk … ImageChunk)
     server   Welcome ─ PictureState ─ ViewAck … ─ Token … Done | Error | NeedPicture
 
 Promises that limits are checked before anything is allocated, that a broken rule of the protocol ends
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edge_server.answer import Question, Workshop, sampling_of, turns_of
 from edge_server.handshake import Identity, check_hello
+from edge_server.image_uploads import ImageUploads
 from edge_server.outbox import Outbox
 from edge_server.pictures import PictureCache
 from edge_server.settings import SessionLimits
@@ -60,8 +61,9 @@ class Session:
         self._identity = identity
         self._limits = limits
         self._pictures = pictures
-        self._uploads = Uploads(pictures, limits)
         self._shop = shop
+        self._uploads = Uploads(pictures, limits, None if shop.darkroom is None else shop.darkroom.looker.rule)
+        self._images = ImageUploads(pictures, limits, shop.darkroom)
         self._outbox = outbox
         self._hello_timeout = hello_timeout
         self._questions: dict[int, Question] = {}  # in flight
@@ -100,9 +102,10 @@ class Session:
             outcome = "closed" if error is None else error.reason
         finally:
             self._outbox.abandon()
+            self._images.close()
             self._uploads.close()
             log.info(
-                "%s ended after %.1f s: %d pictures, %d views, %d bytes of packets, %d questions, %s",
+                "%s ended after %.1f s: %d pictures, %d views, %d bytes of them, %d questions, %s",
                 *(self._name, time.perf_counter() - began, len(self._uploads), self._counts["views"]),
                 *(self._counts["bytes"], len(self._asked), outcome),
             )
@@ -155,6 +158,8 @@ class Session:
                 await self._picture(request.picture)
             case "view":
                 await self._view(request.view, group)
+            case "image_chunk":
+                await self._image_chunk(request.image_chunk, group)
             case "ask":
                 await self._ask(request.ask, group)
             case "cancel":
@@ -172,11 +177,11 @@ class Session:
         await self._outbox.send(picture_state=tofc_pb2.PictureState(ref=announced.ref, complete=picture.complete))
 
     async def _view(self, view: tofc_pb2.View, group: asyncio.TaskGroup) -> None:
-        announced = self._uploads.get(view.ref)
-        if announced is None:
-            raise UnknownReferenceError(
-                f"view {view.index} of ref {view.ref}, which no Picture announced; announce a picture before its views",
-                reason="PICTURE_UNKNOWN",
+        announced = self._announced(view.ref, f"view {view.index}")
+        if announced.HasField("image"):
+            raise InvalidRequestError(
+                f"view {view.index} of ref {view.ref}, which was announced as an image; send its file in chunks",
+                reason="VIEW_OF_IMAGE",
             )
         count = announced.rows * announced.columns + 1
         if view.index >= count:
@@ -211,6 +216,21 @@ class Session:
             await self._outbox.send(view_ack=tofc_pb2.ViewAck(ref=view.ref, index=view.index))
         finally:
             self._views.release()
+
+    def _announced(self, ref: int, what: str) -> tofc_pb2.Picture:
+        announced = self._uploads.get(ref)
+        if announced is None:
+            raise UnknownReferenceError(
+                f"{what} of ref {ref}, which no Picture announced; announce a picture before its views",
+                reason="PICTURE_UNKNOWN",
+            )
+        return announced
+
+    async def _image_chunk(self, chunk: tofc_pb2.ImageChunk, group: asyncio.TaskGroup) -> None:
+        announced = self._announced(chunk.ref, "a chunk")
+        self._counts["bytes"] += len(chunk.data)
+        self._counts["views"] += await self._images.take(chunk, announced, self._views, group)
+        await self._outbox.send(image_ack=tofc_pb2.ImageAck(ref=chunk.ref, offset=chunk.offset))
 
     # questions
 

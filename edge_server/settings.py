@@ -11,6 +11,8 @@ from shared.rpc.channel import DEFAULT_PORT, UP_BYTES, ServerSecurity, read_toke
 from shared.rpc.tofc.v1 import tofc_pb2
 
 MIB = 1024 * 1024
+IMAGE_BYTES = 8 * MIB  # `--take-images`: a photograph in good quality
+IMAGE_PIXELS = 25_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +28,20 @@ class SessionLimits:
     views_in_flight: int = 8  # decoded at once; a client keeps to as many unacknowledged
     pictures_under_way: int = 16  # incomplete; beyond it the oldest that no question waits for is let go
     numbers: int = 10_000  # pictures, and questions, that a session may number before it must be opened anew
+    image_bytes: int = 0  # of an image file; 0, and then both: none are taken
+    image_pixels: int = 0  # of an image
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name == "views_per_picture" and value == 0:
+            if name in ("views_per_picture", "image_bytes", "image_pixels") and value == 0:
                 continue
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if (self.image_bytes == 0) != (self.image_pixels == 0):
+            raise ValueError(
+                f"image_bytes is {self.image_bytes} and image_pixels {self.image_pixels}; both are 0 (no images are "
+                "taken) or both at least 1"
+            )
         for name in ("packet_bytes", "question_bytes"):
             if getattr(self, name) > UP_BYTES // 2:
                 raise ValueError(f"{name} is {getattr(self, name)}; messages hold at most {UP_BYTES // 2} bytes of it")
@@ -50,6 +59,8 @@ class SessionLimits:
             questions_in_flight=self.questions_in_flight,
             question_bytes=self.question_bytes,
             new_tokens=self.new_tokens,
+            image_bytes=self.image_bytes,
+            image_pixels=self.image_pixels,
         )
 
 
@@ -84,6 +95,11 @@ class ServerSettings:
         for name in ("hello_timeout", "picture_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0 seconds")
+
+    @property
+    def take_images(self) -> bool:
+        """Whether pictures may come as image files, which needs the tower."""
+        return self.limits.image_bytes > 0
 
     def security(self) -> ServerSecurity:
         """Certificate, key and token from their files. Raises UnsafeAddressError, OSError."""

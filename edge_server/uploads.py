@@ -4,8 +4,10 @@ Promises that a session numbers each picture once, and that one it names in a qu
 the question is done. Leaves memory, and views of other sessions, to `pictures`.
 """
 
+from edge_server.images import check_image
 from edge_server.pictures import Picture, PictureCache
 from edge_server.settings import SessionLimits
+from shared.model.views import ViewRule
 from shared.rpc.errors import DuplicateError, InvalidRequestError, LimitError, TofcError, UnknownReferenceError
 from shared.rpc.tofc.v1 import tofc_pb2
 
@@ -15,9 +17,11 @@ ID_BYTES = 16
 class Uploads:
     """One session's numbers for pictures; `len` counts them."""
 
-    def __init__(self, pictures: PictureCache, limits: SessionLimits) -> None:
+    def __init__(self, pictures: PictureCache, limits: SessionLimits, rule: ViewRule | None) -> None:
+        """`rule` is that of the images this server takes; None: it takes none."""
         self._pictures = pictures
         self._limits = limits
+        self._rule = rule
         self._announced: dict[int, tofc_pb2.Picture] = {}  # by ref
         self._under_way: dict[bytes, Picture] = {}  # incomplete when last looked at, oldest first
 
@@ -107,6 +111,8 @@ class Uploads:
                 f"{self._limits.views_per_picture}; scale the picture down",
                 reason="TOO_MANY_VIEWS",
             )
+        if announced.HasField("image"):
+            check_image(announced, self._limits, self._rule)
 
     def _expect(self, picture: Picture) -> None:
         """Keeps an incomplete picture while this session may send it; the oldest of too many goes."""

@@ -29,7 +29,7 @@ from shared.model.tensor_files import StoredTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointError", "Side", "codec_hash", "model_hash"]
+__all__ = ["Checkpoint", "CheckpointError", "Origin", "Side", "codec_hash", "model_hash"]
 
 Side = Literal["device", "server"]
 FORMAT = 1  # of split.json
@@ -161,6 +161,29 @@ class Checkpoint:
     def projector_tensors(self) -> dict[str, Tensor]:
         """The projector's tensors."""
         return self.tensors(PROJECTOR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Which model a directory comes from, for what needs none of its tensors."""
+
+    config: SplitConfig
+    model_id: str
+    codec_id: str
+
+    @classmethod
+    def read(cls, path: Path) -> Origin:
+        """Of ``path``, or ``path/device``: of a half its configuration and split.json, of a whole checkpoint all.
+
+        Raises ``CheckpointError``.
+        """
+        half = path if (path / "config.json").exists() else path / "device"
+        if _mark(half) is not None:
+            original = half / "split_config.json"
+            config = SplitConfig.read(original if original.exists() else half / "config.json")
+            return cls(config=config, model_id=_recorded(half, "model_id"), codec_id=_recorded(half, "codec_id"))
+        checkpoint = Checkpoint.open(path)
+        return cls(config=checkpoint.config, model_id=checkpoint.model_id, codec_id=checkpoint.codec_id)
 
 
 def _mark(path: Path) -> Side | None:

@@ -19,6 +19,7 @@ from shared.rpc.errors import UnavailableError, UnsafeAddressError
 
 UP_BYTES = 256 * 1024  # largest message to the server: a packet is a few hundred bytes
 DOWN_BYTES = 1024 * 1024  # largest message to the device
+CHUNK_BYTES = 32 * 1024  # of an image file in one message: small enough that a cancel soon gets its turn
 DEFAULT_PORT = 50061
 LEAST_TOKEN = 16  # characters; a guessable token is none
 

@@ -30,6 +30,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         )
         self.diary: list[tuple[int, str, Any]] = []
         self.stored: dict[bytes, set[int]] = {}
+        self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
+        self.cut_at: int | None = None  # the link is lost with the chunk at this offset, once
         self.refusal: TofcError | None = None
         self.word = "yes"
         self.lose: list[int] = []  # for each session in turn: the tokens after which it is cut
@@ -60,6 +62,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.sessions += 1
         session, lose = self.sessions, self.lose.pop(0) if self.lose else None
         refs: dict[int, pb.Picture] = {}
+        totals: dict[int, int] = {}
         asked: list[pb.Ask] = []
         tasks: list[asyncio.Task[None]] = []
         answers: dict[int, asyncio.Task[None]] = {}
@@ -121,6 +124,21 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 tasks.append(asyncio.create_task(acknowledge(message)))
                 async with arrived:
                     arrived.notify_all()
+            elif kind == "image_chunk":
+                if message.offset == self.cut_at:
+                    self.cut_at = None
+                    broken.set()
+                    return
+                if message.offset == 0:
+                    totals[message.ref], self.files[message.ref] = message.total, b""
+                assert message.offset == len(self.files[message.ref])
+                self.files[message.ref] += message.data
+                await send(image_ack=pb.ImageAck(ref=message.ref, offset=message.offset))
+                if len(self.files[message.ref]) == totals[message.ref]:
+                    announced = refs[message.ref]
+                    self.stored[announced.picture_id] = set(range(announced.rows * announced.columns + 1))
+                    async with arrived:
+                        arrived.notify_all()
             elif kind == "ask":
                 asked.append(message)
                 if len(answers) == self.limits.questions_in_flight:

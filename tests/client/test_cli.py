@@ -16,7 +16,9 @@ from device_client.encoder import EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.picture import Picture
 from device_client.report import Comparison, compare
-from shared.model.views import ViewRule
+from shared.model.checkpoint import Origin
+from shared.model.image_file import compress
+from shared.model.views import ViewRule, open_image
 from shared.rpc.channel import bind, make_server
 from shared.rpc.errors import LimitError, MismatchError, TofcError, TokenError
 from shared.rpc.tofc.v1 import tofc_pb2_grpc
@@ -125,6 +127,36 @@ def test_json(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> 
     assert {"bytes_up", "bytes_down", "features"} <= found.keys() and result.stderr == ""
 
 
+def test_mode_image(serving: FakeServer, small: Path) -> None:
+    origin = Origin.read(cli.NANO)
+    serving.model_id, serving.codec_id = origin.model_id, origin.codec_id
+    words = (small, "what?", "--mode", "image")
+    result = ask(serving, *words)
+    assert result.exit_code == 5 and len(result.stderr.splitlines()) == 1
+    assert "takes no images (--mode image); start it with `edge-server serve --take-images`" in result.stderr
+    serving.limits.image_bytes = serving.limits.image_pixels = 1_000_000
+    result = ask(serving, *words, "--codec", "webp", "--scale", "0.5")
+    size = len(compress(open_image(small), "webp", 75, 0.5))
+    assert (result.exit_code, result.stdout) == (0, "yes to what?\n")
+    assert f"picture {size} B (as webp, quality 75, scale 0.5, 1 view, 36 features)" in result.stderr
+    found = json.loads(ask(serving, *words, "--json", TOFC_DEVICE_QUALITY="30", TOFC_DEVICE_CODEC="avif").stdout)
+    assert found["bytes_picture"] == len(compress(open_image(small), "avif", 30))
+    assert (found["mode"], found["image_codec"], found["image_quality"]) == ("image", "avif", 30)
+
+
+def test_a_batch_of_images(serving: FakeServer, small: Path, tmp_path: Path) -> None:
+    origin = Origin.read(cli.NANO)
+    serving.model_id, serving.codec_id = origin.model_id, origin.codec_id
+    serving.limits.image_bytes = serving.limits.image_pixels = 1_000_000
+    lines = [{"image": "small.png", "question": question} for question in ("one", "two")]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out.jsonl"
+    assert ask(serving, "--batch", tmp_path / "q.jsonl", "--out", out, "--mode", "image").exit_code == 0
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert first["image"] == "small.png" and first["image_codec"] == "jpeg" and first["mode"] == "image"
+    assert first["bytes_picture"] == len(compress(open_image(small), "jpeg", 75)) and second["bytes_picture"] == 0
+
+
 def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
     server = f"127.0.0.1:{serving.port}"
     result = command("ask", small, "well?", TOFC_DEVICE_SERVER=server, TOFC_DEVICE_JSON="1", TOFC_DEVICE_FEATURES="5")
@@ -155,6 +187,18 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
         (["--batch", "q.jsonl"], "--batch needs --out"),
         (["--batch", "q.jsonl", "--out", "q.jsonl"], "q.jsonl exists"),
         (["small.png", "what?", "--batch", "q.jsonl", "--out", "o.jsonl"], "from the file"),
+        (["small.png", "what?", "--mode", "images"], "--mode images is not known; choose one of features, image"),
+        (["small.png", "what?", "--codec", "webp"], "--codec webp belongs to --mode image"),
+        (["small.png", "what?", "--quality", "50"], "--quality 50 belongs to --mode image"),
+        (["small.png", "what?", "--mode", "features", "--scale", "0.5"], "--scale 0.5 belongs to --mode image"),
+        (["small.png", "what?", "--mode", "image", "--features", "12"], "--features belongs to --mode features"),
+        (["small.png", "what?", "--mode", "image", "--codec", "gif"], "choose one of jpeg, webp, avif, jxl"),
+        (["small.png", "what?", "--mode", "image", "--quality", "0"], "quality 0 is not allowed"),
+        (["small.png", "what?", "--mode", "image", "--quality", "101"], "quality 101 is not allowed"),
+        (["small.png", "what?", "--mode", "image", "--scale", "0"], "scale 0 is not allowed"),
+        (["small.png", "what?", "--mode", "image", "--scale", "1.5"], "scale 1.5 is not allowed"),
+        (["none.png", "what?", "--mode", "image"], "none.png does not exist"),
+        (["words.png", "what?", "--mode", "image"], "words.png is not a picture"),
     ],
 )
 def test_wrong_use_is_one_line(

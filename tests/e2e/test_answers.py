@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from PIL.Image import Image
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from device_client.encoder import TowerEncoder
+from device_client.encoder import Encoder, TowerEncoder
 from device_client.link import Target
 from device_client.report import Report
 from device_client.session import Sampling, Session
@@ -22,14 +24,19 @@ from tests.e2e.conftest import MODEL, PICTURES, ServerThread
 Asked = list[dict[str, str]]
 
 
-async def _ask_all(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> list[Report]:
+async def ask_all(server: ServerThread, encoder: Encoder, asked: Asked) -> list[Report]:
     async with Session(Target(address=server.address), encoder) as session:
         opened = {name: session.open(PICTURES / name) for name in {line["image"] for line in asked}}
         return [await session.ask([opened[line["image"]]], line["question"]).result() for line in asked]
 
 
-def _in_one_process(encoder: TowerEncoder, asked: Asked, *, compressed: bool) -> list[str]:
-    """The same model without a network: transformers' own greedy generate on the same embeddings."""
+def in_one_process(
+    encoder: TowerEncoder, asked: Asked, *, compressed: bool, sent: Callable[[Image], Image] = lambda image: image
+) -> list[str]:
+    """The same model without a network: transformers' own greedy generate on the same embeddings.
+
+    ``sent`` is what becomes of a picture before the tower sees it.
+    """
     checkpoint = Checkpoint.open(MODEL)
     config, codec, projector = checkpoint.config, Codec.load(checkpoint.path), Projector(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
@@ -41,7 +48,7 @@ def _in_one_process(encoder: TowerEncoder, asked: Asked, *, compressed: bool) ->
     answers = []
     for line in asked:
         if line["image"] not in embedded:
-            image = open_image(PICTURES / line["image"])
+            image = sent(open_image(PICTURES / line["image"]))
             seen = views(image, config.rule)
             parts = []
             for view in seen:
@@ -74,16 +81,16 @@ def _in_one_process(encoder: TowerEncoder, asked: Asked, *, compressed: bool) ->
 
 
 def test_over_the_wire_is_what_one_process_says(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
-    reports = asyncio.run(_ask_all(server, encoder, asked))
-    assert [r.answer for r in reports] == _in_one_process(encoder, asked, compressed=True)
+    reports = asyncio.run(ask_all(server, encoder, asked))
+    assert [r.answer for r in reports] == in_one_process(encoder, asked, compressed=True)
 
 
 def test_most_answers_are_right_and_compression_costs_little(
     server: ServerThread, encoder: TowerEncoder, asked: Asked
 ) -> None:
-    reports = asyncio.run(_ask_all(server, encoder, asked))
+    reports = asyncio.run(ask_all(server, encoder, asked))
     right = sum(r.answer == line["answer"] for r, line in zip(reports, asked, strict=True))
-    plain = _in_one_process(encoder, asked, compressed=False)
+    plain = in_one_process(encoder, asked, compressed=False)
     right_plain = sum(answer == line["answer"] for answer, line in zip(plain, asked, strict=True))
     assert right >= 0.7 * len(asked)
     assert right >= right_plain - 0.1 * len(asked)
@@ -93,7 +100,7 @@ def test_a_picture_is_sent_once_and_small(server: ServerThread, encoder: TowerEn
     asked = [line for line in asked if line["image"] != "picture-11.jpg"]  # the large one
     fresh = ServerThread()
     try:
-        reports = asyncio.run(_ask_all(fresh, encoder, asked))
+        reports = asyncio.run(ask_all(fresh, encoder, asked))
     finally:
         fresh.stop()
     sent: dict[str, list[int]] = defaultdict(list)
@@ -108,7 +115,7 @@ def test_a_picture_is_sent_once_and_small(server: ServerThread, encoder: TowerEn
 
 def test_a_large_picture_goes_in_crops(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
     lines = [line for line in asked if line["image"] == "picture-11.jpg"]
-    reports = asyncio.run(_ask_all(server, encoder, lines))
+    reports = asyncio.run(ask_all(server, encoder, lines))
     assert reports[0].views == 3 * 2 + 1
     assert reports[0].features == 6 * 16 + 36
 
@@ -116,7 +123,7 @@ def test_a_large_picture_goes_in_crops(server: ServerThread, encoder: TowerEncod
 def test_two_clients_at_once(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
     async def both() -> list[list[Report]]:
         other = TowerEncoder.open(MODEL)
-        return await asyncio.gather(_ask_all(server, encoder, asked[:12]), _ask_all(server, other, asked[:12]))
+        return await asyncio.gather(ask_all(server, encoder, asked[:12]), ask_all(server, other, asked[:12]))
 
     first, second = asyncio.run(both())
     assert [r.answer for r in first] == [r.answer for r in second]

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, Step3p7VisionConfig, Step3p7VisionModel
 
 from lab import fake
+from lab.checkpoint import split
+from shared.codec.fake import fake_weights
 from shared.model import tensor_files
-from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.checkpoint import Checkpoint, CheckpointError, Origin
 from shared.model.config import SplitConfig
 from shared.model.released_names import to_released
 from shared.model.tower import Tower
@@ -29,6 +31,21 @@ def edit(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
+
+
+def test_the_origin_of_a_half_needs_no_tensors(own: Path, tmp_path: Path) -> None:
+    fake_weights(D=128, H=32).save(own)
+    whole = Checkpoint.open(own)
+    split(own, tmp_path / "halves")
+    for half in ("device", "server"):
+        for file in (tmp_path / "halves" / half).glob("*.safetensors"):
+            file.unlink()
+    for path in (own, tmp_path / "halves", tmp_path / "halves" / "device", tmp_path / "halves" / "server"):
+        origin = Origin.read(path)
+        assert (origin.model_id, origin.codec_id) == (whole.model_id, whole.codec_id)
+        assert origin.config.rule == whole.config.rule and origin.config.vision == whole.config.vision
+    with pytest.raises(CheckpointError, match="has no config"):
+        Origin.read(tmp_path)
 
 
 def test_a_released_configuration_is_understood() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 
 ANSWERED = 20.0  # seconds after which a test fails instead of hanging
@@ -49,6 +50,20 @@ class RawClient:
         ack = await self.expect("view_ack")
         assert (ack.ref, ack.index) == (ref, index)
 
+    async def image(self, ref: int, name: str, data: bytes, *, size: tuple[int, int], **picture: Any) -> None:
+        """Announces and sends an image file, which the server must not have yet."""
+        await self.send(picture=image_picture(ref, name, size, **picture))
+        assert not (await self.expect("picture_state")).complete
+        await self.chunks(ref, data)
+
+    async def chunks(self, ref: int, data: bytes, length: int = CHUNK_BYTES) -> None:
+        for offset in range(0, len(data), length):
+            chunk = data[offset : offset + length]
+            total = 0 if offset else len(data)
+            await self.send(image_chunk=tofc_pb2.ImageChunk(ref=ref, offset=offset, total=total, data=chunk))
+            ack = await self.expect("image_ack")
+            assert (ack.ref, ack.offset) == (ref, offset)
+
     async def ask(self, request: int, text: str, refs: tuple[int, ...] = (), **more: Any) -> None:
         turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text=text)]
         await self.send(ask=tofc_pb2.Ask(request=request, refs=refs, turns=turns, **more))
@@ -84,3 +99,10 @@ class RawClient:
 
 def picture_id(name: str) -> bytes:
     return name.encode().ljust(16, b"\0")
+
+
+def image_picture(
+    ref: int, name: str, size: tuple[int, int], *, kind: int = tofc_pb2.IMAGE_FORMAT_JPEG, **picture: Any
+) -> tofc_pb2.Picture:
+    image = tofc_pb2.Image(format=kind, width=size[0], height=size[1])  # type: ignore[arg-type]
+    return tofc_pb2.Picture(ref=ref, picture_id=picture_id(name), image=image, **picture)

@@ -16,14 +16,16 @@ from edge_server.backend import Backend
 from edge_server.engine.base import Sampling
 from edge_server.engine.qwen3 import load_qwen3, stop_tokens
 from edge_server.server import start
-from edge_server.settings import ServerSettings
+from edge_server.settings import ServerSettings, SessionLimits
 from lab import fake as lab_fake
+from lab.checkpoint import split
 from shared.codec.codec import Codec
 from shared.codec.fake import fake_features, fake_weights
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import CheckpointError
 from shared.model.projector import Projector
 from shared.model.prompt import Turn, load_tokenizer
+from shared.model.tower import Tower
 from shared.rpc.errors import CorruptPacketError, InvalidRequestError
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect
@@ -152,6 +154,31 @@ async def test_the_tower_is_never_read(folder: Path, monkeypatch: pytest.MonkeyP
         backend.assembler.prompt([Turn(role="user", text="hi")], [], 100).prompt, Sampling(max_tokens=2)
     )
     assert len([token async for token in generation]) <= 2
+    await backend.engine.stop()
+
+
+async def test_images_need_the_whole_checkpoint(folder: Path, tmp_path: Path) -> None:
+    split(folder, tmp_path)
+    taking = SessionLimits(image_bytes=100_000, image_pixels=1_000_000)
+    for path, half in ((tmp_path / "device", "device"), (tmp_path / "server", "server"), (tmp_path, "server")):
+        with pytest.raises(CheckpointError, match=f"is the {half} half of a model; --take-images needs tower and dec"):
+            backends.load(ServerSettings(model=path, limits=taking))
+    assert backends.load(ServerSettings(model=tmp_path)).looker is None
+
+
+async def test_an_image_gives_every_feature_projected_and_placed(folder: Path, codec: Codec) -> None:
+    backend = backends.load(
+        ServerSettings(model=folder, limits=SessionLimits(image_bytes=100_000, image_pixels=1_000_000))
+    )
+    assert backend.looker is not None
+    checkpoint = Checkpoint.open(folder)
+    tower, weight = Tower(checkpoint), checkpoint.projector_tensors()["vit_large_projector.weight"].numpy()
+    pixels = np.random.default_rng(8).standard_normal((3, 336, 336)).astype(np.float32)
+    for px, grid in ((336, GRID), (224, CROP_GRID)):
+        view = np.ascontiguousarray(pixels[:, :px, :px])
+        cells = np.arange(grid**2)
+        wanted = tower.encode(view[None])[0] @ weight.T + codec.grid_embedding(grid, cells)
+        np.testing.assert_allclose(backend.looker.look(view), wanted, atol=1e-5)
     await backend.engine.stop()
 
 

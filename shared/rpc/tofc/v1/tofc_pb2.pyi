@@ -7,6 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_FORMAT_UNSPECIFIED: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_JPEG: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_WEBP: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_AVIF: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_JXL: _ClassVar[ImageFormat]
+
 class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ROLE_UNSPECIFIED: _ClassVar[Role]
@@ -20,6 +28,11 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
     FINISH_REASON_CANCELLED: _ClassVar[FinishReason]
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat
+IMAGE_FORMAT_JPEG: ImageFormat
+IMAGE_FORMAT_WEBP: ImageFormat
+IMAGE_FORMAT_AVIF: ImageFormat
+IMAGE_FORMAT_JXL: ImageFormat
 ROLE_UNSPECIFIED: Role
 ROLE_USER: Role
 ROLE_ASSISTANT: Role
@@ -30,21 +43,23 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_CANCELLED: FinishReason
 
 class SessionRequest(_message.Message):
-    __slots__ = ("hello", "picture", "view", "ask", "cancel")
+    __slots__ = ("hello", "picture", "view", "ask", "cancel", "image_chunk")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_CHUNK_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     picture: Picture
     view: View
     ask: Ask
     cancel: Cancel
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., picture: _Optional[_Union[Picture, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    image_chunk: ImageChunk
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., picture: _Optional[_Union[Picture, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., image_chunk: _Optional[_Union[ImageChunk, _Mapping]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("welcome", "picture_state", "view_ack", "token", "done", "error", "need_picture")
+    __slots__ = ("welcome", "picture_state", "view_ack", "token", "done", "error", "need_picture", "image_ack")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     PICTURE_STATE_FIELD_NUMBER: _ClassVar[int]
     VIEW_ACK_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +67,7 @@ class SessionResponse(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     NEED_PICTURE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ACK_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     picture_state: PictureState
     view_ack: ViewAck
@@ -59,7 +75,8 @@ class SessionResponse(_message.Message):
     done: Done
     error: Error
     need_picture: NeedPicture
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., picture_state: _Optional[_Union[PictureState, _Mapping]] = ..., view_ack: _Optional[_Union[ViewAck, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., need_picture: _Optional[_Union[NeedPicture, _Mapping]] = ...) -> None: ...
+    image_ack: ImageAck
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., picture_state: _Optional[_Union[PictureState, _Mapping]] = ..., view_ack: _Optional[_Union[ViewAck, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., need_picture: _Optional[_Union[NeedPicture, _Mapping]] = ..., image_ack: _Optional[_Union[ImageAck, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("client_version", "model_id", "codec_id")
@@ -84,32 +101,48 @@ class Welcome(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens")
+    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels")
     PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
     VIEWS_PER_PICTURE_FIELD_NUMBER: _ClassVar[int]
     PICTURES_PER_QUESTION_FIELD_NUMBER: _ClassVar[int]
     QUESTIONS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     QUESTION_BYTES_FIELD_NUMBER: _ClassVar[int]
     NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     packet_bytes: int
     views_per_picture: int
     pictures_per_question: int
     questions_in_flight: int
     question_bytes: int
     new_tokens: int
-    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ...) -> None: ...
+    image_bytes: int
+    image_pixels: int
+    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ...) -> None: ...
 
 class Picture(_message.Message):
-    __slots__ = ("ref", "picture_id", "rows", "columns")
+    __slots__ = ("ref", "picture_id", "rows", "columns", "image")
     REF_FIELD_NUMBER: _ClassVar[int]
     PICTURE_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
     ref: int
     picture_id: bytes
     rows: int
     columns: int
-    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ...) -> None: ...
+    image: Image
+    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("format", "width", "height")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    format: ImageFormat
+    width: int
+    height: int
+    def __init__(self, format: _Optional[_Union[ImageFormat, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class PictureState(_message.Message):
     __slots__ = ("ref", "complete")
@@ -128,6 +161,26 @@ class View(_message.Message):
     index: int
     packet: bytes
     def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ..., packet: _Optional[bytes] = ...) -> None: ...
+
+class ImageChunk(_message.Message):
+    __slots__ = ("ref", "offset", "total", "data")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    offset: int
+    total: int
+    data: bytes
+    def __init__(self, ref: _Optional[int] = ..., offset: _Optional[int] = ..., total: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImageAck(_message.Message):
+    __slots__ = ("ref", "offset")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    offset: int
+    def __init__(self, ref: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ViewAck(_message.Message):
     __slots__ = ("ref", "index")

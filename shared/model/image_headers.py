@@ -1,0 +1,183 @@
+"""How large a compressed picture is, read from its first bytes by no decoder.
+
+    JPEG     markers ─→ frame header            WebP     RIFF, one lossy key frame
+    AVIF     boxes, one item ─→ sequence header JPEG XL  bare codestream, default metadata
+
+Promises that a decoder which is then given the bytes meets this size and no other, and no construction that
+makes much of little: no animation, no grid of tiles, no hundred scans. So only what an encoder makes of one plain
+picture is let through, not all that the four formats can say. Leaves the pixels, and whether they can be
+decoded at all, to ``image_file``.
+
+>>> size_of(bytes.fromhex("ff0a789a0140160803"), "jxl")
+(336, 336)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+JPEG_SCANS = 32  # the encoders known write up to 12; each costs the decoder a pass over the whole picture
+_JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width : height
+
+
+class HeaderError(ValueError):
+    """Bytes that do not begin as such a file does; the message says what is wrong with them."""
+
+
+def size_of(data: bytes, codec: str) -> tuple[int, int]:
+    """(width, height) in px of a whole file of ``codec``: jpeg, webp, avif or jxl. Raises ``HeaderError``."""
+    try:
+        size = {"jpeg": _jpeg, "webp": _webp, "avif": _avif, "jxl": _jxl}[codec](data)
+    except IndexError:
+        raise HeaderError("it ends within its header") from None
+    if 0 in size:
+        raise HeaderError(f"it claims {size[0]} × {size[1]} px")
+    return size
+
+
+def _jpeg(data: bytes) -> tuple[int, int]:
+    if data[:2] != b"\xff\xd8":
+        raise HeaderError("it does not begin as a JPEG does")
+    if (scans := data.count(b"\xff\xda")) > JPEG_SCANS:  # within a scan these two bytes cannot stand
+        raise HeaderError(f"it has {scans} scans, at most {JPEG_SCANS} are decoded")
+    at = 2
+    while True:
+        if data[at] != 0xFF:
+            raise HeaderError(f"no marker at byte {at}")
+        marker = data[at + 1]
+        if marker == 0xFF:  # filling
+            at += 1
+            continue
+        length = _big(data, at + 2, 2)
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
+            if data[at + 4] != 8 or data[at + 9] not in (1, 3):
+                raise HeaderError(f"{data[at + 9]} components of {data[at + 4]} bits; 1 or 3 of 8 bits are decoded")
+            return _big(data, at + 7, 2), _big(data, at + 5, 2)
+        if not (0xDB <= marker <= 0xFE or marker == 0xC4) or length < 2:  # tables, application data, comments
+            raise HeaderError(f"marker {marker:#x} before the frame header")
+        at += 2 + length
+
+
+def _webp(data: bytes) -> tuple[int, int]:
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8 ":
+        raise HeaderError("it does not begin as a lossy WebP without alpha, metadata or animation does")
+    length = _little(data, 16, 4)
+    if _little(data, 4, 4) + 8 != len(data) or 20 + length + length % 2 != len(data):
+        raise HeaderError(f"it has {len(data)} bytes and says that it has {_little(data, 4, 4) + 8}")
+    if data[20] & 1 or data[23:26] != b"\x9d\x01\x2a":
+        raise HeaderError("it does not begin with a key frame")
+    return _little(data, 26, 2) & 0x3FFF, _little(data, 28, 2) & 0x3FFF
+
+
+def _avif(data: bytes) -> tuple[int, int]:
+    boxes = list(_boxes(data, 0, len(data)))
+    if [kind for kind, _, _ in boxes] != [b"ftyp", b"meta", b"mdat"] or data[8:12] != b"avif":
+        raise HeaderError("it is not one still picture as libavif writes it (ftyp, meta, mdat)")
+    _, begin, end = boxes[1]
+    (_, start, stop) = boxes[2]
+    places = [(left, right) for kind, left, right in _boxes(data, begin + 4, end) if kind == b"iloc"]
+    one = bytes.fromhex("00000000 4400 0001")  # version 0, 4-byte offsets and lengths, one item
+    if len(places) != 1 or places[0][1] - places[0][0] != 22 or data[places[0][0] :][:8] != one:
+        raise HeaderError("it holds more than one item, or not in the way that libavif writes one")
+    at = places[0][0] + 8
+    if data[at + 2 : at + 6] != b"\0\0\0\1" or (_big(data, at + 6, 4), _big(data, at + 10, 4)) != (start, stop - start):
+        raise HeaderError("its item is not the whole of mdat")
+    return _av1(data, start, stop)
+
+
+def _av1(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """The size that the only sequence header of a row of AV1 units sets for every frame."""
+    size: tuple[int, int] | None = None
+    while at < end:
+        head = data[at]
+        kind = head >> 3 & 15
+        if head & 0x87 != 2:  # with a size, without an extension
+            raise HeaderError("its AV1 units have no sizes")
+        length, at = _leb128(data, at + 1)
+        if kind == 1 and size is None:
+            size = _sequence(data[at : at + length])
+        elif kind == 1 or (kind in (3, 4, 6) and size is None):
+            raise HeaderError("it does not have one AV1 sequence header before its frame")
+        at += length
+    if size is None or at != end:
+        raise HeaderError("its AV1 units do not fill mdat")
+    return size
+
+
+def _sequence(data: bytes) -> tuple[int, int]:
+    bits = _Bits(data, most_first=True)
+    bits.take(3)  # profile
+    if bits.take(2) != 3:  # then a frame cannot have a size of its own
+        raise HeaderError("its AV1 sequence is not a still picture with a reduced header")
+    bits.take(5)  # level
+    wide, high = bits.take(4) + 1, bits.take(4) + 1
+    return bits.take(wide) + 1, bits.take(high) + 1
+
+
+def _jxl(data: bytes) -> tuple[int, int]:
+    if data[:2] != b"\xff\x0a":
+        raise HeaderError("it does not begin as a bare JPEG XL codestream does")
+    bits = _Bits(data[2:16], most_first=False)
+    small = bits.take(1)
+    height = _jxl_side(bits, small)
+    ratio = bits.take(3)
+    width = height * _JXL_RATIOS[ratio - 1][0] // _JXL_RATIOS[ratio - 1][1] if ratio else _jxl_side(bits, small)
+    if not bits.take(1):  # all default: one upright frame of 8 bits, no preview, no further channels
+        raise HeaderError("its JPEG XL metadata is not that of a plain lossy picture")
+    return width, height
+
+
+def _jxl_side(bits: _Bits, small: int) -> int:
+    return 8 * (bits.take(5) + 1) if small else 1 + bits.take((9, 13, 18, 30)[bits.take(2)])
+
+
+class _Bits:
+    """Numbers of some bits, one after the other. Raises IndexError at the end."""
+
+    def __init__(self, data: bytes, *, most_first: bool) -> None:
+        self._most_first = most_first
+        self._value = int.from_bytes(data[:32], "big" if most_first else "little")
+        self._total = 8 * min(len(data), 32)
+        self._at = 0
+
+    def take(self, count: int) -> int:
+        self._at += count
+        if self._at > self._total:
+            raise IndexError
+        shift = self._total - self._at if self._most_first else self._at - count
+        return self._value >> shift & ((1 << count) - 1)
+
+
+def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, begin, end) of the contents of the boxes that fill data[at:end]."""
+    while at < end:
+        length = _big(data, at, 4)
+        if length < 8 or at + length > end:
+            raise HeaderError(f"the box at byte {at} is {length} bytes long, {end - at} are there")
+        yield data[at + 4 : at + 8], at + 8, at + length
+        at += length
+
+
+def _leb128(data: bytes, at: int) -> tuple[int, int]:
+    """(number, where it ended)."""
+    value = 0
+    for place in range(4):
+        value |= (data[at] & 127) << 7 * place
+        at += 1
+        if not data[at - 1] & 128:
+            return value, at
+    raise HeaderError("an AV1 unit claims more than 256 MB")
+
+
+def _big(data: bytes, at: int, count: int) -> int:
+    return int.from_bytes(_exactly(data, at, count), "big")
+
+
+def _little(data: bytes, at: int, count: int) -> int:
+    return int.from_bytes(_exactly(data, at, count), "little")
+
+
+def _exactly(data: bytes, at: int, count: int) -> bytes:
+    if at + count > len(data):
+        raise IndexError
+    return data[at : at + count]

@@ -1,0 +1,172 @@
+"""Pictures as files of four codecs: sizes told without a decoder, and files that a stranger sent."""
+
+import contextlib
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.model import image_file
+from shared.model.image_file import CODECS, ImageFileError, compress, decompress, missing, scaled_size
+from shared.model.image_headers import JPEG_SCANS, HeaderError, size_of
+
+SIZES = ((1, 1), (8, 8), (17, 300), (300, 17), (256, 192), (192, 256), (128, 64), (120, 100), (513, 90))
+SIGN = Path(__file__).resolve().parents[2] / "models" / "nano" / "example.jpg"
+EVERY = [
+    pytest.param(codec, marks=pytest.mark.skipif(missing(codec), reason=f"no {codec} in this Pillow"))
+    for codec in CODECS
+]
+
+
+def drawn(size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Smooth colours with an edge, as pictures have."""
+    down, across = np.mgrid[0 : size[1], 0 : size[0]]
+    pixels = np.stack([across * 255 // size[0], down * 255 // size[1], 255 * (across > size[0] // 2)], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_what_went_in_comes_out(codec: str) -> None:
+    picture = drawn()
+    few, many = compress(picture, codec, 10), compress(picture, codec, 90)
+    assert len(few) < len(many)
+    errors = [
+        np.abs(np.asarray(decompress(data, codec, max_pixels=160 * 120), np.float64) - np.asarray(picture)).mean()
+        for data in (few, many)
+    ]
+    assert errors[1] < errors[0] < 20 and errors[1] < 4
+    assert compress(picture, codec, 10) == few
+    assert decompress(compress(picture, codec, 100), codec, max_pixels=160 * 120).mode == "RGB"
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_sizes_are_told_without_a_decoder(codec: str) -> None:
+    for size in SIZES:
+        for quality in (1, 60):
+            data = compress(drawn(size), codec, quality)
+            assert size_of(data, codec) == size
+            assert decompress(data, codec, max_pixels=size[0] * size[1]).size == size
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_scale(codec: str) -> None:
+    data = compress(drawn((301, 7)), codec, 50, 0.1)
+    assert size_of(data, codec) == scaled_size((301, 7), 0.1) == (30, 1)
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_metadata_stays_behind(codec: str) -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x010E] = "taken at home"
+    exif[0x0112] = 6
+    drawn().save(buffer, "JPEG", exif=exif, comment=b"taken at home", icc_profile=b"taken at home" * 20)
+    with Image.open(buffer) as opened:
+        data = compress(opened, codec, 50)
+    assert b"taken at home" not in data and b"Exif" not in data
+    assert decompress(data, codec, max_pixels=10**6).size == (160, 120)
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_a_large_picture_is_refused_by_its_header(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = compress(drawn(), codec, 50)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a decoder was given the file")
+
+    monkeypatch.setattr(Image, "open", never)
+    with pytest.raises(ImageFileError, match="160 × 120 px, 19199 px are allowed") as refused:
+        decompress(data, codec, max_pixels=160 * 120 - 1)
+    assert refused.value.reason == "IMAGE_TOO_LARGE"
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_truncated_and_damaged_files_end_in_one_error(codec: str) -> None:
+    data = compress(drawn(), codec, 50)
+    for length in (*range(0, min(len(data), 400), 7), len(data) // 2, len(data) * 3 // 4, len(data) - 8):
+        with pytest.raises(ImageFileError) as refused:
+            decompress(data[:length], codec, max_pixels=10**5)
+        assert refused.value.reason in ("IMAGE_INVALID", "IMAGE_TOO_LARGE")
+    rng = np.random.default_rng(1)
+    for _ in range(60):  # a flipped bit may still decode, to a picture of the size that was checked
+        broken = bytearray(data)
+        broken[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        with contextlib.suppress(ImageFileError, HeaderError):
+            assert size_of(bytes(broken), codec) == decompress(bytes(broken), codec, max_pixels=10**5).size
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_only_the_announced_format_is_decoded(codec: str) -> None:
+    for other in CODECS:
+        if other != codec and not missing(other):
+            with pytest.raises(ImageFileError) as refused:
+                decompress(compress(drawn(), other, 50), codec, max_pixels=10**6)
+            assert refused.value.reason == "IMAGE_INVALID"
+
+
+def test_a_header_that_lies_about_its_size() -> None:
+    webp = bytearray(compress(drawn(), "webp", 50))
+    webp[26:30] = struct.pack("<HH", 16_383, 16_383)
+    with pytest.raises(ImageFileError, match="16383 × 16383"):
+        decompress(bytes(webp), "webp", max_pixels=10**6)
+    avif = compress(drawn(), "avif", 50)
+    at = avif.index(b"ispe") + 8
+    lie = avif[:at] + struct.pack(">II", 16_000, 16_000) + avif[at + 8 :]
+    assert size_of(lie, "avif") == (160, 120)  # the coded picture's own size counts
+    with pytest.raises(ImageFileError) as refused:
+        decompress(lie, "avif", max_pixels=10**6)
+    assert refused.value.reason == "IMAGE_INVALID"
+
+
+def test_constructions_that_make_much_of_little() -> None:
+    frames = [drawn(), drawn().rotate(180)]
+    for codec, kind in (("webp", "WEBP"), ("avif", "AVIF")):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=10)
+        with pytest.raises(HeaderError):
+            size_of(buffer.getvalue(), codec)
+    jpeg = compress(drawn(), "jpeg", 50)
+    end = jpeg.index(b"\xff\xda")
+    with pytest.raises(HeaderError, match=f"at most {JPEG_SCANS}"):
+        size_of(jpeg[:end] + jpeg[end:] * (JPEG_SCANS + 1), "jpeg")
+
+
+@pytest.mark.parametrize(
+    ("codec", "quality", "scale", "said"),
+    [
+        ("gif", 50, 1.0, "codec 'gif' is not known; choose one of jpeg, webp, avif, jxl"),
+        ("jpeg", 0, 1.0, "quality 0 is not allowed"),
+        ("jpeg", 101, 1.0, "quality 101 is not allowed"),
+        ("jpeg", 50, 0.0, "scale 0 is not allowed"),
+        ("jpeg", 50, 1.01, "scale 1.01 is not allowed"),
+        ("jpeg", 50, float("nan"), "scale nan is not allowed"),
+    ],
+)
+def test_settings_that_are_not_allowed(codec: str, quality: int, scale: float, said: str) -> None:
+    with pytest.raises(ImageFileError, match=said):
+        compress(drawn(), codec, quality, scale)
+
+
+def test_a_side_that_a_codec_cannot_hold() -> None:
+    with pytest.raises(ImageFileError, match="webp holds at most 16383 px a side"):
+        compress(Image.new("RGB", (16_384, 1)), "webp", 50)
+
+
+def test_a_missing_codec_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pillow_jxl", None)
+    assert missing("jxl") and not missing("jpeg")
+    with pytest.raises(ImageFileError, match="pip install pillow-jxl-plugin") as refused:
+        compress(drawn(), "jxl", 50)
+    assert refused.value.reason == "CODEC_MISSING"
+    monkeypatch.setattr(image_file.features, "check", lambda _: False)
+    with pytest.raises(ImageFileError, match="without avif"):
+        compress(drawn(), "avif", 50)
+
+
+@pytest.mark.parametrize("codec", EVERY)
+def test_a_real_picture_gets_smaller(codec: str) -> None:
+    with Image.open(SIGN) as opened:
+        sizes = [len(compress(opened, codec, 40, scale)) for scale in (1.0, 0.5)]
+        assert sizes[1] < sizes[0] < opened.width * opened.height * 3 / 20

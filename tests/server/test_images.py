@@ -1,0 +1,374 @@
+"""Pictures that come as image files: a raw client, and a tower that sees how red a view is."""
+
+import asyncio
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from PIL import Image
+
+from edge_server.fake import FakeLooker, fake_backend
+from edge_server.pictures import OVERHEAD
+from edge_server.server import RunningServer
+from edge_server.settings import ServerSettings, SessionLimits
+from shared.model.image_file import compress
+from shared.rpc.channel import CHUNK_BYTES
+from shared.rpc.tofc.v1 import tofc_pb2
+from tests.server.conftest import Connect, Serve
+from tests.server.raw_client import ANSWERED, RawClient, image_picture, picture_id
+
+LIMITS = SessionLimits(image_bytes=100_000, image_pixels=300_000)
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+SIZE = (60, 40)
+
+
+def flat(letter: str, size: tuple[int, int] = SIZE) -> Image.Image:
+    """A picture whose views a `FakeLooker` sees as this letter."""
+    return Image.new("RGB", size, (ord(letter),) * 3)
+
+
+def jpeg(letter: str, size: tuple[int, int] = SIZE) -> bytes:
+    return compress(flat(letter, size), "jpeg", 90)
+
+
+async def within(awaitable: Any) -> Any:
+    async with asyncio.timeout(ANSWERED):
+        return await awaitable
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(ANSWERED):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def forgotten(server: RunningServer) -> None:
+    """Waits until nothing is held of any picture, by halves or otherwise."""
+    await until(lambda: len(server.service.pictures) == 0 and server.service.pictures.size == 0)
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What a tower waits for; opened after the test, so that no thread is left behind."""
+    made = threading.Event()
+    yield made
+    made.set()
+
+
+async def test_a_file_is_sent_once_and_asked_about_twice(serve: Serve, connect: Connect) -> None:
+    server = await serve(limits=LIMITS)
+    client = connect(server)
+    welcome = await client.hello()
+    assert (welcome.limits.image_bytes, welcome.limits.image_pixels) == (100_000, 300_000)
+    await client.image(1, "a", jpeg("A"), size=SIZE)
+    await client.ask(1, "?", refs=(1,))
+    text, done = await client.answer(1)
+    assert (text, done.usage.visual_tokens) == ("A?", 1)
+    assert done.timing.decode_ms > 0
+    await client.send(picture=image_picture(2, "a", SIZE))
+    assert (await client.expect("picture_state")).complete
+    await client.ask(2, "!", refs=(2, 1))
+    assert (await client.answer(2))[0] == "AA!"
+    await client.chunks(1, b"no image, and nobody looks")
+    await client.end()
+    assert server.service.pictures.size == OVERHEAD + 4  # the row, and nothing of the file
+
+
+async def test_crops_and_chunks(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(limits=LIMITS))
+    await client.hello()
+    await client.send(picture=image_picture(1, "b", (448, 448), rows=2, columns=2))
+    await client.expect("picture_state")
+    data = jpeg("B", (448, 448))
+    await client.ask(1, "?", refs=(1,))  # a question waits for a file under way
+    await client.chunks(1, data, len(data) // 3)
+    assert (await client.answer(1))[0] == "BBBBB?"
+
+
+async def test_packets_and_files_beside_each_other(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(limits=LIMITS))
+    await client.hello()
+    await client.picture(1, "packets")
+    await client.view(1, 0, b"packet ")
+    await client.image(2, "file", jpeg("F"), size=SIZE)
+    await client.ask(1, "?", refs=(1, 2))
+    assert (await client.answer(1))[0] == "packet F?"
+
+
+async def test_a_file_may_begin_again(serve: Serve, connect: Connect) -> None:
+    server = await serve(limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    await client.send(picture=image_picture(1, "a", SIZE))
+    await client.expect("picture_state")
+    wrong, right = jpeg("W", (400, 400)), jpeg("R")
+    start = tofc_pb2.ImageChunk(ref=1, total=len(wrong), data=wrong[:100])
+    await client.send(image_chunk=start)
+    await client.expect("image_ack")
+    assert server.service.pictures.size == OVERHEAD + 100
+    await client.chunks(1, right, 200)
+    await client.ask(1, "?", refs=(1,))
+    assert (await client.answer(1))[0] == "R?"
+
+
+async def test_an_evicted_file_is_asked_for_again(serve: Serve, connect: Connect) -> None:
+    server = await serve(limits=LIMITS, cache_bytes=2 * OVERHEAD + 1000)
+    client = connect(server)
+    await client.hello()
+    for ref, letter in enumerate("ABC", 1):
+        await client.image(ref, letter, jpeg(letter), size=SIZE)
+        await client.ask(ref, "?", refs=(ref,))
+        assert (await client.answer(ref))[0] == f"{letter}?"
+    assert len(server.service.pictures) == 2
+    await client.ask(4, "?", refs=(3, 1))
+    assert (await client.expect("need_picture")).ref == 1
+    await client.image(1, "A", jpeg("A"), size=SIZE)
+    assert (await client.answer(4))[0] == "CA?"
+
+
+async def test_two_sessions_send_one_picture_and_the_tower_sees_it_once(serve: Serve, connect: Connect) -> None:
+    looker = FakeLooker()
+    server = await serve(fake_backend(looker=looker), limits=LIMITS)
+    clients = [connect(server), connect(server)]
+    data = jpeg("S", (448, 448))
+    for client in clients:
+        await client.hello()
+        await client.send(picture=image_picture(1, "s", (448, 448), rows=2, columns=2))
+        assert not (await client.expect("picture_state")).complete
+    for client in clients:
+        await client.chunks(1, data)
+        await client.ask(1, "?", refs=(1,))
+    for client in clients:
+        assert (await client.answer(1))[0] == "SSSSS?"
+    assert looker.looked == 5
+
+
+async def test_a_slow_tower_is_no_missing_view(serve: Serve, connect: Connect, gate: threading.Event) -> None:
+    backend = fake_backend(looker=FakeLooker(before=lambda: gate.wait(ANSWERED)))
+    client = connect(await serve(backend, limits=LIMITS, picture_timeout=0.02))
+    await client.hello()
+    await client.image(1, "a", jpeg("A"), size=SIZE)
+    await client.ask(1, "?", refs=(1,))
+    await client.picture(2, "never sent")
+    await client.ask(2, "?", refs=(2,))  # put later: when its time is over, so was that of the first
+    error = await client.expect("error")
+    assert (error.request, error.reason) == (2, "VIEWS_MISSING")
+    gate.set()
+    assert (await client.answer(1))[0] == "A?"
+
+
+def test_half_a_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="image_bytes is 5 and image_pixels 0; both are 0"):
+        SessionLimits(image_bytes=5)
+    assert not ServerSettings(model=Path("unused")).take_images
+
+
+async def test_without_the_option_no_images_are_taken(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    welcome = await client.hello()
+    assert welcome.limits.image_bytes == 0
+    await client.send(picture=image_picture(1, "a", SIZE))
+    said = await client.failed(grpc.StatusCode.FAILED_PRECONDITION, "IMAGES_NOT_TAKEN")
+    assert "edge-server serve --take-images" in said
+
+
+async def test_a_server_that_lacks_jpeg_xl_says_so(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    client = connect(await serve(limits=LIMITS))
+    await client.hello()
+    await client.send(picture=image_picture(1, "a", SIZE, kind=tofc_pb2.IMAGE_FORMAT_JXL))
+    said = await client.failed(grpc.StatusCode.FAILED_PRECONDITION, "CODEC_MISSING")
+    assert "the server" in said and "pip install pillow-jxl-plugin" in said
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        ({"size": SIZE, "kind": 0}, "IMAGE_FORMAT_UNKNOWN"),
+        ({"size": SIZE, "kind": 9}, "IMAGE_FORMAT_UNKNOWN"),
+        ({"size": (0, 40)}, "IMAGE_TOO_LARGE"),
+        ({"size": (60, 5001)}, "IMAGE_TOO_LARGE"),
+        ({"size": (2**32 - 1, 2**32 - 1)}, "IMAGE_TOO_LARGE"),
+        ({"size": (20_000, 10)}, "IMAGE_INVALID"),  # a ribbon, padded to a square before it is shrunk
+        ({"size": SIZE, "rows": 1, "columns": 2}, "LAYOUT_INVALID"),
+        ({"size": (448, 448)}, "LAYOUT_INVALID"),
+        ({"size": SIZE, "rows": 9, "columns": 9}, "TOO_MANY_VIEWS"),
+    ],
+)
+async def test_announcements_that_are_refused(
+    serve: Serve, connect: Connect, picture: dict[str, Any], reason: str
+) -> None:
+    server = await serve(limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    await client.send(picture=image_picture(1, "a", **picture))
+    await client.failed(INVALID, reason)
+    await forgotten(server)
+
+
+@pytest.mark.parametrize(
+    ("requests", "reason"),
+    [
+        ([{"image_chunk": {"ref": 1, "total": 0, "data": b"x"}}], "IMAGE_TOO_LARGE"),
+        ([{"image_chunk": {"ref": 1, "total": 100_001, "data": b"x"}}], "IMAGE_TOO_LARGE"),
+        ([{"image_chunk": {"ref": 1, "total": 9}}], "IMAGE_CHUNK_INVALID"),
+        ([{"image_chunk": {"ref": 1, "total": 90_000, "data": bytes(CHUNK_BYTES + 1)}}], "IMAGE_CHUNK_INVALID"),
+        ([{"image_chunk": {"ref": 1, "total": 2, "data": b"xyz"}}], "IMAGE_CHUNK_INVALID"),
+        (
+            [
+                {"image_chunk": {"ref": 1, "total": 9, "data": b"xyz"}},
+                {"image_chunk": {"ref": 1, "offset": 4, "data": b"x"}},
+            ],
+            "IMAGE_CHUNK_INVALID",
+        ),
+        ([{"image_chunk": {"ref": 2, "total": 9, "data": b"xyz"}}], "PICTURE_UNKNOWN"),
+        ([{"view": {"ref": 1, "index": 0, "packet": b"x"}}], "VIEW_OF_IMAGE"),
+        (
+            [
+                {"picture": {"ref": 3, "picture_id": picture_id("packets")}},
+                {"image_chunk": {"ref": 3, "total": 9, "data": b"xyz"}},
+            ],
+            "NO_IMAGE",
+        ),
+        ([{"picture": {"ref": 1, "picture_id": picture_id("a")}}], "DUPLICATE_REF"),
+    ],
+)
+async def test_chunks_that_are_refused(
+    serve: Serve, connect: Connect, requests: list[dict[str, Any]], reason: str
+) -> None:
+    server = await serve(limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    await client.send(picture=image_picture(1, "a", SIZE))
+    for request in requests:
+        await client.send(**request)
+    kinds = []
+    while (response := await client.receive()).WhichOneof("response") != "error":
+        kinds.append(response.WhichOneof("response"))
+    assert response.error.reason == reason and response.error.request == 0
+    assert set(kinds) <= {"picture_state", "image_ack"}
+    await client.receive_status()
+    await forgotten(server)
+
+
+def bomb() -> bytes:
+    """A WebP that claims as many pixels as the format can."""
+    data = bytearray(compress(flat("B"), "webp", 50))
+    data[26:30] = struct.pack("<HH", 16_383, 16_383)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "reason", "said"),
+    [
+        (jpeg("A")[:-40], "JPEG", "IMAGE_INVALID", "truncated"),
+        (jpeg("A")[:30], "JPEG", "IMAGE_INVALID", "are no jpeg file"),
+        (b"not a picture", "JPEG", "IMAGE_INVALID", "are no jpeg file"),
+        (jpeg("A"), "WEBP", "IMAGE_INVALID", "are no webp file"),
+        (compress(flat("A"), "webp", 50), "AVIF", "IMAGE_INVALID", "are no avif file"),
+        (compress(flat("A"), "avif", 50)[:-9], "AVIF", "IMAGE_INVALID", "are no avif file"),
+        (jpeg("A", (40, 60)), "JPEG", "IMAGE_INVALID", "the file is 40 x 60 px, announced were 60 x 40"),
+        (jpeg("A", (600, 501)), "JPEG", "IMAGE_TOO_LARGE", "600 × 501 px, 300000 px are allowed"),
+        (bomb(), "WEBP", "IMAGE_TOO_LARGE", "16383 × 16383 px"),
+    ],
+    ids=["truncated", "header", "text", "jpeg-webp", "webp-avif", "avif", "turned", "large", "bomb"],
+)
+async def test_files_that_cannot_be_used_leave_nothing(
+    serve: Serve, connect: Connect, data: bytes, kind: str, reason: str, said: str
+) -> None:
+    looker = FakeLooker()
+    server = await serve(fake_backend(looker=looker), limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    format_ = tofc_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{kind}")
+    await client.send(picture=image_picture(1, "a", SIZE, kind=format_))
+    await client.expect("picture_state")
+    await client.ask(1, "?", refs=(1,))  # nobody may be left waiting
+    await client.chunks(1, data)
+    assert said in await client.failed(grpc.StatusCode.DATA_LOSS, reason)
+    await forgotten(server)
+    assert looker.looked == 0
+    other = connect(server)  # and the server goes on
+    await other.hello()
+    await other.image(1, "a", jpeg("A"), size=SIZE)
+    await other.ask(1, "?", refs=(1,))
+    assert (await other.answer(1))[0] == "A?"
+
+
+async def vanishes(client: RawClient, server: RunningServer) -> None:
+    await client.channel.close()
+    await forgotten(server)
+
+
+async def test_who_goes_in_the_middle_of_a_file_leaves_nothing(serve: Serve, connect: Connect) -> None:
+    server = await serve(limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    await client.send(picture=image_picture(1, "a", SIZE))
+    await client.expect("picture_state")
+    await client.send(image_chunk=tofc_pb2.ImageChunk(ref=1, total=5000, data=bytes(4000)))
+    await client.expect("image_ack")
+    assert server.service.pictures.size == OVERHEAD + 4000
+    await vanishes(client, server)
+
+
+async def test_who_goes_while_the_tower_looks_leaves_nothing(
+    serve: Serve, connect: Connect, gate: threading.Event
+) -> None:
+    looking = threading.Event()
+
+    def before() -> None:
+        looking.set()
+        gate.wait(ANSWERED)
+
+    looker = FakeLooker(before)
+    server = await serve(fake_backend(looker=looker), limits=LIMITS)
+    client, waiting = connect(server), connect(server)
+    await client.hello()
+    await client.image(1, "a", jpeg("A", (448, 448)), size=(448, 448), rows=2, columns=2)
+    await client.ask(1, "?", refs=(1,))
+    await until(looking.is_set)
+    await waiting.hello()
+    await waiting.image(1, "w", jpeg("W"), size=SIZE)  # its turn comes after
+    await client.channel.close()
+    await until(lambda: server.service.pictures.get(picture_id("a")) is None)
+    await waiting.ask(1, "?", refs=(1,))
+    gate.set()
+    assert (await waiting.answer(1))[0] == "W?"
+    assert looker.looked == 2, "one view of the first picture, which nobody wants any more, and the second picture"
+    assert server.service.pictures.size == OVERHEAD + 4
+
+
+async def test_files_in_line_are_bounded_by_the_pictures_memory(
+    serve: Serve, connect: Connect, gate: threading.Event
+) -> None:
+    backend = fake_backend(looker=FakeLooker(before=lambda: gate.wait(ANSWERED)))
+    server = await serve(backend, limits=LIMITS, cache_bytes=3 * OVERHEAD + 2000)
+    client = connect(server)
+    await client.hello()
+    for ref in (1, 2):
+        await client.image(ref, str(ref), jpeg("A"), size=SIZE)
+    await client.send(picture=image_picture(3, "3", SIZE))
+    await client.expect("picture_state")
+    await client.send(image_chunk=tofc_pb2.ImageChunk(ref=3, total=2000, data=bytes(2000)))
+    await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "CACHE_FULL")
+    await forgotten(server)
+
+
+async def test_a_server_stops_while_the_tower_looks(serve: Serve, connect: Connect, gate: threading.Event) -> None:
+    backend = fake_backend(looker=FakeLooker(before=lambda: gate.wait(ANSWERED)))
+    server = await serve(backend, limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    await client.image(1, "a", jpeg("A"), size=SIZE)
+    stopping = asyncio.create_task(server.stop(grace=ANSWERED))
+    await client.failed(grpc.StatusCode.UNAVAILABLE, "STOPPING")
+    await within(stopping)
+    await forgotten(server)
