@@ -19,8 +19,7 @@ from random import Random
 import numpy as np
 
 from benchmarks.fuzz import Finding
-from shared.codec import Codec, PacketError, packet
-from shared.codec.checksum import BITS, crc12
+from shared.codec import Codec, PacketError, checksum, packet
 from shared.codec.fake import fake_features, fake_weights
 
 Blind = Callable[[bytes], bytes]  # changes bytes without knowing what they are
@@ -37,13 +36,12 @@ def codecs() -> list[Codec]:
 
 def mended(content: bytes) -> bytes:
     """A packet whose checksum is right, whatever it says; of the first byte only the lower half counts."""
-    content = bytes([(content or b"\0")[0] & 15]) + content[1:]
-    return (int.from_bytes(content, "big") << BITS | crc12(content)).to_bytes(len(content) + 1, "big")
+    return checksum.sealed(bytes([(content or b"\0")[0] & 15]) + content[1:])
 
 
 def content_of(data: bytes) -> bytes:
     """What `mended` makes a packet of."""
-    return (int.from_bytes(data, "big") >> BITS).to_bytes(max(len(data) - 1, 1), "big")
+    return checksum.content_of(data.rjust(2, b"\0"))
 
 
 def settled(codec: Codec, data: bytes) -> bytes | None:

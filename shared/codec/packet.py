@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import comb
 
 from shared.codec import positions
-from shared.codec.checksum import BITS, crc12
+from shared.codec.checksum import content_of, sealed
 from shared.codec.coder import Interval
 
 SIDES = (4, 6, 8, 9, 12, 13, 16)  # grid codes 0..6
@@ -92,11 +92,10 @@ def read(data: bytes, *, max_side: int, max_feature_bits: int, qualities: int = 
     limit = outside + (total * (max_feature_bits + 1) + 7) // 8 + 16
     if len(data) > limit:
         raise PacketError("TOO_LONG", f"{len(data)} bytes; a packet of a {side}×{side} grid has at most {limit}")
-    body = (int.from_bytes(data, "big") >> BITS & (1 << 8 * (len(data) - outside)) - 1).to_bytes(
-        len(data) - outside, "big"
-    )
-    if seal(side, merged, body) != data:
+    content = content_of(data)
+    if sealed(content) != data:
         raise PacketError("CHECKSUM_MISMATCH", "the checksum does not match: the packet is damaged, send it again")
+    body = content[outside - 1 :]
     fraction, whole = int.from_bytes(body, "big"), 1 << 8 * len(body)
     quality, fraction = divmod(fraction * qualities, whole)
     cells = tuple(range(total))
@@ -113,8 +112,7 @@ def seal(side: int, merged: bool, body: bytes) -> bytes:
     """Header, body and checksum as one packet."""
     code = SIDES.index(side) if side in SIDES else EXPLICIT
     head = bytes([code << 1 | merged]) if code != EXPLICIT else bytes([code << 1 | merged, side])
-    number = int.from_bytes(head + body, "big") << BITS | crc12(head + body)
-    return number.to_bytes(len(head) + len(body) + 1, "big")  # the header's 4 bits and the check's 12 share 2 bytes
+    return sealed(head + body)
 
 
 def _parse_header(data: bytes, max_side: int) -> tuple[int, bool, int]:

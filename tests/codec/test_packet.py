@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from shared.codec.checksum import crc12
+from shared.codec import checksum
 from shared.codec.codec import Codec
 from shared.codec.coder import Interval
 from shared.codec.fake import fake_features, fake_weights
@@ -14,8 +14,7 @@ from shared.codec.packet import Layout, PacketError, _shortest, read, seal, writ
 
 def sealed(head: int, *rest: int) -> bytes:
     """A packet with the header's four bits ``head``, any bytes behind them and the right checksum."""
-    content = bytes([head, *rest])
-    return (int.from_bytes(content, "big") << 12 | crc12(content)).to_bytes(len(content) + 1, "big")
+    return checksum.sealed(bytes([head, *rest]))
 
 
 def reason(data: bytes, *, max_side: int = 16, max_feature_bits: int = 100) -> str:
