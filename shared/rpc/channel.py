@@ -141,6 +141,7 @@ def client_options(keepalive: Keepalive = KEEPALIVE, *, proxy: bool = True) -> O
         ("grpc.keepalive_timeout_ms", keepalive.timeout),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.bdp_probe", 0),  # 17 bytes after most messages, to find a window that packets never need
         ("grpc.enable_http_proxy", int(proxy)),
         ("grpc.service_config", json.dumps({"methodConfig": [retried]})),
     ]
@@ -155,6 +156,7 @@ def server_options(keepalive: Keepalive = KEEPALIVE) -> Options:
         ("grpc.keepalive_timeout_ms", keepalive.timeout),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.bdp_probe", 0),  # 17 bytes after most messages, to find a window that packets never need
         # A widely copied spelling with `recv` in it is ignored, and pinging clients are then cut.
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive.permitted_every),
         ("grpc.so_reuseport", 0),  # a second server on one port must fail, not share the calls
