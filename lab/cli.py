@@ -215,6 +215,22 @@ def evaluate(
     report(model, assets, run / "test", out, TEST_SIZES, _bar)
 
 
+@app.command("rate-distortion")
+def rate_distortion(
+    model: Annotated[Path, typer.Argument(help="A whole checkpoint.")] = Path("models/nano"),
+    assets: Assets = ASSETS,
+    run: Annotated[Path, typer.Option(help="Folder of what has been computed.")] = Path("runs/rate-distortion"),
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/rate_distortion.json"),
+    picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("docs/rate_distortion.png"),
+) -> None:
+    """Bytes at equal answers: packets, image codecs, TOFC as published and simple codecs. Hours, resumable."""
+    from lab.rate_distortion import compare, figure
+    from lab.rate_distortion.measure import Bench
+
+    compare.compare(Bench(model, assets, run, compare.SIZES, _bar), run, out, typer.echo)
+    figure.draw(out, picture)
+
+
 @app.command()
 def curves(
     run: Run = RUN,

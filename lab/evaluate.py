@@ -25,7 +25,7 @@ class Outcome:
 
     family: str
     picture: int
-    size: int  # bytes of the picture's packets
+    size: float  # bytes of the picture's packets or file
     features: int  # visual features the decoder saw
     right: bool
 

@@ -13,9 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from lab.evaluate import Outcome, accuracy, coded, intervals, mean_size, score
@@ -32,15 +30,15 @@ from shared.model.views import plan, views
 MERGED = (24, 16, 12, 8)
 
 
-def encoder(tower: Tower) -> Callable[[Image.Image], tuple[list[NDArray[np.float32]], int, int]]:
-    """Picture → (features of each view in prompt order, rows, columns) by the shipped tower."""
+def encoder(tower: Tower) -> Callable[[Image.Image], features.Seen]:
+    """What the shipped tower sees of a picture."""
 
-    def encode(image: Image.Image) -> tuple[list[NDArray[np.float32]], int, int]:
+    def encode(image: Image.Image) -> features.Seen:
         rule = tower.config.rule
         seen = views(image, rule)
         found = [tower.encode(view.pixels[None])[0] for view in seen]
         cut = plan(*image.size, rule)
-        return found, cut.rows, cut.columns
+        return features.Seen(found, cut.rows, cut.columns)
 
     return encode
 

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from torch import nn
 
-from lab.codec.model import FRACTION, SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
+from lab.codec.model import BIT_PRICE, FRACTION, SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
 from lab.nano.answerer import SIDES, SLOT, Answerer
 from shared.codec.codec import Codec
 from shared.codec.tables import table_from_probabilities
 from shared.codec.weights import CodecConfig, CodecWeights
 
 RESIDUAL_RANGE = 31
-#: squared steps for a bit; ln 2 / 6 = 0.12 in theory, where steps are short (distortion falls by 2 ln 2 a bit)
-BIT_PRICE = 0.08
 SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
 
 

@@ -46,7 +46,7 @@ class Follower:
             quality = int(torch.randint(self.model.qualities, (1,), generator=self.generator))
         with torch.no_grad():
             y = self.model.quantise(self.seen[chosen], quality)
-        bits = self.model.bits(y, quality).mean()
+        bits = self.model.code(y, quality)[1].mean()
         self._descend(self.optimiser, bits)
         self._descend(self.quantiles, self.model.aux_loss())
         return bits.item()

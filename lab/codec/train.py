@@ -47,7 +47,7 @@ class Recipe:
     warm: int = 200  # steps of squared error as the sensitivity weighs it, which need no decoder
     steps: int = 1200
     follow: int = 4  # steps of the entropy model for one of the transform
-    settle: int = 9000  # steps of the entropy model at the end
+    settle: int = 12_000  # steps of the entropy model at the end
     save: int = 100  # steps between checkpoints
     batch: int = 24
     turns: int = 8
@@ -57,7 +57,7 @@ class Recipe:
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
     rate_weight: float = 4e-3
     transform: float = 0.2  # of the rate
-    bits: tuple[float, ...] = (8.0, 10.5, 13.5, 17.0, 21.0, 26.0)  # of the qualities, the coarsest first
+    bits: tuple[float, ...] = (8.0, 10.0, 12.5, 15.5, 19.0, 23.5, 29.0, 36.0)  # of the qualities, the coarsest first
     merged: float = 0.4
     easy: float = 0.12
     large: float = 0.06

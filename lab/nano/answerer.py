@@ -109,7 +109,7 @@ def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
 
 
 #: one view's features [N, D] → what the decoder is given: features [n, D], cells [n], bytes they cost
-Reduce = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64], int]]
+Reduce = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64], float]]
 
 
 def merging(n: int | None = None, share: float = 1.0) -> Reduce:
@@ -125,7 +125,7 @@ def merging(n: int | None = None, share: float = 1.0) -> Reduce:
 
 def picture(cached: Cached, reduce: Reduce) -> Picture:
     """A cached picture with each view reduced."""
-    features, slots, counts, size = [], [], [], 0
+    features, slots, counts, size = [], [], [], 0.0
     for side, view in zip(cached.sides, cached.views(), strict=True):
         kept, cells, cost = reduce(view)
         features.append(kept)

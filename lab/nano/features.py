@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,8 @@ class Cached:
     """One picture: its features [views' features, D] in half precision and what can be asked of it.
 
     ``sides`` are the grid sides of its views in order; ``rows`` × ``columns`` crops come first.
-    Either ``scene`` or ``asked`` (fixed question–answer pairs) is there.
+    Either ``scene`` or ``asked`` (fixed question–answer pairs) is there. ``size`` is that of the image file that
+    the tower saw, in bytes; 0 where it saw the picture itself.
     """
 
     features: NDArray[np.float16]
@@ -42,11 +43,21 @@ class Cached:
     columns: int
     scene: Scene | None = None
     asked: tuple[tuple[str, str], ...] = ()
+    size: int = 0
 
     def views(self) -> list[NDArray[np.float32]]:
         """The features of each view, float32 [N, D]."""
         ends = np.cumsum([side * side for side in self.sides])
         return [part.astype(np.float32) for part in np.split(self.features, ends[:-1])]
+
+
+class Seen(NamedTuple):
+    """What a tower makes of a picture: features of each view in prompt order, crops, bytes of the file it came as."""
+
+    views: list[NDArray[np.float32]]
+    rows: int
+    columns: int
+    size: int = 0
 
 
 def folder(run: Path) -> Path:
@@ -86,7 +97,7 @@ def picture(folder: Path, kind: Kind, split: Split, seed: int, index: int) -> tu
 def compute(
     folder: Path,
     out: Path,
-    encode: Callable[[Image.Image], tuple[list[NDArray[np.float32]], int, int]],
+    encode: Callable[[Image.Image], Seen],
     *,
     kind: Kind,
     split: Split,
@@ -94,11 +105,7 @@ def compute(
     seed: int = 0,
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda chunks, _: chunks,
 ) -> None:
-    """Fill ``out/kind-split-K.npz`` with at least ``count`` pictures, whole chunks; those that are there are kept.
-
-    Args:
-        encode: picture → (features of each view in prompt order, rows, columns).
-    """
+    """Fill ``out/kind-split-K.npz`` with at least ``count`` pictures, whole chunks; those that are there are kept."""
     out.mkdir(parents=True, exist_ok=True)
     chunks = range((count + CHUNK - 1) // CHUNK)
     for chunk in progress(chunks, len(chunks)):
@@ -109,9 +116,10 @@ def compute(
         known = []
         for index in range(chunk * CHUNK, (chunk + 1) * CHUNK):
             image, about = picture(folder, kind, split, seed, index)
-            views, rows, columns = encode(image)
-            about |= {"sides": [round(len(v) ** 0.5) for v in views], "rows": rows, "columns": columns}
-            features.extend(view.astype(np.float16) for view in views)
+            seen = encode(image)
+            sides = [round(len(view) ** 0.5) for view in seen.views]
+            about |= {"sides": sides, "rows": seen.rows, "columns": seen.columns, "size": seen.size}
+            features.extend(view.astype(np.float16) for view in seen.views)
             known.append(about)
         new = path.with_suffix(".new.npz")
         np.savez(new, features=np.concatenate(features), known=np.frombuffer(json.dumps(known).encode(), np.uint8))
@@ -135,6 +143,7 @@ def load(out: Path, kind: Kind, split: Split, count: int | None = None) -> list[
                     columns=about["columns"],
                     scene=scene_of(about["scene"]) if "scene" in about else None,
                     asked=tuple((q, a) for q, a in about.get("asked", ())),
+                    size=about.get("size", 0),
                 )
             )
             at += size

@@ -52,7 +52,7 @@ class Picture:
     slots: NDArray[np.int64]  # [T] index into the grid embedding
     rows: int
     columns: int
-    size: int  # bytes that the features cost
+    size: float  # bytes that the features cost
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from transformers import Step3p7VisionConfig, Step3p7VisionModel
 
 from lab import resume
 from lab.nano import cells
+from lab.nano.features import Seen
 from lab.world import easy_vqa, scene
 from shared.model.views import MEAN, STD, ViewRule, plan, views
 
@@ -226,14 +227,14 @@ def _save(path: Path, tower: Any, head: Any, optimisers: list[torch.optim.Optimi
     resume.save(path, state)
 
 
-def encoder(weights: Path) -> Callable[[Image.Image], tuple[list[NDArray[np.float32]], int, int]]:
-    """Picture → (features of each view in prompt order, rows, columns) by a trained tower, in bf16 for speed."""
+def encoder(weights: Path) -> Callable[[Image.Image], Seen]:
+    """What a trained tower sees of a picture, in bf16 for speed."""
     tower = Step3p7VisionModel(CONFIG).eval()
     tower.load_state_dict(torch.load(weights, weights_only=True))
     rule = ViewRule(global_size=CONFIG.image_size, crop_size=224)
 
     @torch.inference_mode()
-    def encode(image: Image.Image) -> tuple[list[NDArray[np.float32]], int, int]:
+    def encode(image: Image.Image) -> Seen:
         seen = views(image, rule)
         found: list[NDArray[np.float32]] = []
         for group in (seen[:-1], seen[-1:]):  # crops are of one size, the global view of another
@@ -242,6 +243,6 @@ def encoder(weights: Path) -> Callable[[Image.Image], tuple[list[NDArray[np.floa
                     x = tower(torch.from_numpy(np.stack([view.pixels for view in group]))).last_hidden_state
                 found.extend(x.float().numpy())
         cut = plan(*image.size, rule)
-        return found, cut.rows, cut.columns
+        return Seen(found, cut.rows, cut.columns)
 
     return encode

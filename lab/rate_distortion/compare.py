@@ -1,0 +1,202 @@
+"""The comparison: settings chosen on validation pictures, measured on test pictures, bytes read off at equal answers.
+
+    every setting ─ validation ─ hull ─→ few settings ─ test ─ hull ─→ bytes at 1 and 3 points under uncompressed
+
+Promises intervals over pictures drawn again with every method on the same ones, and that a method that does not
+reach an accuracy gets no figure for it. Leaves measuring to ``measure``, drawing to ``figure``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lab.nano.answerer import merging
+from lab.nano.features import Kind, Sizes
+from lab.rate_distortion import methods
+from lab.rate_distortion.hull import bytes_at, hull
+from lab.rate_distortion.images import files
+from lab.rate_distortion.measure import Bench
+from lab.rate_distortion.outcomes import FAMILIES, Outcomes
+from lab.world.assets import Split
+from shared.codec.codec import Codec
+
+SIZES: Sizes = {
+    ("world", "train"): 1500,
+    ("world", "validation"): 150,
+    ("easy", "validation"): 50,
+    ("large", "validation"): 50,
+    ("world", "test"): 400,
+    ("easy", "test"): 200,
+    ("large", "test"): 50,
+}
+KINDS: tuple[Kind, ...] = ("world", "easy", "large")
+#: the two that are best on 336 px pictures go on to the other kinds: each file takes the tower once
+IMAGE_CODECS: dict[str, tuple[str, ...]] = {
+    "world": ("avif", "webp", "jpeg", "jxl"),
+    "easy": ("avif", "webp"),
+    "large": ("avif", "webp"),
+}
+TITLES = {"avif": "AVIF", "webp": "WebP", "jpeg": "JPEG", "jxl": "JPEG XL"}
+DROPS = {"1 point": 0.01, "3 points": 0.03}
+FARTHEST = 0.12  # settings that lose more are of no interest
+DRAWS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A setting, and how to measure it on a kind and split."""
+
+    name: str
+    features: int | None
+    measure: Callable[[Kind, Split], Outcomes]
+
+
+def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure what has not been measured, write ``out`` (JSON) and return it."""
+    codec = Codec.load(bench.checkpoint.path)
+    model = bytes.fromhex(bench.checkpoint.model_id)
+    codec_id = bytes.fromhex(bench.checkpoint.codec_id or "")
+    sets = {methods.OURS: methods.ours(codec, codec_id)}
+    sets |= methods.others(bench.pictures("world", "train"), bench.answerer, bench.packer, run, model)
+    found: dict[str, Any] = {
+        "command": "tofc-lab rate-distortion",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "model_id": bench.checkpoint.model_id,
+        "codec_id": bench.checkpoint.codec_id,
+        "pictures": {f"{kind} {split}": count for (kind, split), count in bench.sizes.items()},
+        "seed": 0,
+        "kinds": {},
+    }
+    for kind in KINDS:
+        tried: dict[str, list[Tried]] = {
+            method: [
+                Tried(
+                    name=one.name,
+                    features=one.features,
+                    measure=lambda kind, split, one=one, method=method: bench.reduced(  # type: ignore[misc]
+                        f"{method}-{one.name}", one.make, kind, split, one.identity
+                    ),
+                )
+                for one in settings
+            ]
+            for method, settings in sets.items()
+        }
+        for name in IMAGE_CODECS[kind]:
+            tried[TITLES[name]] = [
+                Tried(
+                    name=str(file),
+                    features=None,
+                    measure=lambda kind, split, file=file: bench.file(file, kind, split),  # type: ignore[misc]
+                )
+                for file in files(name)
+            ]
+        found["kinds"][kind], chosen = _kind(bench, kind, tried, log)
+        # A setting of features is a rate, whatever the picture; image files are tried anew on each kind.
+        sets = {method: [one for one in ways if one.name in chosen[method]] for method, ways in sets.items()}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _kind(
+    bench: Bench, kind: Kind, tried: dict[str, list[Tried]], log: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What goes into the report, and the names of each method's chosen settings."""
+
+    def whole(split: Split) -> Outcomes:
+        return bench.reduced("uncompressed", merging, kind, split)
+
+    measured: dict[str, list[tuple[Tried, Outcomes]]] = {}
+    chosen: dict[str, list[str]] = {}
+    for method, settings in tried.items():
+        kept = list(range(len(settings)))
+        if kind == "world" or settings[0].features is None:
+            kept = _choose(whole("validation"), [one.measure(kind, "validation") for one in settings])
+        chosen[method] = [settings[i].name for i in kept]
+        if kind == "world" and method == methods.OURS:  # and what shows whether fewer visual tokens cost answers
+            kept = sorted({*kept, *(i for i, one in enumerate(settings) if one.features in (36, 12))})
+        measured[method] = [(settings[i], settings[i].measure(kind, "test")) for i in kept]
+        log(f"{kind} {method}: {', '.join(chosen[method])}")
+    truth = whole("test")
+    count = len(truth.size)
+    every = np.ones((1, count))
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)
+    families = ["all", *(f for i, f in enumerate(FAMILIES) if truth.asked[:, i].any())]
+    result: dict[str, Any] = {
+        "uncompressed": {family: round(float(truth.accuracy(every, family)[0]), 4) for family in families},
+        "methods": {},
+    }
+    curves: dict[str, dict[str, dict[str, np.ndarray[Any, Any]]]] = {}
+    for method, points in measured.items():
+        hulled = [outcomes for one, outcomes in points if one.name in chosen[method]]
+        curves[method] = {family: _at(truth, hulled, np.concatenate([every, draws]), family) for family in families}
+        result["methods"][method] = {
+            "points": [_point(one, outcomes, families, one.name in chosen[method]) for one, outcomes in points],
+            "bytes": {
+                family: {drop: _interval(values) for drop, values in at.items()}
+                for family, at in curves[method].items()
+            },
+        }
+        if kind == "world" and method == methods.OURS:
+            result["tokens"] = {}
+            for n in (36, 12):
+                at = _at(truth, [o for one, o in points if one.features == n], np.concatenate([every, draws]), "all")
+                result["tokens"][str(n)] = {drop: _interval(values) for drop, values in at.items()}
+    for method in measured:
+        with np.errstate(invalid="ignore"):
+            result["methods"][method]["ours"] = {
+                family: {drop: _interval(curves[methods.OURS][family][drop] / values) for drop, values in at.items()}
+                for family, at in curves[method].items()
+            }
+    return result, chosen
+
+
+def _choose(truth: Outcomes, seen: list[Outcomes]) -> list[int]:
+    """The settings on the hull that lose less than ``FARTHEST``, and the next below."""
+    every = np.ones((1, len(truth.size)))
+    size = [float(one.bytes(every)[0]) for one in seen]
+    accuracy = [float(one.accuracy(every)[0]) for one in seen]
+    kept = hull(size, accuracy)
+    least = float(truth.accuracy(every)[0]) - FARTHEST
+    first = next((at for at, i in enumerate(kept) if accuracy[i] >= least), len(kept) - 1)
+    return kept[max(0, first - 1) :]
+
+
+def _at(
+    truth: Outcomes, points: list[Outcomes], weights: np.ndarray[Any, Any], family: str
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Bytes at each drop under each of ``weights`` [W, P]; infinite where it is not reached."""
+    wanted = truth.accuracy(weights, family)
+    size = np.stack([one.bytes(weights) for one in points], axis=1)
+    accuracy = np.stack([one.accuracy(weights, family) for one in points], axis=1)
+    return {
+        name: np.array([bytes_at(s, a, w - drop) or np.inf for s, a, w in zip(size, accuracy, wanted, strict=True)])
+        for name, drop in DROPS.items()
+    }
+
+
+def _interval(values: np.ndarray[Any, Any]) -> list[float | None]:
+    """[value, 2.5 %, 97.5 %]; None where it is not reached."""
+    found = [values[0], *np.quantile(values[1:], [0.025, 0.975], method="nearest")]
+    return [round(float(one), 4 if one < 1 else 1) if np.isfinite(one) else None for one in found]
+
+
+def _point(tried: Tried, outcomes: Outcomes, families: list[str], chosen: bool) -> dict[str, Any]:
+    every = np.ones((1, len(outcomes.size)))
+    return {
+        "setting": tried.name,
+        "chosen": chosen,
+        "bytes": round(float(outcomes.bytes(every)[0]), 1),
+        "visual_tokens": round(float(outcomes.tokens.mean()), 1),
+        "accuracy": {family: round(float(outcomes.accuracy(every, family)[0]), 4) for family in families},
+    }

@@ -1,0 +1,145 @@
+"""TOFC as published (arXiv 2503.12926), the baseline: no transform, 16 experts chosen by a router.
+
+    x [n,D] ─ ÷step, round ─ q ──────────────────────────┐
+            └ h_a ─ z [n,D/16] ─ round ─ h_s of expert e ─ mean, scale ─ Laplace ─ bits of q
+            └ router ─ e
+
+DPC-KNN merges, every number of a feature is coded. One model for each rate, trained on the rate alone: the steps
+come from how much answers depend on each number, which the paper leaves to training through the decoder. Kind to
+it: ideal bits, two bytes of header, our merging. The expert's index is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lab import resume
+from lab.codec.compressai_parts import EntropyBottleneck
+from lab.codec.model import bound, ste_round
+from lab.nano.answerer import Reduce
+from lab.rate_distortion.simple import HEADER, place_bits
+from shared.codec.merge import merge
+
+EXPERTS = 16
+BALANCE = 0.02  # weight of the load-balancing loss: squared mean share of each expert
+
+
+def laplace_bits(q: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Bits of whole numbers under Laplace distributions, cut at half steps."""
+
+    def cdf(x: Tensor) -> Tensor:
+        return 0.5 + 0.5 * x.sign() * -torch.expm1(-x.abs() / scale)
+
+    # by symmetry in the left tail, where floats can tell small probabilities apart
+    centred = -(q - mean).abs()
+    return -bound(cdf(centred + 0.5) - cdf(centred - 0.5), 1e-9).log2()
+
+
+class Published(nn.Module):
+    """The entropy model of one rate for features with ``step`` [D]."""
+
+    step: Tensor
+    mean: Tensor
+    usage: Tensor
+
+    def __init__(self, mean: Tensor, step: Tensor) -> None:
+        super().__init__()
+        dim = len(step)
+        hyper, hidden = dim // 16, dim // 4
+        self.register_buffer("mean", mean)
+        self.register_buffer("step", step)
+        self.h_a = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hyper))
+        self.h_s = nn.Sequential(nn.Linear(hyper, hidden), nn.ReLU())
+        self.experts = nn.Linear(hidden, EXPERTS * 2 * dim)
+        self.router = nn.Linear(dim, EXPERTS)
+        self.entropy_bottleneck = EntropyBottleneck(hyper)
+        self.register_buffer("usage", torch.full((EXPERTS,), 1 / EXPERTS))  # what the coder's table of e holds
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """Features [T, D] → whole steps from the mean feature."""
+        return ((x - self.mean) / self.step).round()
+
+    def parts(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole steps [T, D] → bits of z [T], bits of q under each expert [T, E], the router's scores [T, E]."""
+        scaled = q / 8
+        z = ste_round(cast(Tensor, self.h_a(scaled)))
+        likelihoods, _, _ = self.entropy_bottleneck._likelihood(z.T[:, None])
+        z_bits = -bound(likelihoods[:, 0].T, 1e-9).log2().sum(-1)
+        mean, scale = self.experts(self.h_s(z)).unflatten(-1, (EXPERTS, 2, -1)).unbind(-2)
+        q_bits = laplace_bits(q[:, None], mean, nn.functional.softplus(scale) + 0.02).sum(-1)
+        return z_bits, q_bits, self.router(scaled)
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Bits of a feature, experts mixed softly, with the balance."""
+        z_bits, q_bits, scores = self.parts(self.quantise(x))
+        share = scores.softmax(-1)
+        with torch.no_grad():
+            self.usage.lerp_(nn.functional.one_hot(scores.argmax(-1), EXPERTS).float().mean(0), 0.02)
+        balance = EXPERTS * share.mean(0).square().sum() - 1
+        return z_bits.mean() + (share * q_bits).sum(-1).mean() * (1 + BALANCE * balance)
+
+    def reduce(self, n: int) -> Reduce:
+        """Merged to at most n features."""
+        usage = self.usage.clamp(min=1e-3)
+        expert_bits = -(usage / usage.sum()).log2()
+
+        @torch.inference_mode()
+        def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
+            merged = merge(view, min(n, len(view)))
+            q = self.quantise(torch.from_numpy(merged.centroids))
+            z_bits, q_bits, scores = self.parts(q)
+            chosen = scores.argmax(-1)
+            bits = z_bits + q_bits.gather(1, chosen[:, None])[:, 0] + expert_bits[chosen]
+            size = HEADER + (float(bits.sum()) + place_bits(len(q), len(view))) / 8
+            return (q * self.step + self.mean).numpy(), merged.centres.astype(np.int64), size
+
+        return reduce
+
+
+def train(
+    features: NDArray[np.float32],
+    worth: NDArray[np.float64],
+    step: float,
+    out: Path,
+    *,
+    steps: int = 1500,
+    batch: int = 256,
+    seed: int = 0,
+) -> Published:
+    """The model of one rate on features [T, D], kept in ``out``.
+
+    A number's step is ``step`` divided by the root of its ``worth`` [D] (its sensitivity: the diagonal of the
+    decoder's Fisher information), as reverse water-filling has it; ``step`` is in units of the features' spread.
+    """
+    x = torch.from_numpy(features)
+    root = np.sqrt(worth + 0.05 * worth.mean())
+    lengths = step * float(x.std()) * root.mean() / root
+    torch.manual_seed(seed)
+    model = Published(x.mean(0), torch.from_numpy(lengths.astype(np.float32)))
+    if (state := resume.load(out)) is not None:
+        model.load_state_dict(state["model"])
+        return model.eval()
+    deviation = model.quantise(x).std(0).clamp(min=0.05)  # begin with each number's own distribution
+    with torch.no_grad():
+        bias = model.experts.bias.view(EXPERTS, 2, -1)
+        bias[:, 0] = 0
+        bias[:, 1] = (torch.expm1(deviation / math.sqrt(2)) + 1e-4).log()
+        model.experts.weight.mul_(0.1)
+    optimiser = torch.optim.Adam([p for n, p in model.named_parameters() if not n.endswith("quantiles")])
+    generator = torch.Generator().manual_seed(seed)
+    for done in range(steps):
+        optimiser.param_groups[0]["lr"] = 2e-3 * min(1.0, 2 * (1 - done / steps))
+        loss = model.loss(x[torch.randint(len(x), (batch,), generator=generator)])
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimiser.step()
+    resume.save(out, {"model": model.state_dict()})
+    return model.eval()
