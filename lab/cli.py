@@ -250,10 +250,10 @@ def tables(
         "benchmarks/results"
     ),
 ) -> None:
-    """Write the tables of README and of nano's card from the figures in JSON."""
+    """Write the tables of README, of nano's card and of the comparison from the figures in JSON."""
     from lab import tables
 
-    tables.write(results, Path("README.md"), Path("models/nano/README.md"))
+    tables.write(results, Path("README.md"), Path("models/nano/README.md"), Path("docs/rate_distortion.md"))
 
 
 if __name__ == "__main__":

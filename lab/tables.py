@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lab.rate_distortion.outcomes import OURS
+
 WAYS = ("uncompressed", "packets", "merged to 12, uncompressed", "merged to 12, packets")
 STAGES = {
     "views": "views",
@@ -80,13 +82,57 @@ def costs(found: dict[str, Any]) -> str:
     return text
 
 
-def write(results: Path, readme: Path, card: Path) -> None:
-    """Replace the tables in ``readme`` and ``card``. Raises ``ValueError`` where one is not found."""
+def _bytes(found: list[float | None]) -> str:
+    value, low, high = found
+    if value is None:
+        return "not reached"
+    return f"{_number(value)} ({'–'.join('…' if end is None else _number(end) for end in (low, high))})"
+
+
+def _ratio(found: list[float | None]) -> str:
+    return "–" if not found[0] or found[0] == 1 else f"{found[0]:.3f} ×"
+
+
+def equal_answers(kinds: dict[str, Any]) -> str:
+    """Bytes of a 336 px picture at equal answers, as ``tofc-lab rate-distortion`` left them."""
+    lines = [
+        "| bytes of a 336 px picture | 3 points under uncompressed | 1 point under | ours, of it |",
+        "| --- | --- | --- | --- |",
+    ]
+    for method, found in kinds["world"]["methods"].items():
+        cells = [_bytes(found["bytes"]["all"][drop]) for drop in ("3 points", "1 point")]
+        ratios = " / ".join(_ratio(found["ours"]["all"][drop]) for drop in ("3 points", "1 point"))
+        title = f"**{method}**" if ratios == "– / –" and method == OURS else method
+        lines.append(f"| {title} | {cells[0]} | {cells[1]} | {ratios if method != OURS else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def each_family(kinds: dict[str, Any]) -> str:
+    """Bytes 3 points under uncompressed for each family and kind of picture."""
+    methods = [m for m in kinds["world"]["methods"] if m in kinds["large"]["methods"]]
+    lines = [
+        "| 3 points under uncompressed, bytes | " + " | ".join(methods) + " |",
+        "| --- " * (len(methods) + 1) + "|",
+    ]
+    rows = [("world", family) for family in kinds["world"]["uncompressed"]]
+    rows += [("easy", "easy"), ("large", "all")]
+    for kind, family in rows:
+        title = {"easy": "easy-VQA, test split", "large": "pictures of 420–1050 px, in crops"}.get(kind, family)
+        title = "**all seven**" if title == "all" else title
+        cells = [_bytes(kinds[kind]["methods"][method]["bytes"][family]["3 points"]) for method in methods]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(results: Path, readme: Path, card: Path, comparison: Path) -> None:
+    """Replace the tables in the three documents. Raises ``ValueError`` where one is not found."""
     measured = json.loads((results / "accuracy.json").read_text())["results"]
     end_to_end = json.loads((results / "end_to_end.json").read_text())
+    kinds = json.loads((results / "rate_distortion.json").read_text())["kinds"]
     for path, tables in (
-        (readme, (accuracy(measured), first(measured, end_to_end), costs(end_to_end))),
+        (readme, (accuracy(measured), first(measured, end_to_end), costs(end_to_end), equal_answers(kinds))),
         (card, (accuracy(measured),)),
+        (comparison, (equal_answers(kinds), each_family(kinds))),
     ):
         text = path.read_text(encoding="utf-8")
         for table in tables:

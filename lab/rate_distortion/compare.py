@@ -25,7 +25,7 @@ from lab.rate_distortion import methods
 from lab.rate_distortion.hull import bytes_at, hull
 from lab.rate_distortion.images import files
 from lab.rate_distortion.measure import Bench
-from lab.rate_distortion.outcomes import FAMILIES, Outcomes
+from lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
 from lab.world.assets import Split
 from shared.codec.codec import Codec
 
@@ -65,7 +65,7 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
     codec = Codec.load(bench.checkpoint.path)
     model = bytes.fromhex(bench.checkpoint.model_id)
     codec_id = bytes.fromhex(bench.checkpoint.codec_id or "")
-    sets = {methods.OURS: methods.ours(codec, codec_id)}
+    sets = {OURS: methods.ours(codec, codec_id)}
     sets |= methods.others(bench.pictures("world", "train"), bench.answerer, bench.packer, run, model)
     found: dict[str, Any] = {
         "command": "tofc-lab rate-distortion",
@@ -123,7 +123,7 @@ def _kind(
         if kind == "world" or settings[0].features is None:
             kept = _choose(whole("validation"), [one.measure(kind, "validation") for one in settings])
         chosen[method] = [settings[i].name for i in kept]
-        if kind == "world" and method == methods.OURS:  # and what shows whether fewer visual tokens cost answers
+        if kind == "world" and method == OURS:  # and what shows whether fewer visual tokens cost answers
             kept = sorted({*kept, *(i for i, one in enumerate(settings) if one.features in (36, 12))})
         measured[method] = [(settings[i], settings[i].measure(kind, "test")) for i in kept]
         log(f"{kind} {method}: {', '.join(chosen[method])}")
@@ -147,7 +147,7 @@ def _kind(
                 for family, at in curves[method].items()
             },
         }
-        if kind == "world" and method == methods.OURS:
+        if kind == "world" and method == OURS:
             result["tokens"] = {}
             for n in (36, 12):
                 at = _at(truth, [o for one, o in points if one.features == n], np.concatenate([every, draws]), "all")
@@ -155,7 +155,7 @@ def _kind(
     for method in measured:
         with np.errstate(invalid="ignore"):
             result["methods"][method]["ours"] = {
-                family: {drop: _interval(curves[methods.OURS][family][drop] / values) for drop, values in at.items()}
+                family: {drop: _interval(curves[OURS][family][drop] / values) for drop, values in at.items()}
                 for family, at in curves[method].items()
             }
     return result, chosen

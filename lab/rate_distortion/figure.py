@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from lab.rate_distortion.hull import hull
-from lab.rate_distortion.methods import OURS
+from lab.rate_distortion.outcomes import OURS
 
 TITLES = {"world": "336 px pictures", "easy": "easy-VQA", "large": "pictures of 420–1050 px, in crops"}
 

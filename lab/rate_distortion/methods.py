@@ -18,7 +18,6 @@ from lab.nano.rough import Rough
 from lab.rate_distortion import published, simple
 from shared.codec.codec import Codec
 
-OURS = "TOFC (this project)"
 MERGED = (36, 24, 16, 12)
 
 

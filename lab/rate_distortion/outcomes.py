@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lab.evaluate import Outcome
 
+OURS = "TOFC (this project)"
 FAMILIES = ("exist", "count", "what", "side", "rel", "cmp", "read", "easy")
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,81 @@
+"""Bytes at equal answers: the hull, the outcomes and the simple codecs behind the comparison."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.rate_distortion import simple
+from lab.rate_distortion.hull import bytes_at, hull
+from lab.rate_distortion.images import QUALITIES, File, files
+from lab.rate_distortion.outcomes import FAMILIES, Outcomes
+
+POINTS = st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 1)), min_size=1, max_size=12)
+
+
+@given(POINTS)
+def test_no_setting_lies_above_the_hull(points: list[tuple[int, float]]) -> None:
+    size, accuracy = zip(*points, strict=True)
+    kept = hull(size, accuracy)
+    x, y = np.log([size[i] for i in kept]), np.array([accuracy[i] for i in kept])
+    assert (np.diff(x) > 0).all()
+    assert (np.diff(y) > 0).all()
+    assert size[kept[0]] == min(size)
+    for one, reached in points:
+        assert reached <= np.interp(np.log(one), x, y) + 1e-9
+
+
+@given(POINTS, st.floats(0, 1))
+def test_bytes_at_an_accuracy_lie_between_settings_or_nowhere(points: list[tuple[int, float]], wanted: float) -> None:
+    size, accuracy = zip(*points, strict=True)
+    found = bytes_at(size, accuracy, wanted)
+    if wanted > max(accuracy):
+        assert found is None
+    else:
+        assert found is not None
+        assert min(size) * 0.999 <= found <= max(size) * 1.001
+
+
+def test_a_dearer_method_never_looks_cheaper() -> None:
+    accuracy = [0.7, 0.8, 0.9]
+    cheap, dear = (bytes_at([size * k for size in (10, 30, 80)], accuracy, 0.85) for k in (1, 3))
+    assert cheap is not None
+    assert dear == pytest.approx(3 * cheap)
+
+
+def test_outcomes_are_kept_and_resampled(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    asked = rng.integers(0, 3, (20, len(FAMILIES))).astype(float)
+    one = Outcomes(size=rng.uniform(10, 99, 20), tokens=np.full(20, 12.0), right=np.minimum(asked, 1), asked=asked)
+    one.save(tmp_path / "a" / "one.npz")
+    again = Outcomes.load(tmp_path / "a" / "one.npz")
+    every, first = np.ones((1, 20)), np.eye(20)[:1]
+    assert again.bytes(every) == pytest.approx(one.size.mean())
+    assert again.bytes(first) == pytest.approx(one.size[0])
+    assert again.accuracy(every) == pytest.approx(one.right.sum() / one.asked.sum())
+    assert again.accuracy(every, "read") == pytest.approx(one.right[:, 6].sum() / one.asked[:, 6].sum())
+
+
+def test_the_simple_codecs_lose_less_for_more_bytes() -> None:
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(600, 6)) @ rng.normal(size=(6, 24))).astype(np.float32)
+    view = x[:36]
+    for coarse, fine in (
+        (simple.Components(x, np.eye(24), 6, 1.0).reduce(36), simple.Components(x, np.eye(24), 6, 0.1).reduce(36)),
+        (simple.levels(x, 2, 36), simple.levels(x, 8, 36)),
+        (simple.outstanding(x, np.eye(24), 4), simple.outstanding(x, np.eye(24), 36)),
+    ):
+        (less, _, few), (more, cells, many) = coarse(view), fine(view)
+        assert few < many
+        assert np.abs(more - view[cells]).mean() < 0.05 * np.abs(view).mean()
+        if len(less) == len(view):
+            assert np.abs(less - view).mean() > np.abs(more - view).mean()
+
+
+def test_every_image_codec_is_tried_at_several_scales() -> None:
+    for codec in QUALITIES:
+        tried = files(codec)
+        assert len({one.folder for one in tried}) == len(tried) > 8
+        assert File(codec, min(QUALITIES[codec]), 1.0) in tried
