@@ -4,6 +4,8 @@ Promises that before `open` and after `close` every call is refused with a sente
 so many sessions run. Leaves a session's life to `session`.
 """
 
+import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterable
@@ -13,7 +15,7 @@ import grpc.aio
 
 from edge_server.answer import Workshop
 from edge_server.handshake import Identity
-from edge_server.outbox import Outbox
+from edge_server.outbox import PATIENCE, Outbox
 from edge_server.pictures import PictureCache
 from edge_server.session import Session
 from edge_server.settings import ServerSettings, SessionLimits
@@ -84,7 +86,9 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             if error is not None:
                 await abort(context, error)
             return
-        await context.write(tofc_pb2.SessionResponse(error=to_message(error)))
+        with contextlib.suppress(TimeoutError):  # the status says it too
+            async with asyncio.timeout(PATIENCE):
+                await context.write(tofc_pb2.SessionResponse(error=to_message(error)))
         await abort(context, error)
 
     async def GetServerInfo(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edge_server.answer import Question, Workshop, sampling_of, turns_of
 from edge_server.handshake import Identity, check_hello
 from edge_server.image_uploads import ImageUploads
-from edge_server.outbox import Outbox
+from edge_server.outbox import PATIENCE, Outbox, not_read
 from edge_server.pictures import PictureCache
 from edge_server.settings import SessionLimits
 from edge_server.uploads import Uploads
@@ -39,8 +39,6 @@ from shared.rpc.errors import (
 from shared.rpc.tofc.v1 import tofc_pb2
 
 log = logging.getLogger(__name__)
-
-FAREWELL = 30.0  # seconds in which a client must read what is left when its session ends
 
 
 class Session:
@@ -91,14 +89,12 @@ class Session:
             except BaseExceptionGroup as several:
                 error = self._reason(several)
             try:
-                async with asyncio.timeout(FAREWELL):
+                async with asyncio.timeout(PATIENCE):
                     if error is not None:
                         await self._outbox.send(error=to_message(error))
                     await self._outbox.finish()
             except TimeoutError:  # its place is for others
-                error = error or DeadlineError(
-                    f"the last responses were not read within {FAREWELL:g} s; read while you write", reason="NOT_READ"
-                )
+                error = error or not_read()
             outcome = "closed" if error is None else error.reason
         finally:
             self._outbox.abandon()

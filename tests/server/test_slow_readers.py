@@ -6,17 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from benchmarks.fuzz.streams import JumpingLoop
+from edge_server import outbox as outbox_module
 from edge_server import session
 from edge_server.answer import Question, Workshop
 from edge_server.engine.base import Sampling
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import decode_bytes, fake_backend
 from edge_server.handshake import Identity
-from edge_server.outbox import WAITING, Outbox
+from edge_server.outbox import PATIENCE, WAITING, Outbox
 from edge_server.pictures import PictureCache
 from edge_server.session import Session
 from edge_server.settings import SessionLimits
 from shared.model.prompt import Turn
+from shared.rpc.errors import DeadlineError
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.raw_client import ANSWERED, picture_id
 
@@ -118,7 +121,7 @@ async def test_a_picture_is_let_go_though_its_question_could_not_ask_for_it_agai
 async def test_a_session_that_is_over_waits_for_its_reader_only_so_long(
     hellos: int, reason: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "FAREWELL", 0.01)
+    monkeypatch.setattr(session, "PATIENCE", 0.01)
 
     async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
         for _ in range(hellos):
@@ -127,6 +130,51 @@ async def test_a_session_that_is_over_waits_for_its_reader_only_so_long(
     serving = session_of(shop, PictureCache(10_000), Outbox(Unread().write)).run(requests())
     error = await asyncio.wait_for(serving, ANSWERED)
     assert error is not None and error.reason == reason
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_an_answer_that_nobody_reads_ends_its_session(
+    leaves: bool, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (session, outbox_module):
+        monkeypatch.setattr(module, "PATIENCE", 0.01)
+
+    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+        yield HELLO
+        turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text="x" * (WAITING + 2))]
+        yield tofc_pb2.SessionRequest(
+            ask=tofc_pb2.Ask(request=1, turns=turns, sampling=tofc_pb2.Sampling(max_tokens=1000))
+        )
+        if not leaves:
+            await asyncio.Event().wait()
+
+    serving = session_of(shop, PictureCache(10_000), Outbox(Unread().write)).run(requests())
+    error = await asyncio.wait_for(serving, ANSWERED)
+    assert error is not None and error.reason == "NOT_READ"
+    assert isinstance(shop.engine, FakeEngine)
+    assert shop.engine.idle.is_set()
+
+
+@pytest.mark.parametrize(("pause", "cut"), [(PATIENCE - 10, 0), (PATIENCE + 10, 3)])
+def test_a_slow_reader_is_no_silent_one(pause: float, cut: int) -> None:
+    async def write(_: tofc_pb2.SessionResponse) -> None:
+        await asyncio.sleep(pause)
+
+    async def senders() -> list[BaseException | None]:
+        outbox = Outbox(write)
+        for _ in range(WAITING + 1):  # one of them is being written
+            await outbox.send(token=tofc_pb2.Token(text="x"))
+        waiting = (outbox.send(token=tofc_pb2.Token(text="x")) for _ in range(3))
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        outbox.abandon()
+        return found
+
+    loop = JumpingLoop()  # waits for nothing
+    try:
+        found = loop.run_until_complete(senders())
+    finally:
+        loop.close()
+    assert [isinstance(one, DeadlineError) for one in found].count(True) == cut
 
 
 async def test_a_cancel_that_comes_while_done_waits_for_room_changes_nothing(shop: Workshop) -> None:
