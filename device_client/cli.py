@@ -26,6 +26,7 @@ from device_client.errors import INTERRUPTED, LINES_FAILED, EncoderError, UseErr
 from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
 from device_client.picture import ImageForm
+from device_client.rate import RateChoice
 from device_client.session import Sampling, Session
 from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
 from shared.rpc.errors import TofcError
@@ -73,8 +74,26 @@ Features = Annotated[
         "-n",
         envvar="TOFC_DEVICE_FEATURES",
         help="Features kept of each view at most; fewer are fewer bytes.",
-        show_default="the codec's",
+        show_default="the preset's",
         metavar="N",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_PRESET",
+        help="How fine packets are; nano has low, medium, high and max.",
+        show_default="the codec's",
+        metavar="NAME",
+    ),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_BUDGET_BYTES",
+        help="The most that the packets of a picture may take, instead of a preset.",
+        show_default=False,
+        metavar="B",
     ),
 ]
 
@@ -119,7 +138,9 @@ def ask(
         str, typer.Option(envvar="TOFC_DEVICE_SERVER", help="The edge server.", metavar="HOST:PORT")
     ] = f"127.0.0.1:{DEFAULT_PORT}",
     model: Model = NANO,
+    preset: Preset = None,
     features: Features = None,
+    budget_bytes: Budget = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -183,10 +204,11 @@ def ask(
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
         limit = timeout or None
-        form = _form(mode, features, codec, quality, scale)
+        choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
+        form = _form(mode, choice, codec, quality, scale)
 
         def open_encoder() -> Encoder:
-            return TowerEncoder.open(model, features) if form is None else ImageEncoder.open(model, form)
+            return TowerEncoder.open(model, choice) if form is None else ImageEncoder.open(model, form)
 
         if batch is not None:
             if words or more or as_json:
@@ -215,7 +237,9 @@ def inspect(
     picture: Annotated[Path, typer.Argument(help="A picture.", metavar="PICTURE")],
     out: Annotated[Path, typer.Option(envvar="TOFC_DEVICE_INSPECT_OUT", help="The map, a PNG.", metavar="MAP.png")],
     model: Model = NANO,
+    preset: Preset = None,
     features: Features = None,
+    budget_bytes: Budget = None,
 ) -> None:
     """Draw what would be sent of a picture: its clusters, and the bits each takes."""
     from device_client.inspect import draw
@@ -227,7 +251,7 @@ def inspect(
             raise UseError(f"--out {out} is no PNG; give a name that ends in .png")
         if not out.parent.is_dir():
             raise UseError(f"the folder of --out {out} does not exist; make it first")
-        encoder = TowerEncoder.open(model, features)
+        encoder = TowerEncoder.open(model, RateChoice(preset=preset, features=features, budget=budget_bytes))
         opened = EncoderThread(encoder).open(picture)
         encoder.load()
         assert opened.image is not None, "nothing is encoded yet"
@@ -298,14 +322,16 @@ async def _batch(
 
 
 def _form(
-    mode: str, features: int | None, codec: str | None, quality: int | None, scale: float | None
+    mode: str, choice: RateChoice, codec: str | None, quality: int | None, scale: float | None
 ) -> ImageForm | None:
     """How pictures are sent: None as packets. Raises UseError, ImageFileError."""
     if mode not in MODES:
         raise UseError(f"--mode {mode} is not known; choose one of {', '.join(MODES)}")
     if mode == "image":
-        if features is not None:
-            raise UseError("--features belongs to --mode features; a picture's file is made smaller by --quality")
+        packets = {"--preset": choice.preset, "--features": choice.features, "--budget-bytes": choice.budget}
+        for option, given in packets.items():
+            if given is not None:
+                raise UseError(f"{option} belongs to --mode features; a picture's file is made smaller by --quality")
         return ImageForm(
             codec=_FORM.codec if codec is None else codec,
             quality=_FORM.quality if quality is None else quality,

@@ -13,15 +13,17 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
-from device_client.errors import EncoderError, UseError
+from device_client.errors import EncoderError
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
+from device_client.rate import DEFAULT, RateChoice, Spending
+from shared.codec.weights import CodecConfig
 from shared.model.checkpoint import Checkpoint
 from shared.model.views import View, ViewRule, views
 
@@ -43,8 +45,8 @@ class Encoder(Protocol):
     @property
     def rule(self) -> ViewRule: ...
     @property
-    def features(self) -> int | None:
-        """Features kept of each view at most; None: the codec's default."""
+    def setting(self) -> str:
+        """Under one codec, equal settings give equal pictures the same packets."""
 
     @property
     def form(self) -> ImageForm | None:
@@ -60,18 +62,18 @@ class Encoder(Protocol):
 class TowerEncoder:
     """The real one: a checkpoint's tower and codec on this device."""
 
-    def __init__(self, checkpoint: Checkpoint, features: int | None = None) -> None:
-        if features is not None and features < 1:
-            raise UseError(f"{features} features a view cannot be; give 1 or more, or leave it out for the default")
+    def __init__(self, checkpoint: Checkpoint, choice: RateChoice = DEFAULT) -> None:
+        """Raises UseError for a preset that the checkpoint's codec has not, CodecError for a codec without sense."""
         self._checkpoint = checkpoint
-        self._features = features
+        self._choice = choice
+        self.setting = choice.setting(CodecConfig.load(checkpoint.path))
         self._tower: Tower | None = None
         self._codec: Codec | None = None
 
     @classmethod
-    def open(cls, model: Path, features: int | None = None) -> TowerEncoder:
-        """From a checkpoint directory, whole or the device's half; reads no weights. Raises CheckpointError."""
-        return cls(Checkpoint.open(model, side="device"), features)
+    def open(cls, model: Path, choice: RateChoice = DEFAULT) -> TowerEncoder:
+        """From a checkpoint directory, whole or the device's half; reads no weights. Raises CheckpointError too."""
+        return cls(Checkpoint.open(model, side="device"), choice)
 
     @property
     def model_id(self) -> str:
@@ -84,10 +86,6 @@ class TowerEncoder:
     @property
     def rule(self) -> ViewRule:
         return self._checkpoint.config.rule
-
-    @property
-    def features(self) -> int | None:
-        return self._features
 
     @property
     def form(self) -> None:
@@ -110,13 +108,14 @@ class TowerEncoder:
         tower, codec = self._parts()
         begun = time.perf_counter()
         prepared = views(image, self.rule)
+        spending = self._spending(codec, prepared)
         views_ms = _ms_since(begun)
         for index, view in enumerate(prepared):
             begun = time.perf_counter()
             features = tower.encode(view.pixels[None])[0]  # [N, D]
             tower_ms = _ms_since(begun)
             begun = time.perf_counter()
-            packet = codec.encode(features, self._kept(codec, len(features)))
+            packet = codec.encode(features, *spending.next(features))
             yield Encoded(
                 index=index,
                 packet=packet,
@@ -128,12 +127,15 @@ class TowerEncoder:
     def explain(self, image: Image.Image) -> Iterator[tuple[View, Explanation]]:
         """Every view, and where the bits of its packet go."""
         tower, codec = self._parts()
-        for view in views(image, self.rule):
+        prepared = views(image, self.rule)
+        spending = self._spending(codec, prepared)
+        for view in prepared:
             features = tower.encode(view.pixels[None])[0]  # [N, D]
-            yield view, codec.explain(features, self._kept(codec, len(features)))
+            yield view, codec.explain(features, *spending.next(features))
 
-    def _kept(self, codec: Codec, total: int) -> int:
-        return min(self._features or codec.config.features or total, total)
+    def _spending(self, codec: Codec, prepared: Sequence[View]) -> Spending:
+        sides = (self._checkpoint.config.grid(view.pixels.shape[-1]) for view in prepared)
+        return Spending(codec, self._choice, [side * side for side in sides])
 
     def _parts(self) -> tuple[Tower, Codec]:
         if self._tower is None or self._codec is None:
@@ -158,7 +160,7 @@ class EncoderThread:
     def open(self, path: Path) -> Picture:
         """Open and identify a picture under this encoder's codec and setting."""
         encoder = self.encoder
-        return open_picture(path, encoder.rule, encoder.codec_id, encoder.features, encoder.form)
+        return open_picture(path, encoder.rule, encoder.codec_id, encoder.setting, encoder.form)
 
     def start(self) -> None:
         """Begin to load the model; returns at once. Later calls do nothing."""

@@ -26,14 +26,14 @@ class FakeEncoder:
         *,
         model_id: str = "0123456789abcdef",
         codec_id: str = "fedcba9876543210",
-        features: int | None = None,
+        setting: str = "",
         packet_bytes: int = 100,
         rule: ViewRule | None = None,
         before_view: Callable[[int], None] | None = None,
     ) -> None:
         self.model_id = model_id
         self.codec_id = codec_id
-        self.features = features
+        self.setting = setting
         self.form = None
         self.rule = rule or ViewRule(global_size=336, crop_size=224, max_side=3024)
         self.loaded = 0
@@ -50,7 +50,7 @@ class FakeEncoder:
         for index in range(layout.rows * layout.columns + 1):
             if self._before_view is not None:
                 self._before_view(index)
-            seed = pixels + index.to_bytes(4, "little") + repr(self.features).encode()
+            seed = pixels + index.to_bytes(4, "little") + self.setting.encode()
             packet = hashlib.shake_256(seed).digest(self._packet_bytes)
             self.encoded += 1
             yield Encoded(index=index, packet=packet)

@@ -22,8 +22,6 @@ from shared.model.views import ViewRule
 class ImageEncoder:
     """An `Encoder` whose only packet is the picture's file."""
 
-    features = None
-
     def __init__(self, *, model_id: str, codec_id: str, rule: ViewRule, form: ImageForm) -> None:
         """Raises ImageFileError where Pillow lacks the form's codec."""
         require(form.codec)
@@ -31,6 +29,7 @@ class ImageEncoder:
         self.codec_id = codec_id
         self.rule = rule
         self.form = form
+        self.setting = f"image {form.codec} {form.quality} {form.scale!r}"
 
     @classmethod
     def open(cls, model: Path, form: ImageForm) -> ImageEncoder:

@@ -69,23 +69,15 @@ class Picture:
         return 1 if self.form else self.n_views
 
 
-def picture_id(image: Image.Image, codec_id: str, features: int | None, form: ImageForm | None = None) -> bytes:
-    """16 bytes: hash of codec, number of features a view (None: the codec's default), size and RGB pixels.
-
-    For an image file its codec, quality and scale instead, so that nothing is taken for what was sent otherwise.
-    """
-    setting = "default" if features is None else str(features)
-    if form is not None:
-        setting = f"image {form.codec} {form.quality} {form.scale!r}"
+def picture_id(image: Image.Image, codec_id: str, setting: str) -> bytes:
+    """16 bytes: hash of codec, the encoder's setting, size and RGB pixels, so that nothing is taken for another."""
     digest = hashlib.sha256(f"tofc picture {codec_id} {setting}".encode())
     digest.update(struct.pack("<II", *image.size))
     digest.update(image.tobytes())
     return digest.digest()[:16]
 
 
-def open_picture(
-    path: Path, rule: ViewRule, codec_id: str, features: int | None, form: ImageForm | None = None
-) -> Picture:
+def open_picture(path: Path, rule: ViewRule, codec_id: str, setting: str, form: ImageForm | None = None) -> Picture:
     """Open, check and identify; no heavy import, no encoding.
 
     Raises:
@@ -97,7 +89,7 @@ def open_picture(
     return Picture(
         source=str(path),
         image=image,
-        picture_id=picture_id(image, codec_id, features, form),
+        picture_id=picture_id(image, codec_id, setting),
         rows=layout.rows,
         columns=layout.columns,
         file_bytes=path.stat().st_size,

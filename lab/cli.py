@@ -147,15 +147,11 @@ def codec(
 def export(
     run: Run = RUN,
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = Path("models/nano"),
-    features: Annotated[
-        int | None, typer.Option(help="Default number of features of a view; none: not merged.")
-    ] = None,
-    quality: Annotated[int | None, typer.Option(help="Default quality; none: the finest but one.")] = None,
 ) -> None:
     """Write the trained parts as a checkpoint with the released tensor names."""
     from lab.nano.export import export_run
 
-    export_run(run, out, features, quality)
+    export_run(run, out)
 
 
 @nano.command()

@@ -30,11 +30,11 @@ class Outcome:
     right: bool
 
 
-def coded(codec: Codec, n: int | None) -> Reduce:
-    """Through the codec and back: what the edge server decodes. ``n`` None: the codec's own default."""
+def coded(codec: Codec, n: int | None, quality: int) -> Reduce:
+    """Through the codec and back: what the edge server decodes. ``n`` None: not merged."""
 
     def reduce(view):  # type: ignore[no-untyped-def]  # the alias says it
-        packet = codec.encode(view, n if n is None else min(n, len(view)))
+        packet = codec.encode(view, min(n or len(view), len(view)), quality)
         decoded = codec.decode(packet)
         return decoded.features, decoded.positions, len(packet)
 

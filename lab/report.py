@@ -61,7 +61,10 @@ def report(
     answerer, packer = answerer_of(checkpoint), Packer(load_tokenizer(checkpoint))
     ways: dict[str, Reduce] = {"uncompressed": merging()}
     ways |= {f"merged to {n}, uncompressed": merging(n) for n in MERGED}
-    ways |= {"packets": coded(codec, None)} | {f"merged to {n}, packets": coded(codec, n) for n in MERGED}
+    finest = codec.config.qualities - 1
+    ways |= {"packets": coded(codec, None, finest)}
+    ways |= {f"merged to {n}, packets": coded(codec, n, finest) for n in MERGED}
+    ways |= {f"preset {name}": coded(codec, *codec.config.rates[at]) for name, at in codec.config.presets.items()}
     found: dict[str, Any] = {
         "command": "tofc-lab evaluate",
         "date": date.today().isoformat(),
@@ -74,7 +77,7 @@ def report(
     for (kind, split), count in sizes.items():
         pictures = features.load(run, kind, split, count)
         for way, reduce in ways.items():
-            if kind != "world" and way not in ("uncompressed", "packets", "merged to 12, packets"):
+            if kind != "world" and way.startswith("merged") and way != "merged to 12, packets":
                 continue
             outcomes = score(answerer, packer, pictures, reduce, batch=5 if kind == "large" else 25)
             found["results"].setdefault(kind, {})[way] = _row(outcomes)

@@ -7,6 +7,7 @@ on training features, smoothed by the trained distributions; they are the last t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,25 @@ from lab.codec.model import BIT_PRICE, FRACTION, SCALES, SHIFT1, SHIFT2, CodecMo
 from lab.nano.answerer import SIDES, SLOT, Answerer
 from shared.codec.codec import Codec
 from shared.codec.tables import table_from_probabilities
-from shared.codec.weights import CodecConfig, CodecWeights
+from shared.codec.weights import CodecConfig, CodecWeights, Rate
 
 RESIDUAL_RANGE = 31
+#: [features, quality] by ascending bytes: the hull on validation pictures of `tofc-lab rate-distortion`
+RATES: tuple[Rate, ...] = ((12, 1), (12, 2), (12, 3), (16, 3), (16, 4), (16, 5), (16, 6), (24, 6), (None, 6), (None, 7))
+PRESETS = {"low": 2, "medium": 5, "high": 8, "max": 9}
+PRESET = "high"
 SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
+
+
+def _rates(qualities: int) -> dict[str, Any]:
+    """nano's; a codec of other qualities has each of them, unmerged, until its hull is measured."""
+    if qualities == 8:
+        return {"rates": RATES, "presets": PRESETS, "preset": PRESET}
+    return {
+        "rates": tuple((None, quality) for quality in range(qualities)),
+        "presets": {"low": 0, "high": qualities - 1},
+        "preset": "high",
+    }
 
 
 def _gaussian_tables() -> NDArray[np.float64]:
@@ -40,16 +56,8 @@ def export(
     model: CodecModel,
     answerer: Answerer,
     centroids: Sequence[NDArray[np.float32]],
-    *,
-    features: int | None,
-    quality: int,
 ) -> CodecWeights:
-    """The codec's weights; ``centroids`` [n, D] of training pictures fill the tables.
-
-    Args:
-        features: the default number of merged features of a view; None: not merged.
-        quality: the default quality.
-    """
+    """The codec's weights; ``centroids`` [n, D] of training pictures fill the tables."""
     w1, b1, w2, b2 = (t.numpy() for t in model.h_s.integers())
     first, last = model.h_a
     assert isinstance(first, nn.Linear)
@@ -61,8 +69,7 @@ def export(
         hyper=model.hyper,
         hyper_hidden=first.out_features,
         qualities=qualities,
-        quality=quality,
-        features=features,
+        **_rates(qualities),
         hidden=answerer.grid.embedding_dim,
         shift1=SHIFT1,
         shift2=SHIFT2,

@@ -83,13 +83,8 @@ def export(
     codec.save(out)
 
 
-def export_run(run: Path, out: Path, features: int | None, quality: int | None = None, *, pictures: int = 500) -> None:
-    """Export what a run trained; the codec's tables are filled from the run's first training pictures.
-
-    Args:
-        features: the codec's default number of merged features of a view; None: not merged.
-        quality: its default quality; None: the finest but one.
-    """
+def export_run(run: Path, out: Path, *, pictures: int = 500) -> None:
+    """Export what a run trained; the codec's tables are filled from the run's first training pictures."""
     from lab.codec import export as codec_export  # needs compressai, which writing a checkpoint does not
     from lab.codec.model import CodecModel
     from lab.codec.train import Recipe
@@ -109,14 +104,13 @@ def export_run(run: Path, out: Path, features: int | None, quality: int | None =
     )
     model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
     rng = np.random.default_rng(0)
-    shares = [1.0 if features is None and rng.random() < 0.8 else float(rng.uniform(0.2, 1.0)) for _ in world]
+    shares = [1.0 if rng.random() < 0.8 else float(rng.uniform(0.2, 1.0)) for _ in world]
     centroids = [
         kept
         for one, share in zip([*world, *easy, *large], [*shares, *[1.0] * (len(easy) + len(large))], strict=True)
         for view in one.views()
         for kept, _, _ in [answering.merging(share=share)(view)]
     ]
-    level = max(0, model.qualities - 2) if quality is None else quality
-    codec = codec_export.export(model, answerer, centroids, features=features, quality=level)
+    codec = codec_export.export(model, answerer, centroids)
     tower = torch.load(run / "tower.pt", weights_only=True)
     export(out, CONFIG, tower, answerer, run / "tokenizer", codec)

@@ -8,9 +8,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lab.codec.sensitivity import sensitivity
+from lab.evaluate import coded
 from lab.nano.answerer import Answerer, Reduce
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
@@ -34,19 +34,11 @@ class Setting:
 def ours(codec: Codec, identity: bytes) -> list[Setting]:
     """Every number of features at every quality."""
 
-    def through(n: int, quality: int) -> Reduce:
-        def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
-            packet = codec.encode(view, min(n, len(view)), quality)
-            decoded = codec.decode(packet)
-            return decoded.features, decoded.positions, len(packet)
-
-        return reduce
-
     return [
         Setting(
             name=f"{n} features, quality {quality}",
             features=n,
-            make=lambda n=n, quality=quality: through(n, quality),  # type: ignore[misc]
+            make=lambda n=n, quality=quality: coded(codec, n, quality),  # type: ignore[misc]
             identity=identity,
         )
         for n, quality in product(MERGED, range(codec.config.qualities))
@@ -110,6 +102,6 @@ def others(
             make=lambda step=step, n=n: model(step).reduce(n),  # type: ignore[misc]
             identity=identity,
         )
-        for step, n in product((1.0, 2.0, 4.0, 8.0), (36, 24, 12))
+        for step, n in product((2.0, 4.0, 8.0), (36, 24, 12))
     ]
     return found

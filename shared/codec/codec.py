@@ -79,7 +79,7 @@ class Codec:
     def encode(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> bytes:
         """Features of a square grid [N, D] → one packet of n features at a quality, 0 the coarsest.
 
-        None takes the codec's own defaults (n at most N); n = N does not merge. Raises ``ValueError``
+        None takes those of the codec's default preset (n at most N); n = N does not merge. Raises ``ValueError``
         for a wrong shape, NaN, n outside 1..N, or a quality that the codec has not.
         """
         merged = self._merge(features, n)
@@ -118,7 +118,7 @@ class Codec:
 
     def symbols(self, centroids: NDArray[np.float32], quality: int | None = None) -> Symbols:
         """Features [n, D] → symbols. What is too large for a table is clipped. Raises ``ValueError`` for a quality."""
-        level = self.config.quality if quality is None else quality
+        level = self.config.rate[1] if quality is None else quality
         if not 0 <= level < self.config.qualities:
             raise ValueError(f"quality {level}; this codec has 0 (the coarsest) to {self.config.qualities - 1}")
         y = (centroids - self._mean) @ self._analysis / self.weights.step[level]  # in steps
@@ -146,7 +146,7 @@ class Codec:
         if not 1 <= total <= c.max_grid**2 or isqrt(total) ** 2 != total:
             raise ValueError(f"{total} features; a square grid with sides of 1 to {c.max_grid} is needed")
         if n is None:
-            n = total if c.features is None else min(c.features, total)
+            n = min(c.rate[0] or total, total)
         return merge(features, n, c.neighbours)
 
     def _write(self, merged: Merged, symbols: Symbols) -> bytes:

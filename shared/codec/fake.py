@@ -27,13 +27,13 @@ def fake_weights(
 ) -> CodecWeights:
     """A codec of feature dim D, M components, Z hyper symbols, language-model dim H, E experts and Q qualities.
 
-    Needs D >= M. Grid embeddings are there for 4 × 4 and 6 × 6. ``features`` is the default n; the default quality is
+    Needs D >= M. Grid embeddings are there for 4 × 4 and 6 × 6. ``features`` is every rate's n; the default quality is
     the finest, whose steps are half a unit, each coarser one's twice as long.
     """
     rng = np.random.default_rng(seed)
     config = CodecConfig(
-        feature_dim=D, components=M, hyper=Z, hyper_hidden=16, experts=E, qualities=Q, features=features,
-        quality=Q - 1, hidden=H,
+        feature_dim=D, components=M, hyper=Z, hyper_hidden=16, experts=E, qualities=Q, hidden=H,
+        rates=tuple((features, quality) for quality in range(Q)), presets={"low": 0, "high": Q - 1}, preset="high",
         shift1=2, shift2=7, residual_range=15, hyper_range=4, tables=32, fraction=1,
     )  # fmt: skip
     f, scales = config.hyper_hidden, config.tables >> config.fraction

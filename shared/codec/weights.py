@@ -7,6 +7,7 @@ checks again. Leaves to ``lab`` how the numbers are found.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ CONFIG_FILE, TENSOR_FILE = "codec.json", "codec.safetensors"
 _GRID_PREFIX = "grid_embedding."
 
 AnyArray = NDArray[Any]
+#: features of a view at most (None: not merged), quality
+Rate = tuple[int | None, int]
 
 
 class CodecError(ValueError):
@@ -44,8 +47,9 @@ class CodecConfig:
     experts: int = 1  # E
     qualities: int = 1  # Q: levels of rate, the coarsest first
     neighbours: int = 5  # of DPC-KNN
-    features: int | None = None  # merged to this many when the caller does not say; None: not merged
-    quality: int = 0  # coded at this level when the caller does not say
+    rates: tuple[Rate, ...] = ((None, 0),)  # by ascending bytes, on the hull of answers over bytes
+    presets: dict[str, int] = field(default_factory=lambda: {"only": 0})  # name → index of its rate
+    preset: str = "only"  # taken when the caller does not say
     hidden: int  # H: of the language model, for the grid embedding
     shift1: int  # right shift after the first layer of h_s
     shift2: int  # right shift after the second
@@ -60,22 +64,50 @@ class CodecConfig:
             "feature_dim": (1, 1 << 16), "components": (1, 4096), "hyper": (1, 256), "hyper_hidden": (1, 4096),
             "experts": (1, 256), "qualities": (1, 64), "neighbours": (1, 1024), "hidden": (1, 1 << 16),
             "shift1": (0, 31), "shift2": (0, 31), "residual_range": (1, 4095), "hyper_range": (1, 4095),
-            "tables": (1, 4096), "max_grid": (1, 64), "fraction": (0, 8), "quality": (0, 63),
+            "tables": (1, 4096), "max_grid": (1, 64), "fraction": (0, 8),
         }  # fmt: skip
-        if self.features is not None:
-            bounds["features"] = (1, self.max_grid**2 if isinstance(self.max_grid, int) else 1)
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise CodecError(f"codec.json: {name} = {value!r}; must be an integer from {least} to {most}")
-
-        if not self.quality < self.qualities:
-            raise CodecError(f"codec.json: quality = {self.quality}; must be below qualities = {self.qualities}")
+        self._check_rates()
         if self.fraction > self.shift2 or self.tables % (1 << self.fraction):
             raise CodecError(
                 f"codec.json: fraction = {self.fraction}; must be at most shift2 = {self.shift2}, and tables = "
                 f"{self.tables} a multiple of {1 << self.fraction}"
             )
+
+    def _check_rates(self) -> None:
+        most = self.max_grid**2
+        if not isinstance(self.rates, list | tuple) or not 1 <= len(self.rates) <= 64:
+            raise CodecError(f"codec.json: rates = {self.rates!r}; must be a list of 1 to 64 [features, quality]")
+        for rate in self.rates:
+            whole = isinstance(rate, list | tuple) and len(rate) == 2 and all(type(one) is int for one in rate[1:])
+            if not whole or not 0 <= rate[1] < self.qualities or not _is_count(rate[0], most):
+                raise CodecError(
+                    f"codec.json: the rate {rate!r}; must be [features, quality]: null or 1 to {most}, and below "
+                    f"qualities = {self.qualities}"
+                )
+        object.__setattr__(self, "rates", tuple((n, quality) for n, quality in self.rates))
+        if not isinstance(self.presets, dict) or not self.presets:
+            raise CodecError(f"codec.json: presets = {self.presets!r}; must be names with indices into rates")
+        for name, index in self.presets.items():
+            if (
+                not re.fullmatch("[a-z][a-z0-9-]{0,31}", name)
+                or type(index) is not int
+                or not 0 <= index < len(self.rates)
+            ):
+                raise CodecError(
+                    f"codec.json: the preset {name!r}: {index!r}; must be a lower-case word and an index below "
+                    f"{len(self.rates)}"
+                )
+        if self.preset not in self.presets:
+            raise CodecError(f"codec.json: preset = {self.preset!r}; must be one of {', '.join(self.presets)}")
+
+    @property
+    def rate(self) -> Rate:
+        """What is coded when the caller does not say."""
+        return self.rates[self.presets[self.preset]]
 
     @classmethod
     def parse(cls, text: str | bytes) -> CodecConfig:
@@ -94,9 +126,18 @@ class CodecConfig:
         except TypeError as error:
             raise CodecError(f"codec.json: {error}: export the codec again") from error
 
+    @classmethod
+    def load(cls, directory: Path) -> CodecConfig:
+        """codec.json of a directory. Raises ``CodecError``; a missing file is a ``FileNotFoundError``."""
+        return cls.parse((directory / CONFIG_FILE).read_bytes())
+
     def text(self) -> str:
         """What ``parse`` reads."""
         return json.dumps({"format": FORMAT} | asdict(self), indent=1) + "\n"
+
+
+def _is_count(n: object, most: int) -> bool:
+    return n is None or (type(n) is int and 1 <= n <= most)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,7 +194,7 @@ class CodecWeights:
     @classmethod
     def load(cls, directory: Path) -> CodecWeights:
         """Reads both files of a directory. Raises ``CodecError``; a missing file is a ``FileNotFoundError``."""
-        config = CodecConfig.parse((directory / CONFIG_FILE).read_bytes())
+        config = CodecConfig.load(directory)
         try:
             tensors = load_file(directory / TENSOR_FILE)
         except FileNotFoundError:

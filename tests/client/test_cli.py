@@ -15,7 +15,9 @@ from device_client import cli
 from device_client.encoder import EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.picture import Picture
+from device_client.rate import RateChoice
 from device_client.report import Comparison, compare
+from shared.codec.fake import fake_weights
 from shared.model.checkpoint import Origin
 from shared.model.image_file import compress
 from shared.model.views import ViewRule, open_image
@@ -23,6 +25,8 @@ from shared.rpc.channel import bind, make_server
 from shared.rpc.errors import LimitError, MismatchError, TofcError, TokenError
 from shared.rpc.tofc.v1 import tofc_pb2_grpc
 from tests.client.conftest import FakeServer
+
+CODEC = fake_weights(Q=2).config
 
 
 @pytest.fixture
@@ -58,8 +62,8 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
 
     class Opened:
         @staticmethod
-        def open(model: Path, features: int | None) -> FakeEncoder:
-            made.append(FakeEncoder(features=features))
+        def open(model: Path, choice: RateChoice) -> FakeEncoder:
+            made.append(FakeEncoder(setting=choice.setting(CODEC)))
             return made[-1]
 
     monkeypatch.setattr(cli, "TowerEncoder", Opened)
@@ -81,7 +85,7 @@ def test_answer_on_stdout_truth_on_stderr(serving: FakeServer, encoders: list[Fa
     parts = ("picture 100 B (1 view, 36 features)", "on the socket", "as JPEG", "WebP", "200×160", "the file itself")
     for part in (*parts, "prefill 2", "first token", "total"):
         assert part in line
-    assert encoders[0].features == 12 and encoders[0].loaded == 1
+    assert encoders[0].setting == "12 features, quality 1" and encoders[0].loaded == 1
 
 
 def test_several_questions_send_the_picture_once(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
@@ -161,7 +165,7 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
     server = f"127.0.0.1:{serving.port}"
     result = command("ask", small, "well?", TOFC_DEVICE_SERVER=server, TOFC_DEVICE_JSON="1", TOFC_DEVICE_FEATURES="5")
     assert json.loads(result.stdout)["answer"] == "yes to well?"
-    assert encoders[0].features == 5
+    assert encoders[0].setting == "5 features, quality 1"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +196,13 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
         (["small.png", "what?", "--quality", "50"], "--quality 50 belongs to --mode image"),
         (["small.png", "what?", "--mode", "features", "--scale", "0.5"], "--scale 0.5 belongs to --mode image"),
         (["small.png", "what?", "--mode", "image", "--features", "12"], "--features belongs to --mode features"),
+        (["small.png", "what?", "--mode", "image", "--preset", "low"], "--preset belongs to --mode features"),
+        (["small.png", "what?", "--mode", "image", "--budget-bytes", "99"], "--budget-bytes belongs to --mode"),
+        (["small.png", "what?", "--features", "0"], "0 features a view cannot be"),
+        (["small.png", "what?", "--preset", "tiny"], "--preset tiny is not known; this codec has low, high"),
+        (["small.png", "what?", "--budget-bytes", "0"], "--budget-bytes 0 cannot be"),
+        (["small.png", "what?", "--budget-bytes", "99", "--preset", "low"], "exclude each other"),
+        (["small.png", "what?", "--budget-bytes", "99", "--features", "9"], "exclude each other"),
         (["small.png", "what?", "--mode", "image", "--codec", "gif"], "choose one of jpeg, webp, avif, jxl"),
         (["small.png", "what?", "--mode", "image", "--quality", "0"], "quality 0 is not allowed"),
         (["small.png", "what?", "--mode", "image", "--quality", "101"], "quality 101 is not allowed"),

@@ -148,17 +148,10 @@ async def test_limits_are_looked_at_before_sending(server: FakeServer, begin: Be
 
 def test_modes_and_settings_never_share_an_id(small: Path) -> None:
     image = open_image(small)
-    forms = [
-        None,
-        ImageForm(),
-        ImageForm(codec="webp"),
-        ImageForm(quality=74),
-        ImageForm(scale=0.5),
-        ImageForm(scale=0.50001),
-    ]
-    ids = {picture_id(image, "codec", None, form) for form in forms}
-    assert len(ids) == len(forms)
-    assert picture_id(image, "codec", None) == picture_id(image, "codec", None, None)
+    forms: list[dict[str, Any]] = [{}, {"codec": "webp"}, {"quality": 74}, {"scale": 0.5}, {"scale": 0.50001}]
+    settings = ["", *(encoder(**form).setting for form in forms)]
+    assert len({picture_id(image, "codec", setting) for setting in settings}) == len(settings)
+    assert picture_id(image, "codec", "") != picture_id(image, "other", "")
 
 
 def test_a_picture_that_a_codec_cannot_hold(tmp_path: Path) -> None:
@@ -176,6 +169,6 @@ def test_jpeg_xl_missing_on_the_device(small: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_layout_is_that_of_the_scaled_picture(wide: Path) -> None:
     rule = FakeEncoder().rule
-    assert open_picture(wide, rule, "codec", None).n_views == 21
-    small = open_picture(wide, rule, "codec", None, ImageForm(scale=0.25))
+    assert open_picture(wide, rule, "codec", "").n_views == 21
+    small = open_picture(wide, rule, "codec", "", ImageForm(scale=0.25))
     assert (small.n_views, small.n_packets, small.form_size) == (1, 1, (280, 224))

@@ -12,6 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from device_client.encoder import Encoder, TowerEncoder
 from device_client.link import Target
+from device_client.rate import RateChoice
 from device_client.report import Report
 from device_client.session import Sampling, Session
 from shared.codec.codec import Codec
@@ -118,6 +119,17 @@ def test_a_large_picture_goes_in_crops(server: ServerThread, encoder: TowerEncod
     reports = asyncio.run(ask_all(server, encoder, lines))
     assert reports[0].views == 3 * 2 + 1
     assert reports[0].features == 6 * 16 + 36
+
+
+def test_a_budget_is_kept_and_most_answers_stay_right(server: ServerThread, asked: Asked) -> None:
+    tight = TowerEncoder.open(MODEL, RateChoice(budget=80))
+    tight.load()
+    reports = asyncio.run(ask_all(server, tight, asked))
+    sent = [report.bytes_picture for report in reports if report.bytes_picture]
+    assert max(sent) <= 80
+    assert min(sent) > 40  # what there is, is used
+    right = np.mean([r.answer.strip() == line["answer"] for r, line in zip(reports, asked, strict=True)])
+    assert right > 0.75
 
 
 def test_two_clients_at_once(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:

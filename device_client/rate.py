@@ -1,0 +1,98 @@
+"""How many bytes a picture may take: a preset of the codec, a number of features, or a budget.
+
+Promises that a picture's packets never take more than its budget. Leaves to the codec which rates there are: the
+points on the hull of answers over bytes, in ascending order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_client.errors import EncoderError, UseError
+
+if TYPE_CHECKING:
+    from shared.codec.codec import Codec
+    from shared.codec.weights import CodecConfig, Rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateChoice:
+    """What the user wants; everything None: the codec's default preset."""
+
+    preset: str | None = None
+    features: int | None = None  # of a view at most, instead of the preset's
+    budget: int | None = None  # bytes of all packets of a picture
+
+    def __post_init__(self) -> None:
+        if self.features is not None and self.features < 1:
+            raise UseError(
+                f"{self.features} features a view cannot be; give 1 or more, or leave it out for the preset's"
+            )
+        if self.budget is None:
+            return
+        if self.budget < 1:
+            raise UseError(f"--budget-bytes {self.budget} cannot be; give the bytes that a picture may take")
+        for option, value in (("--preset", self.preset), ("--features", self.features)):
+            if value is not None:
+                raise UseError(f"{option} {value} and --budget-bytes exclude each other; leave one of them out")
+
+    def of(self, config: CodecConfig) -> Rate:
+        """Features of a view at most (None: not merged) and quality, without a budget. Raises UseError."""
+        preset = config.preset if self.preset is None else self.preset
+        if preset not in config.presets:
+            raise UseError(f"--preset {preset} is not known; this codec has {', '.join(config.presets)}")
+        features, quality = config.rates[config.presets[preset]]
+        return self.features or features, quality
+
+    def setting(self, config: CodecConfig) -> str:
+        """Two choices with one setting give one picture the same packets."""
+        if self.budget is not None:
+            return f"{self.budget} bytes"
+        features, quality = self.of(config)
+        return f"{features or 'all'} features, quality {quality}"
+
+
+DEFAULT = RateChoice()
+
+
+class Spending:
+    """The rates of one picture's views, in order; ``cells`` are their numbers of features before merging.
+
+    A view may take what is left in proportion to its cells among those to come, so that what one leaves is shared by
+    the others. One that needs more even at the lowest rate borrows from them.
+    """
+
+    def __init__(self, codec: Codec, choice: RateChoice, cells: Sequence[int]) -> None:
+        self._codec, self._choice = codec, choice
+        self._cells = list(cells)  # of the views to come
+        self._left = choice.budget or 0
+
+    def next(self, features: NDArray[np.float32]) -> Rate:
+        """The rate of the next view, whose features are [N, D]. Raises EncoderError when it cannot be paid for."""
+        if self._choice.budget is None:
+            return self._capped(self._choice.of(self._codec.config), len(features))
+        share = self._left * self._cells[0] // sum(self._cells)
+        for rate in reversed(self._codec.config.rates):
+            capped = self._capped(rate, len(features))
+            size = len(self._codec.encode(features, *capped))
+            if size <= share:
+                break
+        else:  # the lowest, on the others' account
+            if size > self._left:
+                raise EncoderError(
+                    f"--budget-bytes {self._choice.budget} is too little for this picture: {self._left} bytes are left "
+                    f"for the last {len(self._cells)} of its views, and the next takes {size} at the lowest rate; "
+                    "give more"
+                )
+        self._left -= size
+        self._cells.pop(0)
+        return capped
+
+    @staticmethod
+    def _capped(rate: Rate, total: int) -> Rate:
+        return min(rate[0] or total, total), rate[1]

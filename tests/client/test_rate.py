@@ -1,0 +1,103 @@
+"""Presets and byte budgets: what a picture's packets may take."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from device_client.encoder import TowerEncoder
+from device_client.errors import EncoderError, UseError
+from device_client.rate import RateChoice, Spending
+from shared.codec.codec import Codec
+from shared.codec.fake import fake_features, fake_weights
+from shared.codec.weights import CodecWeights
+
+NANO = Path(__file__).parents[2] / "models" / "nano"
+CODEC = Codec(fake_weights(Q=3))
+VIEWS = [fake_features(CODEC.weights, cells, seed=cells + i) for i, cells in enumerate((16, 16, 36))]
+
+
+def spend(budget: int) -> list[int]:
+    """Bytes of each view."""
+    spending = Spending(CODEC, RateChoice(budget=budget), [len(view) for view in VIEWS])
+    return [len(CODEC.encode(view, *spending.next(view))) for view in VIEWS]
+
+
+LEAST, MOST = (sum(len(CODEC.encode(view, quality=quality)) for view in VIEWS) for quality in (0, 2))
+
+
+@given(st.integers(1, 2 * MOST))
+def test_a_picture_never_takes_more_than_its_budget(budget: int) -> None:
+    if budget < LEAST:
+        with pytest.raises(EncoderError, match=f"--budget-bytes {budget} is too little.* the next takes"):
+            spend(budget)
+    else:
+        try:
+            assert LEAST <= sum(spend(budget)) <= budget
+        except EncoderError:  # what the first views took within their share is missing at the last
+            assert budget < 1.2 * LEAST
+
+
+def test_a_large_budget_buys_the_finest_and_a_small_one_the_coarsest() -> None:
+    assert sum(spend(2 * MOST)) == MOST
+    assert sum(spend(int(1.2 * LEAST))) < MOST
+
+
+def test_what_a_view_leaves_goes_to_the_next() -> None:
+    blank = np.zeros_like(VIEWS[0])  # costs next to nothing
+    budget = MOST - 10
+    spending = Spending(CODEC, RateChoice(budget=budget), [16, 36])
+    taken = len(CODEC.encode(blank, *spending.next(blank)))
+    assert taken < budget * 16 // 52
+    finest = len(CODEC.encode(VIEWS[2], quality=2))
+    assert finest <= budget - taken
+    assert len(CODEC.encode(VIEWS[2], *spending.next(VIEWS[2]))) == finest
+
+
+def test_presets_of_nano_cost_more_from_one_to_the_next() -> None:
+    config = CodecWeights.load(NANO).config
+    codec = Codec.load(NANO)
+    views = [fake for _, fake in zip(range(5), _tower_features(), strict=False)]
+    sizes = [
+        sum(len(codec.encode(v, *_cap(config.rates[at], len(v)))) for v in views) for at in config.presets.values()
+    ]
+    assert sizes == sorted(set(sizes))
+    assert config.preset in config.presets
+
+
+def _tower_features() -> list[np.ndarray]:
+    """Features as nano's codec expects them: its own synthesis of small random symbols."""
+    codec = Codec.load(NANO)
+    rng = np.random.default_rng(0)
+    scale = 2.0 / (1 + np.arange(codec.config.components) / 4)
+    q = [np.rint(rng.laplace(size=(36, codec.config.components)) * scale).astype(np.int64) for _ in range(5)]
+    return [codec.dequantise(one, codec.config.qualities - 1) for one in q]
+
+
+def _cap(rate: tuple[int | None, int], total: int) -> tuple[int, int]:
+    return min(rate[0] or total, total), rate[1]
+
+
+def test_settings_are_equal_exactly_when_packets_are() -> None:
+    config = CODEC.config
+    same = [RateChoice(), RateChoice(preset="high"), RateChoice(preset=config.preset)]
+    assert len({one.setting(config) for one in same}) == 1
+    others = [RateChoice(preset="low"), RateChoice(features=5), RateChoice(features=6), RateChoice(budget=5)]
+    assert len({one.setting(config) for one in [*others, RateChoice(), RateChoice(budget=6)]}) == 6
+
+
+def test_the_real_encoder_keeps_the_budget(tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    with Image.open(NANO / "example.jpg") as example:
+        example.resize((700, 500)).save(large)
+    with pytest.raises(UseError, match="--preset tiny is not known; this codec has low, medium, high, max"):
+        TowerEncoder.open(NANO, RateChoice(preset="tiny"))
+    encoder = TowerEncoder.open(NANO, RateChoice(budget=220))
+    encoder.load()
+    with Image.open(large) as image:
+        packets = [one.packet for one in encoder.encode(image.convert("RGB"))]
+    assert len(packets) > 1
+    assert sum(map(len, packets)) <= 220
