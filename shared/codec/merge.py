@@ -74,9 +74,9 @@ def _squared_distances(features: NDArray[np.float32]) -> NDArray[np.float64]:
     centred -= centred.mean(axis=0)
     size = features.shape[1]
     bits = (51 - size.bit_length()) // 2  # size · 2^(2 bits) ≤ 2^51, and four such terms meet
-    exponent = bits - int(np.frexp(np.abs(centred).max())[1])
-    whole = np.rint(np.ldexp(centred, exponent))
-    products = whole @ whole.T
+    exponent = bits - int(np.frexp(max(centred.max(), -centred.min()))[1])
+    whole = np.ldexp(centred, exponent, out=centred)  # in place: new memory costs more than the sums
+    products = np.rint(whole, out=whole) @ whole.T
     squares = np.diag(products)
     distances: NDArray[np.float64] = squares[:, None] + squares - 2 * products
     return distances

@@ -136,12 +136,17 @@ def _parse_header(data: bytes, max_side: int) -> tuple[int, bool, int]:
 def _shortest(low: int, width: int, whole: int) -> bytes:
     """The shortest binary fraction in [low, low + width) / whole; of those, the smallest."""
 
+    zeros = (whole & -whole).bit_length() - 1  # nearly all of it: shifting is cheap, dividing such numbers is not
+    odd, end = whole >> zeros, low + width
+
     def smallest(size: int) -> int:
         """The smallest number that is not below the interval, in 256^-size."""
-        return -(-(low << 8 * size) // whole)
+        more = 8 * size - zeros
+        return -(-(low << more) // odd) if more >= 0 else -(-(-(-low >> -more)) // odd)
 
     def found(size: int) -> bool:
-        return smallest(size) * whole < low + width << 8 * size
+        more, up = 8 * size - zeros, smallest(size) * odd
+        return up < end << more if more >= 0 else up << -more < end
 
     most = (whole.bit_length() - width.bit_length() + 8) // 8  # 256^most >= whole / width: one is sure to be there
     size = bisect_left(range(most), True, key=found)  # whoever fits in fewer bytes fits in more

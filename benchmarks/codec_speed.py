@@ -1,0 +1,161 @@
+"""What merging, coding and decoding take, and how far packets are from their own information content.
+
+    python -m benchmarks.codec_speed        # about two minutes; writes benchmarks/results/codec_speed.json
+
+One core: it starts itself again with one thread for the libraries. Times are the processor's, medians of rounds in
+which everything compared takes its turn. The real model's shapes (169 and 81 features of 6144 numbers) have a codec
+of nano's sizes without training. Leaves answers to `tofc-lab rate-distortion`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.codec.codec import Codec
+from shared.codec.fake import fake_features, fake_weights
+from shared.model.views import ViewRule, plan, views
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ROOT / "tests" / "e2e" / "pictures"
+ROUNDS = 9
+SEED = 0
+GLOBAL, CROP = 169, 81  # features of the released model's views
+RULE = ViewRule(global_size=728, crop_size=504, max_side=3024)
+BINS = (50, 100, 200, 500)  # bytes of a view's packet
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+View = NDArray[np.float32]
+
+
+def cpu_ms(work: Callable[[], Any]) -> float:
+    """Processor time of this process."""
+    begun = time.process_time()
+    work()
+    return (time.process_time() - begun) * 1e3
+
+
+def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Milliseconds of each, taken by turns; one round more warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            taken[name].append(cpu_ms(work))
+    return {name: round(statistics.median(values[1:]), 2) for name, values in taken.items()}
+
+
+def nano(model: Path, rounds: int) -> tuple[dict[str, Any], list[View]]:
+    """Against the tower, on a view of 336 px; and the features of the pictures' global views."""
+    import torch
+
+    from shared.model.checkpoint import Checkpoint
+    from shared.model.tower import Tower
+
+    torch.set_num_threads(1)
+    tower, codec = Tower(Checkpoint.open(model)), Codec.load(model)
+    pixels = []
+    for path in sorted(PICTURES.glob("*.jpg")):
+        with Image.open(path) as image:
+            pixels.append(views(image.convert("RGB"), tower.config.rule)[-1].pixels[None])
+    features = [tower.encode(one)[0] for one in pixels]
+    works: dict[str, Callable[[], Any]] = {"tower": lambda: tower.encode(pixels[0])}
+    for n in (36, 24, 12):
+        works[f"merge and encode, {n} features"] = lambda n=n: codec.encode(features[0], n)  # type: ignore[misc]
+        packet = codec.encode(features[0], n)
+        works[f"decode, {n} features"] = lambda packet=packet: codec.decode(packet)  # type: ignore[misc]
+    taken = medians(works, rounds)
+    return {"ms": taken, "of the tower": {k: round(v / taken["tower"], 3) for k, v in taken.items()}}, features
+
+
+def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, ...] = (16, 32, 64)) -> dict[str, Any]:
+    """At the released model's shapes: one view, a 1080p picture, the largest picture."""
+    crops = {(p := plan(*size, RULE)).rows * p.columns + 1: size for size in ((1920, 1080), (3024, 3024))}
+    codec = Codec(fake_weights(6144, 64, 3, 4096, seed=SEED))
+    seen = [fake_features(codec.weights, GLOBAL, seed=SEED)]
+    seen += [fake_features(codec.weights, CROP, seed=SEED + i) for i in range(1, max(sizes))]
+    found: dict[str, Any] = {"picture of so many views, px": {str(k): list(v) for k, v in crops.items()}}
+    for n in kept:
+        packets = [codec.encode(view, n) for view in seen]
+        works: dict[str, Callable[[], Any]] = {}
+        for count in sizes:
+            works[f"merge and encode, {count} views"] = (
+                lambda count=count, n=n: [  # type: ignore[misc]
+                    codec.encode(view, n) for view in seen[:count]
+                ]
+            )
+            works[f"decode, {count} views"] = (
+                lambda count=count, packets=packets: [  # type: ignore[misc]
+                    codec.decode(packet) for packet in packets[:count]
+                ]
+            )
+        mean = round(statistics.mean(map(len, packets)))
+        found[f"{n} features a view"] = {"bytes a view": mean, "ms": medians(works, rounds)}
+    return found
+
+
+def overhead(codec: Codec, features: list[View]) -> dict[str, Any]:
+    """Bytes of packets beyond the information content of what they say; header and check are all overhead."""
+    beyond: dict[str, list[tuple[float, float]]] = {}
+    real = Codec(fake_weights(768, 64, 3, seed=SEED))
+    coarse = [(codec, view, n, q) for view in features for n in (12, 24, 36) for q in range(codec.config.qualities)]
+    fine = [
+        (real, fake_features(real.weights, cells, seed=i), n, 0)
+        for i in range(6)
+        for cells in (36, 81)
+        for n in (12, 20, 36)
+    ]
+    for one, view, n, quality in [*coarse, *fine]:
+        told = one.explain(view, n, quality)
+        size, ideal = len(told.packet), (told.place_bits + float(told.feature_bits.sum())) / 8
+        for low, high in itertools.pairwise(BINS):
+            if low <= size < high:
+                beyond.setdefault(f"{low}–{high} bytes", []).append((size - ideal, ideal))
+    return {
+        name: {
+            "packets": len(pairs),
+            "bytes": round(statistics.mean(extra for extra, _ in pairs), 2),
+            "per cent": round(100 * sum(extra for extra, _ in pairs) / sum(ideal for _, ideal in pairs), 2),
+        }
+        for name, pairs in sorted(beyond.items(), key=lambda item: int(item[0].split("–")[0]))
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "codec_speed.json")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    chosen = parser.parse_args()
+    if not ONE_THREAD.items() <= os.environ.items():  # the libraries read it while they load
+        command = [sys.executable, "-m", "benchmarks.codec_speed", *sys.argv[1:]]
+        os.execve(sys.executable, command, os.environ | ONE_THREAD)
+    ours, features = nano(chosen.model, chosen.rounds)
+    found = {
+        "command": "python -m benchmarks.codec_speed",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, one core",
+        "seed": SEED,
+        "nano, a view of 336 px": ours,
+        "the released model's shapes": released(chosen.rounds),
+        "overhead": overhead(Codec.load(chosen.model), features),
+    }
+    chosen.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
