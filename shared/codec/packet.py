@@ -142,7 +142,7 @@ def _shortest(low: int, width: int, whole: int) -> bytes:
     def smallest(size: int) -> int:
         """The smallest number that is not below the interval, in 256^-size."""
         more = 8 * size - zeros
-        return -(-(low << more) // odd) if more >= 0 else -(-(-(-low >> -more)) // odd)
+        return -((-low << more if more >= 0 else -low >> -more) // odd)
 
     def found(size: int) -> bool:
         more, up = 8 * size - zeros, smallest(size) * odd
