@@ -241,10 +241,11 @@ def inspect(
     features: Features = None,
     budget_bytes: Budget = None,
 ) -> None:
-    """Draw what would be sent of a picture: its clusters, and the bits each takes."""
+    """Draw what would be sent of a picture: its clusters, the bits each takes, and image codecs at equal bytes."""
     from device_client.inspect import draw
     from device_client.render import kilo
     from device_client.report import QUALITY, compare
+    from device_client.rival import TITLES, within
 
     with _exit_codes():
         if out.suffix.lower() != ".png":
@@ -260,8 +261,9 @@ def inspect(
         jpeg = None
         if rival is not None:  # the drawing font has no multiplication sign
             jpeg = rival.jpeg_bytes, f"quality {QUALITY}, {rival.width} x {rival.height}"
-        draw(picture.name, views, opened.rows, opened.columns, jpeg).save(out, "PNG")
         total = sum(len(explained.packet) for _, explained in views)
+        rivals = [within(opened.image, codec, total) for codec in TITLES]
+        draw(picture.name, views, opened.rows, opened.columns, jpeg, rivals).save(out, "PNG")
         typer.echo(f"{out}: {kilo(total)} in {len(views)} view{'s' * (len(views) > 1)}", err=True)
 
 

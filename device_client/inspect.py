@@ -1,7 +1,8 @@
 """What is sent of a picture, as a picture: every view with its clusters and what each costs.
 
-Promises a PNG that explains itself: bytes in the title, a scale for the colours. Leaves merging and counting
-bits to the codec, which encodes here exactly as it does for a question.
+Beside it, what image codecs make of it in as many bytes. Promises a PNG that explains itself: bytes in the title,
+a scale for the colours. Leaves merging and counting bits to the codec, which encodes here exactly as it does for
+a question, and the search for equal bytes to `rival`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from device_client.render import kilo
+from device_client.rival import Rival
 from shared.codec.codec import Explanation
 from shared.model.views import MEAN, STD, View
 
@@ -22,6 +24,7 @@ _PALE = (110, 112, 118)
 _EDGE = 28  # px around everything
 _GLOBAL = 624  # side of the global view, drawn
 _CROPS = 960  # longer side of the crops together, at most
+_RIVAL = 270  # longer side of an image codec's picture, drawn
 _LEAST_NUMBER = 22  # px: in narrower cells a number is only dirt
 # Few bits → many bits: light to dark also in greyscale, and told apart by colour-blind people (cividis).
 _SCALE = np.array(
@@ -30,9 +33,20 @@ _SCALE = np.array(
 
 
 def draw(
-    name: str, views: Sequence[tuple[View, Explanation]], rows: int, columns: int, jpeg: tuple[int, str] | None = None
+    name: str,
+    views: Sequence[tuple[View, Explanation]],
+    rows: int,
+    columns: int,
+    jpeg: tuple[int, str] | None = None,
+    rivals: Sequence[Rival] = (),
 ) -> Image.Image:
-    """The map of a picture. ``views`` in prompt order, the global one last; ``jpeg`` is (bytes, how) of its rival."""
+    """The map of a picture.
+
+    Args:
+        views: in prompt order, the global one last.
+        jpeg: (bytes, how) of the picture as an ordinary file.
+        rivals: the picture in as many bytes as the packets, at most two.
+    """
     bits = np.concatenate([explained.feature_bits for _, explained in views])
     span = (float(bits.min()), max(float(bits.max()), float(bits.min()) + 1.0))
     side = min(_GLOBAL, _CROPS // max(rows, columns)) if rows else 0
@@ -41,7 +55,8 @@ def draw(
     crops_high = rows * (side + gap + caption) - gap if rows else 0
     between = 3 * gap if rows else 0
     header, footer = 92, 62
-    width = max(2 * _EDGE + crops_wide + between + _GLOBAL, 2 * _EDGE + 620)
+    views_wide = crops_wide + between + _GLOBAL
+    width = 2 * _EDGE + views_wide + (3 * gap + _RIVAL if rivals else 0)
     height = header + max(crops_high, _GLOBAL + caption) + footer + _EDGE
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
@@ -56,8 +71,23 @@ def draw(
         edge = side if view.kind == "crop" else _GLOBAL
         sheet.paste(_panel(view, explained, edge, span), corner)
         pen.text((corner[0], corner[1] + edge + 4), label, _PALE, _font(15))
-    _legend(pen, span, height - _EDGE - footer + 26)
+    for place, rival in enumerate(rivals):
+        _beside(sheet, rival, (_EDGE + views_wide + 3 * gap, header + place * (_GLOBAL + gap) // 2))
+    experts = any(explained.experts.any() for _, explained in views)
+    _legend(pen, span, height - _EDGE - footer + 26, experts)
     return sheet
+
+
+def _beside(sheet: Image.Image, rival: Rival, corner: tuple[int, int]) -> None:
+    """An image codec's picture as large as there is room, its pixels as they are, and what it took."""
+    pen, high = ImageDraw.Draw(sheet), 0
+    if rival.image is not None:
+        factor = _RIVAL / max(rival.image.size)
+        size = max(1, round(rival.image.width * factor)), max(1, round(rival.image.height * factor))
+        sheet.paste(rival.image.convert("RGB").resize(size, Image.Resampling.NEAREST), corner)
+        high = size[1]
+    for line, text in enumerate(str(rival).split(", ", 1)):
+        pen.text((corner[0], corner[1] + high + 4 + 17 * line), text, _INK if line == 0 else _PALE, _font(14))
 
 
 def _title(
@@ -99,6 +129,8 @@ def _panel(view: View, explained: Explanation, side: int, span: tuple[float, flo
         size = min(20, round(0.36 * side / grid) + 2)
         for cluster, cells in _regions(owner):
             cost = f"{explained.feature_bits[cluster]:.0f}"
+            if explained.experts.any():
+                cost += f" e{explained.experts[cluster]}"
             centre = divmod(int(explained.merged.centres[cluster]), grid)
             # A cluster may lie in several places; it is paid for once, at its centre.
             at, said, font = (
@@ -126,7 +158,7 @@ def _regions(owner: NDArray[np.int64]) -> list[tuple[int, list[tuple[int, int]]]
     return found
 
 
-def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> None:
+def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int, experts: bool) -> None:
     long, high = 220, 14
     for step in range(long):
         value = span[0] + (span[1] - span[0]) * step / (long - 1)
@@ -135,7 +167,7 @@ def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> No
     font = _font(14)
     pen.text((_EDGE, top + high + 4), f"{span[0]:.0f}", _PALE, font)
     pen.text((_EDGE + long, top + high + 4), f"{span[1]:.0f}", _PALE, font, anchor="ra")
-    said = "bits a cluster, which is sent as one feature;"
+    said = "bits a cluster, which is sent as one feature" + (", e its entropy model;" if experts else ";")
     pen.text((_EDGE + long + 16, top + high // 2), said, _PALE, font, anchor="lm")
     said = "in brackets: another piece of a cluster, paid for once"
     pen.text((_EDGE + long + 16, top + high // 2 + 18), said, _PALE, font, anchor="lm")
