@@ -144,6 +144,22 @@ def codec(
 
 
 @nano.command()
+def experts(
+    model: Annotated[Path, typer.Argument(help="A checkpoint with a codec.")] = Path("models/nano"),
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/experts.json"),
+) -> None:
+    """Bits a feature with 1, 4 and 16 experts, chosen by a router or by trying all. Minutes for each."""
+    from lab.codec.experts import trial
+    from lab.nano import features
+    from shared.codec.codec import Codec
+
+    folder = features.folder(run)
+    world, validation = features.load(folder, "world", "train", 6000), features.load(folder, "world", "validation", 300)
+    trial(Codec.load(model), world, validation, out, quality=4)
+
+
+@nano.command()
 def export(
     run: Run = RUN,
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")] = Path("models/nano"),

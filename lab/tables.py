@@ -62,7 +62,9 @@ def first(results: dict[str, Any], costs: dict[str, Any]) -> str:
         "| what goes up for one 336 px picture | bytes | accuracy on unseen pictures |\n| --- | --- | --- |\n"
         f"| JPEG, quality 75 | {_number(files['jpeg_q75'])} | |\n"
         f"| WebP, quality 75 | {_number(files['webp_q75'])} | |\n"
-        f"| **TOFC packet** | **{_number(world['packets']['bytes'])}** | {_cell(world, 'packets', 'all')} |\n"
+        f"| **TOFC packet** | **{_number(world['preset high']['bytes'])}** | {_cell(world, 'preset high', 'all')} |\n"
+        f"| TOFC packet, `--preset low` | {_number(world['preset low']['bytes'])} | "
+        f"{_cell(world, 'preset low', 'all')} |\n"
         f"| the same features, uncompressed (fp16) | {_number(world['uncompressed']['bytes'])} | "
         f"{_cell(world, 'uncompressed', 'all')} |\n"
     )
