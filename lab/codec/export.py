@@ -22,9 +22,9 @@ from shared.codec.tables import table_from_probabilities
 from shared.codec.weights import CodecConfig, CodecWeights, Rate
 
 RESIDUAL_RANGE = 31
-#: [features, quality] by ascending bytes: the hull on validation pictures of `tofc-lab rate-distortion`
-RATES: tuple[Rate, ...] = ((12, 1), (12, 2), (12, 3), (16, 3), (16, 4), (16, 5), (16, 6), (24, 6), (None, 6), (None, 7))
-PRESETS = {"low": 2, "medium": 5, "high": 8, "max": 9}
+#: (features, quality) by ascending bytes: on or next to the hull on validation pictures (`tofc-lab rate-distortion`)
+RATES: tuple[Rate, ...] = ((12, 1), (12, 2), (12, 3), (16, 3), (16, 4), (24, 5), (None, 6), (None, 7))
+PRESETS = {"low": 2, "medium": 4, "high": 5, "max": 7}
 PRESET = "high"
 SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
 

@@ -26,7 +26,7 @@ SHIFT1, SHIFT2 = 3, 9
 UNIT1, UNIT2 = 64, 64  # integer weights per unit of the trained ones
 HIDDEN_MAX = 255
 #: squared steps for a bit; ln 2 / 6 = 0.12 in theory, where steps are short (distortion falls by 2 ln 2 a bit)
-BIT_PRICE = 0.08
+BIT_PRICE = 0.065
 
 
 def scale_of(index: Tensor) -> Tensor:

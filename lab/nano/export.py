@@ -83,7 +83,7 @@ def export(
     codec.save(out)
 
 
-def export_run(run: Path, out: Path, *, pictures: int = 500) -> None:
+def export_run(run: Path, out: Path, *, pictures: int = 1200) -> None:
     """Export what a run trained; the codec's tables are filled from the run's first training pictures."""
     from lab.codec import export as codec_export  # needs compressai, which writing a checkpoint does not
     from lab.codec.model import CodecModel

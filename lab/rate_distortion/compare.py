@@ -28,6 +28,7 @@ from lab.rate_distortion.measure import Bench
 from lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
 from lab.world.assets import Split
 from shared.codec.codec import Codec
+from shared.codec.weights import TENSOR_FILE
 
 SIZES: Sizes = {
     ("world", "train"): 1500,
@@ -64,8 +65,8 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
     """Measure what has not been measured, write ``out`` (JSON) and return it."""
     codec = Codec.load(bench.checkpoint.path)
     model = bytes.fromhex(bench.checkpoint.model_id)
-    codec_id = bytes.fromhex(bench.checkpoint.codec_id or "")
-    sets = {OURS: methods.ours(codec, codec_id)}
+    tensors = (bench.checkpoint.path / TENSOR_FILE).read_bytes()  # presets change nothing of a setting
+    sets = {OURS: methods.ours(codec, tensors)}
     sets |= methods.others(bench.pictures("world", "train"), bench.answerer, bench.packer, run, model)
     found: dict[str, Any] = {
         "command": "tofc-lab rate-distortion",

@@ -2,13 +2,14 @@
 
     q ── h_a (floats, encoder only) ── z ── h_s of expert e (integers) ── mean [M], table [M]
 
-Promises that h_s is the same integer function on every machine: int8 weights, int64 sums, shifts and
+Promises that h_s is the same integer function on every machine: int8 weights, exact sums, shifts and
 clips. Leaves to ``codec`` the coding of z, of the expert and of the residuals.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from shared.codec.tables import symbol_bits
 from shared.codec.weights import CodecWeights
 
 Ints = NDArray[np.int64]
+#: rounds in which an encoder tries the neighbours of each hyper symbol
+SEARCHES = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,13 +56,21 @@ def h_s(weights: CodecWeights, z: Ints, expert: int, quality: int) -> tuple[Ints
     is left of the mean.
     """
     c = weights.config
-    w1, w2 = weights.hs_w1[expert].astype(np.int64), weights.hs_w2[expert].astype(np.int64)
-    h = np.clip((z @ w1.T + weights.hs_b1[quality, expert]) >> c.shift1, 0, 255)  # [n, F]
-    o = h @ w2.T + weights.hs_b2[quality, expert]  # [n, 2M]
+    h = np.clip((_product(z, weights.hs_w1[expert]) + weights.hs_b1[quality, expert]) >> c.shift1, 0, 255)  # [n, F]
+    o = _product(h, weights.hs_w2[expert]) + weights.hs_b2[quality, expert]  # [n, 2M]
     place = o[:, : c.components] >> c.shift2 - c.fraction
     mean = np.clip(place >> c.fraction, -c.residual_range, c.residual_range)
     scale = np.clip(o[:, c.components :] >> c.shift2, 0, (c.tables >> c.fraction) - 1)
     return mean, scale << c.fraction | place & (1 << c.fraction) - 1
+
+
+def _product(a: Ints, w: NDArray[np.int8]) -> Ints:
+    """a @ wᵀ, exactly: in float64, where every product and sum is an integer below 2⁵³, whatever their order.
+
+    At most 4096 products of int8 and a number up to 4095: below 2³¹. A library multiplies integers fifty times slower.
+    """
+    product: Ints = (a.astype(np.float64) @ w.T.astype(np.float64)).astype(np.int64)
+    return product
 
 
 def predict(weights: CodecWeights, z: Ints, experts: Ints, quality: int) -> tuple[Ints, Ints]:
@@ -72,6 +83,15 @@ def predict(weights: CodecWeights, z: Ints, experts: Ints, quality: int) -> tupl
     return mean, table
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Choice:
+    """One way to code each of n features."""
+
+    z: Ints  # [n, Z]
+    experts: Ints  # [n]
+    residuals: Ints  # [n, M]
+
+
 class Chooser:
     """Finds the symbols of quantised components: the encoder's half, which may use floats."""
 
@@ -81,6 +101,8 @@ class Chooser:
         self._y_bits = symbol_bits(weights.y_tables)
         table = weights.expert_table
         self._expert_bits = np.zeros((weights.config.qualities, 1)) if table is None else symbol_bits(table)
+        one = np.eye(weights.config.hyper, dtype=np.int64)
+        self._steps = np.concatenate([np.zeros_like(one[:1]), one, -one])[:, None]  # [1 + 2 Z, 1, Z]
 
     def choose(self, y: NDArray[np.float64], quality: int) -> Symbols:
         """Components in steps [n, M] → symbols. Tries every expert for every feature and keeps the cheapest.
@@ -92,14 +114,25 @@ class Chooser:
         c, price = self._weights.config, float(self._weights.bit_price[quality])
         limit = 2 * c.residual_range  # predicted mean plus residual
         q = np.clip(np.rint(y), -limit, limit).astype(np.int64)
-        z = h_a(self._weights, q, quality)
-        tried = [self._residuals(y, q, z, expert, quality, price) for expert in range(c.experts)]
-        lost = np.stack([clipped for _, clipped, _ in tried])  # [E, n]
+        best = self._tried(y, q, h_a(self._weights, q, quality)[None], quality, price)
+        for _ in range(SEARCHES):
+            best = self._tried(y, q, np.clip(best.z + self._steps, -c.hyper_range, c.hyper_range), quality, price)
+        mean, table = predict(self._weights, best.z, best.experts, quality)
+        return Symbols(quality=quality, experts=best.experts, z=best.z, residuals=best.residuals, mean=mean, table=table)
+
+    def _tried(self, y: NDArray[np.float64], q: Ints, z: Ints, quality: int, price: float) -> _Choice:
+        """Of the hyper symbols z [C, n, Z] and all experts the best for each feature."""
+        c, many, n = self._weights.config, len(z), len(q)
+        flat = z.reshape(-1, c.hyper)
+        y, q = np.tile(y, (many, 1)), np.tile(q, (many, 1))
+        tried = [self._residuals(y, q, flat, expert, quality, price) for expert in range(c.experts)]
+        lost = np.stack([clipped for _, clipped, _ in tried]).reshape(-1, n)  # [E · C, n]
         costs = np.stack([cost for _, _, cost in tried]) + self._expert_bits[quality][:, None]
-        experts = np.where(lost == lost.min(axis=0), costs, np.inf).argmin(axis=0)
-        residuals = np.stack([one for one, _, _ in tried])[experts, np.arange(len(q))]
-        mean, table = predict(self._weights, z, experts, quality)
-        return Symbols(quality=quality, experts=experts, z=z, residuals=residuals, mean=mean, table=table)
+        costs = costs + self._z_bits[quality, np.arange(c.hyper), flat + c.hyper_range].sum(axis=1)
+        best = np.where(lost == lost.min(axis=0), costs.reshape(-1, n), np.inf).argmin(axis=0)
+        every = np.arange(n)
+        residuals = np.concatenate([one for one, _, _ in tried]).reshape(-1, n, c.components)
+        return _Choice(z=z[best % many, every], experts=best // many, residuals=residuals[best, every])
 
     def _residuals(
         self, y: NDArray[np.float64], q: Ints, z: Ints, expert: int, quality: int, price: float
