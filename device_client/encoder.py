@@ -23,7 +23,6 @@ from PIL import Image
 from device_client.errors import EncoderError
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, Spending
-from shared.codec.weights import CodecConfig
 from shared.model.checkpoint import Checkpoint
 from shared.model.views import View, ViewRule, views
 
@@ -64,6 +63,8 @@ class TowerEncoder:
 
     def __init__(self, checkpoint: Checkpoint, choice: RateChoice = DEFAULT) -> None:
         """Raises UseError for a preset that the checkpoint's codec has not, CodecError for a codec without sense."""
+        from shared.codec.weights import CodecConfig  # needs safetensors, which image files do without
+
         self._checkpoint = checkpoint
         self._choice = choice
         self.setting = choice.setting(CodecConfig.load(checkpoint.path))

@@ -118,7 +118,7 @@ def test_a_large_picture_goes_in_crops(server: ServerThread, encoder: TowerEncod
     lines = [line for line in asked if line["image"] == "picture-11.jpg"]
     reports = asyncio.run(ask_all(server, encoder, lines))
     assert reports[0].views == 3 * 2 + 1
-    assert reports[0].features == 6 * 16 + 36
+    assert reports[0].features == 6 * 16 + 24  # a crop has no more, the whole picture is merged
 
 
 def test_a_budget_is_kept_and_most_answers_stay_right(server: ServerThread, asked: Asked) -> None:
