@@ -22,7 +22,7 @@ TITLES = {"world": "336 px pictures", "easy": "easy-VQA", "large": "pictures of 
 def draw(report: Path, out: Path) -> None:
     """One panel a kind of picture; dots are settings, lines their hulls, dashed the uncompressed features."""
     kinds = json.loads(report.read_text())["kinds"]
-    figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 4.4), constrained_layout=True)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 5.2), constrained_layout=True)
     names = list(kinds["world"]["methods"])
     for axis, (kind, found) in zip(axes, kinds.items(), strict=True):
         best = found["uncompressed"]["all"]
@@ -31,16 +31,17 @@ def draw(report: Path, out: Path) -> None:
             points = [one for one in measured["points"] if one["chosen"]]
             size, accuracy = [one["bytes"] for one in points], [one["accuracy"]["all"] for one in points]
             kept = hull(size, accuracy)
-            colour, ours = f"C{names.index(method)}", method == OURS
+            ours = method == OURS
+            colour = "k" if ours else f"C{names.index(method)}"
             axis.plot(size, accuracy, ".", color=colour, alpha=0.5)
             axis.plot(
                 [size[i] for i in kept],
                 [accuracy[i] for i in kept],
-                color="k" if ours else colour,
+                color=colour,
                 linewidth=2.5 if ours else 1.3,
                 label=method,
             )
         axis.set(xscale="log", xlabel="bytes of a picture", title=TITLES[kind], ylim=(best - 0.13, best + 0.01))
     axes[0].set_ylabel("share of right answers")
-    axes[0].legend(fontsize="x-small", loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=5)
     figure.savefig(out, dpi=110)

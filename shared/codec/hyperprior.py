@@ -9,7 +9,6 @@ clips. Leaves to ``codec`` the coding of z, of the expert and of the residuals.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +64,12 @@ def h_s(weights: CodecWeights, z: Ints, expert: int, quality: int) -> tuple[Ints
 
 
 def _product(a: Ints, w: NDArray[np.int8]) -> Ints:
-    """a @ wᵀ, exactly: in float64, where every product and sum is an integer below 2⁵³, whatever their order.
+    """Exactly a @ wᵀ: in float64 every product and sum here is an integer below 2⁵³, in whatever order.
 
-    At most 4096 products of int8 and a number up to 4095: below 2³¹. A library multiplies integers fifty times slower.
+    The format's bounds keep them below 2³¹; numpy has no library for integers and takes several times as long.
     """
-    product: Ints = (a.astype(np.float64) @ w.T.astype(np.float64)).astype(np.int64)
-    return product
+    found: Ints = (a.astype(np.float64) @ w.T.astype(np.float64)).astype(np.int64)
+    return found
 
 
 def predict(weights: CodecWeights, z: Ints, experts: Ints, quality: int) -> tuple[Ints, Ints]:
@@ -105,7 +104,7 @@ class Chooser:
         self._steps = np.concatenate([np.zeros_like(one[:1]), one, -one])[:, None]  # [1 + 2 Z, 1, Z]
 
     def choose(self, y: NDArray[np.float64], quality: int) -> Symbols:
-        """Components in steps [n, M] → symbols. Tries every expert for every feature and keeps the cheapest.
+        """Components in steps [n, M] → symbols. Tries every expert, and z one up and down, and keeps the cheapest.
 
         Quantisation weighs rate against distortion: a residual goes one step towards the prediction where
         that saves more bits than the codec's price of them in squared steps. A residual beyond ±R is clipped; an
@@ -117,8 +116,9 @@ class Chooser:
         best = self._tried(y, q, h_a(self._weights, q, quality)[None], quality, price)
         for _ in range(SEARCHES):
             best = self._tried(y, q, np.clip(best.z + self._steps, -c.hyper_range, c.hyper_range), quality, price)
-        mean, table = predict(self._weights, best.z, best.experts, quality)
-        return Symbols(quality=quality, experts=best.experts, z=best.z, residuals=best.residuals, mean=mean, table=table)
+        z, experts = best.z, best.experts
+        mean, table = predict(self._weights, z, experts, quality)
+        return Symbols(quality=quality, experts=experts, z=z, residuals=best.residuals, mean=mean, table=table)
 
     def _tried(self, y: NDArray[np.float64], q: Ints, z: Ints, quality: int, price: float) -> _Choice:
         """Of the hyper symbols z [C, n, Z] and all experts the best for each feature."""
