@@ -94,7 +94,9 @@ class TowerEncoder:
 
     def load(self) -> None:
         from shared.codec.codec import Codec
+        from shared.codec.threads import use_one_blas_thread
 
+        use_one_blas_thread()
         try:
             from shared.model.tower import Tower
         except ImportError as error:

@@ -14,6 +14,7 @@ from edge_server.images import Looker, TowerLooker
 from edge_server.settings import ServerSettings
 from edge_server.text import Decode
 from shared.codec.codec import Codec
+from shared.codec.threads import use_one_blas_thread
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.projector import Projector
 from shared.model.prompt import load_tokenizer
@@ -50,6 +51,7 @@ def load(settings: ServerSettings) -> Backend:
         raise ValueError(f"device is {settings.device!r}; torch finds on this machine: {', '.join(found)}")
     checkpoint = _whole(settings) if settings.take_images else Checkpoint.open(settings.model, "server")
     tokenizer = load_tokenizer(checkpoint)
+    use_one_blas_thread()
     codec = Codec.load(checkpoint.path)
     model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
     assembler = SplitAssembler(
