@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
+from device_client.compute import AS_STORED, Compute
 from device_client.errors import EncoderError
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, Spending
@@ -61,20 +62,24 @@ class Encoder(Protocol):
 class TowerEncoder:
     """The real one: a checkpoint's tower and codec on this device."""
 
-    def __init__(self, checkpoint: Checkpoint, choice: RateChoice = DEFAULT) -> None:
+    def __init__(self, checkpoint: Checkpoint, choice: RateChoice = DEFAULT, compute: Compute = AS_STORED) -> None:
         """Raises UseError for a preset that the checkpoint's codec has not, CodecError for a codec without sense."""
         from shared.codec.weights import CodecConfig  # needs safetensors, which image files do without
 
         self._checkpoint = checkpoint
-        self._choice = choice
-        self.setting = choice.setting(CodecConfig.load(checkpoint.path))
+        self._choice, self._compute = choice, compute
+        self.setting = choice.setting(CodecConfig.load(checkpoint.path)) + compute.setting(checkpoint)
         self._tower: Tower | None = None
         self._codec: Codec | None = None
 
     @classmethod
-    def open(cls, model: Path, choice: RateChoice = DEFAULT) -> TowerEncoder:
-        """From a checkpoint directory, whole or the device's half; reads no weights. Raises CheckpointError too."""
-        return cls(Checkpoint.open(model, side="device"), choice)
+    def open(cls, model: Path, choice: RateChoice = DEFAULT, compute: Compute = AS_STORED) -> TowerEncoder:
+        """From a checkpoint directory, whole or the device's half; reads no weights.
+
+        Raises CheckpointError too, and UseError for a device that is not there.
+        """
+        compute.check()
+        return cls(Checkpoint.open(model, side="device"), choice, compute)
 
     @property
     def model_id(self) -> str:
@@ -98,14 +103,19 @@ class TowerEncoder:
 
         use_one_blas_thread()
         try:
+            import torch
+
             from shared.model.tower import Tower
         except ImportError as error:
             raise EncoderError(f"the vision tower needs {error.name}: pip install 'tofc[device]'") from error
         try:
             self._codec = Codec.load(self._checkpoint.path)
-            self._tower = Tower(self._checkpoint)
+            dtype = getattr(torch, self._compute.dtype_of(self._checkpoint))
+            self._tower = Tower(self._checkpoint, dtype, self._compute.device)
         except ValueError as error:  # the model's fault, not that of the picture that is waiting
             raise EncoderError(str(error)) from error
+        except (RuntimeError, MemoryError) as error:  # what torch raises when an accelerator's memory is short
+            raise EncoderError(f"the vision tower could not be loaded ({error})") from error
 
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
         tower, codec = self._parts()
@@ -158,6 +168,7 @@ class EncoderThread:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self.broken: Exception | None = None  # why loading failed
+        self.doing = ""  # what takes long at this moment, for a person who waits
         self._closed = False
 
     def open(self, path: Path) -> Picture:
@@ -186,6 +197,7 @@ class EncoderThread:
 
     def _load(self) -> None:
         begun = time.perf_counter()
+        self.doing = "loading the model"
         try:
             self.encoder.load()
         except Exception as error:
@@ -200,6 +212,7 @@ class EncoderThread:
             if picture.steps is None:
                 assert picture.image is not None, "pixels go with the last view"
                 picture.steps = self.encoder.encode(picture.image)
+            self.doing = f"looking at {picture.source}, {len(picture.packets) + 1} of {picture.n_packets}"
             try:
                 picture.packets.append(next(picture.steps))
             except StopIteration:
@@ -232,6 +245,7 @@ class EncoderThread:
                 future.set_result(job())
             except BaseException as error:
                 future.set_exception(error)
+            self.doing = ""
 
 
 def _ms_since(begun: float) -> float:

@@ -1,0 +1,53 @@
+"""The line that says why nothing is answered yet: a large model takes minutes to look at a picture.
+
+Promises that nothing of it is left on the screen, and that it is not written where stderr is no terminal. Leaves
+what the encoder is doing to `encoder`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+from device_client.encoder import EncoderThread
+
+
+@contextmanager
+def waiting(encoder: EncoderThread, console: Console | None = None) -> Iterator[Callable[[], None]]:
+    """Show it until the end, or until what it yields is called."""
+    shown = console or Console(stderr=True)
+    if not shown.is_terminal:
+        yield lambda: None
+        return
+    line = _Line(encoder)
+    live = Live(
+        get_renderable=line.draw,
+        console=shown,
+        refresh_per_second=4,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with live:
+        yield live.stop
+
+
+class _Line:
+    def __init__(self, encoder: EncoderThread) -> None:
+        self._encoder = encoder
+        self._spinner = Spinner("dots")
+        self._doing, self._since = "", 0.0
+
+    def draw(self) -> Spinner:
+        doing = self._encoder.doing or "waiting for the server"
+        if doing != self._doing:
+            self._doing, self._since = doing, time.monotonic()
+        text = Text(f"{doing}, {time.monotonic() - self._since:.0f} s", overflow="ellipsis", no_wrap=True)
+        self._spinner.update(text=text)
+        return self._spinner
