@@ -1,7 +1,7 @@
-"""The command `device-client`: ask about pictures, or look at what would be sent of one.
+"""The command `device-client`: ask about pictures, talk about them, or look at what would be sent of one.
 
 Promises one line and an exit code for everything that can go wrong, and that what is wrong with the arguments
-is said before anything slow begins. Leaves the work to `ask`, `batch` and `inspect`.
+is said before anything slow begins. Leaves the work to `ask`, `batch`, `chat` and `inspect`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,25 @@ import typer
 
 from device_client import batch as batches
 from device_client.ask import ask_all, split_words
+from device_client.chat import READER, converse
+from device_client.compute import Compute
 from device_client.encoder import THREAD, Encoder, EncoderThread, TowerEncoder
 from device_client.errors import INTERRUPTED, LINES_FAILED, EncoderError, UseError, exit_code
 from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
+from device_client.options import (
+    MaxTokens,
+    Seed,
+    Server,
+    ShowThinking,
+    Temperature,
+    Timeout,
+    Tls,
+    TlsCa,
+    TokenFile,
+    TopK,
+    TopP,
+)
 from device_client.picture import ImageForm
 from device_client.rate import RateChoice
 from device_client.session import Sampling, Session
@@ -33,6 +48,8 @@ from shared.rpc.errors import TofcError
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 MODES = ("features", "image")
+SERVER = f"127.0.0.1:{DEFAULT_PORT}"
+TIMEOUT = 300.0
 _FORM = ImageForm()
 
 
@@ -47,7 +64,7 @@ class Program(typer.Typer):
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except KeyboardInterrupt:  # before or after a command's own work
             code = INTERRUPTED
-        if "torch" in sys.modules or any(thread.name == THREAD for thread in threading.enumerate()):
+        if "torch" in sys.modules or any(thread.name in (THREAD, READER) for thread in threading.enumerate()):
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)  # unwinding torch takes a second, and may crash under a thread that is within it
@@ -96,6 +113,24 @@ Budget = Annotated[
         metavar="B",
     ),
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_DTYPE",
+        help="float32 or bfloat16, which needs half the memory and is slow on a CPU without it.",
+        show_default="as stored",
+        metavar="TYPE",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_ACCELERATOR",
+        help="What the tower computes on: cpu, cuda, cuda:1, …",
+        show_default="cpu",
+        metavar="DEVICE",
+    ),
+]
 
 
 @app.callback()
@@ -134,13 +169,13 @@ def ask(
     resume: Annotated[
         bool, typer.Option("--resume", envvar="TOFC_DEVICE_RESUME", help="Go on where OUT.jsonl ends.")
     ] = False,
-    server: Annotated[
-        str, typer.Option(envvar="TOFC_DEVICE_SERVER", help="The edge server.", metavar="HOST:PORT")
-    ] = f"127.0.0.1:{DEFAULT_PORT}",
+    server: Server = SERVER,
     model: Model = NANO,
     preset: Preset = None,
     features: Features = None,
     budget_bytes: Budget = None,
+    dtype: Dtype = None,
+    device: Device = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -176,46 +211,36 @@ def ask(
             metavar="S",
         ),
     ] = None,
-    max_tokens: Annotated[
-        int,
-        typer.Option(envvar="TOFC_DEVICE_MAX_TOKENS", help="Longest answer; 0: the server's default.", metavar="N"),
-    ] = 0,
-    temperature: Annotated[
-        float, typer.Option(envvar="TOFC_DEVICE_TEMPERATURE", help="0: always the likeliest word.", metavar="T")
-    ] = 0.0,
-    token_file: Annotated[
-        Path | None, typer.Option(envvar="TOFC_DEVICE_TOKEN_FILE", help="File with the server's token.", metavar="PATH")
-    ] = None,
-    tls: Annotated[
-        bool, typer.Option("--tls", envvar="TOFC_DEVICE_TLS", help="TLS, trusting the system's authorities.")
-    ] = False,
-    tls_ca: Annotated[
-        Path | None,
-        typer.Option(envvar="TOFC_DEVICE_TLS_CA", help="TLS, trusting this authority (PEM).", metavar="PATH"),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(envvar="TOFC_DEVICE_TIMEOUT", help="Seconds for each answer; 0: no limit.", metavar="S")
-    ] = 300.0,
+    max_tokens: MaxTokens = 0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    show_thinking: ShowThinking = False,
+    token_file: TokenFile = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    timeout: Timeout = TIMEOUT,
 ) -> None:
     """Ask about pictures. The answer goes to stdout as it comes, what it cost to stderr."""
     with _exit_codes():
-        if timeout < 0:
-            raise UseError(f"--timeout {timeout:g} cannot be; give seconds, or 0 for no limit")
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+        limit = _limit(timeout)
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
-        limit = timeout or None
         choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
-        form = _form(mode, choice, codec, quality, scale)
+        compute = Compute(dtype=dtype, device=device or "cpu")
+        packets = {"--preset": preset, "--features": features, "--budget-bytes": budget_bytes}
+        form = _form(mode, {**packets, "--dtype": dtype, "--device": device}, codec, quality, scale)
 
         def open_encoder() -> Encoder:
-            return TowerEncoder.open(model, choice) if form is None else ImageEncoder.open(model, form)
+            return TowerEncoder.open(model, choice, compute) if form is None else ImageEncoder.open(model, form)
 
         if batch is not None:
             if words or more or as_json:
                 raise UseError("--batch takes its pictures and questions from the file; give no others, and no --json")
             if out is None:
                 raise UseError("--batch needs --out OUT.jsonl, where the answers go")
-            failed = asyncio.run(_batch(batch, out, resume, target, open_encoder, sampling, limit))
+            failed = asyncio.run(_batch(batch, out, resume, target, open_encoder, sampling, show_thinking, limit))
             if failed:
                 raise typer.Exit(LINES_FAILED)
             return
@@ -226,10 +251,41 @@ def ask(
             raise UseError('give a picture and a question: device-client ask cat.png "what is this?"')
         if any(not question.strip() for question in questions):
             raise UseError("the question is empty; ask something, for instance: what is in the picture?")
-        for path in pictures:
-            if not path.exists():
-                raise UseError(f"{path} does not exist; give the path of a picture (JPEG, PNG, WebP, …)")
-        asyncio.run(_ask(pictures, questions, target, open_encoder, sampling, limit, as_json))
+        _check_exist(pictures)
+        asyncio.run(_ask(pictures, questions, target, open_encoder, sampling, show_thinking, limit, as_json))
+
+
+@app.command()
+def chat(
+    pictures: Annotated[list[Path], typer.Argument(help="One or more pictures.", metavar="PICTURE...")],
+    server: Server = SERVER,
+    model: Model = NANO,
+    preset: Preset = None,
+    features: Features = None,
+    budget_bytes: Budget = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    max_tokens: MaxTokens = 0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    show_thinking: ShowThinking = False,
+    token_file: TokenFile = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    timeout: Timeout = TIMEOUT,
+) -> None:
+    """Talk about pictures: a question a line on stdin, each asked with what was said before."""
+    with _exit_codes():
+        limit = _limit(timeout)
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
+        choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
+        compute = Compute(dtype=dtype, device=device or "cpu")
+        _check_exist(pictures)
+        encoder = TowerEncoder.open(model, choice, compute)
+        asyncio.run(_chat(pictures, target, encoder, sampling, show_thinking, limit))
 
 
 @app.command()
@@ -240,6 +296,8 @@ def inspect(
     preset: Preset = None,
     features: Features = None,
     budget_bytes: Budget = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Draw what would be sent of a picture: its clusters, the bits each takes, and image codecs at equal bytes."""
     from device_client.inspect import draw
@@ -252,7 +310,8 @@ def inspect(
             raise UseError(f"--out {out} is no PNG; give a name that ends in .png")
         if not out.parent.is_dir():
             raise UseError(f"the folder of --out {out} does not exist; make it first")
-        encoder = TowerEncoder.open(model, RateChoice(preset=preset, features=features, budget=budget_bytes))
+        choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
+        encoder = TowerEncoder.open(model, choice, Compute(dtype=dtype, device=device or "cpu"))
         opened = EncoderThread(encoder).open(picture)
         encoder.load()
         assert opened.image is not None, "nothing is encoded yet"
@@ -273,13 +332,36 @@ async def _ask(
     target: Target,
     open_encoder: Callable[[], Encoder],
     sampling: Sampling,
+    thinking: bool,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
     encoder = EncoderThread(open_encoder())
     pictures = [encoder.open(path) for path in paths]
     async with Session(target, encoder) as session:
-        await ask_all(session, pictures, questions, sampling=sampling, timeout_s=timeout_s, as_json=as_json)
+        await ask_all(
+            session,
+            pictures,
+            questions,
+            sampling=sampling,
+            thinking=thinking,
+            timeout_s=timeout_s,
+            as_json=as_json,
+        )
+
+
+async def _chat(
+    paths: list[Path],
+    target: Target,
+    encoder: Encoder,
+    sampling: Sampling,
+    thinking: bool,
+    timeout_s: float | None,
+) -> None:
+    thread = EncoderThread(encoder)
+    pictures = [thread.open(path) for path in paths]
+    async with Session(target, thread) as session:
+        await converse(session, pictures, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
 
 
 async def _batch(
@@ -289,6 +371,7 @@ async def _batch(
     target: Target,
     open_encoder: Callable[[], Encoder],
     sampling: Sampling,
+    thinking: bool,
     timeout_s: float | None,
 ) -> int:
     """The number of lines that failed."""
@@ -311,6 +394,7 @@ async def _batch(
                     lines[done:],
                     out,
                     sampling=sampling,
+                    thinking=thinking,
                     timeout_s=timeout_s,
                     complain=lambda text: progress.console.print(text, style="red", markup=False, soft_wrap=True),
                 ):
@@ -324,13 +408,12 @@ async def _batch(
 
 
 def _form(
-    mode: str, choice: RateChoice, codec: str | None, quality: int | None, scale: float | None
+    mode: str, packets: dict[str, object], codec: str | None, quality: int | None, scale: float | None
 ) -> ImageForm | None:
-    """How pictures are sent: None as packets. Raises UseError, ImageFileError."""
+    """How pictures are sent: None as packets, whose options are ``packets``. Raises UseError, ImageFileError."""
     if mode not in MODES:
         raise UseError(f"--mode {mode} is not known; choose one of {', '.join(MODES)}")
     if mode == "image":
-        packets = {"--preset": choice.preset, "--features": choice.features, "--budget-bytes": choice.budget}
         for option, given in packets.items():
             if given is not None:
                 raise UseError(f"{option} belongs to --mode features; a picture's file is made smaller by --quality")
@@ -343,6 +426,18 @@ def _form(
         if value is not None:
             raise UseError(f"{option} {value} belongs to --mode image; add that, or leave {option} out")
     return None
+
+
+def _check_exist(pictures: list[Path]) -> None:
+    for path in pictures:
+        if not path.exists():
+            raise UseError(f"{path} does not exist; give the path of a picture (JPEG, PNG, WebP, …)")
+
+
+def _limit(timeout: float) -> float | None:
+    if timeout < 0:
+        raise UseError(f"--timeout {timeout:g} cannot be; give seconds, or 0 for no limit")
+    return timeout or None
 
 
 def _address(server: str) -> str:

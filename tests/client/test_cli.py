@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from device_client import cli
+from device_client.compute import Compute
 from device_client.encoder import EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.picture import Picture
@@ -62,7 +63,7 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
 
     class Opened:
         @staticmethod
-        def open(model: Path, choice: RateChoice) -> FakeEncoder:
+        def open(model: Path, choice: RateChoice, compute: Compute) -> FakeEncoder:
             made.append(FakeEncoder(setting=choice.setting(CODEC)))
             return made[-1]
 
