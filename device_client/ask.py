@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import typer
 
 from device_client.picture import Picture
 from device_client.render import truth
 from device_client.report import Comparison, compare
 from device_client.session import Answer, Sampling, Session
+from device_client.waiting import waiting
 
 # What a name must look like to be taken for a picture that is missing rather than for a question.
 _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
@@ -48,6 +51,7 @@ async def ask_all(
     questions: Sequence[str],
     *,
     sampling: Sampling,
+    thinking: bool,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
@@ -55,10 +59,11 @@ async def ask_all(
     originals = [replace(picture) for picture in pictures]  # keep their pixels until they have been compared
     comparison: Comparison | None = None
     for question in questions:
-        answer = session.ask(pictures, question, sampling=sampling, timeout_s=timeout_s)
-        if not as_json:
-            await _stream(answer)
-        report = await answer.result() if answer.report is None else answer.report
+        answer = session.ask(pictures, question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
+        with waiting(session.encoder) as over:
+            if not as_json:
+                await stream(answer, over)
+            report = await answer.result() if answer.report is None else answer.report
         if originals and (as_json or report.bytes_picture):
             comparison = await asyncio.to_thread(compare, originals, session.encoder.encoder.rule)
             originals = []
@@ -69,19 +74,39 @@ async def ask_all(
             print(truth(report, comparison), file=sys.stderr, flush=True)
 
 
-async def _stream(answer: Answer) -> None:
-    shown = False
+async def stream(answer: Answer, over: Callable[[], None]) -> None:
+    """The answer to stdout as it comes; thinking, where it was asked for, to stderr. ``over`` ends the waiting."""
+    shown = thought = False  # a line of it has been begun
     try:
         async for piece in answer:
+            over()
+            if thought and (piece.again or not piece.thinking):
+                _note("")
+                thought = False
             if piece.again:
+                if not piece.thinking:
+                    show("\n")
+                what = "thinking" if piece.thinking else "answer"
+                _note(f"the link was lost and the {what} came out differently; it begins again:")
+            if piece.anew:
                 show("\n")
-                print("the link was lost and the answer came out differently; it begins again:", file=sys.stderr)
-            show(piece.text)
-            shown = True
+                _note("what came so far was still thinking; the answer:")
+            if piece.thinking:
+                typer.secho(piece.text, err=True, nl=False, dim=True)  # plain where stderr is no terminal
+                thought = True
+            else:
+                show(piece.text)
+                shown = True
     finally:
         await answer.aclose()
+        if thought:
+            _note("")
         if shown:
             print(flush=True)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

@@ -108,6 +108,7 @@ async def run(
     out: Path,
     *,
     sampling: Sampling,
+    thinking: bool = False,
     timeout_s: float | None,
     complain: Callable[[str], None],
 ) -> AsyncIterator[bool]:
@@ -124,7 +125,8 @@ async def run(
                 if line.problem:
                     raise UseError(line.problem)
                 pictures = _open(session, line.images, opened)
-                report = await session.ask(pictures, line.question, sampling=sampling, timeout_s=timeout_s).result()
+                answer = session.ask(pictures, line.question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
+                report = await answer.result()
                 outcome = {key: value for key, value in report.to_json().items() if key != "question"}
             except (ValueError, OSError, EncoderError, TofcError) as error:
                 if exit_code(error) == NO_SERVER and not await _still_there(session):

@@ -20,7 +20,7 @@ def kilo(size: float) -> str:
 
 def truth(report: Report, comparison: Comparison | None) -> str:
     """The line under an answer."""
-    parts = [_sent(report)]
+    parts = [*_unanswered(report), _sent(report)]
     if report.bytes_up is None:
         parts.append("bytes on the socket: not measurable here (needs Linux's TCP_INFO)")
     else:
@@ -34,9 +34,18 @@ def truth(report: Report, comparison: Comparison | None) -> str:
     parts.append(_times(report.timings))
     if report.reconnects:
         parts.append(f"link lost {report.reconnects}×, repaired")
-    if report.finish_reason == "length":
+    if report.finish_reason == "length" and not report.unanswered:
         parts.append("answer cut at the most tokens")
     return " | ".join(parts)
+
+
+def _unanswered(report: Report) -> list[str]:
+    if not report.unanswered:
+        return []
+    tokens = report.usage["new_tokens"]
+    if report.finish_reason == "length":
+        return [f"no answer: the model was still thinking after {tokens} tokens; raise --max-tokens"]
+    return [f"no answer: the model ended while it was thinking, after {tokens} tokens; ask again or otherwise"]
 
 
 def _sent(report: Report) -> str:

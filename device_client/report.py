@@ -38,10 +38,12 @@ class Report:
     image_codec: str | None = None
     image_quality: int | None = None
     image_scale: float | None = None
+    unanswered: bool = False  # it ended while the model was still thinking
+    thinking: str | None = None  # None: it was not asked for
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return asdict(self)
+        """As a JSON object; ``thinking`` only where it was asked for."""
+        return {name: value for name, value in asdict(self).items() if name != "thinking" or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

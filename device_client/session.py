@@ -34,6 +34,7 @@ from device_client.link import SESSION_CLOSED, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
 from device_client.picture import Picture
 from device_client.report import Report, spent
+from device_client.transcript import Piece, Transcript
 from shared.rpc.errors import DeadlineError, LimitError, MismatchError, TofcError, UnavailableError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 
@@ -60,28 +61,28 @@ class Retry:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an answer is drawn. ``seed`` None: one is chosen, so that asking again after a lost link repeats it."""
+    """How an answer is drawn; None is as the server's checkpoint says.
 
-    max_tokens: int = 0  # 0: the server's default
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0
+    ``seed`` None: one is chosen, so that asking again after a lost link repeats the answer.
+    """
+
+    max_tokens: int = 0  # thinking included; 0: the server's default
+    temperature: float | None = None  # 0: greedy
+    top_p: float | None = None
+    top_k: int | None = None  # 0: off
     seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
             raise UseError(f"{self.max_tokens} tokens cannot be; give 1 or more, or 0 for the server's default")
-        if not 0 <= self.temperature <= 10:
+        if self.temperature is not None and not 0 <= self.temperature <= 10:
             raise UseError(f"temperature {self.temperature:g} is not allowed; give 0 (greedy) to 10")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UseError(f"top_p {self.top_p:g} is not allowed; give more than 0, at most 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Text to show. ``again``: all shown before is withdrawn (asked again, the server answered differently)."""
-
-    text: str
-    again: bool = False
+        if self.top_k is not None and not 0 <= self.top_k < 2**32:
+            raise UseError(f"top_k {self.top_k} is not allowed; give 1 or more, or 0 for all words")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise UseError(f"seed {self.seed} is not allowed; give 0 to 2**64 - 1")
 
 
 class Answer:
@@ -112,22 +113,12 @@ class _Course:
     """What happened to one question so far."""
 
     pictures: Sequence[Picture]
-    shown: str = ""  # what the person has seen
-    text: str = ""  # what this attempt has said
+    thinking: bool  # whether it is wanted
+    said: Transcript = field(default_factory=Transcript)
     losses: int = 0
     first_token_ms: float = 0.0
     shipments: list[Shipment] = field(default_factory=list)
     refs: dict[int, tuple[Picture, Delivery]] = field(default_factory=dict)
-
-    def take(self, text: str) -> Piece | None:
-        """The new part of a repeated answer; a Piece with ``again`` where it leaves what was shown."""
-        self.text += text
-        if self.shown.startswith(self.text):
-            return None
-        again = not self.text.startswith(self.shown)
-        new = self.text if again else self.text[len(self.shown) :]
-        self.shown = self.text
-        return Piece(text=new, again=again)
 
 
 class Session:
@@ -190,10 +181,12 @@ class Session:
         *,
         history: Sequence[tuple[str, str]] = (),
         sampling: Sampling = Sampling(),
+        thinking: bool = False,
         timeout_s: float | None = None,
     ) -> Answer:
         """Ask about pictures. ``history`` holds earlier (question, answer) turns about the same pictures.
 
+        With ``thinking`` what the model thinks before it answers comes too, in pieces and a report of its own field.
         Nothing happens before the answer is iterated or awaited. It raises `UseError` for an empty question,
         `DeadlineError` after ``timeout_s``, `UnavailableError` when the link cannot be repaired, and what the
         server says otherwise (`TofcError`).
@@ -206,11 +199,14 @@ class Session:
         turns.append(pb.Turn(role=pb.ROLE_USER, text=question))
         seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         proto = pb.Sampling(
-            max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, seed=seed
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=seed,
         )
-        return Answer(
-            lambda answer: self._pieces(answer, question, _Course(pictures=pictures), turns, proto, timeout_s)
-        )
+        course = _Course(pictures=pictures, thinking=thinking)
+        return Answer(lambda answer: self._pieces(answer, question, course, turns, proto, timeout_s))
 
     async def _pieces(
         self,
@@ -262,14 +258,14 @@ class Session:
                     continue
                 if isinstance(event, pb.Token):
                     course.first_token_ms = course.first_token_ms or _ms_since(begun)
-                    if piece := course.take(event.text):
+                    for piece in course.said.take(event):
                         yield piece
                 elif isinstance(event, pb.NeedPicture):
                     self._send_again(event.ref, course)
                 else:
                     break
-            if course.shown != course.text:  # asked again, the answer was shorter
-                yield Piece(text=course.text, again=True)
+            for piece in course.said.end():
+                yield piece
             self._forget(link, request, course, queue, cancel=False)
             link = None
             answer.report = self._report(question, course, event, before, _ms_since(begun))
@@ -290,7 +286,7 @@ class Session:
     ) -> None:
         """Announce what the link does not know yet and put the question; views follow as they are encoded."""
         _check_limits(link.limits, course.pictures, turns, sampling)
-        course.text = ""
+        course.said.restart()
         course.refs.clear()
         for picture in course.pictures:
             delivery = self._deliveries.get(picture.picture_id)
@@ -303,7 +299,15 @@ class Session:
             course.refs[delivery.ref] = (picture, delivery)
         refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
         left_ms = 0 if deadline is None else max(1, int((deadline - asyncio.get_running_loop().time()) * 1e3))
-        link.send(ask=pb.Ask(request=request, refs=refs, turns=turns, sampling=sampling, deadline_ms=left_ms))
+        ask = pb.Ask(
+            request=request,
+            refs=refs,
+            turns=turns,
+            sampling=sampling,
+            deadline_ms=left_ms,
+            thinking=course.thinking,
+        )
+        link.send(ask=ask)
 
     def _send_again(self, ref: int, course: _Course) -> None:
         if ref not in course.refs:
@@ -387,7 +391,9 @@ class Session:
         usage, form = done.usage, self.encoder.encoder.form
         return Report(
             question=question,
-            answer=course.text,
+            answer=course.said.answer.text,
+            thinking=course.said.thinking.text.strip() if course.thinking else None,
+            unanswered=done.unanswered,
             finish_reason=_FINISH.get(done.finish_reason, "unspecified"),
             bytes_picture=sum(shipment.n_bytes for shipment in course.shipments),
             bytes_up=up,
@@ -401,6 +407,7 @@ class Session:
                 "prompt_tokens": usage.prompt_tokens,
                 "visual_tokens": usage.visual_tokens,
                 "new_tokens": usage.new_tokens,
+                "thinking_tokens": usage.thinking_tokens,
             },
             mode="image" if form else "features",
             image_codec=form.codec if form else None,

@@ -18,7 +18,9 @@ from edge_server.images import Darkroom
 from edge_server.outbox import Outbox
 from edge_server.pictures import Picture
 from edge_server.settings import SessionLimits
-from edge_server.text import Decode, TextStream
+from edge_server.text import Decode
+from edge_server.thinking import Marks, Part, Speech
+from shared.model.generation import GREEDY, Defaults
 from shared.model.prompt import Turn
 from shared.rpc.errors import DeadlineError, InternalError, InvalidRequestError, TofcError, to_message
 from shared.rpc.tofc.v1 import tofc_pb2
@@ -43,6 +45,8 @@ class Workshop:
     decode: Decode
     pool: Executor
     picture_timeout: float  # seconds
+    marks: Marks | None = None  # None: the model does not think aloud
+    defaults: Defaults = GREEDY
     darkroom: Darkroom | None = None  # None: pictures come as packets only
 
 
@@ -71,8 +75,8 @@ def turns_of(ask: tofc_pb2.Ask, limits: SessionLimits) -> list[Turn]:
     return [Turn(role=ROLES[turn.role], text=turn.text) for turn in ask.turns]
 
 
-def sampling_of(ask: tofc_pb2.Ask, limits: SessionLimits) -> Sampling:
-    """How to choose tokens; zeros stand for the defaults. Raises InvalidRequestError."""
+def sampling_of(ask: tofc_pb2.Ask, limits: SessionLimits, defaults: Defaults) -> Sampling:
+    """How to choose tokens; what is unset is the checkpoint's default. Raises InvalidRequestError."""
     wanted = ask.sampling
     if wanted.max_tokens > limits.new_tokens:
         raise InvalidRequestError(
@@ -81,9 +85,10 @@ def sampling_of(ask: tofc_pb2.Ask, limits: SessionLimits) -> Sampling:
             reason="TOO_MANY_TOKENS",
         )
     return Sampling(
-        max_tokens=wanted.max_tokens or limits.new_tokens,
-        temperature=wanted.temperature,
-        top_p=wanted.top_p or 1.0,
+        max_tokens=wanted.max_tokens or min(defaults.max_tokens or limits.new_tokens, limits.new_tokens),
+        temperature=wanted.temperature if wanted.HasField("temperature") else defaults.temperature,
+        top_p=wanted.top_p if wanted.HasField("top_p") else defaults.top_p,
+        top_k=wanted.top_k if wanted.HasField("top_k") else defaults.top_k,
         seed=wanted.seed,
     )
 
@@ -95,6 +100,7 @@ class Question:
     number: int
     turns: list[Turn]
     sampling: Sampling
+    thinking: bool = False  # whether the client wants it
     pictures: list[Picture]
     gone: list[int]  # refs of those that have to be sent again
     deadline_ms: int
@@ -104,7 +110,7 @@ class Question:
     _arrived: float = field(default_factory=time.perf_counter)
     _visual: int = 0
     _prompt: int = 0
-    _new: int = 0
+    _speech: Speech | None = None
     _views_ms: float = 0.0
     _first_ms: float = 0.0
     _generation: Generation | None = None
@@ -150,8 +156,8 @@ class Question:
             outcome = InternalError.reason
         finally:
             log.info(
-                "%s question %d: %d pictures, %d prompt tokens (%d visual), %d new tokens, %.0f ms, %s",
-                *(session, self.number, len(self.pictures), self._prompt, self._visual, self._new),
+                "%s question %d: %d pictures, %d prompt tokens (%d visual), %d new tokens (%d thinking), %.0f ms, %s",
+                *(session, self.number, len(self.pictures), self._prompt, self._visual, self._new, self._thought),
                 *(self._elapsed(), outcome),
             )
 
@@ -165,17 +171,16 @@ class Question:
             shop.pool, shop.assembler.prompt, self.turns, rows, shop.engine.max_positions - 1
         )
         self._prompt, self._visual = len(assembled.prompt.embeds), assembled.visual_tokens
-        text = TextStream(shop.decode)
+        inside = shop.marks is not None and shop.marks.left_open(assembled.ids, shop.decode)
+        self._speech = speech = Speech(shop.decode, shop.marks, inside=inside)
         self._generation = generation = shop.engine.submit(assembled.prompt, self.sampling)
         try:
             async for token in generation:
-                self._new += 1
-                if self._new == 1:
-                    self._first_ms = self._elapsed()
-                await self._say(text.push(token), outbox)
+                self._first_ms = self._first_ms or self._elapsed()
+                await self._say(speech.push(token), outbox)
         finally:
             await generation.aclose()
-        await self._say(text.flush(), outbox)
+        await self._say(speech.finish(), outbox)
         if generation.finish is None:
             raise InternalError("the engine ended the answer without saying why; ask again")
         return generation.finish
@@ -197,9 +202,19 @@ class Question:
                     ) from None
         self._views_ms = (time.perf_counter() - began) * 1e3
 
-    async def _say(self, text: str, outbox: Outbox) -> None:
-        if text:
-            await outbox.send(token=tofc_pb2.Token(request=self.number, text=text))
+    async def _say(self, parts: list[Part], outbox: Outbox) -> None:
+        for part in parts:
+            if self.thinking or not part.thinking:
+                token = tofc_pb2.Token(request=self.number, text=part.text, thinking=part.thinking, anew=part.anew)
+                await outbox.send(token=token)
+
+    @property
+    def _new(self) -> int:
+        return self._speech.tokens if self._speech else 0
+
+    @property
+    def _thought(self) -> int:
+        return self._speech.thinking_tokens if self._speech else 0
 
     async def _fail(self, error: TofcError, outbox: Outbox) -> None:
         await outbox.send(error=to_message(error, self.number))
@@ -213,7 +228,13 @@ class Question:
         return tofc_pb2.Done(
             request=self.number,
             finish_reason=reason,
-            usage=tofc_pb2.Usage(prompt_tokens=self._prompt, visual_tokens=self._visual, new_tokens=self._new),
+            usage=tofc_pb2.Usage(
+                prompt_tokens=self._prompt,
+                visual_tokens=self._visual,
+                new_tokens=self._new,
+                thinking_tokens=self._thought,
+            ),
+            unanswered=self._speech is not None and self._speech.unanswered,
             timing=tofc_pb2.Timing(
                 decode_ms=sum(picture.decode_ms for picture in distinct),
                 wait_ms=self._views_ms + (engine.wait_ms if engine else 0.0),

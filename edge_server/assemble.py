@@ -38,6 +38,7 @@ class PictureRows:
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
     prompt: Prompt
+    ids: Sequence[int]  # [T], those that pictures replace among them
     visual_tokens: int
 
 
@@ -127,4 +128,4 @@ class SplitAssembler:
         embeds = self._embed(tokens.ids)  # [T, H]
         if visual:
             embeds[tokens.patches] = np.concatenate([view for one in pictures for view in one.views])
-        return Assembled(prompt=Prompt(embeds=embeds), visual_tokens=visual)
+        return Assembled(prompt=Prompt(embeds=embeds), ids=tokens.ids, visual_tokens=visual)

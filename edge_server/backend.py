@@ -13,9 +13,12 @@ from edge_server.engine.base import Engine
 from edge_server.images import Looker, TowerLooker
 from edge_server.settings import ServerSettings
 from edge_server.text import Decode
+from edge_server.thinking import Marks
 from shared.codec.codec import Codec
 from shared.codec.threads import use_one_blas_thread
 from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.device import devices
+from shared.model.generation import GREEDY, Defaults, stop_tokens
 from shared.model.projector import Projector
 from shared.model.prompt import load_tokenizer
 
@@ -32,6 +35,8 @@ class Backend:
     assembler: Assembler
     engine: Engine
     decode: Decode
+    marks: Marks | None = None  # None: the model does not think aloud
+    defaults: Defaults = GREEDY
     looker: Looker | None = None  # what sees pictures that come as image files
 
 
@@ -42,15 +47,16 @@ def load(settings: ServerSettings) -> Backend:
     """
     import torch
 
-    from edge_server.engine.qwen3 import embedder, load_qwen3, stop_tokens
+    from edge_server.engine.qwen3 import embedder, load_qwen3
     from edge_server.engine.transformers import TransformersEngine
 
     if settings.dtype not in DTYPES:
         raise ValueError(f"dtype is {settings.dtype!r}; allowed are {', '.join(DTYPES)}")
-    if settings.device not in (found := _devices()):
+    if settings.device not in (found := devices()):
         raise ValueError(f"device is {settings.device!r}; torch finds on this machine: {', '.join(found)}")
     checkpoint = _whole(settings) if settings.take_images else Checkpoint.open(settings.model, "server")
     tokenizer = load_tokenizer(checkpoint)
+    defaults = Defaults.read(checkpoint.path)
     use_one_blas_thread()
     codec = Codec.load(checkpoint.path)
     model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
@@ -77,6 +83,8 @@ def load(settings: ServerSettings) -> Backend:
             queue=settings.engine_queue,
         ),
         decode=decode,
+        marks=Marks.of(tokenizer.get_added_vocab()),
+        defaults=defaults,
         looker=_looker(checkpoint, assembler, settings) if settings.take_images else None,
     )
 
@@ -100,12 +108,3 @@ def _looker(checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerS
 
     tower = Tower(checkpoint, getattr(torch, settings.dtype), settings.device)
     return TowerLooker(checkpoint.config.rule, tower, assembler.place)
-
-
-def _devices() -> list[str]:
-    import torch
-
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    if kind is None:
-        return ["cpu"]
-    return ["cpu", kind.type, *(f"{kind.type}:{number}" for number in range(torch.accelerator.device_count()))]

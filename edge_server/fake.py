@@ -13,6 +13,8 @@ from edge_server.assemble import Assembled, PictureRows, too_long
 from edge_server.backend import Backend
 from edge_server.engine.base import Engine, Prompt
 from edge_server.engine.fake import FakeEngine
+from edge_server.thinking import Marks
+from shared.model.generation import GREEDY, Defaults
 from shared.model.prompt import Turn
 from shared.model.views import MEAN, STD, ViewRule
 from shared.rpc.errors import CorruptPacketError
@@ -33,7 +35,8 @@ class FakeAssembler:
         embeds = np.concatenate([*views, *(_rows(turn.text.encode()) for turn in turns)])
         if len(embeds) > most:
             raise too_long(len(embeds), most)
-        return Assembled(prompt=Prompt(embeds=embeds), visual_tokens=sum(len(view) for view in views))
+        prompt = Prompt(embeds=embeds)
+        return Assembled(prompt=prompt, ids=prompt_bytes(prompt), visual_tokens=sum(len(view) for view in views))
 
 
 class FakeLooker:
@@ -66,6 +69,8 @@ def fake_backend(
     *,
     engine: Engine | None = None,
     looker: FakeLooker | None = None,
+    marks: Marks | None = None,
+    defaults: Defaults = GREEDY,
 ) -> Backend:
     """A backend whose engine answers with `answer` of the prompt's bytes, unless another engine is given."""
     return Backend(
@@ -75,6 +80,8 @@ def fake_backend(
         assembler=FakeAssembler(),
         engine=engine or FakeEngine(lambda prompt: list(answer(prompt_bytes(prompt)))),
         decode=decode_bytes,
+        marks=marks,
+        defaults=defaults,
         looker=looker or FakeLooker(),
     )
 

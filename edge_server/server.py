@@ -82,6 +82,8 @@ class RunningServer:
                 assembler=backend.assembler,
                 engine=backend.engine,
                 decode=backend.decode,
+                marks=backend.marks,
+                defaults=backend.defaults,
                 pool=self._pool,
                 picture_timeout=settings.picture_timeout,
                 darkroom=self._darkroom,

@@ -270,12 +270,13 @@ class Session:
                 "ask about fewer at once",
                 reason="TOO_MANY_PICTURES",
             )
-        turns, sampling = turns_of(ask, self._limits), sampling_of(ask, self._limits)
+        turns, sampling = turns_of(ask, self._limits), sampling_of(ask, self._limits, self._shop.defaults)
         pictures, gone = self._uploads.hold(list(ask.refs))
         return Question(
             number=ask.request,
             turns=turns,
             sampling=sampling,
+            thinking=ask.thinking,
             pictures=pictures,
             gone=gone,
             deadline_ms=ask.deadline_ms,

@@ -35,6 +35,7 @@ class Sampling:
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0  # 0: off
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,6 +45,8 @@ class Sampling:
             raise InvalidRequestError(f"temperature is {self.temperature}; allowed are 0 (greedy) to 100")
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidRequestError(f"top_p is {self.top_p}; allowed is more than 0, up to 1")
+        if self.top_k < 0:
+            raise InvalidRequestError(f"top_k is {self.top_k}; allowed are 0 (off) and more")
 
 
 class Finish(Enum):

@@ -1,4 +1,4 @@
-"""The decoder of a checkpoint as transformers' Qwen3, and what only it knows: stop tokens, embeddings.
+"""The decoder of a checkpoint as transformers' Qwen3, and what only it knows: its token embedding.
 
 Promises to read the decoder's tensors and no others, each once, without a second copy at full size.
 Leaves running it to `transformers`.
@@ -15,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from edge_server.assemble import Embed
 from shared.model.checkpoint import Checkpoint
-from shared.model.config import CheckpointError, read_json
+from shared.model.config import CheckpointError
 
 
 def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3ForCausalLM:
@@ -35,24 +35,6 @@ def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtyp
     model.tie_weights()
     loaded: Qwen3ForCausalLM = model.to(device).eval()  # type: ignore[arg-type]
     return loaded
-
-
-def stop_tokens(checkpoint: Checkpoint, fallback: int | None = None) -> list[int]:
-    """Ids that end an answer: of generation_config.json, else of the configuration, else `fallback`.
-
-    Raises CheckpointError when there are none.
-    """
-    file = checkpoint.path / "generation_config.json"
-    found: Any = read_json(file).get("eos_token_id") if file.exists() else None
-    if found is None:
-        found = checkpoint.config.text.get("eos_token_id", fallback)
-    ids = found if isinstance(found, list) else [found]
-    if not ids or not all(isinstance(one, int) for one in ids):
-        raise CheckpointError(
-            f"{checkpoint.path} names no token that ends an answer (eos_token_id is {found!r}); "
-            "add it to generation_config.json"
-        )
-    return ids
 
 
 def embedder(model: Qwen3ForCausalLM) -> Embed:

@@ -14,7 +14,7 @@ from edge_server import backend as backends
 from edge_server.assemble import PictureRows, SplitAssembler
 from edge_server.backend import Backend
 from edge_server.engine.base import Sampling
-from edge_server.engine.qwen3 import load_qwen3, stop_tokens
+from edge_server.engine.qwen3 import load_qwen3
 from edge_server.server import start
 from edge_server.settings import ServerSettings, SessionLimits
 from lab import fake as lab_fake
@@ -23,6 +23,7 @@ from shared.codec.codec import Codec
 from shared.codec.fake import fake_features, fake_weights
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import CheckpointError
+from shared.model.generation import stop_tokens
 from shared.model.projector import Projector
 from shared.model.prompt import Turn, load_tokenizer
 from shared.model.tower import Tower

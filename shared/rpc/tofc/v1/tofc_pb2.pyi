@@ -191,18 +191,20 @@ class ViewAck(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("request", "refs", "turns", "sampling", "deadline_ms")
+    __slots__ = ("request", "refs", "turns", "sampling", "deadline_ms", "thinking")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     TURNS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
     request: int
     refs: _containers.RepeatedScalarFieldContainer[int]
     turns: _containers.RepeatedCompositeFieldContainer[Turn]
     sampling: Sampling
     deadline_ms: int
-    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    thinking: bool
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: _Optional[bool] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "text")
@@ -213,16 +215,18 @@ class Turn(_message.Message):
     def __init__(self, role: _Optional[_Union[Role, str]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_p", "seed")
+    __slots__ = ("max_tokens", "temperature", "top_p", "seed", "top_k")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_p: float
     seed: int
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    top_k: int
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., top_k: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request",)
@@ -239,34 +243,42 @@ class NeedPicture(_message.Message):
     def __init__(self, request: _Optional[int] = ..., ref: _Optional[int] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("request", "text")
+    __slots__ = ("request", "text", "thinking", "anew")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    ANEW_FIELD_NUMBER: _ClassVar[int]
     request: int
     text: str
-    def __init__(self, request: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+    thinking: bool
+    anew: bool
+    def __init__(self, request: _Optional[int] = ..., text: _Optional[str] = ..., thinking: _Optional[bool] = ..., anew: _Optional[bool] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("request", "finish_reason", "usage", "timing")
+    __slots__ = ("request", "finish_reason", "usage", "timing", "unanswered")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    UNANSWERED_FIELD_NUMBER: _ClassVar[int]
     request: int
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
-    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    unanswered: bool
+    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., unanswered: _Optional[bool] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "visual_tokens", "new_tokens")
+    __slots__ = ("prompt_tokens", "visual_tokens", "new_tokens", "thinking_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VISUAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     visual_tokens: int
     new_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ...) -> None: ...
+    thinking_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ..., thinking_tokens: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("decode_ms", "wait_ms", "prefill_ms", "first_token_ms", "total_ms")

@@ -1,0 +1,74 @@
+"""A conversation about pictures: a question a line on stdin, each asked with the turns before it.
+
+Promises that pictures are sent once, and that what the model thought is no part of a turn. Leaves showing answers
+to `ask`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+
+from device_client.ask import stream
+from device_client.picture import Picture
+from device_client.render import truth
+from device_client.session import Sampling, Session
+from device_client.waiting import waiting
+
+READER = "tofc-stdin"  # the thread that waits for a line
+
+
+async def converse(
+    session: Session, pictures: list[Picture], *, sampling: Sampling, thinking: bool, timeout_s: float | None
+) -> None:
+    """Until the end of stdin. A question without an answer is no turn. Raises what ends an answer."""
+    turns: list[tuple[str, str]] = []
+    while line := await _line():
+        question = line.strip()
+        if not question:
+            continue
+        answer = session.ask(
+            pictures, question, history=turns, sampling=sampling, thinking=thinking, timeout_s=timeout_s
+        )
+        with waiting(session.encoder) as over:
+            await stream(answer, over)
+        assert answer.report is not None, "it was iterated to its end"
+        print(truth(answer.report, None), file=sys.stderr, flush=True)
+        if answer.report.answer.strip():
+            turns.append((question, answer.report.answer))
+
+
+async def _line() -> str:
+    """The next line of stdin, empty at its end; a terminal is prompted.
+
+    Read in a thread of its own that nobody waits for: Ctrl-C leaves it where it is.
+    """
+    terminal = sys.stdin.isatty()
+    if terminal:
+        print("> ", end="", file=sys.stderr, flush=True)
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[str] = loop.create_future()
+
+    def tell(line: str | Exception) -> None:
+        if found.done():
+            return
+        if isinstance(line, str):
+            found.set_result(line)
+        else:
+            found.set_exception(line)
+
+    def read() -> None:
+        try:
+            line: str | Exception = sys.stdin.readline()
+        except (OSError, ValueError) as error:  # closed, or not UTF-8
+            line = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, line)
+
+    threading.Thread(target=read, name=READER, daemon=True).start()
+    line = await found
+    if terminal and not line:
+        print(file=sys.stderr, flush=True)
+    return line
