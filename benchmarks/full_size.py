@@ -1,0 +1,262 @@
+"""A device half of the released size: how long it loads, what memory it takes, how long it looks at a picture.
+
+    tofc-lab fake-checkpoint --shape full full && tofc-lab split full --out halves
+    python -m benchmarks.full_size halves/device     # 25 minutes on two cores; writes benchmarks/results/full_size.json
+
+Every measurement is a process of its own, so that peaks of memory are its own, and is written down at once: the
+command goes on where it stopped, and measures again what another machine or model had measured. The codec has
+nano's sizes without training. On a GPU, where torch finds one, also the tower and a decoder of the checkpoint's
+shape with random weights. Leaves small models to `benchmarks.end_to_end`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.codec.codec import Codec
+from shared.codec.fake import fake_weights
+from shared.model.checkpoint import Checkpoint
+from shared.model.views import views
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = (1920, 1080)
+DTYPES = ("bfloat16", "float32")
+KEPT = (16, 32)  # features of a view
+QUESTION = 30  # tokens around a picture's features
+ROUNDS = 5
+SEED = 0
+
+
+class Memory:
+    """Of this process, in MB: the most that was resident, and the most of it that no file backs."""
+
+    def __init__(self) -> None:
+        self._anonymous = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self._anonymous = max(self._anonymous, self._read("RssAnon"))
+            time.sleep(0.005)
+
+    def peaks(self) -> dict[str, float]:
+        return {"peak MB": round(self._read("VmHWM")), "peak MB without mapped files": round(self._anonymous)}
+
+    @staticmethod
+    def _read(name: str) -> float:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(name))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(SEED)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def forget(model: Path) -> None:
+    """Drop the weights' files from the system's memory, so that they come from the disk."""
+    for file in {one.file for one in Checkpoint.open(model, "device").stored.values()}:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def load_cold(model: Path, dtype: str) -> dict[str, Any]:
+    """From opening the checkpoint to a tower that waits for a picture; libraries are imported before."""
+    import torch
+
+    from shared.model.tower import Tower
+
+    forget(model)
+    begun = time.perf_counter()
+    Tower(Checkpoint.open(model, "device"), getattr(torch, dtype))
+    return {"s": round(time.perf_counter() - begun, 2)}
+
+
+def look(model: Path, dtype: str) -> dict[str, Any]:
+    """Load, then a 1080p picture: views, tower, merge and encode."""
+    import torch
+
+    import device_client.cli
+    import device_client.session  # noqa: F401 - a device holds them too
+    from shared.model.tower import Tower
+
+    memory = Memory()
+    begun = time.perf_counter()
+    checkpoint = Checkpoint.open(model, "device")
+    tower = Tower(checkpoint, getattr(torch, dtype))
+    loaded = time.perf_counter() - begun
+    weights = sum(one.numel() * one.element_size() for one in tower.model.parameters()) / 1e6
+    found: dict[str, Any] = {"weights MB": round(weights), "load s": round(loaded, 2), "loaded": memory.peaks()}
+
+    codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 3, 4096, seed=SEED))
+    prepared, views_s = timed(lambda: views(picture(*SIZE), checkpoint.config.rule))
+    taken: dict[str, list[float]] = {}
+    features = []
+    for view in prepared:
+        seen, seconds = timed(partial(tower.encode, view.pixels[None]))
+        features.append(seen[0])
+        taken.setdefault(f"{view.pixels.shape[-1]} px", []).append(seconds)
+    encode = {n: timed(partial(packets, codec, features, n)) for n in KEPT}
+    peaks = memory.peaks()
+    return found | {
+        "views": len(prepared),
+        "views s": round(views_s, 2),
+        "tower s, a view": {size: round(statistics.median(each), 2) for size, each in taken.items()},
+        "tower s": round(sum(map(sum, taken.values())), 1),
+        "merge and encode s": {f"{n} features a view": round(seconds, 3) for n, (_, seconds) in encode.items()},
+        "worked": peaks,
+        "peak of the weights": round(peaks["peak MB"] / weights, 3),
+    }
+
+
+def packets(codec: Codec, features: list[NDArray[np.float32]], n: int) -> list[bytes]:
+    """Of views, each merged to at most ``n`` features."""
+    return [codec.encode(view, min(n, len(view))) for view in features]
+
+
+def accelerated_tower(model: Path, device: str) -> dict[str, Any]:
+    """Ms a view on an accelerator in bfloat16, there and back."""
+    import torch
+
+    from shared.model.tower import Tower
+
+    checkpoint = Checkpoint.open(model, "device")
+    tower = Tower(checkpoint, torch.bfloat16, device)
+    sizes = sorted({view.pixels.shape[-1] for view in views(picture(*SIZE), checkpoint.config.rule)})
+    pixels = {size: np.zeros((1, 3, size, size), np.float32) for size in sizes}
+    return {f"{size} px, ms": median_ms(partial(tower.encode, pixels[size])) for size in sizes}
+
+
+def accelerated_decoder(model: Path, device: str) -> dict[str, Any]:
+    """Ms from a prompt's embeddings to the first token, and to the next, at the checkpoint's shape in bfloat16."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Checkpoint.open(model, "device").config
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device), torch.inference_mode():
+        decoder: Any = Qwen3ForCausalLM(Qwen3Config(**config.text)).eval()
+        prepared = views(picture(*SIZE), config.rule)
+        unmerged = sum(config.grid(view.pixels.shape[-1]) ** 2 for view in prepared)
+        found = {}
+        for count in (unmerged, *(len(prepared) * n for n in KEPT)):
+            prompt = torch.randn(1, count + QUESTION, config.hidden)
+
+            one, two = (median_ms(partial(answer, decoder, prompt, tokens)) for tokens in (1, 2))
+            found[f"{count} features"] = {"prefill and first token, ms": one, "next token, ms": round(two - one, 2)}
+    return found
+
+
+def answer(decoder: Any, prompt: torch.Tensor, tokens: int) -> list[int]:
+    """The likeliest tokens after a prompt [1, T, H], each brought to the CPU as a server does."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=decoder.config)
+    told = decoder(inputs_embeds=prompt, past_key_values=cache, logits_to_keep=1)
+    found = [int(told.logits.argmax())]
+    while len(found) < tokens:
+        told = decoder(input_ids=torch.tensor([found[-1:]], device=prompt.device), past_key_values=cache)
+        found.append(int(told.logits.argmax()))
+    return found
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What it gives, and the seconds it took."""
+    begun = time.perf_counter()
+    return work(), time.perf_counter() - begun
+
+
+def median_ms(work: Callable[[], Any]) -> float:
+    """Of some rounds; one more warms up. ``work`` ends when its result is on the CPU."""
+    return round(statistics.median(timed(work)[1] for _ in range(ROUNDS + 1)) * 1e3, 2)
+
+
+def measurements(model: Path) -> dict[str, Callable[[], dict[str, Any]]]:
+    """By name, in the order in which they run."""
+    from shared.model.device import devices
+
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for dtype in DTYPES:
+        found[f"load from the disk, {dtype}"] = partial(load_cold, model, dtype)
+    for dtype in DTYPES:
+        found[f"a picture of {SIZE[0]} × {SIZE[1]}, {dtype}"] = partial(look, model, dtype)
+    for device in devices()[1:2]:
+        found[f"tower on {device}, bfloat16"] = partial(accelerated_tower, model, device)
+        found[f"decoder on {device}, bfloat16"] = partial(accelerated_decoder, model, device)
+    return found
+
+
+def machine() -> str:
+    """Kind and number of processors, threads, and the accelerator."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model n")]
+        cpu = names[0] if names else cpu
+    told = f"{cpu}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{told}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{told}, no GPU"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a device half, or a whole checkpoint")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "full_size.json")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    works = measurements(chosen.model)
+    if chosen.one:
+        print(json.dumps(works[chosen.one]()))
+        return
+    tensors = Checkpoint.open(chosen.model, "device").stored
+    stored = {name: (one.dtype, one.shape) for name, one in tensors.items() if name.startswith("vision_model.")}
+    head = {
+        "command": "python -m benchmarks.full_size MODEL_DIR",
+        "machine": machine(),
+        "tower": f"{len(stored)} tensors, {sum(np.prod(shape) for _, shape in stored.values()) / 1e9:.3f} B parameters",
+    }
+    found = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    if head.items() <= found.items():
+        print(f"goes on with {chosen.out}", file=sys.stderr)
+    else:
+        found = head | {"measured": {}}
+    for name in works:
+        if name in found["measured"]:
+            continue
+        print(name, file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "benchmarks.full_size", str(chosen.model), "--one", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{name!r} ended with {done.returncode}; what was measured before is in {chosen.out}")
+        found["measured"][name] = json.loads(done.stdout) | {"date": date.today().isoformat()}
+        partial = chosen.out.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        partial.replace(chosen.out)
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
