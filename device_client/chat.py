@@ -45,7 +45,7 @@ async def _line() -> str:
 
     Read in a thread of its own that nobody waits for: Ctrl-C leaves it where it is.
     """
-    terminal = sys.stdin.isatty()
+    terminal = _is_terminal()
     if terminal:
         print("> ", end="", file=sys.stderr, flush=True)
     loop = asyncio.get_running_loop()
@@ -72,3 +72,7 @@ async def _line() -> str:
     if terminal and not line:
         print(file=sys.stderr, flush=True)
     return line
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()

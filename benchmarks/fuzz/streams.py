@@ -28,6 +28,7 @@ from edge_server.handshake import Identity
 from edge_server.pictures import OVERHEAD
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings, SessionLimits
+from edge_server.thinking import Marks
 from shared.rpc.tofc.v1 import tofc_pb2
 
 TIGHT = SessionLimits(
@@ -160,10 +161,13 @@ class Client:
         said = [tofc_pb2.SessionRequest.FromString(s.request) for s in self.steps if s.kind is Kind.REQUEST]
         sent = Counter(request.WhichOneof("request") for request in said)
         asked = {request.ask.request for request in said if request.HasField("ask")}
+        thinking = {request.ask.request for request in said if request.ask.thinking}
+        thought = {response.token.request for response in self.responses if response.token.thinking}
         return {
             "each Picture has its PictureState": kinds.count("picture_state") == sent["picture"],
             "each View has its ViewAck": kinds.count("view_ack") == sent["view"],
             "each question has an end": asked <= answered,
+            "thinking goes to who wants it": thought <= thinking,
         }
 
 
@@ -203,7 +207,7 @@ def _end(loop: JumpingLoop) -> None:
 
 
 async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list[Client]:
-    backend = fake_backend()
+    backend = fake_backend(marks=Marks(begin=ord(" "), end=ord("?")))  # the model repeats what it is asked
     service = TofcService(ServerSettings(model=Path("unused"), **settings))
     service.open(
         Identity(version="1.0", model_id=backend.model_id, codec_id=backend.codec_id),
@@ -211,6 +215,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
             assembler=backend.assembler,
             engine=backend.engine,
             decode=backend.decode,
+            marks=backend.marks,
             pool=_Here(),
             picture_timeout=60.0,
         ),

@@ -1,7 +1,8 @@
 """A small server that keeps a diary, and a device without a model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from device_client import cli
+from device_client.compute import Compute
 from device_client.fake import FakeEncoder
 from device_client.link import Target
+from device_client.rate import RateChoice
 from device_client.session import Retry, Session
+from shared.codec.fake import fake_weights
 from shared.rpc.channel import bind, make_server
 from shared.rpc.errors import LimitError, TofcError, UnavailableError, abort, to_message
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1 import tofc_pb2_grpc
 
 AT_ONCE = Retry(first_s=0.0)
+CODEC = fake_weights(Q=2).config
 
 
 class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
@@ -34,6 +40,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.cut_at: int | None = None  # the link is lost with the chunk at this offset, once
         self.refusal: TofcError | None = None
         self.word = "yes"
+        self.speech: list[dict[str, Any]] = []  # tokens instead of that; thinking only to those who want it
+        self.done: dict[str, Any] = {}  # of Done, instead of the usual
         self.lose: list[int] = []  # for each session in turn: the tokens after which it is cut
         self.fail: TofcError | None = None  # what questions that hold "fail" get
         self.acking = asyncio.Event()
@@ -91,17 +99,19 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             async with arrived:
                 await arrived.wait_for(lambda: all(complete(ref) for ref in ask.refs))
             await self.answering.wait()
-            for count, word in enumerate(f"{self.word} to {ask.turns[-1].text}".split(" ")):
+            words = f"{self.word} to {ask.turns[-1].text}".split(" ")
+            plain = [{"text": word if count == 0 else f" {word}"} for count, word in enumerate(words)]
+            for count, token in enumerate(self.speech or plain):
                 if count == lose:
                     broken.set()
                     return
-                await send(token=pb.Token(request=ask.request, text=word if count == 0 else f" {word}"))
-            usage = pb.Usage(prompt_tokens=50, visual_tokens=36 * len(ask.refs), new_tokens=3)
+                if ask.thinking or not token.get("thinking"):
+                    await send(token=pb.Token(request=ask.request, **token))
+            usage = pb.Usage(prompt_tokens=50, visual_tokens=36 * len(ask.refs), new_tokens=3, thinking_tokens=2)
             del answers[ask.request]
             timing = pb.Timing(decode_ms=1, prefill_ms=2, first_token_ms=3, total_ms=4)
-            await send(
-                done=pb.Done(request=ask.request, finish_reason=pb.FINISH_REASON_STOP, usage=usage, timing=timing)
-            )
+            told = {"finish_reason": pb.FINISH_REASON_STOP, "usage": usage, "timing": timing, **self.done}
+            await send(done=pb.Done(request=ask.request, **told))
 
         async def stop(request: int) -> None:
             await self.stopping.wait()
@@ -215,3 +225,44 @@ def wide(tmp_path: Path) -> Path:
 def _save(path: Path, size: tuple[int, int]) -> Path:
     Image.linear_gradient("L").resize(size).convert("RGB").save(path)
     return path
+
+
+@pytest.fixture
+def serving() -> Iterator[FakeServer]:
+    """The fake server in a thread of its own: the command runs an event loop itself."""
+    ready, servicers = threading.Event(), list[FakeServer]()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        servicer, running = FakeServer(), make_server()
+        tofc_pb2_grpc.add_TofcServiceServicer_to_server(servicer, running)
+        servicer.port = bind(running, "127.0.0.1", 0)
+        await running.start()
+        servicers.append(servicer)
+        ready.set()
+        await stop.wait()
+        await running.stop(0)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(20)
+    yield servicers[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
+    """The command gets fake encoders; those that it asked for."""
+    made: list[FakeEncoder] = []
+
+    class Opened:
+        @staticmethod
+        def open(model: Path, choice: RateChoice, compute: Compute) -> FakeEncoder:
+            made.append(FakeEncoder(setting=choice.setting(CODEC)))
+            return made[-1]
+
+    monkeypatch.setattr(cli, "TowerEncoder", Opened)
+    return made

@@ -1,9 +1,6 @@
-import asyncio
 import json
 import struct
-import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,63 +9,15 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from device_client import cli
-from device_client.compute import Compute
 from device_client.encoder import EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.picture import Picture
-from device_client.rate import RateChoice
 from device_client.report import Comparison, compare
-from shared.codec.fake import fake_weights
 from shared.model.checkpoint import Origin
 from shared.model.image_file import compress
 from shared.model.views import ViewRule, open_image
-from shared.rpc.channel import bind, make_server
 from shared.rpc.errors import LimitError, MismatchError, TofcError, TokenError
-from shared.rpc.tofc.v1 import tofc_pb2_grpc
 from tests.client.conftest import FakeServer
-
-CODEC = fake_weights(Q=2).config
-
-
-@pytest.fixture
-def serving() -> Iterator[FakeServer]:
-    """The fake server in a thread of its own: the command runs an event loop itself."""
-    ready, servicers = threading.Event(), list[FakeServer]()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        servicer, running = FakeServer(), make_server()
-        tofc_pb2_grpc.add_TofcServiceServicer_to_server(servicer, running)
-        servicer.port = bind(running, "127.0.0.1", 0)
-        await running.start()
-        servicers.append(servicer)
-        ready.set()
-        await stop.wait()
-        await running.stop(0)
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert ready.wait(20)
-    yield servicers[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.close()
-
-
-@pytest.fixture
-def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
-    """The command gets fake encoders; those that it asked for."""
-    made: list[FakeEncoder] = []
-
-    class Opened:
-        @staticmethod
-        def open(model: Path, choice: RateChoice, compute: Compute) -> FakeEncoder:
-            made.append(FakeEncoder(setting=choice.setting(CODEC)))
-            return made[-1]
-
-    monkeypatch.setattr(cli, "TowerEncoder", Opened)
-    return made
 
 
 def command(*words: object, **environment: str) -> Result:

@@ -118,6 +118,43 @@ def test_templates_that_take_only_strings_work_too(words: PreTrainedTokenizerFas
     assert build(other, turns, [ONE, TWO]).ids == build(words, turns, [ONE, TWO]).ids
 
 
+#: what of Qwen3's own matters here: it searches contents for tool responses and thinking, so they must be strings
+QWEN3 = """
+{%- set ns = namespace(last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- if message.role == "user" and not message.content.startswith('<tool_response>') %}
+        {%- set ns.last_query_index = (messages|length - 1) - loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == "assistant" and '</think>' in content %}
+        {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}{%- endif %}
+"""
+
+
+def test_qwen3s_template(words: PreTrainedTokenizerFast) -> None:
+    thinking = fake.tokenizer()
+    thinking.chat_template = QWEN3
+    turns = [Turn(role="user", text="a"), Turn(role="assistant", text="<think>b</think>"), Turn(role="user", text="c")]
+    plain, prompt = build(words, turns, [ONE]).ids, build(thinking, turns, [ONE]).ids
+    begin = thinking.get_added_vocab()["<think>"]
+    assert prompt[: len(plain)] == plain and prompt[len(plain) :] == [begin, *plain_ids(words, "\n")]
+    assert prompt.count(begin) == 1  # what was said is not the template's
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content.none() }}", "{{ raise_exception('no system turn') }}"])
+def test_a_template_that_fails_is_refused(template: str) -> None:
+    words = fake.tokenizer()
+    words.chat_template = template
+    with pytest.raises(CheckpointError, match=r"the chat template fails \(.*use the chat_template.jinja"):
+        build(words, [Turn(role="user", text="a")], [])
+
+
 def test_a_template_that_loses_a_turn_is_refused() -> None:
     words = fake.tokenizer()
     words.chat_template = "{{ messages[-1].content }}"

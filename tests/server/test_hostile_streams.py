@@ -38,11 +38,15 @@ client, small = st.integers(0, 1), st.integers(0, 4)
 uint32 = small | st.integers(0, 2**32 - 1)
 turns = st.builds(tofc_pb2.Turn, role=st.integers(-1, 4), text=st.text(max_size=30))
 sampling = st.builds(
-    tofc_pb2.Sampling, max_tokens=uint32, temperature=st.floats(width=32), top_p=st.floats(0, 2, width=32)
+    tofc_pb2.Sampling,
+    max_tokens=uint32,
+    temperature=st.none() | st.floats(width=32),
+    top_p=st.none() | st.floats(0, 2, width=32),
+    top_k=st.none() | uint32,
 )
 asks = st.builds(
     tofc_pb2.Ask, request=uint32, refs=st.lists(small, max_size=9), turns=st.lists(turns, max_size=4),
-    sampling=st.none() | sampling, deadline_ms=uint32,
+    sampling=st.none() | sampling, deadline_ms=uint32, thinking=st.booleans(),
 )  # fmt: skip
 step = st.one_of(
     st.builds(picture, client, small, st.integers(0, 2), small, small),

@@ -159,3 +159,10 @@ def test_top_p_keeps_the_likeliest_tokens_only() -> None:
     assert {certain.choose(logits) for _ in range(50)} == {0}
     cold = Sampler(Sampling(max_tokens=1, temperature=1e-30, seed=5))
     assert {cold.choose(logits * 1e4) for _ in range(50)} == {0}
+
+
+def test_top_k_keeps_so_many_and_top_p_a_share_of_them() -> None:
+    logits = torch.log(torch.tensor([0.05, 0.4, 0.3, 0.25]))
+    for settings, kept in (({"top_k": 2}, {1, 2}), ({"top_k": 2, "top_p": 0.55}, {1}), ({"top_k": 99}, {0, 1, 2, 3})):
+        sampler = Sampler(Sampling(max_tokens=1, temperature=1.0, seed=5, **settings))
+        assert {sampler.choose(logits) for _ in range(200)} == kept

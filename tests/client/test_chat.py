@@ -1,0 +1,98 @@
+"""`device-client chat`: questions from stdin, each with the turns before it."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from device_client import cli
+from device_client.fake import FakeEncoder
+from shared.rpc.errors import LimitError
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from tests.client.conftest import FakeServer
+from tests.client.test_cli import command
+
+
+def chat(server: FakeServer, said: str | bytes, *words: object, **environment: str) -> Result:
+    arguments = ["chat", *map(str, words), "--server", f"127.0.0.1:{server.port}"]
+    return CliRunner().invoke(cli.app, arguments, input=said, env=environment)
+
+
+def test_each_question_has_the_turns_before_it(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+) -> None:
+    result = chat(serving, "one\n\n  two \nthree", small, small, "--features", 9, "--seed", 5)
+    assert result.exit_code == 0 and result.stdout == "yes to one\nyes to two\nyes to three\n"
+    first, second, third = serving.said("ask")
+    assert [(turn.role, turn.text) for turn in third.turns] == [
+        (pb.ROLE_USER, "one"),
+        (pb.ROLE_ASSISTANT, "yes to one"),
+        (pb.ROLE_USER, "two"),
+        (pb.ROLE_ASSISTANT, "yes to two"),
+        (pb.ROLE_USER, "three"),
+    ]
+    assert len(second.turns) == 3 and len(first.turns) == 1 and first.sampling.seed == 5
+    assert all(len(one.refs) == 2 for one in (first, second, third))
+    assert serving.kinds().count("view") == 1  # both are one picture, and sent once
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3 and "picture 100 B" in lines[0] and "the server has it" in lines[2]
+    assert encoders[0].setting == "9 features, quality 1"
+    assert "> " not in result.stderr  # no terminal
+
+
+def test_thinking_and_questions_without_an_answer_are_no_turns(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+) -> None:
+    serving.speech = [{"text": "hm", "thinking": True}, {"text": "42"}]
+    result = chat(serving, "one\ntwo\n", small, "--show-thinking")
+    assert result.stdout == "42\n42\n" and result.stderr.count("hm\n") == 2
+    assert [turn.text for turn in serving.said("ask")[1].turns] == ["one", "42", "two"]
+    serving.speech, serving.done = serving.speech[:1], {"unanswered": True}
+    result = chat(serving, "three\nfour\n", small)
+    assert result.exit_code == 0 and result.stderr.count("no answer: the model ended while it was thinking") == 2
+    assert [turn.text for turn in serving.said("ask")[3].turns] == ["four"]
+
+
+def test_a_terminal_is_prompted(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("device_client.chat._is_terminal", lambda: True)
+    result = chat(serving, "one\n", small)
+    assert result.stdout == "yes to one\n"
+    assert result.stderr.startswith("> picture 100 B") and result.stderr.endswith("\n> \n")
+
+
+def test_what_ends_a_conversation(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+    tmp_path: Path,
+) -> None:
+    assert chat(serving, "", small).exit_code == 0 and serving.sessions == 0
+    serving.fail = LimitError("too long")
+    result = chat(serving, "one\nfail\ntwo\n", small)
+    assert result.exit_code == 5 and result.stdout == "yes to one\n" and "too long" in result.stderr
+    assert chat(serving, "one\n", tmp_path / "none.png").exit_code == 2
+    assert chat(serving, b"\xff\xfe\n", small).exit_code == 2
+    assert command("chat", small, "--timeout", "-1").exit_code == 2
+
+
+def test_ctrl_c_ends_quietly(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("device_client.ask.show", interrupt)
+    result = chat(serving, "one\ntwo\n", small)
+    assert result.exit_code == 130 and result.stderr == "device-client: stopped\n"

@@ -1,0 +1,183 @@
+"""Thinking apart from the answer: in pieces, in reports, on the two streams of the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from device_client.errors import UseError
+from device_client.fake import FakeEncoder
+from device_client.session import Sampling
+from device_client.transcript import Piece, Transcript
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from tests.client.conftest import Begin, FakeServer
+from tests.client.test_cli import ask, command
+
+THOUGHT: list[dict[str, Any]] = [
+    {"text": "a 4,", "thinking": True},
+    {"text": " a 2\n", "thinking": True},
+    {"text": "4"},
+    {"text": "2"},
+]
+LATE: list[dict[str, Any]] = [{"text": "a 4, a 2"}, {"anew": True}, {"text": "42"}]
+CUT = {"finish_reason": pb.FINISH_REASON_LENGTH, "unanswered": True}
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_pieces_and_report(server: FakeServer, begin: Begin, small: Path, wanted: bool) -> None:
+    server.speech = THOUGHT
+    session = begin()
+    answer = session.ask([session.open(small)], "?", thinking=wanted)
+    pieces = [piece async for piece in answer]
+    thought = [Piece(text="a 4,", thinking=True), Piece(text=" a 2\n", thinking=True)]
+    assert pieces == [*(thought if wanted else []), Piece(text="4"), Piece(text="2")]
+    assert server.said("ask")[0].thinking is wanted
+    report = answer.report
+    assert report is not None and report.answer == "42" and not report.unanswered
+    assert report.thinking == ("a 4, a 2" if wanted else None)
+    assert ("thinking" in report.to_json()) is wanted
+    assert report.usage["thinking_tokens"] == 2
+
+
+async def test_what_was_no_answer_is_withdrawn(server: FakeServer, begin: Begin) -> None:
+    server.speech = LATE
+    for wanted in (False, True):
+        answer = begin().ask([], "?", thinking=wanted)
+        pieces = [piece async for piece in answer]
+        assert pieces == [Piece(text="a 4, a 2"), Piece(text="", anew=True), Piece(text="42")]
+        assert answer.report is not None and answer.report.answer == "42"
+        assert answer.report.thinking == ("a 4, a 2" if wanted else None)
+
+
+@pytest.mark.parametrize("lost_after", range(5))
+@pytest.mark.parametrize("speech", [THOUGHT, LATE], ids=["thought", "late"])
+async def test_nothing_is_shown_twice_after_a_lost_link(
+    server: FakeServer, begin: Begin, speech: list[dict[str, Any]], lost_after: int
+) -> None:
+    server.speech, server.lose = speech, [lost_after]
+    answer = begin().ask([], "?", thinking=True)
+    shown = {False: "", True: ""}
+    async for piece in answer:
+        if piece.again:
+            shown[piece.thinking] = ""
+        if piece.anew:
+            shown[False] = ""
+        shown[piece.thinking] += piece.text
+    report = answer.report
+    assert report is not None and shown[False] == report.answer == "42" and report.thinking == "a 4, a 2"
+    if speech is THOUGHT:
+        assert shown[True] == "a 4, a 2\n"
+
+
+def take(transcript: Transcript, *tokens: dict[str, Any]) -> list[Piece]:
+    return [piece for token in tokens for piece in transcript.take(pb.Token(**token))] + transcript.end()
+
+
+def test_asked_again_other_thinking_begins_again() -> None:
+    transcript = Transcript()
+    take(transcript, {"text": "a cat", "thinking": True})
+    transcript.restart()
+    assert take(transcript, {"text": "a dog", "thinking": True}, {"text": "dog"}) == [
+        Piece(text="a dog", thinking=True, again=True),
+        Piece(text="dog"),
+    ]
+    transcript.restart()
+    assert take(transcript, {"text": "a", "thinking": True}, {"text": "dog"}) == [
+        Piece(text="a", thinking=True, again=True)
+    ]
+    assert (transcript.thinking.text, transcript.answer.text) == ("a", "dog")
+
+
+def test_thinking_on_both_sides_of_a_withdrawn_answer_keeps_its_order() -> None:
+    transcript = Transcript()
+    take(transcript, {"text": "a", "thinking": True}, {"text": "b"}, {"text": "c", "thinking": True}, {"anew": True})
+    assert take(transcript, {"text": "d"}) == [Piece(text="d")]
+    assert (transcript.thinking.text, transcript.answer.text) == ("abc", "d")
+
+
+def test_the_command_shows_thinking_on_stderr(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+) -> None:
+    serving.speech = THOUGHT
+    plain = ask(serving, small, "?")
+    assert plain.stdout == "42\n" and len(plain.stderr.splitlines()) == 1
+    shown = ask(serving, small, "?", TOFC_DEVICE_SHOW_THINKING="1")
+    assert shown.stdout == "42\n" and shown.stderr.startswith("a 4, a 2\n\npicture 100 B")
+    found = json.loads(ask(serving, small, "?", "--json", "--show-thinking").stdout)
+    assert (found["answer"], found["thinking"]) == ("42", "a 4, a 2")
+    assert "thinking" not in json.loads(ask(serving, small, "?", "--json").stdout)
+    serving.speech = LATE
+    late = ask(serving, small, "?")
+    assert late.stdout == "a 4, a 2\n42\n" and late.stderr.startswith("what came so far was still thinking; the answer")
+
+
+def test_thinking_is_dimmed_on_a_terminal(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serving.speech = THOUGHT
+    said: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(typer, "secho", lambda text, **style: said.append((text, style)))
+    ask(serving, small, "?", "--show-thinking")
+    assert said == [(text, {"err": True, "nl": False, "dim": True}) for text in ("a 4,", " a 2\n")]
+
+
+def test_a_cut_answer_says_what_to_do(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+) -> None:
+    serving.speech, serving.done = [{"text": "a 4", "thinking": True}], CUT | {"usage": pb.Usage(new_tokens=9)}
+    result = ask(serving, small, "?")
+    assert result.exit_code == 0 and result.stdout == ""
+    assert "no answer: the model was still thinking after 9 tokens; raise --max-tokens" in result.stderr
+    assert "answer cut" not in result.stderr
+    found = json.loads(ask(serving, small, "?", "--json").stdout)
+    assert (found["answer"], found["unanswered"], found["finish_reason"]) == ("", True, "length")
+    serving.done = {"unanswered": True, "finish_reason": pb.FINISH_REASON_STOP}
+    assert "no answer: the model ended while it was thinking" in ask(serving, small, "?").stderr
+
+
+def test_a_batch_has_thinking_only_when_asked(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+    tmp_path: Path,
+) -> None:
+    serving.speech = THOUGHT
+    (tmp_path / "q.jsonl").write_text(json.dumps({"image": "small.png", "question": "?"}) + "\n")
+    for flags, wanted in (([], None), (["--show-thinking"], "a 4, a 2")):
+        out = tmp_path / f"{len(flags)}.jsonl"
+        assert ask(serving, "--batch", tmp_path / "q.jsonl", "--out", out, *flags).exit_code == 0
+        found = json.loads(out.read_text())
+        assert found["answer"] == "42" and found.get("thinking") == wanted
+
+
+def test_sampling_is_unset_unless_given(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+) -> None:
+    ask(serving, small, "?")
+    ask(serving, small, "?", "--temperature", 0, "--top-p", 0.5, "--top-k", 0, "--seed", 7)
+    ask(serving, small, "?", TOFC_DEVICE_TOP_K="20", TOFC_DEVICE_TOP_P="0.25", TOFC_DEVICE_SEED="8")
+    plain, given, variables = (one.sampling for one in serving.said("ask"))
+    assert not any(plain.HasField(name) for name in ("temperature", "top_p", "top_k")) and plain.seed
+    assert all(given.HasField(name) for name in ("temperature", "top_p", "top_k"))
+    assert (given.temperature, given.top_p, given.top_k, given.seed) == (0, 0.5, 0, 7)
+    assert (variables.top_p, variables.top_k, variables.seed) == (0.25, 20, 8)
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"top_k": -1}, {"top_k": 2**32}, {"seed": -1}, {"seed": 2**64}])
+def test_wrong_sampling(wrong: dict[str, Any], small: Path) -> None:
+    with pytest.raises(UseError, match="is not allowed; give"):
+        Sampling(**wrong)
+    ((name, value),) = wrong.items()
+    result = command("ask", small, "?", f"--{name.replace('_', '-')}={value}")
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
