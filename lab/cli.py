@@ -6,13 +6,24 @@ work is in the modules named by the commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.progress import track
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+    track,
+)
 
 if TYPE_CHECKING:
     from lab.nano.features import Sizes
@@ -35,6 +46,31 @@ TEST_SIZES: Sizes = {("world", "test"): 1000, ("large", "test"): 150, ("easy", "
 
 def _bar(chunks: Iterable[int], total: int) -> Iterable[int]:
     return track(chunks, total=total, description="features")
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """What is wrong with the input, in a sentence and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _bytes() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each kind of work."""
+    columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = progress.add_task(what, total=total)
+            progress.update(bars[what], completed=done)
+
+        yield tell
 
 
 @app.command()
@@ -176,13 +212,9 @@ def unpack(
 ) -> None:
     """Turn a shipped checkpoint back into a run, to train on from it (`decoder --start`)."""
     from lab.nano.unpack import unpack
-    from shared.model.checkpoint import CheckpointError
 
-    try:
+    with _sentences():
         unpack(model, run)
-    except (CheckpointError, FileExistsError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(f"{run}: tower.pt, decoder.pt, tokenizer/")
 
 
@@ -194,20 +226,42 @@ def examples(assets: Assets = ASSETS) -> None:
     write(assets, Path("models/nano"), Path("tests/e2e/pictures"))
 
 
+@app.command("fake-checkpoint")
+def fake_checkpoint(
+    out: Annotated[Path, typer.Argument(help="Where to.")],
+    shape: Annotated[Literal["tiny", "full"], typer.Option(help="full: the released sizes, 20 GB.")] = "tiny",
+    seed: int = 0,
+) -> None:
+    """Write random weights in the released format, to try everything that comes before good answers."""
+    import torch
+
+    from lab import fake
+
+    with _sentences(), _bytes() as tell:
+        fake.write(
+            out,
+            shape=shape,
+            seed=seed,
+            dtype=torch.bfloat16,
+            shard_bytes=2 << 30 if shape == "full" else 100_000,
+            tell=lambda done, total: tell("writing", done, total),
+        )
+    typer.echo(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")
+
+
 @app.command()
 def split(
-    checkpoint: Annotated[Path, typer.Argument(help="A whole checkpoint with its codec.")],
+    model: Annotated[str, typer.Argument(help="A whole checkpoint: its folder, or OWNER/NAME on the hub.")],
     out: Annotated[Path, typer.Option(help="Where device/ and server/ go.")],
+    codec: Annotated[Path | None, typer.Option(help="Folder of its codec, if that is another.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take only what the hub's cache has.")] = False,
 ) -> None:
-    """Split a checkpoint into what the device needs and what the server needs."""
+    """Split a checkpoint into what the device needs and what the server needs. Goes on where it was stopped."""
     from lab.checkpoint import split
-    from shared.model.checkpoint import CheckpointError
+    from lab.hub import locate
 
-    try:
-        halves = split(checkpoint, out)
-    except (CheckpointError, FileExistsError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+    with _sentences(), _bytes() as tell:
+        halves = split(locate(model, offline=offline), out, codec=codec, tell=tell)
     for side, path in (("device", halves.device), ("server", halves.server)):
         size = sum(file.stat().st_size for file in path.iterdir())
         typer.echo(f"{side}: {path} {size / 1e6:.1f} MB")

@@ -1,38 +1,72 @@
-"""A tiny random checkpoint with everything a real one has, for tests and trials in milliseconds.
+"""Random checkpoints in the released format: tiny ones for tests and trials, one of the released size for measuring.
 
-Promises the released names, files and special tokens at a size of some hundred kilobytes. Its answers
-mean nothing. The codec files are not its business: put a codec's beside it.
+Promises the released names, files and special tokens; the same seed gives the same weights. Answers mean nothing.
+The codec files are not its business: put a codec's beside it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Step3p7VisionConfig, Step3p7VisionModel
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from lab import checkpoint
+from lab import shards
 from lab.nano.tokenizer import CHAT_TEMPLATE, SPECIAL
+from shared.model.checkpoint import Checkpoint
 from shared.model.config import SplitConfig
-from shared.model.released_names import to_released
+from shared.model.released_names import decoder_shapes, projector_shapes, vision_shapes
+from shared.model.room import need_disk
 
+Shape = Literal["tiny", "full"]
 SENTENCES = ("how many cats are there?", "what is in the picture?", "is the dog left of the tree?", "yes", "a cat")
+#: ordinary tokens to a tokenizer, though a person cannot type them
+THINK = ("<think>", "</think>")
+#: where the released tokenizer has them; the last three are made up
+RELEASED_IDS = {
+    "<|endoftext|>": 151643,
+    "<|im_start|>": 151644,
+    "<|im_end|>": 151645,
+    "<think>": 151667,
+    "</think>": 151668,
+    "<im_patch>": 151679,
+    "<im_start>": 151680,
+    "<patch_start>": 151689,
+    "<im_end>": 151681,
+    "<patch_end>": 151690,
+    "<patch_newline>": 151691,
+}
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 300 entries with the special tokens and a Qwen-style chat template."""
+def tokenizer(shape: Shape = "tiny") -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about 300 entries with the special tokens and a Qwen-style chat template.
+
+    ``full`` has the special tokens at the released ids, and nothing at the other ids of Qwen3's vocabulary.
+    """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=list(SPECIAL),
+        special_tokens=[] if shape == "full" else list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(SENTENCES, trainer)
+    if shape == "full":
+        learned = json.loads(backend.to_str())["model"]
+        merges = [tuple(pair) for pair in learned["merges"]]
+        backend.model = models.BPE(vocab=learned["vocab"] | RELEASED_IDS, merges=merges)
+        backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
+    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in THINK])
     build: Any = PreTrainedTokenizerFast  # untyped
     words: PreTrainedTokenizerFast = build(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
@@ -40,20 +74,53 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return words
 
 
-def config(words: PreTrainedTokenizerFast, *, tied: bool = False, image_size: int = 336) -> dict[str, Any]:
-    """The ``config.json`` of a tower of 2 layers × 32 and a decoder of 2 layers × 32."""
-    return {
+def config(
+    words: PreTrainedTokenizerFast, *, shape: Shape = "tiny", tied: bool = False, image_size: int = 336
+) -> dict[str, Any]:
+    """``config.json``: of the released sizes, or a tower of 2 layers × 32 and a decoder of 2 layers × 32."""
+    ends = {"eos_token_id": words.convert_tokens_to_ids("<|im_end|>"), "tie_word_embeddings": tied}
+    whole = {
         "architectures": ["StepVLForConditionalGeneration"],
         "model_type": "step_robotics",
+        "understand_projector_stride": 2,
+        "projector_bias": False,
+        "image_token_id": words.convert_tokens_to_ids("<im_patch>"),
+    }
+    if shape == "full":
+        return whole | {
+            "vision_config": {
+                "width": 1536,
+                "layers": 47,
+                "heads": 16,
+                "patch_size": 14,
+                "image_size": 728,
+                "mlp_ratio": 8960 / 1536,
+                "ls_init_value": 0.1,
+            },
+            "text_config": {
+                "hidden_size": 4096,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "intermediate_size": 12288,
+                "vocab_size": 151936,
+                "max_position_embeddings": 40960,
+                "rope_theta": 1000000.0,
+                "rms_norm_eps": 1e-6,
+                **ends,
+            },
+        }
+    return whole | {
         "vision_config": {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+            "width": 32,
+            "layers": 2,
+            "heads": 2,
             "patch_size": 14,
             "image_size": image_size,
             "mlp_ratio": 4.0,
             "max_position_embeddings": (image_size // 14) ** 2,
-            "layer_scale_init_value": 1.0,
+            "ls_init_value": 1.0,
         },
         "text_config": {
             "hidden_size": 32,
@@ -63,12 +130,8 @@ def config(words: PreTrainedTokenizerFast, *, tied: bool = False, image_size: in
             "head_dim": 8,
             "intermediate_size": 64,
             "vocab_size": len(words),
-            "tie_word_embeddings": tied,
-            "eos_token_id": words.convert_tokens_to_ids("<|im_end|>"),
+            **ends,
         },
-        "understand_projector_stride": 2,
-        "projector_bias": False,
-        "image_token_id": words.convert_tokens_to_ids("<im_patch>"),
         "global_size": image_size,
         "crop_size": 224,
         "max_side": 3024,
@@ -76,24 +139,62 @@ def config(words: PreTrainedTokenizerFast, *, tied: bool = False, image_size: in
 
 
 def write(
-    out: Path, *, seed: int = 0, tied: bool = False, image_size: int = 336, dtype: torch.dtype = torch.float32
+    out: Path,
+    *,
+    shape: Shape = "tiny",
+    seed: int = 0,
+    tied: bool = False,
+    image_size: int = 336,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """A whole checkpoint in ``out``: configuration, weights drawn from ``seed``, tokenizer and chat template."""
-    words = tokenizer()
-    raw = config(words, tied=tied, image_size=image_size)
+    """A whole checkpoint in ``out``: configuration, weights drawn from ``seed``, tokenizer and chat template.
+
+    Weights go into files of at most ``shard_bytes``, one after another; those that are there already are kept.
+    ``tell`` hears the bytes that are done, and all of them. Raises ``RoomError`` before anything is written.
+    """
+    words = tokenizer(shape)
+    raw = config(words, shape=shape, tied=tied, image_size=image_size)
     parsed = SplitConfig.parse(raw)
-    state = torch.random.get_rng_state()
-    try:
-        torch.manual_seed(seed)
-        vision = Step3p7VisionModel(Step3p7VisionConfig(**parsed.vision))
-        decoder = Qwen3ForCausalLM(Qwen3Config(**parsed.text))
-        for tensor in vision.parameters():  # nothing zero or one, so that a confusion of tensors shows
-            torch.nn.init.normal_(tensor, std=0.2)
-        projector = torch.randn(parsed.hidden, parsed.feature_dim) / parsed.feature_dim**0.5
-    finally:
-        torch.random.set_rng_state(state)
-    tensors = to_released(
-        parsed, vision=vision.state_dict(), projector={"weight": projector}, decoder=decoder.state_dict()
-    )
-    checkpoint.write(out, raw, tensors, dtype=dtype)
+    shapes = vision_shapes(parsed) | projector_shapes(parsed) | decoder_shapes(parsed)
+    sizes = {name: prod(one) * dtype.itemsize for name, one in shapes.items()}
+    files = shards.plan(sizes, shard_bytes)
+    need_disk(sum(sizes.values()), out, "the checkpoint")
+    out.mkdir(parents=True, exist_ok=True)
     words.save_pretrained(out)
+    _write_json(out / "config.json", raw)
+    ends = [words.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>")]
+    _write_json(out / "generation_config.json", {"eos_token_id": ends})
+    if len(files) > 1:
+        _write_json(out / shards.INDEX, shards.index(files, sizes))
+    done = 0
+    for file, names in files.items():
+        if len(files) == 1 or not (out / file).exists():
+            partial = out / f"{file}.partial"
+            scale = float(raw["vision_config"]["ls_init_value"])
+            save_file(
+                {name: _draw(name, shapes[name], seed, scale, dtype) for name in names}, partial, {"format": "pt"}
+            )
+            partial.chmod(0o644)  # it is left to its writer alone
+            partial.replace(out / file)
+        done += sum(sizes[name] for name in names)
+        tell(done, sum(sizes.values()))
+    Checkpoint.open(out)
+
+
+def _draw(name: str, shape: tuple[int, ...], seed: int, layer_scale: float, dtype: torch.dtype) -> Tensor:
+    """Every size is kept through a layer, and nothing is zero or one, so that a confusion of tensors shows."""
+    number = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
+    values = torch.empty(shape, dtype=dtype).normal_(generator=torch.Generator().manual_seed(number))
+    if name.endswith("gamma"):
+        return values.mul_(0.3 * layer_scale).add_(layer_scale)
+    if len(shape) == 1:  # of a norm, or a bias
+        return values.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)
+    if name.endswith(("embed_tokens.weight", "positional_embedding")):
+        return values
+    return values.mul_(prod(shape[1:]) ** -0.5)
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")

@@ -217,12 +217,13 @@ class CodecWeights:
         embedding = {int(name.removeprefix(_GRID_PREFIX)): array for name, array in grids.items()}
         return cls(config=config, grid_embedding=embedding, **{name: tensors[name] for name in wanted})
 
-    def save(self, directory: Path) -> None:
-        """Writes both files; ``load`` gives back the same."""
+    def save(self, directory: Path, model_id: str | None = None) -> None:
+        """Writes both files; ``load`` gives back the same. They are refused beside another model than ``model_id``."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / CONFIG_FILE).write_text(self.config.text(), encoding="utf-8")
         tensors = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
-        (directory / TENSOR_FILE).write_bytes(save(tensors))  # safetensors' own writer would make it private
+        about = None if model_id is None else {"model_id": model_id}
+        (directory / TENSOR_FILE).write_bytes(save(tensors, about))  # safetensors' own writer would make it private
 
     def _arrays(self) -> dict[str, AnyArray]:
         """Every tensor by its name in the file."""

@@ -15,7 +15,7 @@ checkpoint which cannot work is refused at opening. Leaves building the networks
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,20 +29,25 @@ from shared.model.tensor_files import StoredTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointError", "Origin", "Side", "codec_hash", "model_hash"]
+__all__ = ["Checkpoint", "CheckpointError", "Origin", "Side", "check_codec_model", "codec_hash", "model_hash"]
 
 Side = Literal["device", "server"]
 FORMAT = 1  # of split.json
+_FLOATS = ("BF16", "F16", "F32")
 
 
-def model_hash(stored: Mapping[str, StoredTensor]) -> str:
-    """First 16 hex digits of SHA-256 over names, types, shapes and bytes, in the order of the names."""
+def model_hash(stored: Mapping[str, StoredTensor], advance: Callable[[int], None] = lambda size: None) -> str:
+    """First 16 hex digits of SHA-256 over names, types, shapes and bytes, in the order of the names.
+
+    ``advance`` hears of the bytes of each piece.
+    """
     digest = hashlib.sha256()
     for name in sorted(stored):
         one = stored[name]
         digest.update(f"{name}\0{one.dtype}\0{','.join(map(str, one.shape))}\0".encode())
         for piece in one.chunks():
             digest.update(piece)
+            advance(len(piece))
     return digest.hexdigest()[:16]
 
 
@@ -57,6 +62,16 @@ def codec_hash(path: Path) -> str:
                 f"{path} has no readable {name}; put the codec trained for this model beside its weights"
             ) from None
     return digest.hexdigest()[:16]
+
+
+def check_codec_model(path: Path, model_id: str) -> None:
+    """Raises ``CheckpointError`` if the codec in ``path`` says that it was trained for another model."""
+    trained_for = tensor_files.read_metadata(path / "codec.safetensors").get("model_id", model_id)
+    if trained_for != model_id:
+        raise CheckpointError(
+            f"the codec in {path} was trained for the model {trained_for}, and this is {model_id}; train one for it, "
+            "or take the weights that it was trained for"
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,19 @@ class Checkpoint:
                     f"{one.file}: {name} has shape {one.shape}, the configuration asks for {shape}; "
                     "config.json and weights are of different models"
                 )
+            if one.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{one.file}: {name} has type {one.dtype}, expected is one of {', '.join(_FLOATS)}; quantised "
+                    "weights are not supported, fetch the model in half precision"
+                )
+        if side == self.side:  # all that the directory claims to hold
+            extra = sorted(self.stored.keys() - expected.keys() - ({"lm_head.weight"} if self.config.tied else set()))
+            if extra:
+                raise CheckpointError(
+                    f"{self.stored[extra[0]].file} has a tensor {extra[0]} {self.stored[extra[0]].shape}, which the "
+                    f"configuration does not know (it asks for {len(expected)} tensors, {len(extra)} more are there); "
+                    "config.json and weights are of different models"
+                )
 
     @cached_property
     def model_id(self) -> str:
@@ -128,7 +156,9 @@ class Checkpoint:
     def codec_id(self) -> str:
         """Identity of the codec, 16 hex digits. Raises ``CheckpointError`` if it is missing or another model's."""
         found = codec_hash(self.path)
-        if self.side is not None and found != (recorded := _recorded(self.path, "codec_id")):
+        if self.side is None:
+            check_codec_model(self.path, self.model_id)
+        elif found != (recorded := _recorded(self.path, "codec_id")):
             raise CheckpointError(
                 f"the codec in {self.path} is {found}, but this half was split with {recorded}: it belongs to another "
                 "model; copy codec.json and codec.safetensors from the split that made this half"

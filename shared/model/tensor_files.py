@@ -7,13 +7,15 @@ without one, whatever the type (https://github.com/huggingface/safetensors#forma
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 _LARGEST_HEADER = 100_000_000
 _CHUNK = 16 << 20
+_ADVICE = "copy or export the file again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +65,8 @@ class StoredTensor:
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """All tensors of one ``.safetensors`` file, by stored name."""
-    advice = "copy or export the file again"
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
-                raise CheckpointError(f"{file} is no safetensors file or is truncated ({size} bytes); {advice}")
-            header = json.loads(opened.read(length))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} does not exist; {advice}") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file} has an unreadable header ({error}); {advice}") from None
+    header, first = _read_json(file)
+    size = file.stat().st_size
     found = {}
     try:
         for name, entry in header.items():
@@ -86,16 +77,42 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if dtype not in _SIZES:
                 raise CheckpointError(f"{file}: {name} has type {dtype!r}; supported: {', '.join(_SIZES)}")
             if stop - begin != prod(shape) * _SIZES[dtype] or not 0 <= begin <= stop or min(shape, default=0) < 0:
-                raise CheckpointError(f"{file}: {name} says {shape} of {dtype} in {stop - begin} bytes; {advice}")
-            start, end = 8 + length + begin, 8 + length + stop
+                raise CheckpointError(f"{file}: {name} says {shape} of {dtype} in {stop - begin} bytes; {_ADVICE}")
+            start, end = first + begin, first + stop
             if end > size:
                 raise CheckpointError(
-                    f"{file} is truncated: it has {size} bytes and {name} ends at byte {end}; {advice}"
+                    f"{file} is truncated: it has {size} bytes and {name} ends at byte {end}; {_ADVICE}"
                 )
             found[name] = StoredTensor(stored_name=name, dtype=dtype, shape=shape, file=file, start=start, end=end)
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} has a malformed header ({error!r}); {advice}") from None
+        raise CheckpointError(f"{file} has a malformed header ({error!r}); {_ADVICE}") from None
     return found
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a ``.safetensors`` file says of itself."""
+    found = _read_json(file)[0].get("__metadata__", {})
+    return found if isinstance(found, dict) else {}
+
+
+def _read_json(file: Path) -> tuple[dict[str, Any], int]:
+    """A file's header, and where its first tensor begins."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+                raise CheckpointError(f"{file} is no safetensors file or is truncated ({size} bytes); {_ADVICE}")
+            header = json.loads(opened.read(length))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} does not exist; {_ADVICE}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file} has an unreadable header ({error}); {_ADVICE}") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file} has a malformed header ({type(header).__name__}); {_ADVICE}")
+    return header, 8 + length
 
 
 def read_directory(path: Path) -> dict[str, StoredTensor]:
@@ -119,8 +136,11 @@ def read_directory(path: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def write(file: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """A new safetensors file of stored tensors under the given names, streamed; replaces ``file`` when complete."""
+def write(file: Path, tensors: Mapping[str, StoredTensor], advance: Callable[[int], None] = lambda size: None) -> str:
+    """A new safetensors file of stored tensors under the given names, streamed; replaces ``file`` when complete.
+
+    ``advance`` hears of the bytes of each piece. Returns the file's SHA-256.
+    """
     order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name].dtype], name))  # keeps every offset aligned
     at = 0
     header: dict[str, dict[str, object]] = {}
@@ -131,12 +151,20 @@ def write(file: Path, tensors: Mapping[str, StoredTensor]) -> None:
         at += size
     head = json.dumps(header | {"__metadata__": {"format": "pt"}}, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
+    digest = hashlib.sha256()
     partial = file.with_name(file.name + ".partial")
     with partial.open("wb") as out:
-        out.write(len(head).to_bytes(8, "little") + head)
+
+        def put(piece: bytes) -> None:
+            out.write(piece)
+            digest.update(piece)
+
+        put(len(head).to_bytes(8, "little") + head)
         for name in order:
             for piece in tensors[name].chunks():
-                out.write(piece)
+                put(piece)
+                advance(len(piece))
         out.flush()
         os.fsync(out.fileno())
     partial.replace(file)
+    return digest.hexdigest()

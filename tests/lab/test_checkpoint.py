@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -5,15 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from lab import fake
 from lab.checkpoint import Halves, split
+from lab.hub import locate
 from lab.nano.tokenizer import CHAT_TEMPLATE
+from shared.codec.fake import fake_weights
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
+from shared.model.room import RoomError
 from shared.model.tower import Tower
 
 
@@ -21,8 +25,7 @@ from shared.model.tower import Tower
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = Path(tmp_path_factory.mktemp("whole")) / "model"
     fake.write(path, tied=request.param, dtype=torch.bfloat16)
-    (path / "codec.json").write_text('{"version": 1}')
-    save_file({"table": torch.arange(6)}, path / "codec.safetensors")
+    fake_weights(D=128, H=32).save(path)
     return path
 
 
@@ -51,7 +54,7 @@ def test_the_device_holds_the_tower_and_nothing_of_the_decoder(whole: Path, halv
     found = names(halves.device / "model.safetensors")
     assert found == {name for name in names(whole / "model.safetensors") if name.startswith("vision_model.")}
     files = {file.name for file in halves.device.iterdir()}
-    assert files == {"config.json", "model.safetensors", "codec.json", "codec.safetensors", "split.json"}
+    assert files == {"config.json", "model.safetensors", "codec.json", "codec.safetensors", "split.json", "SHA256SUMS"}
 
 
 def test_the_server_holds_everything_else(whole: Path, halves: Halves) -> None:
@@ -119,11 +122,157 @@ def test_a_later_format_is_refused(halves: Halves, tmp_path: Path) -> None:
         Checkpoint.open(other)
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_remains(whole: Path, halves: Halves, tmp_path: Path) -> None:
+def test_another_model_s_halves_stay_and_nothing_half_written_remains(
+    whole: Path, halves: Halves, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    fake.write(other, seed=1)
+    fake_weights(D=128, H=32).save(other)
     with pytest.raises(FileExistsError, match="remove it or split into another directory"):
-        split(whole, halves.device.parent)
+        split(other, halves.device.parent)
+    assert Checkpoint.open(halves.device).model_id == halves.model_id
     bare = shutil.copytree(whole, tmp_path / "bare")
     (bare / "codec.json").unlink()
     with pytest.raises(CheckpointError, match=r"codec\.json"):
         split(bare, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert split(bare, tmp_path / "out", codec=whole).codec_id == halves.codec_id
+
+
+def sums(half: Path) -> dict[str, str]:
+    lines = (line.split("  ", 1) for line in (half / "SHA256SUMS").read_text().splitlines())
+    return {name: digest for digest, name in lines}
+
+
+def test_every_file_has_its_checksum(halves: Halves) -> None:
+    for half in (halves.device, halves.server):
+        found = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in half.iterdir() if f.name != "SHA256SUMS"}
+        assert found == sums(half)
+
+
+def test_splitting_again_changes_the_codec_and_nothing_else(whole: Path, tmp_path: Path) -> None:
+    first = split(whole, tmp_path / "halves", shard_bytes=100_000)
+    weights = [file for half in (first.device, first.server) for file in half.glob("[mp]*.safetensors")]
+    before = [file.stat().st_mtime_ns for file in weights]
+    fake_weights(D=128, H=32, seed=9).save(tmp_path / "codec")
+    second = split(whole, tmp_path / "halves", codec=tmp_path / "codec")
+    assert second.model_id == first.model_id and second.codec_id != first.codec_id
+    assert [file.stat().st_mtime_ns for file in weights] == before
+    for side in ("device", "server"):
+        half = Checkpoint.open(tmp_path / "halves", side)
+        assert half.codec_id == second.codec_id
+        assert sums(half.path)["codec.json"] == hashlib.sha256((half.path / "codec.json").read_bytes()).hexdigest()
+
+
+def test_an_interrupted_split_goes_on_with_the_next_file(whole: Path, halves: Halves, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+        if what == "server" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        split(whole, tmp_path / "halves", shard_bytes=15_000, tell=stop)
+    assert [file.name for file in (tmp_path / "halves").iterdir() if not file.name.startswith(".")] == ["device"]
+    assert {what for what, *_ in told} == {"hashing", "device", "server"}
+    complete = sums(tmp_path / "halves" / ".server.partial")
+    assert complete
+    kept = {name: (tmp_path / "halves" / ".server.partial" / name).stat().st_mtime_ns for name in complete}
+    told.clear()
+    again = split(whole, tmp_path / "halves", shard_bytes=15_000, tell=lambda *one: told.append(one))
+    assert {what for what, *_ in told} == {"server"}  # neither hashed nor copied again
+    assert told[-1][1] == told[-1][2]
+    assert {name: (again.server / name).stat().st_mtime_ns for name in kept} == kept
+    assert (again.model_id, again.codec_id) == (halves.model_id, halves.codec_id)
+    assert {file.name for file in (tmp_path / "halves").iterdir()} == {"device", "server"}
+    expected = Checkpoint.open(halves.server).tensors()
+    found = Checkpoint.open(again.server).tensors()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    _, report = Qwen3ForCausalLM.from_pretrained(again.server, output_loading_info=True)  # in shards
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_what_has_changed_is_not_gone_on_with(whole: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(whole, tmp_path / "own")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "server":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        split(own, tmp_path / "halves", tell=stop)
+    fake.write(own, seed=5, dtype=torch.bfloat16, tied=Checkpoint.open(own).config.tied)
+    with pytest.raises(FileExistsError, match="holds half of the model"):
+        split(own, tmp_path / "halves")
+
+
+def test_a_codec_of_another_model_is_refused_before_anything_is_written(whole: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(whole, tmp_path / "own")
+    fake_weights(D=128, H=32).save(own, model_id="0123456789abcdef")
+    with pytest.raises(CheckpointError, match=r"was trained for the model 0123456789abcdef, and this is [0-9a-f]{16}"):
+        split(own, tmp_path / "halves")
+    with pytest.raises(CheckpointError, match="train one for it"):
+        _ = Checkpoint.open(own).codec_id
+    fake_weights(D=64, H=32).save(own)
+    with pytest.raises(CheckpointError, match="features of 64 and a decoder 32 wide, this one has 128 and 32"):
+        split(own, tmp_path / "halves")
+    assert not any((tmp_path / "halves" / side).exists() for side in ("device", "server"))
+
+
+def test_too_small_a_disk_is_said_before_the_work(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(RoomError, match=r"the split needs [\d.]+ MB of disk and .* has 0\.0 MB free"):
+        split(whole, tmp_path / "halves")
+    with pytest.raises(RoomError, match="make room or name another folder"):
+        fake.write(tmp_path / "fake")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn])
+def test_weights_of_another_type_are_named(whole: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    own = shutil.copytree(whole, tmp_path / "own")
+    tensors = load_file(own / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+    save_file(tensors, own / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has type '?(I8|F64|F8_E4M3)"):
+        split(own, tmp_path / "halves")
+
+
+def test_a_tensor_too_many_and_a_truncated_shard_are_named(whole: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(whole, tmp_path / "own")
+    tensors = load_file(own / "model.safetensors")
+    save_file(tensors | {"model.layers.7.mlp.up_proj.weight": torch.zeros(3, 4)}, own / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has a tensor model\.layers\.7\.mlp\.up_proj\.weight \(3, 4\), which"):
+        split(own, tmp_path / "halves")
+    with (own / "model.safetensors").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 7)
+    with pytest.raises(CheckpointError, match="is truncated"):
+        split(own, tmp_path / "halves")
+
+
+def test_a_tokenizer_that_lacks_a_token_is_refused(whole: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(whole, tmp_path / "own")
+    words = own / "tokenizer.json"
+    words.write_text(words.read_text().replace("<patch_newline>", "<patch_other>"))
+    with pytest.raises(CheckpointError, match="no token <patch_newline>"):
+        split(own, tmp_path / "halves")
+
+
+def test_a_checkpoint_in_shards_is_the_same_as_in_one_file(tmp_path: Path) -> None:
+    fake.write(tmp_path / "one")
+    fake.write(tmp_path / "many", shard_bytes=50_000)
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 3
+    one, many = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "many")
+    assert one.model_id == many.model_id
+
+
+def test_a_model_is_a_folder_or_in_the_hub_s_cache(tmp_path: Path) -> None:
+    assert locate(str(tmp_path)) == tmp_path
+    with pytest.raises(CheckpointError, match=r"is no folder; give a checkpoint's folder or its name on the hub"):
+        locate(str(tmp_path / "absent"))
+    with pytest.raises(
+        CheckpointError, match=r"nobody/nothing is neither a folder nor in the hub's cache .* leave --off"
+    ):
+        locate("nobody/nothing", offline=True)
