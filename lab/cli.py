@@ -32,6 +32,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 nano = typer.Typer(no_args_is_help=True, help="Train nano: assets → tower → features → decoder → codec → export.")
 app.add_typer(nano, name="nano")
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 Assets = Annotated[Path, typer.Option(help="Folder of fonts and photographs.", envvar="TOFC_LAB_ASSETS")]
 Run = Annotated[Path, typer.Option(help="Folder of checkpoints, features and logs of this run.", envvar="TOFC_LAB_RUN")]
 ASSETS, RUN = Path("runs/assets"), Path("runs/nano")
@@ -266,6 +267,52 @@ def split(
         size = sum(file.stat().st_size for file in path.iterdir())
         typer.echo(f"{side}: {path} {size / 1e6:.1f} MB")
     typer.echo(f"model {halves.model_id} codec {halves.codec_id}")
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="A whole checkpoint or the folder of both halves; OWNER/NAME too.")],
+    picture: Annotated[Path | None, typer.Option(help="A picture of your own.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="What the networks compute in.")] = "float32",
+    offline: Annotated[bool, typer.Option("--offline", help="Take only what the hub's cache has.")] = False,
+) -> None:
+    """Compare each part of a checkpoint with an independent implementation; exit code 1 if one differs."""
+    from lab.step3p7 import import_torchvision
+
+    with _sentences():
+        torchvision = import_torchvision()  # before transformers
+        import torch
+
+        from lab.hub import locate
+        from lab.verify import report, verify
+        from lab.whole_model import quiet
+
+        with quiet():
+            outcomes = verify(
+                locate(model, offline=offline), picture, dtype=getattr(torch, dtype), torchvision=torchvision
+            )
+            fine = report(outcomes, typer.echo)
+    if not fine:
+        raise typer.Exit(1)
+
+
+@app.command("features")
+def view_features(
+    model: Annotated[str, typer.Argument(help="A whole checkpoint, the device half, or the folder of both halves.")],
+    picture: Annotated[Path, typer.Argument(help="A picture.")],
+    out: Annotated[Path, typer.Option(help="The .npz to write.")],
+    dtype: Annotated[Dtype, typer.Option(help="What the tower computes in.")] = "float32",
+    offline: Annotated[bool, typer.Option("--offline", help="Take only what the hub's cache has.")] = False,
+) -> None:
+    """Write each view's pixels, features before merging, and what the projector makes of them."""
+    import torch
+
+    from lab.hub import locate
+    from lab.view_features import write
+
+    with _sentences():
+        write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), tell=typer.echo)
+    typer.echo(f"{out} {out.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command()

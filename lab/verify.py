@@ -1,0 +1,221 @@
+"""Whether a checkpoint does here what it does elsewhere: each part beside an implementation that is not ours.
+
+    views, picture tokens      transformers' Step3p7 processors (where torchvision is installed)
+    prompt tokens              the prompt as one text, tokenised in one go
+    tower                      ``reference_tower``, from the published rules, in float64
+    logits, greedy answer      ``whole_model``, the same checkpoint in one process
+
+Promises one line a check, as soon as it is known, and that one network at a time is in memory. Uncompressed and
+without a codec: what packets cost in answers is `tofc-lab evaluate`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from edge_server.engine.base import Prompt, Sampling
+from edge_server.engine.qwen3 import embedder, load_qwen3
+from edge_server.engine.transformers import TransformersEngine
+from lab import reference_tower, step3p7
+from lab.whole_model import Reply, WholeModel
+from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.projector import Projector
+from shared.model.prompt import Layout, Turn, build, load_tokenizer
+from shared.model.released_names import DECODER, VISION
+from shared.model.room import need_memory
+from shared.model.tower import Tower
+from shared.model.views import View, ViewRule, open_image, plan, views
+
+QUESTION = "What is in the picture?"
+SIZES = 1000
+TOKENS = 8  # of the greedy answer
+KEPT = 16  # positions whose logits are compared
+#: relative errors: of the tower's features, of logits. In half precision, rounding of the networks themselves.
+LIMITS = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (0.1, 0.1), torch.float16: (0.02, 0.02)}
+NO_TORCHVISION = "torchvision is not installed; take the build that belongs to this torch, from where torch came from"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One line. ``figure`` may be at most ``limit``; ``skipped`` says why there is none."""
+
+    name: str
+    figure: float = 0.0
+    limit: float = 0.0
+    unit: str = ""
+    skipped: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return not self.skipped and not self.figure <= self.limit  # not a number fails too
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"{self.name:<24} skipped: {self.skipped}"
+        verdict = "FAILED" if self.failed else "ok"
+        return f"{self.name:<24} {self.figure:<10.3g} at most {self.limit:<8.3g} {verdict:<6} {self.unit}"
+
+
+def verify(
+    model: Path, picture: Path | None = None, *, dtype: torch.dtype = torch.float32, torchvision: bool
+) -> Iterator[Outcome]:
+    """All checks of a whole checkpoint, or of the folder with both its halves, the cheap ones first.
+
+    ``torchvision`` is what ``step3p7.import_torchvision`` said. Raises ``CheckpointError``, ``ImageError``,
+    ``RoomError``.
+    """
+    whole = Checkpoint.open(model) if (model / "config.json").exists() else None
+    if whole is not None and whole.side is not None:
+        raise CheckpointError(
+            f"{model} is the {whole.side} half of a model; give the whole checkpoint, or the folder that holds device/ "
+            "and server/"
+        )
+    device, server = whole or Checkpoint.open(model, "device"), whole or Checkpoint.open(model, "server")
+    for checkpoint, prefix in ((device, VISION), (server, DECODER)):
+        numbers = sum(int(np.prod(one.shape)) for name, one in checkpoint.stored.items() if name.startswith(prefix))
+        need_memory(
+            int(1.1 * numbers * dtype.itemsize), f"the largest part of {model} as {dtype}".replace("torch.", "")
+        )
+    image = example(device.config.rule) if picture is None else open_image(picture)
+    yield from _processors(server, torchvision)
+    pair = _Pair(device=device, server=server, other=WholeModel(model, dtype), image=image, dtype=dtype)
+    yield pair.prompt()
+    yield from pair.tower()
+    yield from pair.decoder()
+
+
+def example(rule: ViewRule) -> Image.Image:
+    """A picture of two crops, the fewest: noise on a gradient, the same every time."""
+    width, height = rule.global_size * 24 // 25, rule.global_size * 12 // 25
+    ramp = np.linspace(0, 200, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None] * (1, 0.7, 0.4)
+    return Image.fromarray((ramp + np.random.default_rng(0).integers(0, 55, ramp.shape)).astype(np.uint8))
+
+
+def _processors(server: Checkpoint, torchvision: bool) -> Iterator[Outcome]:
+    names = ("plans of views", "pixels of views", "picture tokens")
+    if not torchvision:
+        yield from (Outcome(name=name, skipped=NO_TORCHVISION) for name in names)
+        return
+    rule = server.config.rule
+    tried = step3p7.sizes(rule, SIZES)
+    yield Outcome(name=names[0], figure=len(step3p7.other_plans(rule, tried)), unit=f"of {len(tried)} sizes")
+    side = rule.global_size
+    some = [(side * a // 4, side * b // 4) for a, b in ((2, 3), (2, 4), (5, 4), (5, 7), (12, 2), (9, 1))]
+    apart = max(step3p7.levels_apart(rule, step3p7.noise(size)) for size in some)
+    yield Outcome(name=names[1], figure=apart, limit=step3p7.MOST_LEVELS, unit="levels of 255")
+    other = step3p7.other_tokens(server.config, load_tokenizer(server), some)
+    yield Outcome(name=names[2], figure=len(other), unit=f"of {len(some)} sizes")
+
+
+@dataclass(kw_only=True)
+class _Pair:
+    """The split path and the whole model, about one picture."""
+
+    device: Checkpoint
+    server: Checkpoint
+    other: WholeModel
+    image: Image.Image
+    dtype: torch.dtype
+
+    @cached_property
+    def views(self) -> list[View]:
+        return views(self.image, self.device.config.rule)
+
+    @cached_property
+    def ids(self) -> list[int]:
+        config = self.server.config
+        cut = plan(*self.image.size, config.rule)
+        counts = [config.grid(view.pixels.shape[-1]) ** 2 for view in self.views]
+        layout = Layout(rows=cut.rows, columns=cut.columns, crops=tuple(counts[:-1]), whole=counts[-1])
+        return build(load_tokenizer(self.server), [Turn(role="user", text=QUESTION)], [layout]).ids
+
+    def prompt(self) -> Outcome:
+        config = self.server.config
+        cut = plan(*self.image.size, config.rule)
+        crop, whole = (config.grid(side) ** 2 for side in (config.crop_size, config.global_size))
+        theirs = self.other.prompt_ids(QUESTION, cut.rows, cut.columns, crop, whole)
+        wrong = sum(a != b for a, b in zip(self.ids, theirs, strict=False)) + abs(len(self.ids) - len(theirs))
+        return Outcome(name="prompt tokens", figure=wrong, unit=f"of {len(theirs)}")
+
+    @cached_property
+    def features(self) -> list[NDArray[np.float32]]:
+        tower = Tower(self.device, self.dtype)
+        return [tower.encode(view.pixels[None])[0] for view in self.views]
+
+    def tower(self) -> Iterator[Outcome]:
+        """The global view, and the first crop where there is one."""
+        vision = self.device.config.vision
+        for index, name in ((-1, "tower, global view"), (0, "tower, a crop")):
+            if self.views[index].kind in name:
+                expected = reference_tower.features(
+                    lambda name: self.other.tensor(VISION + name),
+                    torch.from_numpy(self.views[index].pixels),
+                    heads=vision["num_attention_heads"],
+                    layers=vision["num_hidden_layers"],
+                )
+                error = relative(self.features[index], expected.numpy())
+                yield Outcome(name=name, figure=error, limit=LIMITS[self.dtype][0], unit="relative error")
+
+    def decoder(self) -> Iterator[Outcome]:
+        with torch.inference_mode():
+            ours = self._split()
+            gc.collect()
+            visual: Tensor = self.other.visual([view.pixels for view in self.views])
+            gc.collect()
+            theirs = self.other.reply(self.ids, visual, most=TOKENS, keep=KEPT)
+        limit = LIMITS[self.dtype][1]
+        yield Outcome(name="logits", figure=relative(ours.logits, theirs.logits), limit=limit, unit="relative error")
+        yield answer(ours, theirs)
+
+    def _split(self) -> Reply:
+        projector = Projector(self.server)
+        rows = np.concatenate([projector.project(features) for features in self.features])  # [F, H]
+        model = load_qwen3(self.server, dtype=self.dtype)
+        embeds = embedder(model)(self.ids)  # [T, H]
+        embeds[np.array(self.ids) == self.server.config.image_token_id] = rows
+        ready = torch.from_numpy(embeds)[None].to(self.dtype)
+        logits = model(inputs_embeds=ready, logits_to_keep=KEPT).logits[0].float().numpy()
+
+        async def ask() -> list[int]:
+            engine = TransformersEngine(model, [])
+            try:
+                return [one async for one in engine.submit(Prompt(embeds=embeds), Sampling(max_tokens=TOKENS))]
+            finally:
+                await engine.stop()
+
+        return Reply(logits=logits, answer=asyncio.run(ask()), margins=[])
+
+
+def answer(ours: Reply, theirs: Reply) -> Outcome:
+    """Tokens alike, up to one that was chosen by less than the logits are apart: what follows is another answer."""
+    noise = 2 * float(np.abs(ours.logits - theirs.logits).max())
+    same = [a == b for a, b in zip(ours.answer, theirs.answer, strict=True)]
+    first = same.index(False) if False in same else len(same)
+    if first == len(same) or theirs.margins[first] > noise:
+        return Outcome(name="greedy answer", figure=len(same) - first, unit=f"of {len(same)} tokens not alike")
+    return Outcome(name="greedy answer", unit=f"{first} tokens alike, then two that are within rounding of each other")
+
+
+def relative(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """Length of the difference over the length of what is expected."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def report(outcomes: Iterator[Outcome], tell: Callable[[str], None]) -> bool:
+    """Tell each line when it is known; whether none failed."""
+    fine = True
+    for outcome in outcomes:
+        tell(str(outcome))
+        fine &= not outcome.failed
+    return fine

@@ -1,0 +1,144 @@
+"""The whole model in one process, put together from its checkpoint without anything of ``shared``.
+
+    pixels ─ Step3p7VisionModel ─ vit_large_projector ─┐
+    question ─ chat template ─ ids ─ embed_tokens ─────┴─ on <im_patch> ─ Qwen3ForCausalLM ─ logits, greedy answer
+
+Promises to be a second opinion on the split path: it reads files, builds prompts and composes the networks in its
+own way, and shares with the split path only transformers' networks and the pixels. Leaves packets out: a codec's
+grid embedding has no place here. One part is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Step3p7VisionConfig, Step3p7VisionModel
+from transformers.utils import logging as transformers_logging
+
+#: the released keys of vision_config → those of Step3p7VisionConfig
+VISION_KEYS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ls_init_value": "layer_scale_init_value",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """``logits`` [K, V] of the prompt's last K positions, and the greedy answer's ids with how clear each was."""
+
+    logits: NDArray[np.float32]
+    answer: list[int]
+    margins: list[float]  # logit of each token less that of the runner-up
+
+
+class WholeModel:
+    """A checkpoint folder, or the folder with both halves of one."""
+
+    def __init__(self, model: Path, dtype: torch.dtype = torch.float32) -> None:
+        halves = not (model / "config.json").exists()
+        folders = [model / "device", model / "server"] if halves else [model]
+        config = model / "server" / "split_config.json" if halves else model / "config.json"
+        self.config: dict[str, Any] = json.loads(config.read_text())
+        self.dtype = dtype
+        self._words = folders[-1]
+        self._files: dict[str, Path] = {}
+        self._stored: dict[str, str] = {}
+        for file in (file for folder in folders for file in sorted(folder.glob("*.safetensors"))):
+            if file.name != "codec.safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    for stored in opened.keys():  # noqa: SIM118 - no dictionary
+                        bare = stored.removeprefix("model.")
+                        name = bare if bare.startswith("vi") else stored  # vision_model., vit_large_projector.
+                        self._files[name], self._stored[name] = file, stored
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor under its released name, as it is stored."""
+        with safe_open(self._files[name], framework="pt") as opened:
+            found: Tensor = opened.get_tensor(self._stored[name])
+        return found
+
+    def visual(self, views: Sequence[NDArray[np.float32]]) -> Tensor:
+        """Pixels [3, S, S] of each view, in prompt order → projected features [F, H] of all."""
+        raw = {VISION_KEYS.get(key, key): value for key, value in self.config["vision_config"].items()}
+        tower = self._network(Step3p7VisionModel, Step3p7VisionConfig(**raw), "vision_model.")
+        weight = self.tensor("vit_large_projector.weight").to(self.dtype)
+        bias = self.tensor("vit_large_projector.bias").to(self.dtype) if self.config.get("projector_bias") else None
+        rows = []
+        with torch.inference_mode():
+            for pixels in views:
+                features = tower(torch.from_numpy(pixels)[None].to(self.dtype)).last_hidden_state[0]  # [N, D]
+                rows.append(torch.nn.functional.linear(features, weight, bias))
+        return torch.cat(rows)
+
+    def prompt_ids(self, question: str, rows: int, columns: int, crop: int, whole: int) -> list[int]:
+        """One picture and a question, written out as text and tokenised in one go.
+
+        ``crop`` and ``whole`` are the numbers of features of a crop and of the global view.
+        """
+        one = f"<patch_start>{'<im_patch>' * crop}<patch_end>"
+        picture = "<patch_newline>".join([one * columns] * rows) + f"<im_start>{'<im_patch>' * whole}<im_end>"
+        load: Any = AutoTokenizer.from_pretrained  # untyped
+        tokenizer = load(self._words, local_files_only=True, trust_remote_code=False)
+        turns = [{"role": "user", "content": picture + question}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return [int(one) for one in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def reply(self, ids: Sequence[int], visual: Tensor, *, most: int, keep: int) -> Reply:
+        """What the decoder makes of a prompt whose <im_patch> are ``visual`` [F, H]; ``most`` tokens, no stop."""
+        text = {key: value for key, value in self.config["text_config"].items() if "dtype" not in key}
+        decoder = self._network(Qwen3ForCausalLM, Qwen3Config(**text), ("model.", "lm_head."))
+        with torch.inference_mode():
+            tokens = torch.tensor([list(ids)])
+            embeds = decoder.get_input_embeddings()(tokens)
+            embeds[tokens == self.config["image_token_id"]] = visual.to(embeds.dtype)
+            logits = decoder(inputs_embeds=embeds, logits_to_keep=keep).logits[0]
+            decoder.generation_config.eos_token_id = None
+            decoder.generation_config.pad_token_id = 0
+            found = decoder.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=most,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        first, second = torch.stack(found.logits)[:, 0].float().topk(2).values.unbind(-1)
+        return Reply(
+            logits=logits.float().numpy(), answer=found.sequences[0].tolist(), margins=(first - second).tolist()
+        )
+
+    def _network(self, kind: Any, config: Any, prefix: str | tuple[str, ...]) -> Any:
+        names = [name for name in sorted(self._files) if name.startswith(prefix)]
+        state = {name.removeprefix("vision_model."): self.tensor(name) for name in names}
+        with quiet():
+            network = kind.from_pretrained(
+                None, config=config, state_dict=state, dtype=self.dtype, attn_implementation="sdpa"
+            )
+        return network.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and its warning that it does not know this family's configuration."""
+    logging: Any = transformers_logging  # untyped
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

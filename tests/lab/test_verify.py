@@ -1,0 +1,178 @@
+"""`tofc-lab verify` and `tofc-lab features` on checkpoints that are right and on some that are not."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from lab import fake, reference_tower, step3p7, verify
+from lab.checkpoint import split
+from lab.cli import app
+from lab.whole_model import Reply
+from shared.codec.fake import fake_weights
+from shared.model import room
+from shared.model.checkpoint import Checkpoint
+from shared.model.projector import Projector
+from shared.model.tower import Tower
+
+NAMES = [
+    "plans of views",
+    "pixels of views",
+    "picture tokens",
+    "prompt tokens",
+    "tower, global view",
+    "tower, a crop",
+    "logits",
+    "greedy answer",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("whole")
+    fake.write(out, seed=3)
+    fake_weights(D=128, H=32).save(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def halves(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("halves")
+    split(whole, out)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for once, by a process of its own: tests/parity."""
+    monkeypatch.setattr(step3p7, "import_torchvision", lambda: False)
+
+
+def loaded(file: Path) -> dict[str, NDArray[Any]]:
+    with np.load(file) as opened:
+        return dict(opened)
+
+
+def told(*arguments: object) -> tuple[int, list[str], str]:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    return done.exit_code, done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["whole", "halves", "nano"])
+def test_every_check_has_its_line(whole: Path, halves: Path, kind: str, dtype: str) -> None:
+    model = {"whole": whole, "halves": halves, "nano": Path("models/nano")}[kind]
+    code, lines, error = told("verify", model, "--dtype", dtype)
+    assert [line[:24].rstrip() for line in lines] == NAMES, error
+    assert all("skipped: torchvision is not installed" in line for line in lines[:3])
+    assert all(" ok " in line for line in lines[3:]), lines
+    assert code == 0
+
+
+def test_a_picture_of_one_s_own(whole: Path) -> None:
+    code, lines, _ = told("verify", whole, "--picture", "tests/e2e/pictures/picture-00.jpg")
+    assert code == 0 and [line[:24].rstrip() for line in lines] == [one for one in NAMES if one != "tower, a crop"]
+
+
+def failed(model: Path) -> list[str]:
+    code, lines, _ = told("verify", model)
+    assert code == 1
+    return [line[:24].rstrip() for line in lines if "FAILED" in line]
+
+
+def test_another_tower_is_found(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_tower, "THETA", 1_000.0)
+    assert failed(whole) == ["tower, global view", "tower, a crop"]
+
+
+def test_another_projector_is_found(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Projector.project
+    monkeypatch.setattr(Projector, "project", lambda self, features: project(self, features) * 1.01)
+    assert "logits" in failed(whole)
+
+
+def test_a_template_that_looks_at_what_was_said_is_found(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "model")
+    file = tmp_path / "model" / "chat_template.jinja"
+    template = file.read_text()
+    assert "message" in template
+    file.write_text("{{ '<|im_end|>' if 'What' in messages | string }}" + template)
+    assert "prompt tokens" in failed(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("answer", "margin", "verdict"),
+    [([1, 2, 3], 1.0, " ok "), ([1, 5, 3], 1.0, "FAILED"), ([1, 5, 9], 0.1, " ok ")],
+)
+def test_tokens_within_rounding_of_each_other_are_no_failure(answer: list[int], margin: float, verdict: str) -> None:
+    logits: NDArray[np.float32] = np.zeros((1, 10), np.float32)
+    theirs = Reply(logits=logits, answer=[1, 2, 3], margins=[9.0, margin, 9.0])
+    found = verify.answer(Reply(logits=logits + np.float32(0.1), answer=answer, margins=[]), theirs)
+    assert verdict in str(found)
+
+
+def test_what_is_no_number_fails() -> None:
+    assert verify.Outcome(name="logits", figure=float("nan"), limit=1.0).failed
+
+
+def test_a_half_alone_cannot_be_verified(halves: Path) -> None:
+    code, _, error = told("verify", halves / "server")
+    assert code == 2 and "give the whole checkpoint, or the folder that holds device/ and server/" in error
+    code, _, error = told("verify", halves / "absent")
+    assert code == 2 and "is no folder" in error
+    code, _, error = told("verify", halves, "--dtype", "int3")
+    assert code == 2 and "'int3'" in error
+
+
+def test_too_little_memory_is_said_first(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "free_memory", lambda: 1000)
+    code, lines, error = told("verify", whole)
+    assert (code, lines) == (2, []) and "float32 needs" in error
+
+
+def test_features_of_each_view(whole: Path, halves: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    step3p7.noise((450, 300)).save(picture)
+    code, lines, error = told("features", whole, picture, "--out", tmp_path / "one.npz")
+    assert code == 0, error
+    assert lines[0] == ("view0 (crop, row 0, column 0): pixels [3, 224, 224], features [16, 128], projected [16, 32]")
+    found = loaded(tmp_path / "one.npz")
+    count = len(found["kind"])
+    assert len(lines) == count + 1 and found["kind"].tolist() == ["crop"] * (count - 1) + ["global"]
+    assert list(zip(found["row"], found["column"], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 0)]
+    checkpoint = Checkpoint.open(whole)
+    tower, projector = Tower(checkpoint), Projector(checkpoint)
+    for index in range(count):
+        pixels, features, projected = (found[f"view{index}_{name}"] for name in ("pixels", "features", "projected"))
+        assert np.array_equal(tower.encode(pixels[None])[0], features)
+        assert np.array_equal(projector.project(features), projected)
+
+    assert told("features", halves, picture, "--out", tmp_path / "two.npz")[0] == 0
+    assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
+    assert told("features", halves / "device", picture, "--out", tmp_path / "three.npz")[0] == 0
+    device = loaded(tmp_path / "three.npz")
+    assert set(device) == {name for name in found if not name.endswith("projected")}
+    assert np.array_equal(device["view4_features"], found["view4_features"])
+
+
+def test_features_of_what_is_no_picture(whole: Path, tmp_path: Path) -> None:
+    code, _, error = told("features", whole, tmp_path / "absent.png", "--out", tmp_path / "out.npz")
+    assert code == 2 and "absent.png does not exist" in error
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_half_precision_is_that_of_the_tower(whole: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    step3p7.noise((300, 300)).save(picture)
+    for name in ("float32", "bfloat16"):
+        assert told("features", whole, picture, "--out", tmp_path / name, "--dtype", name)[0] == 0
+    full, narrow = (loaded(tmp_path / name)["view0_features"] for name in ("float32", "bfloat16"))
+    assert narrow.dtype == np.float32 and torch.equal(
+        torch.from_numpy(narrow), torch.from_numpy(narrow).bfloat16().float()
+    )
+    assert 0 < verify.relative(narrow, full) < 0.1
