@@ -23,8 +23,9 @@ import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from PIL import Image
 from shared.codec.codec import Codec
 from shared.codec.fake import fake_weights
 from shared.model.checkpoint import Checkpoint
+from shared.model.released_names import VISION
 from shared.model.views import views
 
 if TYPE_CHECKING:
@@ -52,14 +54,23 @@ class Memory:
 
     def __init__(self) -> None:
         self._anonymous = 0.0
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
 
     def _watch(self) -> None:
-        while True:
+        while not self._over.wait(0.005):
             self._anonymous = max(self._anonymous, self._read("RssAnon"))
-            time.sleep(0.005)
 
-    def peaks(self) -> dict[str, float]:
+    def peaks(self) -> dict[str, int]:
+        """So far."""
         return {"peak MB": round(self._read("VmHWM")), "peak MB without mapped files": round(self._anonymous)}
 
     @staticmethod
@@ -102,32 +113,34 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
     import device_client.session  # noqa: F401 - a device holds them too
     from shared.model.tower import Tower
 
-    memory = Memory()
-    begun = time.perf_counter()
-    checkpoint = Checkpoint.open(model, "device")
-    tower = Tower(checkpoint, getattr(torch, dtype))
-    loaded = time.perf_counter() - begun
+    with Memory() as memory:
+        begun = time.perf_counter()
+        checkpoint = Checkpoint.open(model, "device")
+        tower = Tower(checkpoint, getattr(torch, dtype))
+        load_s = time.perf_counter() - begun
+        loaded = memory.peaks()
+        codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 3, 4096, seed=SEED))
+        prepared, views_s = timed(partial(views, picture(*SIZE), checkpoint.config.rule))
+        taken: dict[str, list[float]] = {}
+        features = []
+        for view in prepared:
+            seen, seconds = timed(partial(tower.encode, view.pixels[None]))
+            features.append(seen[0])
+            taken.setdefault(f"{view.pixels.shape[-1]} px", []).append(seconds)
+        encode = {f"{n} features a view": timed(partial(packets, codec, features, n))[1] for n in KEPT}
+        worked = memory.peaks()
     weights = sum(one.numel() * one.element_size() for one in tower.model.parameters()) / 1e6
-    found: dict[str, Any] = {"weights MB": round(weights), "load s": round(loaded, 2), "loaded": memory.peaks()}
-
-    codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 3, 4096, seed=SEED))
-    prepared, views_s = timed(lambda: views(picture(*SIZE), checkpoint.config.rule))
-    taken: dict[str, list[float]] = {}
-    features = []
-    for view in prepared:
-        seen, seconds = timed(partial(tower.encode, view.pixels[None]))
-        features.append(seen[0])
-        taken.setdefault(f"{view.pixels.shape[-1]} px", []).append(seconds)
-    encode = {n: timed(partial(packets, codec, features, n)) for n in KEPT}
-    peaks = memory.peaks()
-    return found | {
+    return {
+        "weights MB": round(weights),
+        "load s": round(load_s, 2),
+        "loaded": loaded,
         "views": len(prepared),
         "views s": round(views_s, 2),
         "tower s, a view": {size: round(statistics.median(each), 2) for size, each in taken.items()},
         "tower s": round(sum(map(sum, taken.values())), 1),
-        "merge and encode s": {f"{n} features a view": round(seconds, 3) for n, (_, seconds) in encode.items()},
-        "worked": peaks,
-        "peak of the weights": round(peaks["peak MB"] / weights, 3),
+        "merge and encode s": {name: round(seconds, 3) for name, seconds in encode.items()},
+        "worked": worked,
+        "peak over weights": round(worked["peak MB"] / weights, 3),
     }
 
 
@@ -155,14 +168,13 @@ def accelerated_decoder(model: Path, device: str) -> dict[str, Any]:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Checkpoint.open(model, "device").config
-    torch.set_default_dtype(torch.bfloat16)
     with torch.device(device), torch.inference_mode():
-        decoder: Any = Qwen3ForCausalLM(Qwen3Config(**config.text)).eval()
+        decoder: Any = Qwen3ForCausalLM._from_config(Qwen3Config(**config.text), dtype=torch.bfloat16).eval()
         prepared = views(picture(*SIZE), config.rule)
         unmerged = sum(config.grid(view.pixels.shape[-1]) ** 2 for view in prepared)
         found = {}
         for count in (unmerged, *(len(prepared) * n for n in KEPT)):
-            prompt = torch.randn(1, count + QUESTION, config.hidden)
+            prompt = torch.randn(1, count + QUESTION, config.hidden, dtype=torch.bfloat16)
 
             one, two = (median_ms(partial(answer, decoder, prompt, tokens)) for tokens in (1, 2))
             found[f"{count} features"] = {"prefill and first token, ms": one, "next token, ms": round(two - one, 2)}
@@ -221,6 +233,17 @@ def machine() -> str:
     return f"{told}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{told}, no GPU"
 
 
+def head(model: Path) -> dict[str, str]:
+    """What the measurements are of."""
+    stored = Checkpoint.open(model, "device").stored
+    shapes = [one.shape for name, one in stored.items() if name.startswith(VISION)]
+    return {
+        "command": "python -m benchmarks.full_size MODEL_DIR",
+        "machine": machine(),
+        "tower": f"{len(shapes)} tensors, {sum(map(prod, shapes)) / 1e9:.3f} B parameters",
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a device half, or a whole checkpoint")
@@ -231,18 +254,11 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(works[chosen.one]()))
         return
-    tensors = Checkpoint.open(chosen.model, "device").stored
-    stored = {name: (one.dtype, one.shape) for name, one in tensors.items() if name.startswith("vision_model.")}
-    head = {
-        "command": "python -m benchmarks.full_size MODEL_DIR",
-        "machine": machine(),
-        "tower": f"{len(stored)} tensors, {sum(np.prod(shape) for _, shape in stored.values()) / 1e9:.3f} B parameters",
-    }
-    found = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
-    if head.items() <= found.items():
-        print(f"goes on with {chosen.out}", file=sys.stderr)
-    else:
-        found = head | {"measured": {}}
+    told, found = head(chosen.model), {}
+    if chosen.out.exists():
+        found = json.loads(chosen.out.read_text())
+    if not told.items() <= found.items():
+        found = {**told, "measured": {}}
     for name in works:
         if name in found["measured"]:
             continue

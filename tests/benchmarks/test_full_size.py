@@ -1,0 +1,53 @@
+"""The benchmark of the released size, at a tiny one: it measures what it says and goes on where it stopped."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import full_size
+from lab import fake
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    fake.write(path)
+    return path
+
+
+def run(model: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.full_size", str(model), "--out", str(out)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_it_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "full_size.json"
+    names = list(full_size.measurements(model))
+    assert names[2] == "a picture of 1920 × 1080, bfloat16"
+    head = full_size.head(model)
+    out.write_text(json.dumps({**head, "measured": {name: {"kept": True} for name in names[1:]}}))
+    done = run(model, out)
+    assert done.returncode == 0 and names[0] in done.stderr and names[1] not in done.stderr, done.stderr
+    found = json.loads(out.read_text())
+    assert found == json.loads(done.stdout)
+    assert found["measured"][names[0]]["s"] > 0 and found["measured"][names[0]]["date"]
+    assert found["measured"][names[1]] == {"kept": True}
+
+
+def test_a_picture_is_measured_whole(model: Path) -> None:
+    found = full_size.look(model, "bfloat16")
+    assert found["views"] == 46 and found["tower s, a view"].keys() == {"224 px", "336 px"}
+    assert found["merge and encode s"].keys() == {"16 features a view", "32 features a view"}
+    assert found["worked"]["peak MB"] >= found["loaded"]["peak MB"] > found["weights MB"]
+
+
+def test_what_runs_on_a_gpu_runs(model: Path) -> None:
+    assert full_size.accelerated_tower(model, "cpu").keys() == {"224 px, ms", "336 px, ms"}
+    found = full_size.accelerated_decoder(model, "cpu")
+    assert found.keys() == {"756 features", "736 features", "1472 features"}
+    assert all(one["prefill and first token, ms"] > 0 for one in found.values())

@@ -1,0 +1,75 @@
+"""Where the tower computes and in which type: what may be asked for, and that it is part of a picture's identity."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from device_client import cli
+from device_client.compute import Compute
+from device_client.encoder import EncoderThread, TowerEncoder
+from lab import fake
+from shared.model.checkpoint import Checkpoint
+
+NANO = cli.NANO
+
+
+def command(*words: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--dtype", "int4"], "--dtype int4 is not known; choose one of float32, bfloat16"),
+        (["--device", "cuda:99"], "--device cuda:99 is not there; torch finds on this machine: cpu"),
+        (["--device", "toaster"], "--device toaster is not there; torch finds on this machine: cpu"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(small: Path, tmp_path: Path, options: list[str], said: str) -> None:
+    for words in (["ask", small, "why?"], ["inspect", small, "--out", tmp_path / "map.png"]):
+        result = command(*words, *options)
+        assert result.exit_code == 2 and result.stderr.startswith(f"device-client: {said}")
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [["--dtype", "float32"], ["--device", "cpu"]])
+def test_they_belong_to_the_tower(small: Path, options: list[str]) -> None:
+    result = command("ask", small, "why?", "--mode", "image", *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"device-client: {options[0]} belongs to --mode features")
+
+
+def test_a_checkpoint_in_half_precision_is_computed_in_it(tmp_path: Path) -> None:
+    fake.write(tmp_path / "half", dtype=torch.bfloat16)
+    fake.write(tmp_path / "float16", dtype=torch.float16)
+    for path, dtype in ((tmp_path / "half", "bfloat16"), (tmp_path / "float16", "float32"), (NANO, "float32")):
+        assert Compute().dtype_of(Checkpoint.open(path, "device")) == dtype
+    assert Compute(dtype="float32").dtype_of(Checkpoint.open(tmp_path / "half")) == "float32"
+
+
+def test_what_changes_features_changes_a_picture_and_nothing_else_does(small: Path) -> None:
+    checkpoint = Checkpoint.open(NANO, "device")
+    choices = [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"dtype": "bfloat16", "device": "cuda"}]
+    settings = ["", *(Compute(**choice).setting(checkpoint) for choice in choices)]
+    assert settings == ["", "", ", bfloat16", ", cuda", ", bfloat16, cuda"]
+    assert Compute(device="cuda:1").setting(checkpoint) == Compute(device="cuda").setting(checkpoint)
+
+    def identity(compute: Compute) -> bytes:
+        return EncoderThread(TowerEncoder.open(NANO, compute=compute)).open(small).picture_id
+
+    plain = identity(Compute())
+    assert identity(Compute(dtype="float32", device="cpu")) == plain != identity(Compute(dtype="bfloat16"))
+
+
+def test_the_tower_computes_in_the_type_asked_for(small: Path) -> None:
+    def packets(dtype: str) -> list[bytes]:
+        encoder = TowerEncoder.open(NANO, compute=Compute(dtype=dtype))
+        encoder.load()
+        image = EncoderThread(encoder).open(small).image
+        assert image is not None
+        return [encoded.packet for encoded in encoder.encode(image)]
+
+    plain, half = packets("float32"), packets("bfloat16")
+    assert plain != half and abs(len(plain[0]) - len(half[0])) < 10

@@ -1,0 +1,101 @@
+"""How a tower gets its weights: the values that transformers gives them, and little memory beside them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import Step3p7VisionConfig, Step3p7VisionModel
+
+from lab import fake
+from shared.model.checkpoint import Checkpoint
+from shared.model.config import SplitConfig
+from shared.model.released_names import vision_shapes
+from shared.model.tower import Tower
+
+HALF, FULL = torch.bfloat16, torch.float32
+
+
+def by_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
+    """The same tensors through its loader alone."""
+    state = {name.removeprefix("vision_model."): tensor for name, tensor in checkpoint.vision_tensors().items()}
+    config = Step3p7VisionConfig(**checkpoint.config.vision)
+    loaded = Step3p7VisionModel.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    assert isinstance(loaded, torch.nn.Module)
+    return loaded.eval()
+
+
+@pytest.mark.parametrize("stored", [HALF, FULL])
+@pytest.mark.parametrize("wanted", [HALF, FULL])
+def test_weights_and_features_are_those_of_transformers(
+    tmp_path: Path, stored: torch.dtype, wanted: torch.dtype
+) -> None:
+    fake.write(tmp_path, dtype=stored)
+    checkpoint = Checkpoint.open(tmp_path)
+    ours, theirs = Tower(checkpoint, wanted), by_transformers(checkpoint, wanted)
+    found, expected = ours.model.state_dict(), theirs.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == wanted and torch.equal(found[name], tensor), name
+    for name, buffer in theirs.named_buffers():  # angles are exact whatever the weights are
+        assert torch.equal(ours.model.get_buffer(name), buffer), name
+    pixels = np.random.default_rng(1).standard_normal((2, 3, 224, 224)).astype(np.float32)
+    with torch.inference_mode():
+        features = theirs(torch.from_numpy(pixels).to(wanted)).last_hidden_state.float().numpy()
+    bits = 2**-6 if wanted == HALF else 1e-5  # the convolutions add in another order
+    np.testing.assert_allclose(ours.encode(pixels), features, atol=bits * np.abs(features).max())
+
+
+def test_types_stored_side_by_side_lose_nothing(tmp_path: Path) -> None:
+    fake.write(tmp_path, dtype=FULL)
+    tensors = Checkpoint.open(tmp_path).tensors()
+    narrow = {name: tensor.to(HALF) if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
+    save_file(narrow, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint.open(tmp_path)
+    assert {one.dtype for one in checkpoint.stored.values()} == {"BF16", "F32"}
+    norm = Tower(checkpoint, FULL).model.state_dict()["pre_layernorm.weight"]
+    assert torch.equal(norm, tensors["vision_model.ln_pre.weight"])
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from shared.model.checkpoint import Checkpoint
+from shared.model.tower import Tower
+
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+def look(path):
+    tower = Tower(Checkpoint.open(Path(path), "device"), getattr(torch, sys.argv[3]))
+    tower.encode(np.zeros((1, 3, 112, 112), np.float32))
+    return sum(one.numel() * one.element_size() for one in tower.model.parameters()) / 1024
+
+look(sys.argv[1])  # libraries come with the first
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+resident = kilobytes("VmRSS")
+weights = look(sys.argv[2])
+print((kilobytes("VmHWM") - resident) / weights)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_tower_takes_little_more_memory_than_its_weights(tiny: Path, tmp_path: Path, dtype: str) -> None:
+    raw = json.loads((tiny / "config.json").read_text())
+    raw["vision_config"] |= {"width": 512, "layers": 12, "heads": 8}
+    shapes = vision_shapes(SplitConfig.parse(raw))
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    tensors = {name: torch.full(shape, 0.01, dtype=HALF) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size > 80e6
+    command = [sys.executable, "-c", MEASURE, str(tiny), str(tmp_path), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0.8 < float(done.stdout) < 1.25
