@@ -1,6 +1,7 @@
 # `make` alone says what there is. Everything is installed into $(VENV), nowhere else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,6 +23,9 @@ $(VENV)/installed-demo: $(RECIPE)
 
 $(VENV)/installed-dev: $(RECIPE)
 	$(call INSTALL,device server dev)
+	@# Beside the environment, not in it: transformers imports it wherever it is found, and what runs must do without.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c .ci/constraints.txt --upgrade \
+		--target $(VENV)/beside torchvision
 
 $(VENV)/installed-lab: $(RECIPE)
 	$(call INSTALL,device server lab)
@@ -35,6 +39,7 @@ demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it
 .PHONY: test
 test: $(VENV)/installed-dev ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/beside $(BIN)/python -m pytest tests/parity
 
 .PHONY: check
 check: $(VENV)/installed-dev ## lint, formatting, types, and whether generated code is fresh
