@@ -155,9 +155,13 @@ def chat(server: ServerThread, **streams: Any) -> subprocess.Popen[str]:
     )
 
 
-def test_the_command_with_the_shipped_model(server: ServerThread) -> None:
-    done = chat(server)
-    out, err = done.communicate("what number is on the sign?\nis there a rocket?\n", timeout=120)
+def test_the_command_with_the_shipped_model() -> None:
+    server = ServerThread()  # another test may have sent the picture to the shared one
+    try:
+        done = chat(server)
+        out, err = done.communicate("what number is on the sign?\nis there a rocket?\n", timeout=120)
+    finally:
+        server.stop()
     assert (done.returncode, out) == (0, "42\nyes\n"), err
     first, second = err.splitlines()
     assert "(1 view, " in first and second.startswith("picture 0 B: the server has it")
