@@ -378,6 +378,8 @@ async def _batch(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from device_client.waiting import Doing
+
     lines = batches.read_lines(file)
     done = batches.prepare_out(out, lines, resume=resume)
     if done == len(lines):
@@ -386,7 +388,7 @@ async def _batch(
     failed = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with Session(target, open_encoder()) as session:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with Progress(*columns, Doing(session.encoder), console=Console(stderr=True)) as progress:
             task = progress.add_task("asking", total=len(lines), completed=done)
             try:
                 async for answered in batches.run(

@@ -1,4 +1,4 @@
-"""The line that says why nothing is answered yet: a large model takes minutes to look at a picture.
+"""What a person sees who waits: a large model takes minutes to look at a picture.
 
 Promises that nothing of it is left on the screen, and that it is not written where stderr is no terminal. Leaves
 what the encoder is doing to `encoder`.
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import ProgressColumn, Task
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -20,7 +21,7 @@ from device_client.encoder import EncoderThread
 
 @contextmanager
 def waiting(encoder: EncoderThread, console: Console | None = None) -> Iterator[Callable[[], None]]:
-    """Show it until the end, or until what it yields is called."""
+    """A line that says it, until the end or until what this yields is called."""
     shown = console or Console(stderr=True)
     if not shown.is_terminal:
         yield lambda: None
@@ -36,6 +37,17 @@ def waiting(encoder: EncoderThread, console: Console | None = None) -> Iterator[
     )
     with live:
         yield live.stop
+
+
+class Doing(ProgressColumn):
+    """The same beside a batch's progress."""
+
+    def __init__(self, encoder: EncoderThread) -> None:
+        super().__init__()
+        self._encoder = encoder
+
+    def render(self, task: Task) -> Text:
+        return Text(self._encoder.doing, overflow="ellipsis", no_wrap=True)
 
 
 class _Line:

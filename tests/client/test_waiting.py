@@ -3,10 +3,11 @@ import io
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 from device_client.encoder import EncoderThread
 from device_client.fake import FakeEncoder
-from device_client.waiting import waiting
+from device_client.waiting import Doing, waiting
 
 
 def terminal() -> tuple[Console, io.StringIO]:
@@ -38,6 +39,14 @@ def test_a_file_gets_none_of_it() -> None:
     with waiting(EncoderThread(FakeEncoder()), Console(file=out)) as over:
         over()
     assert out.getvalue() == ""
+
+
+def test_a_batch_shows_it_beside_its_progress() -> None:
+    encoder, (console, out) = EncoderThread(FakeEncoder()), terminal()
+    encoder.doing = "loading the model"
+    with Progress(TextColumn("{task.description}"), Doing(encoder), console=console) as progress:
+        progress.add_task("asking", total=3)
+    assert "asking loading the model" in out.getvalue()
 
 
 async def test_the_encoder_says_what_it_does(wide: Path) -> None:
