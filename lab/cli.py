@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -74,6 +74,19 @@ def _bytes() -> Iterator[Callable[[str, int, int], None]]:
         yield tell
 
 
+def _named_bar(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    return track(items, total=total, description=what, console=Console(stderr=True))
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    found = tuple(float(one) for one in text.split(","))
+    if any(one <= 0 for one in found) or list(found) != sorted(set(found)):
+        raise ValueError(f"--bits {text}: numbers above 0, each larger than the one before, as in 8,12,19,36")
+    return found
+
+
 @app.command()
 def assets(out: Annotated[Path, typer.Option(help="Where to.")] = ASSETS) -> None:
     """Download fonts and photographs from Debian's packages (nothing is installed)."""
@@ -110,6 +123,20 @@ def features(assets: Assets = ASSETS, run: Run = RUN, seed: int = 0) -> None:
             seed=seed,
             progress=_bar,
         )
+
+
+@nano.command()
+def pictures(
+    out: Annotated[Path, typer.Argument(help="Where to.")],
+    assets: Assets = ASSETS,
+    count: Annotated[int, typer.Option(help="336 px pictures; a twentieth as many large ones more.")] = 3000,
+    turns: Annotated[int, typer.Option(help="Questions about each.")] = 8,
+    seed: int = 0,
+) -> None:
+    """Draw training pictures as files with questions.jsonl, as a user of `train-codec` has them."""
+    from lab.nano.files import draw
+
+    draw(assets, out, {"world": count, "large": count // 20}, turns, seed, _named_bar)
 
 
 @nano.command()
@@ -159,6 +186,7 @@ def codec(
     from lab.codec import train
     from lab.nano import features
     from lab.nano.answerer import load
+    from lab.nano.source import NanoSource
     from lab.resume import fingerprint
     from shared.codec.weights import CodecWeights
 
@@ -167,11 +195,7 @@ def codec(
     answerer, tokenizer = load(run, world[0].features.shape[1])
     recipe = train.Recipe()
     train.train(
-        answerer,
-        tokenizer,
-        world,
-        large,
-        easy,
+        NanoSource(answerer, tokenizer, world, large, easy, seed=seed),
         run,
         basis=fingerprint(run / "decoder.pt"),
         start=None if start is None else CodecWeights.load(start),
@@ -313,6 +337,98 @@ def view_features(
     with _sentences():
         write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), tell=typer.echo)
     typer.echo(f"{out} {out.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command("train-codec")
+def train_codec(
+    model: Annotated[str, typer.Option(help="A whole checkpoint: its folder, or OWNER/NAME on the hub.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    run: Annotated[Path, typer.Option(help="Folder of features, answers and checkpoints.")] = Path("runs/codec"),
+    out: Annotated[Path | None, typer.Option(help="Where the codec goes.", show_default="RUN/codec")] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help='One a line, or .jsonl of {"image", "question"}; else general ones.')
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take only what the hub's cache has.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
+    steps: Annotated[int | None, typer.Option(help="Steps through the decoder.")] = None,
+    settle: Annotated[int | None, typer.Option(help="Steps of the entropy model at the end.")] = None,
+    components: Annotated[int | None, typer.Option(help="Numbers coded of a feature.")] = None,
+    bits: Annotated[str | None, typer.Option(help="Of a feature, by quality: 8,12,19,36")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 4,
+    turns: Annotated[int, typer.Option(help="Questions about each.")] = 8,
+    tokens: Annotated[int, typer.Option(help="How much of an answer is matched.")] = 32,
+    judged: Annotated[int, typer.Option(help="Held-out pictures at most.")] = 100,
+    seed: int = 0,
+) -> None:
+    """Train a codec for a checkpoint on pictures without labels. Hours; goes on where it was stopped."""
+    from lab.codec.train import Recipe
+    from lab.hub import locate
+    from lab.matching.run import Job, train_codec
+    from lab.matching.source import Mix
+
+    with _sentences():
+        given: dict[str, Any] = {
+            "steps": steps,
+            "settle": settle,
+            "components": components,
+            "bits": _numbers(bits),
+        }
+        job = Job(
+            model=locate(model, offline=offline),
+            data=data,
+            run=run,
+            out=out or run / "codec",
+            questions=questions,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+            tokens=tokens,
+            judged=judged,
+            recipe=replace(Recipe(), **{name: value for name, value in given.items() if value is not None}),
+            mix=Mix(batch=batch, turns=turns),
+        )
+        typer.echo(
+            f"{train_codec(job, _named_bar, typer.echo)}: codec.json, codec.safetensors, report.json, report.png"
+        )
+
+
+@app.command("judge-codec")
+def judge_codec(
+    model: Annotated[Path, typer.Option(help="A whole checkpoint.")],
+    data: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    codec: Annotated[Path, typer.Option(help="Folder of the codec.")],
+    out: Annotated[Path, typer.Option(help="Where the figures go, JSON.")],
+    run: Annotated[Path, typer.Option(help="Folder of features and answers.")] = Path("runs/codec"),
+    questions: Annotated[Path | None, typer.Option(help="As for train-codec.")] = None,
+    device: str = "cpu",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
+    tokens: Annotated[int, typer.Option(help="How much of an answer is matched.")] = 32,
+    judged: Annotated[int, typer.Option(help="Held-out pictures at most.")] = 100,
+) -> None:
+    """Bytes, divergence and agreement of any codec, on the pictures that train-codec holds out."""
+    import json
+
+    from lab.codec.team import Team
+    from lab.matching.run import Bench, Job, all_rates
+    from shared.codec.codec import Codec
+
+    with _sentences():
+        job = Job(
+            model=model,
+            data=data,
+            run=run,
+            out=out,
+            questions=questions,
+            device=device,
+            dtype=dtype,
+            tokens=tokens,
+            judged=judged,
+        )
+        loaded = Codec.load(codec)
+        bench = Bench(job, Team(), _named_bar, typer.echo)
+        costs = bench.judge(loaded, all_rates(bench.teacher, loaded.config.qualities))
+        out.write_text(json.dumps(bench.report(costs), indent=1) + "\n")
 
 
 @app.command()

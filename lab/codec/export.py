@@ -6,7 +6,7 @@ on training features, smoothed by the trained distributions; they are the last t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from scipy.stats import norm
 from torch import nn
 
 from lab.codec.model import BIT_PRICE, FRACTION, SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
-from lab.nano.answerer import SIDES, SLOT, Answerer
 from shared.codec.codec import Codec
 from shared.codec.tables import table_from_probabilities
 from shared.codec.weights import CodecConfig, CodecWeights, Rate
@@ -54,10 +53,15 @@ def _gaussian_tables() -> NDArray[np.float64]:
 @torch.no_grad()
 def export(
     model: CodecModel,
-    answerer: Answerer,
-    centroids: Sequence[NDArray[np.float32]],
+    grid_embedding: dict[int, NDArray[np.float16]],
+    hidden: int,
+    centroids: Iterable[NDArray[np.float32]],
 ) -> CodecWeights:
-    """The codec's weights; ``centroids`` [n, D] of training pictures fill the tables."""
+    """The codec's weights; ``centroids`` [n, D] of training pictures fill the tables.
+
+    ``grid_embedding`` is [side², ``hidden``] of each grid side.
+    """
+    model = model.cpu()
     w1, b1, w2, b2 = (t.numpy() for t in model.h_s.integers())
     first, last = model.h_a
     assert isinstance(first, nn.Linear)
@@ -70,7 +74,7 @@ def export(
         hyper_hidden=first.out_features,
         qualities=qualities,
         **_rates(qualities),
-        hidden=answerer.grid.embedding_dim,
+        hidden=hidden,
         shift1=SHIFT1,
         shift2=SHIFT2,
         residual_range=RESIDUAL_RANGE,
@@ -96,10 +100,7 @@ def export(
         hs_b2=b2[:, None].astype(np.int32),
         z_tables=table_from_probabilities(np.ones((qualities, model.hyper, 2 * model.hyper_range + 1))),
         y_tables=table_from_probabilities(gaussian),
-        grid_embedding={
-            side: answerer.grid.weight[SLOT[side] : SLOT[side] + side * side].numpy().astype(np.float16)
-            for side in SIDES
-        },
+        grid_embedding=grid_embedding,
     )
     z_seen = np.full((qualities, model.hyper, 2 * model.hyper_range + 1), 0.5)
     y_seen = gaussian * SMOOTHING

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lab.codec.model import CodecModel
+from lab.codec.team import Team
 from lab.nano.answerer import merging, picture
 from lab.nano.features import Cached
 
@@ -29,8 +30,8 @@ def pool(pictures: Sequence[Cached], seed: int, merged: float = 0.3) -> Tensor:
 class Follower:
     """Trains ``h_a``, ``h_s`` and the entropy bottleneck of a model on features of ``seen`` [T, D]."""
 
-    def __init__(self, model: CodecModel, seen: Tensor, seed: int, batch: int = 1024) -> None:
-        self.model, self.seen, self.batch = model, seen, batch
+    def __init__(self, model: CodecModel, seen: Tensor, seed: int, batch: int = 1024, team: Team | None = None) -> None:
+        self.model, self.seen, self.batch, self.team = model, seen, batch, team or Team()
         self.generator = torch.Generator().manual_seed(seed)
         named = [*model.h_a.named_parameters(), *model.h_s.named_parameters(), ("h_a_bias", model.h_a_bias)]
         named += model.entropy_bottlenecks.named_parameters()
@@ -45,7 +46,7 @@ class Follower:
         if quality is None:
             quality = int(torch.randint(self.model.qualities, (1,), generator=self.generator))
         with torch.no_grad():
-            y = self.model.quantise(self.seen[chosen], quality)
+            y = self.model.quantise(self.seen[chosen].to(self.model.mean.device), quality)
         bits = self.model.code(y, quality)[1].mean()
         self._descend(self.optimiser, bits)
         self._descend(self.quantiles, self.model.aux_loss())
@@ -54,6 +55,7 @@ class Follower:
     def _descend(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
         optimiser.zero_grad()
         loss.backward()
+        self.team.average(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 10.0)
         optimiser.step()
         optimiser.zero_grad()

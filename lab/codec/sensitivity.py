@@ -7,50 +7,31 @@ where to begin; measured on coarsened features, since a decoder that is sure of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lab.nano.answerer import Answerer, ask, merging, picture
-from lab.nano.features import Cached
-from lab.nano.packing import Packer
-from lab.nano.rough import Rough
+from lab.codec.source import B, Source
+from lab.nano.rough import Coarsen
 
 
-def sensitivity(
-    answerer: Answerer,
-    packer: Packer,
-    pictures: Sequence[Cached],
-    rough: Rough,
-    *,
-    batches: int = 40,
-    batch: int = 24,
-    turns: int = 14,
-    seed: int = 0,
-    autocast: bool = True,
-) -> Tensor:
-    """The matrix F [D, D], scaled to a trace of D."""
-    dim = pictures[0].features.shape[1]
-    fisher = torch.zeros(dim, dim, dtype=torch.float64)
+def sensitivity(source: Source[B], rough: Coarsen, *, batches: int = 40, seed: int = 0) -> Tensor:
+    """The matrix F [D, D], scaled to a trace of D, on the features' device."""
+    fisher: Tensor | None = None
     for index in range(batches):
-        rng = np.random.default_rng([seed, 31, index])
-        chosen = [pictures[i] for i in rng.integers(len(pictures), size=batch)]
-        shown = [picture(one, merging()) for one in chosen]
-        shown = [replace(one, features=rough.draw(rng, one.features)) for one in shown]
-        packed = packer.pack(shown, [ask(rng, one, turns) for one in chosen], independent=True)
-        x = packed.features.requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            logits = answerer(packed, x).float()
-        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        answers = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        packed = source.coarse(index, rough)
+        x = packed.features.detach().requires_grad_()
+        logits = source.logits(packed, x)
+        probabilities = logits.detach().softmax(-1)
+        generator = torch.Generator(probabilities.device).manual_seed((seed << 20) + index)
+        answers = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, answers, reduction="sum"), x)
-        fisher += (gradient.T @ gradient).double()
-    return cast(Tensor, fisher * (dim / fisher.trace()))
+        product = (gradient.T @ gradient).double()
+        fisher = product if fisher is None else fisher + product
+    assert fisher is not None, "batches is at least 1"
+    return fisher * (len(fisher) / fisher.trace())
 
 
 def root(metric: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class Answerer(nn.Module):
             unit = size * projected.norm(dim=-1).mean() / 3**0.5
             self.grid.weight[SLOT[side] : SLOT[side] + side * side] = unit * coordinates @ directions[:, :6].T
 
+    def grid_embedding(self) -> dict[int, NDArray[np.float16]]:
+        """As a codec stores it: [side², H] of each grid side."""
+        weight = self.grid.weight.detach().numpy().astype(np.float16)
+        return {side: weight[SLOT[side] : SLOT[side] + side * side] for side in SIDES}
+
     def embed(self, batch: Batch, features: Tensor | None = None) -> Tensor:
         """Prompt embeddings [B, T, H]; ``features`` [sum, D] replace the batch's own (the codec's training)."""
         embeds = self.decoder.get_input_embeddings()(batch.ids)

@@ -15,6 +15,7 @@ from lab.nano.answerer import Answerer, Reduce
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
 from lab.nano.rough import Rough
+from lab.nano.source import NanoSource
 from lab.rate_distortion import published, simple
 from shared.codec.codec import Codec
 
@@ -91,7 +92,7 @@ def others(
         nonlocal worth
         path = run / "published" / f"{identity.hex()[:12]}-{step:g}.pt"
         if not len(worth):
-            worth = np.diag(sensitivity(answerer, packer, pictures, Rough(x), batches=20).numpy())
+            worth = np.diag(sensitivity(NanoSource(answerer, packer.tokenizer, pictures), Rough(x), batches=20).numpy())
         path.parent.mkdir(parents=True, exist_ok=True)
         return published.train(x, worth, step, path)
 

@@ -15,6 +15,7 @@ from lab.codec import train
 from lab.codec.export import export
 from lab.codec.model import FRACTION, CodecModel
 from lab.nano.answerer import Answerer, config
+from lab.nano.source import Mix, NanoSource
 from shared.codec.codec import Codec
 from shared.codec.hyperprior import h_s
 from shared.model.checkpoint import Checkpoint
@@ -30,13 +31,11 @@ RECIPE = train.Recipe(
     steps=3,
     follow=2,
     settle=3,
-    batch=2,
-    turns=2,
-    easy=0.0,
-    large=0.0,
     save=3,
     measured=2,
+    bits=(8.0, 16.0),
 )
+MIX = Mix(batch=2, turns=2, easy=0.0, large=0.0)
 
 
 @torch.no_grad()
@@ -47,7 +46,7 @@ def test_the_exported_hyperprior_is_the_trained_one_rounded() -> None:
     model.start_from(torch.from_numpy(np.concatenate(pictures)), torch.eye(96), (8.0, 16.0))
     model.h_s.w2.normal_(std=0.1)
     tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
-    weights = export(model, Answerer(96, config(tokenizer)), pictures, features=None, quality=1)
+    weights = export(model, Answerer(96, config(tokenizer)).grid_embedding(), 256, pictures)
     z = np.random.default_rng(0).integers(-7, 8, (500, 3))
     mean, table = h_s(weights, z, 0, 1)
     wanted, scale = (t.numpy() for t in model.h_s(torch.from_numpy(z).float(), 1))
@@ -63,9 +62,8 @@ def _run(out: Path) -> dict[str, torch.Tensor]:
     tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
     torch.manual_seed(1)
     answerer, world = Answerer(96, config(tokenizer)), _pictures(0)
-    trained = train.train(
-        answerer, tokenizer, world, world, world, out, recipe=RECIPE, autocast=False, log=lambda *_, **__: None
-    )
+    source = NanoSource(answerer, tokenizer, world, world, world, mix=MIX, autocast=False)
+    trained = train.train(source, out, recipe=RECIPE, log=lambda *_, **__: None)
     return trained.state_dict()
 
 

@@ -1,0 +1,53 @@
+"""What a codec is trained on: features, and the frozen decoder whose answers about them shall stay.
+
+Promises nothing about pictures, prompts or where features come from; ``lab.nano.source`` and
+``lab.matching.source`` know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from lab.nano.rough import Coarsen
+
+
+class Batch(Protocol):
+    """Questions about pictures, ready for the decoder."""
+
+    @property
+    def features(self) -> Tensor:
+        """[T, D]"""
+
+
+B = TypeVar("B", bound=Batch)
+
+
+class Source(Protocol[B]):
+    """``projector`` is the weight [H, D] behind the features; ``extra`` is trained along with the codec."""
+
+    @property
+    def projector(self) -> Tensor: ...
+
+    @property
+    def extra(self) -> nn.Module: ...
+
+    def sample(self) -> Tensor:
+        """Features [T, D] of whole pictures, to begin with."""
+
+    def pool(self) -> Tensor:
+        """Features [T, D] for the entropy model, of which some are merged."""
+
+    def batches(self, first: int) -> Iterator[tuple[B, bool]]:
+        """Endless batches from step ``first`` on; with each, whether it counts for the wanted bits a feature."""
+
+    def coarse(self, index: int, rough: Coarsen) -> B:
+        """Batch ``index`` of whole pictures with many questions, its features made coarse."""
+
+    def wanted(self, batch: B) -> Tensor:
+        """Logits [answer tokens, vocabulary] of the uncompressed features."""
+
+    def logits(self, batch: B, features: Tensor) -> Tensor:
+        """Logits [answer tokens, vocabulary] with ``features`` [T, D] instead of the batch's own."""

@@ -1,0 +1,49 @@
+"""Several processes that train one codec, a share of each batch in every one; mostly there is only one.
+
+Promises that all members hold the same weights after every step, because they take the same mean gradient. Leaves
+starting processes and talking between them to accelerate (``accelerate launch -m lab.cli train-codec …``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Team:
+    """``rank`` of ``size`` processes; the one of rank 0 writes files and speaks."""
+
+    def __init__(self) -> None:
+        self._accelerator: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import Accelerator
+
+            self._accelerator = Accelerator()
+        self.rank: int = self._accelerator.process_index if self._accelerator else 0
+        self.size: int = self._accelerator.num_processes if self._accelerator else 1
+
+    def device(self, wanted: str) -> torch.device:
+        """This member's: its own GPU where each has one."""
+        if self._accelerator and wanted == "cuda":
+            return torch.device(self._accelerator.device)
+        return torch.device(wanted)
+
+    def average(self, parameters: Iterable[Tensor]) -> None:
+        """Gradients become their mean over all members."""
+        if self._accelerator:
+            for one in parameters:
+                if one.grad is not None:
+                    one.grad.copy_(self._accelerator.reduce(one.grad, reduction="mean"))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of all members' ``values``."""
+        return self._accelerator.reduce(values, reduction="mean") if self._accelerator else values
+
+    def wait(self) -> None:
+        """Until every member is here."""
+        if self._accelerator:
+            self._accelerator.wait_for_everyone()

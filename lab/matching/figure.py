@@ -1,0 +1,38 @@
+"""A training and what came of it as one picture: the curves, and divergence and agreement over bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def draw(log: Path, report: dict[str, Any], out: Path) -> None:
+    """From ``codec.jsonl`` of a run and the report on held-out pictures."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+    taught = [line for line in lines if "distortion" in line and line["step"] > report["warm"]]
+    left.plot([line["step"] for line in taught], [line["distortion"] for line in taught], color="C0", marker=".")
+    left.set(xlabel="step", title="Training, at the finest quality", yscale="log")
+    left.set_ylabel("divergence, nats a token", color="C0")
+    bits = left.twinx()
+    bits.plot([line["step"] for line in taught], [line["bits a feature"] for line in taught], color="C1", marker=".")
+    bits.set_ylabel("bits a feature", color="C1")
+    counts = sorted({row["features"] or 0 for row in report["rates"]})
+    for count in counts:
+        rows = [row for row in report["rates"] if (row["features"] or 0) == count]
+        label = f"{count} features a view" if count else "not merged"
+        middle.plot([row["bytes"] for row in rows], [row["divergence"] for row in rows], marker=".", label=label)
+        right.plot([row["bytes"] for row in rows], [row["agreement"] for row in rows], marker=".", label=label)
+    middle.set(xscale="log", yscale="log", xlabel="bytes of a picture", ylabel="divergence, nats a token")
+    right.set(xscale="log", xlabel="bytes of a picture", ylabel="answers that agree")
+    middle.set_title(f"{report['pictures']['held out']} held-out pictures")
+    right.set_title(f"{report['questions']['held out']} questions about them")
+    right.legend()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

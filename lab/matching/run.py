@@ -1,0 +1,205 @@
+"""A checkpoint and a folder of pictures → a codec for that checkpoint, with a report.
+
+    pictures ─ tower ─ features on disk ─┐
+    questions ───────────────────────────┴─ decoder's own answers ─ training ─ tables ─ held-out report ─ codec files
+
+Promises that every part is resumable and that nothing but the codec is trained; leaves the parts to their modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lab import resume
+from lab.codec import train
+from lab.codec.export import export
+from lab.codec.team import Team
+from lab.matching import figure, pictures, questions
+from lab.matching.judge import Cost, counts, grid_table, judge, on_the_hull, rows
+from lab.matching.pictures import Seen, Track
+from lab.matching.source import Asked, MatchingSource, Mix, merged
+from lab.matching.teacher import Teacher
+from shared.codec.codec import Codec
+from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.generation import stop_tokens
+from shared.model.tower import Tower
+
+NamedTrack = Callable[[Iterable[Any], int, str], Iterable[Any]]
+COUNTED = 1200  # pictures that the tables are filled from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be done. ``tokens`` is how much of each answer is matched."""
+
+    model: Path
+    data: Path
+    run: Path
+    out: Path
+    questions: Path | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    tokens: int = 32
+    judged: int = 100  # held-out pictures at most
+    recipe: train.Recipe = field(default_factory=train.Recipe)
+    mix: Mix = field(default_factory=Mix)
+
+
+class Bench:
+    """A job's model, pictures, questions and the model's answers: everything but the codec."""
+
+    def __init__(self, job: Job, team: Team, track: NamedTrack, say: Callable[[str], None]) -> None:
+        self.job, self.track = job, track
+        self.checkpoint = Checkpoint.open(job.model)
+        if self.checkpoint.side is not None:
+            raise CheckpointError(f"{job.model} is the {self.checkpoint.side} half of a model; a whole one is needed")
+        found = pictures.find(job.data)
+        ask = questions.read(job.questions, job.data, list(found.values()))  # before anything slow
+        device, dtype = team.device(job.device), getattr(torch, job.dtype)
+        say(f"{len(found)} pictures; identifying the model")
+        self.model_id = self.checkpoint.model_id
+        folder = job.run / "features" / f"{self.model_id}-{job.dtype}"
+
+        def open_tower() -> Tower:
+            return Tower(self.checkpoint, dtype, str(device))
+
+        seen = pictures.look(found, self.checkpoint.config, open_tower, folder, team, self._track("features"), say)
+        self.training, self.held_out = pictures.divide(seen)
+        self.held_out = self.held_out[: job.judged]
+        ends = stop_tokens(self.checkpoint)
+        self.teacher = Teacher(self.checkpoint, device=device, dtype=dtype, ends=ends)
+        self.grid = self._own_grid()
+        self.reference = torch.zeros(self.teacher.cells, self.checkpoint.config.hidden, device=device)
+        if self.grid is not None:
+            self.reference = self.grid
+        self.asked = self._answers({one.digest: ask[one.path] for one in [*self.training, *self.held_out]}, team)
+
+    def _track(self, what: str) -> Track:
+        return lambda items, total: self.track(items, total, what)
+
+    def _own_grid(self) -> torch.Tensor | None:
+        """That of a codec beside the model, which the model was then trained with."""
+        if not (self.checkpoint.path / "codec.json").exists():
+            return None
+        return grid_table(self.teacher, Codec.load(self.checkpoint.path))
+
+    def _answers(self, ask: dict[str, Sequence[str]], team: Team) -> Asked:
+        """The model's own answers, kept on disk picture by picture."""
+        folder = self.job.run / "answers" / f"{self.model_id}-{self.job.dtype}-{self.job.tokens}"
+        folder.mkdir(parents=True, exist_ok=True)
+        seen = {one.digest: one for one in [*self.training, *self.held_out]}
+        files = {digest: folder / f"{digest}.json" for digest in seen}
+        known = {digest: json.loads(file.read_text()) for digest, file in files.items() if file.exists()}
+        todo = [digest for digest in sorted(seen) if set(ask[digest]) - set(known.get(digest, {}))]
+        mine = todo[team.rank :: team.size]
+        for digest in self._track("answers")(mine, len(mine)):
+            lacking = [question for question in ask[digest] if question not in known.get(digest, {})]
+            given = self.teacher.answer(merged(seen[digest]), lacking, self.job.tokens, self.reference)
+            partial = files[digest].with_suffix(".partial")
+            partial.write_text(json.dumps(known.get(digest, {}) | dict(zip(lacking, given, strict=True))))
+            partial.replace(files[digest])
+        team.wait()
+        found = {digest: json.loads(file.read_text()) for digest, file in files.items()}
+        return {digest: [(q, tuple(found[digest][q])) for q in ask[digest]] for digest in seen}
+
+    def judge(self, codec: Codec, rates: Sequence[tuple[int | None, int]]) -> list[Cost]:
+        """What a codec costs and spoils on the held-out pictures."""
+        return judge(self.teacher, codec, self.held_out, self.asked, self.reference, rates, self._track("held-out"))
+
+    def report(self, costs: Sequence[Cost]) -> dict[str, Any]:
+        """The frame of a report in JSON."""
+        return {
+            "model_id": self.model_id,
+            "date": date.today().isoformat(),
+            "seed": self.job.seed,
+            "pictures": {"training": len(self.training), "held out": len(self.held_out)},
+            "questions": {
+                "training": sum(len(self.asked[one.digest]) for one in self.training),
+                "held out": sum(len(self.asked[one.digest]) for one in self.held_out),
+            },
+            "rates": rows(costs),
+        }
+
+
+def all_rates(teacher: Teacher, qualities: int) -> list[tuple[int | None, int]]:
+    """Every number of features with every quality."""
+    return [(n, quality) for n in counts(teacher) for quality in range(qualities)]
+
+
+def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> Path:
+    """Train, judge on held-out pictures and write ``job.out``: codec.json, codec.safetensors, report.json, report.png.
+
+    Raises ``CheckpointError``, ``RoomError``, ``ValueError`` for what is wrong with model, data or questions.
+    """
+    team = Team()
+    if team.rank:
+
+        def say(text: str) -> None: ...
+
+    job.run.mkdir(parents=True, exist_ok=True)
+    bench = Bench(job, team, track, say)
+    source = MatchingSource(
+        bench.teacher, bench.training, bench.asked, grid=bench.grid, mix=job.mix, seed=job.seed, team=team
+    )
+    basis = _basis(job, bench)
+    finished = job.run / "codec.pt"
+    if finished.exists() and (note := job.run / "codec.basis").exists() and note.read_text() == basis:
+        model = train.new_model(job.recipe, source.projector.shape[1])
+        model.load_state_dict(torch.load(finished, weights_only=True, map_location="cpu"))
+        if (state := resume.load(job.run / "codec.ckpt", basis)) is not None:
+            source.extra.load_state_dict(state["extra"])
+    else:
+        model = train.train(
+            source, job.run, basis=basis, recipe=job.recipe, seed=job.seed, team=team, log=lambda text, **_: say(text)
+        )
+        if team.rank == 0:
+            (job.run / "codec.basis").write_text(basis)
+    if team.rank == 0:
+        _finish(job, bench, source, model, say)
+    team.wait()
+    return job.out
+
+
+def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Callable[[str], None]) -> None:
+    table = source.grid.detach().cpu().numpy().astype(np.float16)
+    teacher = bench.teacher
+    grids = {side: table[teacher.first[side] : teacher.first[side] + side * side] for side in teacher.sides}
+    say("counting symbols for the tables")
+    weights = export(model, grids, table.shape[1], _centroids(bench.training, job.seed))
+    costs = bench.judge(Codec(weights), all_rates(teacher, weights.config.qualities))
+    weights = replace(weights, config=on_the_hull(weights.config, costs))
+    weights.save(job.out, bench.model_id)
+    report = bench.report(costs) | {"warm": job.recipe.warm, "recipe": asdict(job.recipe), "mix": asdict(job.mix)}
+    (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    figure.draw(job.run / "codec.jsonl", report, job.out / "report.png")
+    for name, index in weights.config.presets.items():
+        rate = weights.config.rates[index]
+        one = next(cost for cost in costs if (cost.features, cost.quality) == rate)
+        say(f"{name:7} {one.bytes:7.1f} B  divergence {one.divergence:.4f}  answers that agree {one.agreement:.3f}")
+
+
+def _centroids(seen: Sequence[Seen], seed: int) -> Iterable[NDArray[np.float32]]:
+    rng = np.random.default_rng([seed, 43])
+    for one in seen[:COUNTED]:
+        share = 1.0 if rng.random() < 0.8 else float(rng.uniform(0.2, 1.0))
+        shown = merged(one, share)
+        ends = np.cumsum([*shown.layout.crops, shown.layout.whole])
+        yield from np.split(shown.features, ends[:-1])
+
+
+def _basis(job: Job, bench: Bench) -> str:
+    """Names everything that the training depends on."""
+    asked = {digest: bench.asked[digest] for digest in sorted(one.digest for one in bench.training)}
+    said = json.dumps([bench.model_id, job.dtype, job.seed, asdict(job.recipe), asdict(job.mix), asked])
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
