@@ -1,0 +1,243 @@
+"""A codec for anybody's checkpoint: pictures, questions and the teacher, on a tiny random one.
+
+The training itself needs `make lab`; what it is made from does not.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edge_server.engine.qwen3 import load_qwen3
+from lab import fake
+from lab.codec.team import Team
+from lab.matching import questions
+from lab.matching.judge import judge, on_the_hull
+from lab.matching.pictures import Seen, divide, find, look
+from lab.matching.source import MatchingSource, Mix, merged
+from lab.matching.teacher import Teacher
+from shared.codec.codec import Codec
+from shared.codec.fake import fake_weights
+from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.projector import Projector
+from shared.model.prompt import Layout, Turn, build
+from shared.model.room import RoomError
+from shared.model.tower import Tower
+
+QUESTIONS = ("how many cats are there?", "what is in the picture?", "is the dog left of the tree?")
+
+
+def through(items: Iterable[Any], *_: Any) -> Iterable[Any]:
+    return items
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = tmp_path_factory.mktemp("model")
+    fake.write(path, seed=2)
+    return Checkpoint.open(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures, one of them in crops, and one file that is none."""
+    folder: Path = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(336, 300), (200, 336), (500, 260)]):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{number}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 nothing more")
+    (folder / "again.png").write_bytes((folder / "0.png").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(checkpoint: Checkpoint, data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
+    said: list[str] = []
+    folder = tmp_path_factory.mktemp("features")
+    found = look(find(data), checkpoint.config, lambda: Tower(checkpoint), folder, Team(), through, said.append)
+    assert len(said) == 1 and "broken.jpg" in said[0]
+
+    def no_tower() -> Tower:
+        raise AssertionError("everything has been computed")
+
+    pictures = {one.digest: one.path for one in found}
+    assert look(pictures, checkpoint.config, no_tower, folder, Team(), through, said.append) == found
+    return found
+
+
+@pytest.fixture(scope="module")
+def teacher(checkpoint: Checkpoint) -> Teacher:
+    return Teacher(checkpoint, device=torch.device("cpu"), dtype=torch.float32, ends=[2])
+
+
+def zeros(teacher: Teacher) -> torch.Tensor:
+    return torch.zeros(teacher.cells, 32)
+
+
+def test_a_picture_counts_once_and_some_only_judge(data: Path, seen: list[Seen]) -> None:
+    assert len(find(data)) == 4 and len(seen) == 3  # `again` is the same, `broken` is none
+    training, held_out = divide(seen)
+    assert len(held_out) == 1 and {one.digest for one in [*training, *held_out]} == {one.digest for one in seen}
+    crops = next(one for one in seen if one.rows)
+    assert len(crops.sides) == crops.rows * crops.columns + 1 and crops.sides[-1] == 6
+
+
+def test_folders_without_pictures_and_small_disks_are_said(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="has 0 different pictures"):
+        find(tmp_path)
+    with pytest.raises(ValueError, match="is no folder"):
+        find(data / "0.png")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    with pytest.raises(RoomError, match="the features of the pictures needs"):
+        look(find(data), checkpoint.config, lambda: Tower(checkpoint), tmp_path, Team(), through, print)
+
+
+def test_questions_come_from_a_file_or_are_general(data: Path, tmp_path: Path) -> None:
+    pictures = [data / "0.png", data / "1.png"]
+    assert questions.read(None, data, pictures) == dict.fromkeys(pictures, questions.GENERAL)
+    lines = tmp_path / "questions.txt"
+    lines.write_text("one?\n\n two? \n")
+    assert questions.read(lines, data, pictures) == dict.fromkeys(pictures, ("one?", "two?"))
+    own = tmp_path / "questions.jsonl"
+    own.write_text('{"image": "1.png", "question": "why?"}\n')
+    found = questions.read(own, data, pictures)
+    assert found == {pictures[0]: questions.GENERAL, pictures[1]: ("why?",)}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", r"line 1: not \{"),
+        ('{"image": "0.png"}', r"line 1: not \{"),
+        ('{"image": "7.png", "question": "why?"}', r"line 1: 7\.png is not in"),
+        ('{"image": "0.png", "question": " "}', "line 1: image and question must be texts"),
+    ],
+)
+def test_a_bad_line_of_questions_is_named(data: Path, tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        questions.read(file, data, [data / "0.png"])
+
+
+@torch.no_grad()
+def test_many_questions_at_once_are_each_asked_alone(
+    checkpoint: Checkpoint, teacher: Teacher, seen: list[Seen]
+) -> None:
+    model, projector = load_qwen3(checkpoint), Projector(checkpoint)
+    asked = [[(question, (5 + i, 9)) for i, question in enumerate(QUESTIONS)] for _ in seen]
+    packed = teacher.pack([merged(one) for one in seen], asked)
+    found = teacher.logits(packed, packed.features, zeros(teacher))
+    assert packed.answers.tolist() == [token for one in asked for _, answer in one for token in answer]
+    expected = []
+    for one, questions_of in zip(seen, asked, strict=True):
+        *crops, whole = (side * side for side in one.sides)
+        layout = Layout(rows=one.rows, columns=one.columns, crops=tuple(crops), whole=whole)
+        rows = torch.from_numpy(projector.project(np.concatenate(one.views())))
+        for question, answer in questions_of:
+            tokens = build(teacher.tokenizer, [Turn(role="user", text=question)], [layout])
+            embeds = model.get_input_embeddings()(torch.tensor([tokens.ids + list(answer)]))
+            embeds[0, torch.from_numpy(tokens.patches)] = rows
+            expected.append(model(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1])
+    torch.testing.assert_close(found, torch.cat(expected), atol=2e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_the_teacher_s_answers_are_the_greedy_ones(checkpoint: Checkpoint, teacher: Teacher, seen: list[Seen]) -> None:
+    model, projector = load_qwen3(checkpoint), Projector(checkpoint)
+    answers = teacher.answer(merged(seen[0]), QUESTIONS, 5, zeros(teacher))
+    shown = merged(seen[0])
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        tokens = build(teacher.tokenizer, [Turn(role="user", text=question)], [shown.layout])
+        embeds = model.get_input_embeddings()(torch.tensor([tokens.ids]))
+        embeds[0, torch.from_numpy(tokens.patches)] = torch.from_numpy(projector.project(shown.features))
+        generated = model.generate(inputs_embeds=embeds, max_new_tokens=5, do_sample=False, eos_token_id=2)
+        assert list(answer) == generated[0].tolist()[: len(answer)]
+        assert len(answer) == 5 or answer[-1] == 2
+
+
+def test_a_model_s_own_grid_stays_and_another_learns_one(teacher: Teacher, seen: list[Seen]) -> None:
+    asked = {one.digest: [(question, (7,)) for question in QUESTIONS] for one in seen}
+    mix = Mix(batch=2, turns=2, merged=1.0)
+    own = torch.randn(teacher.cells, 32)
+    kept = MatchingSource(teacher, seen, asked, grid=own, mix=mix, seed=0, team=Team())
+    assert not list(kept.extra.parameters()) and torch.equal(kept.grid, own)
+    learned = MatchingSource(teacher, seen, asked, grid=None, mix=mix, seed=0, team=Team())
+    batch, counted = next(learned.batches(3))
+    again, _ = next(learned.batches(3))
+    assert torch.equal(batch.features, again.features) and not counted
+    assert len(batch.features) < len(batch.whole.features)
+    assert batch.coded.answers.tolist() == batch.whole.answers.tolist()
+    (grid,) = learned.extra.parameters()
+    learned.logits(batch, batch.features).square().sum().backward()
+    assert grid.grad is not None and grid.grad.abs().sum() > 0
+    assert not learned.wanted(batch).requires_grad
+
+
+def test_real_packets_are_judged_and_only_rates_worth_having_stay(teacher: Teacher, seen: list[Seen]) -> None:
+    codec = Codec(fake_weights(D=128, M=24, H=32, Q=3))
+    asked = {
+        one.digest: list(zip(QUESTIONS, teacher.answer(merged(one), QUESTIONS, 3, zeros(teacher)), strict=True))
+        for one in seen
+    }
+    rates = [(None, 2), (4, 0)]
+    fine, coarse = judge(teacher, codec, seen, asked, zeros(teacher), rates, through)
+    assert fine.bytes == round(sum(len(codec.encode(view, None, 2)) for one in seen for view in one.views()) / 3, 1)
+    assert fine.bytes > coarse.bytes > 0 and fine.divergence > 0 and 0 <= fine.agreement <= 1
+    again = judge(teacher, codec, seen, asked, zeros(teacher), rates, through)
+    assert again == [fine, coarse]
+    config = on_the_hull(codec.config, [fine, coarse])
+    assert set(config.rates) <= set(rates) and config.presets.keys() == {"low", "medium", "high", "max"}
+
+
+def test_too_little_memory_is_said_before_the_decoder_is_read(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.model.room.free_memory", lambda: 1000)
+    with pytest.raises(
+        RoomError, match=r"the decoder in torch\.float32 needs [\d.]+ MB of memory and 0\.0 MB are free"
+    ):
+        Teacher(checkpoint, device=torch.device("cpu"), dtype=torch.float32, ends=[2])
+
+
+def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
+    from lab.codec.train import Recipe
+    from lab.matching.run import Job, train_codec
+
+    recipe = Recipe(components=6, hyper=2, hidden=8, warm=2, steps=2, follow=1, settle=3, measured=2, bits=(8.0, 16.0))
+    job = Job(
+        model=checkpoint.path, data=data, run=tmp_path / "run", out=tmp_path / "codec", tokens=3, recipe=recipe,
+        mix=Mix(batch=2, turns=2),
+    )  # fmt: skip
+    said: list[str] = []
+    train_codec(job, through, said.append)
+    once = {file.name: file.read_bytes() for file in job.out.iterdir()}
+    assert once.keys() == {"codec.json", "codec.safetensors", "report.json", "report.png"}
+    report = json.loads(once["report.json"])
+    assert report["pictures"] == {"training": 2, "held out": 1} and len(report["rates"]) == 12
+    train_codec(job, through, said.append)  # everything is there already
+    assert {file.name: file.read_bytes() for file in job.out.iterdir()} == once
+    for name in ("codec.json", "codec.safetensors"):
+        (checkpoint.path / name).write_bytes(once[name])
+    try:
+        assert len(checkpoint.codec_id) == 16
+        other = tmp_path / "other"
+        fake.write(other, seed=4)
+        for name in ("codec.json", "codec.safetensors"):
+            (other / name).write_bytes(once[name])
+        with pytest.raises(CheckpointError, match=f"was trained for the model {checkpoint.model_id}"):
+            _ = Checkpoint.open(other).codec_id
+    finally:
+        for name in ("codec.json", "codec.safetensors"):
+            (checkpoint.path / name).unlink()
