@@ -359,6 +359,7 @@ def train_codec(
     turns: Annotated[int, typer.Option(help="Questions about each.")] = 8,
     tokens: Annotated[int, typer.Option(help="How much of an answer is matched.")] = 32,
     judged: Annotated[int, typer.Option(help="Held-out pictures at most.")] = 100,
+    lora: Annotated[int, typer.Option(help="Rank of adapters trained on the decoder; 0: it stays as it is.")] = 0,
     seed: int = 0,
 ) -> None:
     """Train a codec for a checkpoint on pictures without labels. Hours; goes on where it was stopped."""
@@ -385,6 +386,7 @@ def train_codec(
             seed=seed,
             tokens=tokens,
             judged=judged,
+            lora=lora,
             recipe=replace(Recipe(), **{name: value for name, value in given.items() if value is not None}),
             mix=Mix(batch=batch, turns=turns),
         )

@@ -59,7 +59,8 @@ def judge(
     size, nats, tokens, agreed, questions = (np.zeros(len(rates)) for _ in range(5))
     for one in track(seen, len(seen)):
         whole = teacher.pack([merged(one)], [asked[one.digest]])
-        wanted = teacher.logits(whole, whole.features, reference).log_softmax(-1)
+        with teacher.plain():
+            wanted = teacher.logits(whole, whole.features, reference).log_softmax(-1)
         likeliest, number = wanted.argmax(-1), len(asked[one.digest])
         views = one.views()
         for index, (n, quality) in enumerate(rates):

@@ -26,6 +26,7 @@ from lab.codec.export import export
 from lab.codec.team import Team
 from lab.matching import figure, pictures, questions
 from lab.matching.judge import Cost, counts, grid_table, judge, on_the_hull, rows
+from lab.matching.lora import merge
 from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
@@ -40,7 +41,7 @@ COUNTED = 1200  # pictures that the tables are filled from
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be done. ``tokens`` is how much of each answer is matched."""
+    """What is to be done. ``tokens`` of each answer are matched; ``lora`` is the rank of adapters, 0 for none."""
 
     model: Path
     data: Path
@@ -52,6 +53,7 @@ class Job:
     seed: int = 0
     tokens: int = 32
     judged: int = 100  # held-out pictures at most
+    lora: int = 0
     recipe: train.Recipe = field(default_factory=train.Recipe)
     mix: Mix = field(default_factory=Mix)
 
@@ -140,6 +142,8 @@ def all_rates(teacher: Teacher, qualities: int) -> list[tuple[int | None, int]]:
 def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> Path:
     """Train, judge on held-out pictures and write ``job.out``: codec.json, codec.safetensors, report.json, report.png.
 
+    With adapters also ``model``, a whole checkpoint with them inside, which the codec is for.
+
     Raises ``CheckpointError``, ``RoomError``, ``ValueError`` for what is wrong with model, data or questions.
     """
     team = Team()
@@ -149,6 +153,8 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> Path
 
     job.run.mkdir(parents=True, exist_ok=True)
     bench = Bench(job, team, track, say)
+    if job.lora:
+        bench.teacher.adapt(job.lora)
     source = MatchingSource(
         bench.teacher, bench.training, bench.asked, grid=bench.grid, mix=job.mix, seed=job.seed, team=team
     )
@@ -179,7 +185,11 @@ def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Cal
     weights = export(model, grids, table.shape[1], _centroids(bench.training, job.seed))
     costs = bench.judge(Codec(weights), all_rates(teacher, weights.config.qualities))
     weights = replace(weights, config=on_the_hull(weights.config, costs))
-    weights.save(job.out, bench.model_id)
+    model_id = bench.model_id
+    if (adapters := teacher.adapters) is not None:
+        say("writing the adapted model")
+        model_id = merge(bench.checkpoint, adapters.deltas(), job.out / "model")
+    weights.save(job.out, model_id)
     report = bench.report(costs) | {"warm": job.recipe.warm, "recipe": asdict(job.recipe), "mix": asdict(job.mix)}
     (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     figure.draw(job.run / "codec.jsonl", report, job.out / "report.png")
@@ -201,5 +211,5 @@ def _centroids(seen: Sequence[Seen], seed: int) -> Iterable[NDArray[np.float32]]
 def _basis(job: Job, bench: Bench) -> str:
     """Names everything that the training depends on."""
     asked = {digest: bench.asked[digest] for digest in sorted(one.digest for one in bench.training)}
-    said = json.dumps([bench.model_id, job.dtype, job.seed, asdict(job.recipe), asdict(job.mix), asked])
+    said = json.dumps([bench.model_id, job.dtype, job.seed, job.lora, asdict(job.recipe), asdict(job.mix), asked])
     return hashlib.sha256(said.encode()).hexdigest()[:12]

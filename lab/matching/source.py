@@ -87,6 +87,8 @@ class MatchingSource:
         self.extra = nn.ParameterDict()
         if grid is None:
             self.extra["grid"] = nn.Parameter(zeros.clone())
+        if teacher.adapters is not None:
+            self.extra.update(teacher.adapters.parameters())
 
     @property
     def grid(self) -> Tensor:
@@ -136,7 +138,8 @@ class MatchingSource:
         return Batch(coded=packed, whole=packed)
 
     def wanted(self, batch: Batch) -> Tensor:
-        return self.teacher.logits(batch.whole, batch.whole.features, self.reference)
+        with self.teacher.plain():
+            return self.teacher.logits(batch.whole, batch.whole.features, self.reference)
 
     def logits(self, batch: Batch, features: Tensor) -> Tensor:
         return self.teacher.logits(batch.coded, features, self.grid)

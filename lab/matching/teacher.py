@@ -10,6 +10,7 @@ template. Leaves what the features are to the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_server.engine.qwen3 import load_qwen3
+from lab.matching.lora import Adapters
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
 from shared.model.room import need_memory
@@ -69,6 +71,7 @@ class Teacher:
         if checkpoint.config.hidden >= 2048:  # else a backward pass keeps every layer's products
             self.model.gradient_checkpointing_enable()
             self.model.train()  # there is no dropout, but checkpointing is only done in training
+        self.adapters: Adapters | None = None
         tensors = checkpoint.projector_tensors()
         self.projector = tensors["vit_large_projector.weight"].to(device, torch.float32)
         self.bias = tensors.get("vit_large_projector.bias")
@@ -77,6 +80,14 @@ class Teacher:
         self.first = {side: sum(s * s for s in self.sides if s < side) for side in self.sides}
         self.cells = sum(side * side for side in self.sides)
         self._head, self._rest = lru_cache(4096)(self._head_of), lru_cache(65536)(self._rest_of)
+
+    def adapt(self, rank: int) -> None:
+        """Give the decoder adapters that can be trained."""
+        self.adapters = Adapters(self.model, rank)
+
+    def plain(self) -> AbstractContextManager[None]:
+        """Within it the decoder is as it came."""
+        return nullcontext() if self.adapters is None else self.adapters.off()
 
     def _built(self, question: str, layout: Layout) -> tuple[list[int], int]:
         tokens = build(self.tokenizer, [Turn(role="user", text=question)], [layout])

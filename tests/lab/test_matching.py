@@ -241,3 +241,37 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     finally:
         for name in ("codec.json", "codec.safetensors"):
             (checkpoint.path / name).unlink()
+
+
+def test_adapters_begin_as_nothing_and_end_inside_the_weights(
+    checkpoint: Checkpoint, seen: list[Seen], tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    from lab.matching.lora import merge
+
+    teacher = Teacher(checkpoint, device=torch.device("cpu"), dtype=torch.float32, ends=[2])
+    packed = teacher.pack([merged(seen[0])], [[(QUESTIONS[0], (5, 6, 7))]])
+    grid = zeros(teacher)
+    with torch.no_grad():
+        before = teacher.logits(packed, packed.features, grid)
+    teacher.adapt(2)
+    assert teacher.adapters is not None
+    asked = {one.digest: [(QUESTIONS[0], (7,))] for one in seen}
+    source = MatchingSource(teacher, seen, asked, grid=grid, mix=Mix(), seed=0, team=Team())
+    assert len(list(source.extra.parameters())) == 2 * 4 * 2  # layers, projections, two factors each
+    with torch.no_grad():
+        assert torch.equal(teacher.logits(packed, packed.features, grid), before)
+        for one in source.extra.parameters():
+            one.add_(0.1 * torch.randn_like(one))
+        changed = teacher.logits(packed, packed.features, grid)
+        with teacher.plain():
+            assert torch.equal(teacher.logits(packed, packed.features, grid), before)
+    assert (changed - before).abs().max() > 1e-3
+    teacher.logits(packed, packed.features, grid).sum().backward()
+    assert all(one.grad is not None for one in source.extra.parameters())
+    model_id = merge(checkpoint, teacher.adapters.deltas(), tmp_path / "adapted")
+    adapted = Checkpoint.open(tmp_path / "adapted")
+    assert adapted.model_id == model_id != checkpoint.model_id
+    other = Teacher(adapted, device=torch.device("cpu"), dtype=torch.float32, ends=[2])
+    with torch.no_grad():
+        torch.testing.assert_close(other.logits(packed, packed.features, grid), changed, atol=1e-4, rtol=1e-3)
