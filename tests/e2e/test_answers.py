@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -16,9 +16,12 @@ from device_client.rate import RateChoice
 from device_client.report import Report
 from device_client.session import Sampling, Session
 from shared.codec.codec import Codec
+from shared.model import tower
 from shared.model.checkpoint import Checkpoint
+from shared.model.mapped import Mapped
 from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
+from shared.model.tensor_files import StoredTensor
 from shared.model.views import open_image, plan, views
 from tests.e2e.conftest import MODEL, PICTURES, ServerThread
 
@@ -181,7 +184,13 @@ def test_the_device_reads_no_decoder_and_the_server_no_tower(monkeypatch: pytest
         read.extend(found)
         return found
 
+    class Spy(Mapped):
+        def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+            read.extend(stored)
+            super().__init__(stored)
+
     monkeypatch.setattr(Checkpoint, "tensors", spy)
+    monkeypatch.setattr(tower, "Mapped", Spy)
     TowerEncoder.open(MODEL).load()
     assert read
     assert all(name.startswith("vision_model.") for name in read)
