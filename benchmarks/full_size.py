@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -47,6 +48,8 @@ KEPT = (16, 32)  # features of a view
 QUESTION = 30  # tokens around a picture's features
 ROUNDS = 5
 SEED = 0
+
+Times = defaultdict[str, list[float]]
 
 
 class Memory:
@@ -121,12 +124,13 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
         loaded = memory.peaks()
         codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 3, 4096, seed=SEED))
         prepared, views_s = timed(partial(views, picture(*SIZE), checkpoint.config.rule))
-        taken: dict[str, list[float]] = {}
-        features = []
-        for view in prepared:
+        count, taken, busy, features = len(prepared), Times(list), Times(list), []
+        while prepared:
+            view, begun = prepared.pop(0), time.process_time()  # its pixels go with it, as on a device
             seen, seconds = timed(partial(tower.encode, view.pixels[None]))
             features.append(seen[0])
-            taken.setdefault(f"{view.pixels.shape[-1]} px", []).append(seconds)
+            taken[f"{view.pixels.shape[-1]} px"].append(seconds)
+            busy[f"{view.pixels.shape[-1]} px"].append(time.process_time() - begun)
         encode = {f"{n} features a view": timed(partial(packets, codec, features, n))[1] for n in KEPT}
         worked = memory.peaks()
     weights = sum(one.numel() * one.element_size() for one in tower.model.parameters()) / 1e6
@@ -134,9 +138,10 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
         "weights MB": round(weights),
         "load s": round(load_s, 2),
         "loaded": loaded,
-        "views": len(prepared),
+        "views": count,
         "views s": round(views_s, 2),
         "tower s, a view": {size: round(statistics.median(each), 2) for size, each in taken.items()},
+        "tower s of the processor, a view": {size: round(statistics.median(each), 2) for size, each in busy.items()},
         "tower s": round(sum(map(sum, taken.values())), 1),
         "merge and encode s": {name: round(seconds, 3) for name, seconds in encode.items()},
         "worked": worked,

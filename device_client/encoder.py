@@ -123,7 +123,8 @@ class TowerEncoder:
         prepared = views(image, self.rule)
         spending = self._spending(codec, prepared)
         views_ms = _ms_since(begun)
-        for index, view in enumerate(prepared):
+        for index in range(len(prepared)):
+            view = prepared.pop(0)  # its pixels go with it
             begun = time.perf_counter()
             features = tower.encode(view.pixels[None])[0]  # [N, D]
             tower_ms = _ms_since(begun)

@@ -29,7 +29,7 @@ from shared.model.mapped import Mapped
 from shared.model.released_names import VISION
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_LARGE_BLOCK = 4 << 20  # bytes; nano's tensors are smaller, and mapping anew costs time
+_LARGE_BLOCK = 1 << 20  # bytes
 
 
 class Tower:
