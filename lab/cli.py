@@ -54,6 +54,9 @@ def _sentences() -> Iterator[None]:
     """What is wrong with the input, in a sentence and exit code 2."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: {error}; make lab installs what the lab needs", err=True)
+        raise typer.Exit(2) from None
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -351,24 +354,26 @@ def train_codec(
     offline: Annotated[bool, typer.Option("--offline", help="Take only what the hub's cache has.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
-    steps: Annotated[int | None, typer.Option(help="Steps through the decoder.")] = None,
-    settle: Annotated[int | None, typer.Option(help="Steps of the entropy model at the end.")] = None,
-    components: Annotated[int | None, typer.Option(help="Numbers coded of a feature.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps through the decoder.", min=0)] = None,
+    settle: Annotated[int | None, typer.Option(help="Steps of the entropy model at the end.", min=0)] = None,
+    components: Annotated[int | None, typer.Option(help="Numbers coded of a feature.", min=1, max=4096)] = None,
     bits: Annotated[str | None, typer.Option(help="Of a feature, by quality: 8,12,19,36")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 4,
-    turns: Annotated[int, typer.Option(help="Questions about each.")] = 8,
-    tokens: Annotated[int, typer.Option(help="How much of an answer is matched.")] = 32,
-    judged: Annotated[int, typer.Option(help="Held-out pictures at most.")] = 100,
-    lora: Annotated[int, typer.Option(help="Rank of adapters trained on the decoder; 0: it stays as it is.")] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 4,
+    turns: Annotated[int, typer.Option(help="Questions about each.", min=1)] = 8,
+    tokens: Annotated[int, typer.Option(help="How much of an answer is matched.", min=1)] = 32,
+    judged: Annotated[int, typer.Option(help="Held-out pictures at most.", min=1)] = 100,
+    lora: Annotated[
+        int, typer.Option(help="Rank of adapters trained on the decoder; 0: it stays as it is.", min=0)
+    ] = 0,
     seed: int = 0,
 ) -> None:
     """Train a codec for a checkpoint on pictures without labels. Hours; goes on where it was stopped."""
-    from lab.codec.train import Recipe
-    from lab.hub import locate
-    from lab.matching.run import Job, train_codec
-    from lab.matching.source import Mix
-
     with _sentences():
+        from lab.codec.train import Recipe
+        from lab.hub import locate
+        from lab.matching.run import Job, train_codec
+        from lab.matching.source import Mix
+
         given: dict[str, Any] = {
             "steps": steps,
             "settle": settle,
@@ -405,17 +410,17 @@ def judge_codec(
     questions: Annotated[Path | None, typer.Option(help="As for train-codec.")] = None,
     device: str = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
-    tokens: Annotated[int, typer.Option(help="How much of an answer is matched.")] = 32,
-    judged: Annotated[int, typer.Option(help="Held-out pictures at most.")] = 100,
+    tokens: Annotated[int, typer.Option(help="How much of an answer is matched.", min=1)] = 32,
+    judged: Annotated[int, typer.Option(help="Held-out pictures at most.", min=1)] = 100,
 ) -> None:
     """Bytes, divergence and agreement of any codec, on the pictures that train-codec holds out."""
     import json
 
-    from lab.codec.team import Team
-    from lab.matching.run import Bench, Job, all_rates
-    from shared.codec.codec import Codec
-
     with _sentences():
+        from lab.codec.team import Team
+        from lab.matching.run import Bench, Job, all_rates
+        from shared.codec.codec import Codec
+
         job = Job(
             model=model,
             data=data,

@@ -32,6 +32,7 @@ from lab.matching.source import Asked, MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
 from shared.codec.codec import Codec
 from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.device import devices
 from shared.model.generation import stop_tokens
 from shared.model.tower import Tower
 
@@ -56,6 +57,10 @@ class Job:
     lora: int = 0
     recipe: train.Recipe = field(default_factory=train.Recipe)
     mix: Mix = field(default_factory=Mix)
+
+    def __post_init__(self) -> None:
+        if self.device not in (found := devices()):
+            raise ValueError(f"--device {self.device} is not there; torch finds on this machine: {', '.join(found)}")
 
 
 class Bench:
