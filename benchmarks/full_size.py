@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from shared.codec.codec import Codec
@@ -124,14 +123,16 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
         loaded = memory.peaks()
         codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 3, 4096, seed=SEED))
         prepared, views_s = timed(partial(views, picture(*SIZE), checkpoint.config.rule))
-        count, taken, busy, features = len(prepared), Times(list), Times(list), []
+        count, taken, busy, encode = len(prepared), Times(list), Times(list), Times(list)
         while prepared:
             view, begun = prepared.pop(0), time.process_time()  # its pixels go with it, as on a device
-            seen, seconds = timed(partial(tower.encode, view.pixels[None]))
-            features.append(seen[0])
-            taken[f"{view.pixels.shape[-1]} px"].append(seconds)
-            busy[f"{view.pixels.shape[-1]} px"].append(time.process_time() - begun)
-        encode = {f"{n} features a view": timed(partial(packets, codec, features, n))[1] for n in KEPT}
+            size = f"{view.pixels.shape[-1]} px"
+            features, seconds = timed(partial(tower.encode, view.pixels[None]))
+            taken[size].append(seconds)
+            busy[size].append(time.process_time() - begun)
+            for n in KEPT:
+                kept = min(n, features.shape[1])
+                encode[f"{n} features a view"].append(timed(partial(codec.encode, features[0], kept))[1])
         worked = memory.peaks()
     weights = sum(one.numel() * one.element_size() for one in tower.model.parameters()) / 1e6
     return {
@@ -143,15 +144,10 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
         "tower s, a view": {size: round(statistics.median(each), 2) for size, each in taken.items()},
         "tower s of the processor, a view": {size: round(statistics.median(each), 2) for size, each in busy.items()},
         "tower s": round(sum(map(sum, taken.values())), 1),
-        "merge and encode s": {name: round(seconds, 3) for name, seconds in encode.items()},
+        "merge and encode s": {name: round(sum(each), 3) for name, each in encode.items()},
         "worked": worked,
         "peak over weights": round(worked["peak MB"] / weights, 3),
     }
-
-
-def packets(codec: Codec, features: list[NDArray[np.float32]], n: int) -> list[bytes]:
-    """Of views, each merged to at most ``n`` features."""
-    return [codec.encode(view, min(n, len(view))) for view in features]
 
 
 def accelerated_tower(model: Path, device: str) -> dict[str, Any]:
