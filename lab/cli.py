@@ -54,10 +54,7 @@ def _sentences() -> Iterator[None]:
     """What is wrong with the input, in a sentence and exit code 2."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        typer.echo(f"error: {error}; make lab installs what the lab needs", err=True)
-        raise typer.Exit(2) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # compressai_parts says what to install
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 
