@@ -267,6 +267,7 @@ def fake_checkpoint(
             out,
             shape=shape,
             seed=seed,
+            image_size=fake.RELEASED_SIZE,
             dtype=torch.bfloat16,
             shard_bytes=2 << 30 if shape == "full" else 100_000,
             tell=lambda done, total: tell("writing", done, total),
@@ -297,6 +298,9 @@ def split(
 def verify(
     model: Annotated[str, typer.Argument(help="A whole checkpoint or the folder of both halves; OWNER/NAME too.")],
     picture: Annotated[Path | None, typer.Option(help="A picture of your own.")] = None,
+    vllm: Annotated[
+        Path | None, typer.Option(help="What `python -m lab.vllm_answer` wrote about this picture.")
+    ] = None,
     dtype: Annotated[Dtype, typer.Option(help="What the networks compute in.")] = "float32",
     offline: Annotated[bool, typer.Option("--offline", help="Take only what the hub's cache has.")] = False,
 ) -> None:
@@ -313,7 +317,11 @@ def verify(
 
         with quiet():
             outcomes = verify(
-                locate(model, offline=offline), picture, dtype=getattr(torch, dtype), torchvision=torchvision
+                locate(model, offline=offline),
+                picture,
+                dtype=getattr(torch, dtype),
+                torchvision=torchvision,
+                vllm=vllm,
             )
             fine = report(outcomes, typer.echo)
     if not fine:

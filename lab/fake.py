@@ -1,7 +1,7 @@
 """Random checkpoints in the released format: tiny ones for tests and trials, one of the released size for measuring.
 
-Promises the released names, files and special tokens; the same seed gives the same weights. Answers mean nothing.
-The codec files are not its business: put a codec's beside it.
+Promises the released names, files and special tokens, and at ``RELEASED_SIZE`` the released views; the same seed
+gives the same weights. Answers mean nothing. The codec files are not its business: put a codec's beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from shared.model.room import need_disk
 
 Shape = Literal["tiny", "full"]
 SENTENCES = ("how many cats are there?", "what is in the picture?", "is the dog left of the tree?", "yes", "a cat")
+RELEASED_SIZE = 728  # px of the global view
 #: ordinary tokens to a tokenizer, though a person cannot type them
 THINK = ("<think>", "</think>")
 #: where the released tokenizer has them; the last three are made up
@@ -93,7 +94,7 @@ def config(
                 "layers": 47,
                 "heads": 16,
                 "patch_size": 14,
-                "image_size": 728,
+                "image_size": RELEASED_SIZE,
                 "mlp_ratio": 8960 / 1536,
                 "ls_init_value": 0.1,
             },
@@ -127,13 +128,14 @@ def config(
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": 8,
+            "head_dim": 32,  # the least that vLLM takes on a CPU
             "intermediate_size": 64,
             "vocab_size": len(words),
+            "max_position_embeddings": 40960,
             **ends,
         },
         "global_size": image_size,
-        "crop_size": 224,
+        "crop_size": 504 if image_size == RELEASED_SIZE else 224,
         "max_side": 3024,
     }
 

@@ -4,6 +4,7 @@
     prompt tokens              the prompt as one text, tokenised in one go
     tower                      ``reference_tower``, from the published rules, in float64
     logits, greedy answer      ``whole_model``, the same checkpoint in one process
+    the same once more         vLLM's StepVL (where ``vllm_answer`` asked it)
 
 Promises one line a check, as soon as it is known, and that one network at a time is in memory. Uncompressed and
 without a codec: what packets cost in answers is `tofc-lab evaluate`'s business.
@@ -13,10 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -68,13 +72,21 @@ class Outcome:
 
 
 def verify(
-    model: Path, picture: Path | None = None, *, dtype: torch.dtype = torch.float32, torchvision: bool
+    model: Path,
+    picture: Path | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    torchvision: bool,
+    vllm: Path | None = None,
 ) -> Iterator[Outcome]:
     """All checks of a whole checkpoint, or of the folder with both its halves, the cheap ones first.
 
-    ``torchvision`` is what ``step3p7.import_torchvision`` said. Raises ``CheckpointError``, ``ImageError``,
-    ``RoomError``.
+    ``torchvision`` is what ``step3p7.import_torchvision`` said, ``vllm`` a file of ``vllm_answer`` about ``picture``.
+    Raises ``CheckpointError``, ``ImageError``, ``RoomError``, and ``ValueError`` for a file that is no such thing.
     """
+    if vllm is not None and picture is None:
+        raise ValueError("--vllm is about a picture; name it with --picture")
+    served = None if vllm is None else Served.read(vllm)
     whole = Checkpoint.open(model) if (model / "config.json").exists() else None
     if whole is not None and whole.side is not None:
         raise CheckpointError(
@@ -93,6 +105,8 @@ def verify(
     yield pair.prompt()
     yield from pair.tower()
     yield from pair.decoder()
+    if served is not None:
+        yield from pair.served(served)
 
 
 def example(rule: ViewRule) -> Image.Image:
@@ -116,6 +130,24 @@ def _processors(server: Checkpoint, torchvision: bool) -> Iterator[Outcome]:
     yield Outcome(name=names[1], figure=apart, limit=step3p7.MOST_LEVELS, unit="levels of 255")
     other = step3p7.other_tokens(server.config, load_tokenizer(server), some)
     yield Outcome(name=names[2], figure=len(other), unit=f"of {len(some)} sizes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What ``vllm_answer`` wrote."""
+
+    prompt: list[int]
+    answer: list[int]
+    likeliest: dict[int, float]  # the first token's words → natural logarithm of their probability
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        try:
+            raw = json.loads(file.read_text())
+            likeliest = {int(key): float(value) for key, value in raw["log probabilities"].items()}
+            return cls(prompt=raw["prompt"], answer=raw["answer"], likeliest=likeliest)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is not what `python -m lab.vllm_answer` writes ({error!r})") from None
 
 
 @dataclass(kw_only=True)
@@ -145,8 +177,7 @@ class _Pair:
         cut = plan(*self.image.size, config.rule)
         crop, whole = (config.grid(side) ** 2 for side in (config.crop_size, config.global_size))
         theirs = self.other.prompt_ids(QUESTION, cut.rows, cut.columns, crop, whole)
-        wrong = sum(a != b for a, b in zip(self.ids, theirs, strict=False)) + abs(len(self.ids) - len(theirs))
-        return Outcome(name="prompt tokens", figure=wrong, unit=f"of {len(theirs)}")
+        return Outcome(name="prompt tokens", figure=unlike(self.ids, theirs), unit=f"of {len(theirs)}")
 
     @cached_property
     def features(self) -> list[NDArray[np.float32]]:
@@ -169,7 +200,7 @@ class _Pair:
 
     def decoder(self) -> Iterator[Outcome]:
         with torch.inference_mode():
-            ours = self._split()
+            ours = self.split
             gc.collect()
             visual: Tensor = self.other.visual([view.pixels for view in self.views])
             gc.collect()
@@ -178,7 +209,20 @@ class _Pair:
         yield Outcome(name="logits", figure=relative(ours.logits, theirs.logits), limit=limit, unit="relative error")
         yield answer(ours, theirs)
 
-    def _split(self) -> Reply:
+    def served(self, theirs: Served) -> Iterator[Outcome]:
+        """Beside what vLLM said: as text, and the likeliest words of the first token."""
+        unlikely = f"of {len(theirs.prompt)}"
+        yield Outcome(name="vLLM, prompt tokens", figure=unlike(self.ids, theirs.prompt), unit=unlikely)
+        ours = torch.log_softmax(torch.from_numpy(self.split.logits[-1]).double(), -1).numpy()
+        words = np.array(list(theirs.likeliest))
+        error = relative(ours[words], np.array(list(theirs.likeliest.values())))
+        limit = LIMITS[self.dtype][1] * 10  # it rounds a probability, not a logit, and adds up in another order
+        yield Outcome(name="vLLM, log probabilities", figure=error, limit=limit, unit="relative error")
+        same = unlike(self.split.answer[: len(theirs.answer)], theirs.answer)
+        yield Outcome(name="vLLM, greedy answer", figure=same, unit=f"of {len(theirs.answer)} tokens not alike")
+
+    @cached_property
+    def split(self) -> Reply:
         projector = Projector(self.server)
         rows = np.concatenate([projector.project(features) for features in self.features])  # [F, H]
         model = load_qwen3(self.server, dtype=self.dtype)
@@ -205,6 +249,11 @@ def answer(ours: Reply, theirs: Reply) -> Outcome:
     if first == len(same) or theirs.margins[first] > noise:
         return Outcome(name="greedy answer", figure=len(same) - first, unit=f"of {len(same)} tokens not alike")
     return Outcome(name="greedy answer", unit=f"{first} tokens alike, then two that are within rounding of each other")
+
+
+def unlike(found: Sequence[int], expected: Sequence[int]) -> int:
+    """How many tokens differ."""
+    return sum(a != b for a, b in zip_longest(found, expected))
 
 
 def relative(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:

@@ -1,5 +1,6 @@
 """`tofc-lab verify` and `tofc-lab features` on checkpoints that are right and on some that are not."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from shared.model import room
 from shared.model.checkpoint import Checkpoint
 from shared.model.projector import Projector
 from shared.model.tower import Tower
+from shared.model.views import ViewRule
 
+VLLM = Path(__file__).parent / "vllm.json"
 NAMES = [
     "plans of views",
     "pixels of views",
@@ -114,6 +117,42 @@ def test_tokens_within_rounding_of_each_other_are_no_failure(answer: list[int], 
     theirs = Reply(logits=logits, answer=[1, 2, 3], margins=[9.0, margin, 9.0])
     found = verify.answer(Reply(logits=logits + np.float32(0.1), answer=answer, margins=[]), theirs)
     assert verdict in str(found)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The checkpoint and the picture that vllm.json is about; vLLM wrote it by `python -m lab.vllm_answer`."""
+    out: Path = tmp_path_factory.mktemp("served")
+    fake.write(out / "model", image_size=fake.RELEASED_SIZE, dtype=torch.bfloat16)
+    verify.example(ViewRule()).save(out / "picture.png")
+    return out / "model", out / "picture.png"
+
+
+def test_vllm_agrees(served: tuple[Path, Path]) -> None:
+    model, picture = served
+    code, lines, error = told("verify", model, "--picture", picture, "--vllm", VLLM)
+    names = ["vLLM, prompt tokens", "vLLM, log probabilities", "vLLM, greedy answer"]
+    assert [line[:24].rstrip() for line in lines] == NAMES + names, error
+    assert code == 0 and all(" ok " in line for line in lines[3:]), lines
+
+
+def test_another_answer_of_vllm_is_found(served: tuple[Path, Path], tmp_path: Path) -> None:
+    model, picture = served
+    said = json.loads(VLLM.read_text())
+    said["prompt"].append(1)
+    said["answer"][-1] += 1
+    said["log probabilities"] = {word: value * 1.01 for word, value in said["log probabilities"].items()}
+    (tmp_path / "other.json").write_text(json.dumps(said))
+    code, lines, _ = told("verify", model, "--picture", picture, "--vllm", tmp_path / "other.json")
+    assert code == 1 and [line[:5] for line in lines if "FAILED" in line] == ["vLLM,"] * 3
+
+
+def test_what_vllm_did_not_write(whole: Path, tmp_path: Path) -> None:
+    code, _, error = told("verify", whole, "--vllm", VLLM)
+    assert code == 2 and "--vllm is about a picture; name it with --picture" in error
+    (tmp_path / "no.json").write_text("[]")
+    code, _, error = told("verify", whole, "--picture", "models/nano/example.jpg", "--vllm", tmp_path / "no.json")
+    assert code == 2 and "is not what `python -m lab.vllm_answer` writes" in error
 
 
 def test_what_is_no_number_fails() -> None:
