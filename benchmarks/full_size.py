@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (1920, 1080)
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("bfloat16", "int8", "float32")
 KEPT = (16, 32)  # features of a view
 QUESTION = 30  # tokens around a picture's features
 ROUNDS = 5
@@ -134,7 +134,7 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
                 kept = min(n, features.shape[1])
                 encode[f"{n} features a view"].append(timed(partial(codec.encode, features[0], kept))[1])
         worked = memory.peaks()
-    weights = sum(one.numel() * one.element_size() for one in tower.model.parameters()) / 1e6
+    weights = tower.weight_bytes / 1e6
     return {
         "weights MB": round(weights),
         "load s": round(load_s, 2),

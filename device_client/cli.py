@@ -117,7 +117,7 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         envvar="TOFC_DEVICE_DTYPE",
-        help="float32 or bfloat16, which needs half the memory and is slow on a CPU without it.",
+        help="float32; bfloat16, half the memory, slow on a CPU without it; int8, half of that again, on CPUs.",
         show_default="as stored",
         metavar="TYPE",
     ),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from device_client.errors import EncoderError, UseError
 from shared.model.checkpoint import Checkpoint
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class Compute:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UseError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}")
+        if self.dtype == "int8" and self.device != "cpu":
+            raise UseError(f"--dtype int8 is for the CPU; with --device {self.device} take bfloat16")
 
     def check(self) -> None:
         """Look for the device; imports torch unless it is the CPU. Raises UseError, EncoderError."""

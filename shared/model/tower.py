@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import CheckpointError
+from shared.model.int8 import Int8Linear
 from shared.model.mapped import Mapped
 from shared.model.released_names import VISION
 
@@ -42,11 +44,21 @@ class Tower:
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        """Read the tower's tensors into ``dtype``. Raises ``CheckpointError`` if they do not fit."""
+        """Read the tower's tensors into ``dtype``. Raises ``CheckpointError`` if they do not fit.
+
+        ``torch.int8``, on a CPU: the transformer's linear layers in it, everything else in bfloat16.
+        """
         self.config = checkpoint.config
-        self.dtype, self.device = dtype, torch.device(device)
+        self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+        self.device = torch.device(device)
         _give_large_blocks_back()
-        self.model = _load(checkpoint, dtype, self.device)
+        self.model = _load(checkpoint, self.dtype, self.device, int8=dtype == torch.int8)
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take in memory, mapped ones included."""
+        rounded = (module.buffers() for module in self.model.modules() if isinstance(module, Int8Linear))
+        return sum(one.nbytes for one in chain(self.model.parameters(), *rounded))
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalised pixels [B, 3, S, S] → features [B, N, D], row by row, N = ``config.grid(S)`` squared.
@@ -75,7 +87,7 @@ def _give_large_blocks_back() -> None:
 _LOADING = threading.Lock()
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, int8: bool) -> torch.nn.Module:
     mapped = Mapped({name: one for name, one in checkpoint.stored.items() if name.startswith(VISION)})
     state = {name.removeprefix(VISION): tensor for name, tensor in mapped.tensors.items()}
     types = {tensor.dtype for tensor in state.values()}
@@ -102,6 +114,10 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> t
                 f"{checkpoint.path}: transformers reports {problem} {sorted(report[problem])[:3]} for the tower; "
                 "the checkpoint is of another model or this version of transformers is not supported"
             )
+    if int8:
+        for name in [name for name, module in model.layers.named_modules() if isinstance(module, torch.nn.Linear)]:
+            model.layers.set_submodule(name, Int8Linear(model.layers.get_submodule(name)))
+            mapped.release()
     for parameter in model.parameters():  # not buffers: angles stay in float32
         parameter.data = parameter.data.to(device, dtype)
         mapped.release()

@@ -28,7 +28,7 @@ def run(model: Path, out: Path) -> subprocess.CompletedProcess[str]:
 def test_it_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "full_size.json"
     names = list(full_size.measurements(model))
-    assert names[2] == "a picture of 1920 × 1080, bfloat16"
+    assert "load from the disk, int8" in names and "a picture of 1920 × 1080, bfloat16" in names
     head = full_size.head(model)
     out.write_text(json.dumps({**head, "measured": {name: {"kept": True} for name in names[1:]}}))
     done = run(model, out)

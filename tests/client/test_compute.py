@@ -22,7 +22,8 @@ def command(*words: object) -> Result:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--dtype", "int4"], "--dtype int4 is not known; choose one of float32, bfloat16"),
+        (["--dtype", "int4"], "--dtype int4 is not known; choose one of float32, bfloat16, int8"),
+        (["--dtype", "int8", "--device", "cuda"], "--dtype int8 is for the CPU; with --device cuda take bfloat16"),
         (["--device", "cuda:99"], "--device cuda:99 is not there; torch finds on this machine: cpu"),
         (["--device", "toaster"], "--device toaster is not there; torch finds on this machine: cpu"),
     ],
@@ -71,5 +72,7 @@ def test_the_tower_computes_in_the_type_asked_for(small: Path) -> None:
         assert image is not None
         return [encoded.packet for encoded in encoder.encode(image)]
 
-    plain, half = packets("float32"), packets("bfloat16")
-    assert plain != half and abs(len(plain[0]) - len(half[0])) < 10
+    plain = packets("float32")
+    for dtype in ("bfloat16", "int8"):
+        other = packets(dtype)
+        assert plain != other and abs(len(plain[0]) - len(other[0])) < 10

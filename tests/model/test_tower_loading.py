@@ -14,8 +14,10 @@ from transformers import Step3p7VisionConfig, Step3p7VisionModel
 from lab import fake
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import SplitConfig
+from shared.model.int8 import Int8Linear
 from shared.model.released_names import vision_shapes
 from shared.model.tower import Tower
+from shared.model.views import open_image, views
 
 HALF, FULL = torch.bfloat16, torch.float32
 
@@ -61,6 +63,32 @@ def test_types_stored_side_by_side_lose_nothing(tmp_path: Path) -> None:
     assert torch.equal(norm, tensors["vision_model.ln_pre.weight"])
 
 
+def test_eight_bits_keep_features_and_halve_what_bfloat16_takes() -> None:
+    checkpoint = Checkpoint.open(Path("models/nano"), "device")
+    image = open_image(Path("models/nano/example.jpg"))
+    pixels = views(image, checkpoint.config.rule)[-1].pixels[None]
+    plain, half, small = (Tower(checkpoint, dtype) for dtype in (FULL, HALF, torch.int8))
+    expected = plain.encode(pixels)
+    assert 0 < np.linalg.norm(small.encode(pixels) - expected) < 0.06 * np.linalg.norm(expected)
+    assert plain.weight_bytes == 2 * half.weight_bytes
+    linear = [one for one in small.model.modules() if isinstance(one, Int8Linear)]
+    assert half.weight_bytes - small.weight_bytes > 0.9 * sum(one.weight.nbytes for one in linear) > 0
+
+
+def test_a_row_in_eight_bits_does_not_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(40, 24)
+    narrow, x = Int8Linear(linear), torch.randn(3, 300, 40)
+    x[1] *= 1000
+    found = narrow(x)
+    assert found.shape == (3, 300, 24) and found.dtype == x.dtype
+    assert torch.equal(found[0], narrow(x[0])) and torch.equal(found[2, 299:], narrow(x[2, 299:]))
+    expected = linear(x)
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert 0 < error.max() < 0.05
+    assert torch.equal(narrow(torch.zeros(1, 40))[0], linear.bias)
+
+
 MEASURE = """
 import sys
 from pathlib import Path
@@ -75,7 +103,7 @@ def kilobytes(name):
 def look(path):
     tower = Tower(Checkpoint.open(Path(path), "device"), getattr(torch, sys.argv[3]))
     tower.encode(np.zeros((1, 3, 112, 112), np.float32))
-    return sum(one.numel() * one.element_size() for one in tower.model.parameters()) / 1024
+    return tower.weight_bytes / 1024
 
 look(sys.argv[1])  # libraries come with the first
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -86,7 +114,7 @@ print((kilobytes("VmHWM") - resident) / weights)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
 def test_a_tower_takes_little_more_memory_than_its_weights(tiny: Path, tmp_path: Path, dtype: str) -> None:
     raw = json.loads((tiny / "config.json").read_text())
     raw["vision_config"] |= {"width": 512, "layers": 12, "heads": 8}
