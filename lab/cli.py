@@ -417,12 +417,14 @@ def judge_codec(
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
     tokens: Annotated[int, typer.Option(help="How much of an answer is matched.", min=1)] = 32,
     judged: Annotated[int, typer.Option(help="Held-out pictures at most.", min=1)] = 100,
+    beside: Annotated[Path | None, typer.Option(help="Another codec's report.json, to compare bytes with.")] = None,
 ) -> None:
     """Bytes, divergence and agreement of any codec, on the pictures that train-codec holds out."""
     import json
 
     with _sentences():
         from lab.codec.team import Team
+        from lab.matching.judge import delta_rate
         from lab.matching.run import Bench, Job, all_rates
         from shared.codec.codec import Codec
 
@@ -440,7 +442,12 @@ def judge_codec(
         loaded = Codec.load(codec)
         bench = Bench(job, Team(), _named_bar, typer.echo)
         costs = bench.judge(loaded, all_rates(bench.teacher, loaded.config.qualities))
-        out.write_text(json.dumps(bench.report(costs), indent=1) + "\n")
+        report = bench.report(costs)
+        out.write_text(json.dumps(report, indent=1) + "\n")
+        if beside is not None:
+            ratio = delta_rate(json.loads(beside.read_text())["rates"], report["rates"])
+            said = "they share no divergence" if ratio is None else f"{ratio:.3f} × the bytes at equal divergence"
+            typer.echo(f"{beside} beside {codec}: {said}")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from torch import Tensor
 from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, merged, show
 from lab.matching.teacher import Teacher
-from lab.rate_distortion.hull import hull
+from lab.rate_distortion.hull import bytes_at, hull
 from shared.codec.codec import Codec
 from shared.codec.weights import CodecConfig, Rate
 
@@ -103,6 +103,23 @@ def on_the_hull(config: CodecConfig, costs: Sequence[Cost]) -> CodecConfig:
     }
     presets["max"] = len(kept) - 1
     return replace(config, rates=tuple((one.features, one.quality) for one in kept), presets=presets, preset="high")
+
+
+def delta_rate(found: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> float | None:
+    """Bytes over those of ``other`` at equal divergence, both as ``rows`` gives them; None where they share none.
+
+    Bjøntegaard's delta rate (VCEG-M33) as a ratio, with straight lines between the settings on each hull.
+    """
+    sizes = [[row["bytes"] for row in one] for one in (found, other)]
+    values = [[-float(np.log(row["divergence"])) for row in one] for one in (found, other)]
+    least, most = max(map(min, values)), min(map(max, values))
+    if least >= most:
+        return None
+    at = [
+        [bytes_at(size, value, wanted) or np.nan for wanted in np.linspace(least, most, 100)]
+        for size, value in zip(sizes, values, strict=True)
+    ]
+    return float(np.exp(np.mean(np.log(at[0]) - np.log(at[1]))))
 
 
 def rows(costs: Sequence[Cost]) -> list[dict[str, Any]]:

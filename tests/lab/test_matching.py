@@ -17,7 +17,7 @@ from edge_server.engine.qwen3 import load_qwen3
 from lab import fake
 from lab.codec.team import Team
 from lab.matching import questions
-from lab.matching.judge import judge, on_the_hull
+from lab.matching.judge import delta_rate, judge, on_the_hull
 from lab.matching.pictures import Seen, divide, find, look
 from lab.matching.source import MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
@@ -195,6 +195,13 @@ def test_real_packets_are_judged_and_only_rates_worth_having_stay(teacher: Teach
     assert again == [fine, coarse]
     config = on_the_hull(codec.config, [fine, coarse])
     assert set(config.rates) <= set(rates) and config.presets.keys() == {"low", "medium", "high", "max"}
+
+
+def test_bytes_at_equal_divergence() -> None:
+    rows = [{"bytes": 10.0 * 2**i, "divergence": 0.5**i} for i in range(5)]
+    dearer = [row | {"bytes": row["bytes"] * 1.1} for row in rows]
+    assert delta_rate(dearer, rows) == pytest.approx(1.1) and delta_rate(rows, dearer[1:-1]) == pytest.approx(1 / 1.1)
+    assert delta_rate(rows, [row | {"divergence": row["divergence"] / 100} for row in rows]) is None
 
 
 def test_too_little_memory_is_said_before_the_decoder_is_read(
