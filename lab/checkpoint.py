@@ -175,7 +175,7 @@ def _half(
             continue
         sums[file] = tensor_files.write(partial / file, group, advance)
         _write_sums(partial, sums)
-    if len(files) > 1:
+    if len(files) > 1 or side == "server":  # without one, vLLM takes every .safetensors for a part of the decoder
         _write_json(partial / shards.INDEX, shards.index(files, sizes))
     if side == "device":
         shutil.copyfile(whole.path / "config.json", partial / "config.json")

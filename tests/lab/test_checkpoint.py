@@ -75,6 +75,12 @@ def test_the_tower_and_projector_are_the_same_from_a_half(whole: Path, halves: H
     assert (Projector(Checkpoint.open(whole)).weight == Projector(Checkpoint.open(halves.server)).weight).all()
 
 
+def test_an_index_keeps_other_engines_from_what_lies_beside_the_decoder(halves: Halves) -> None:
+    """vLLM loads every .safetensors of a folder that no index rules out."""
+    listed = json.loads((halves.server / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(listed) == names(halves.server / "model.safetensors") and set(listed.values()) == {"model.safetensors"}
+
+
 def test_transformers_loads_the_server_half_as_it_is(whole: Path, halves: Halves) -> None:
     model, report = Qwen3ForCausalLM.from_pretrained(halves.server, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
