@@ -166,7 +166,8 @@ def server_options(keepalive: Keepalive = KEEPALIVE) -> Options:
 def _require_safe(verb: str, host: str, encrypted: bool, token: str | None) -> None:
     if is_loopback(host) or (encrypted and token):
         return
-    missing = " and ".join(["TLS"] * (not encrypted) + ["a token"] * (not token))
+    tls = "TLS (--tls-ca)" if verb == "dialling" else "TLS (--tls-cert and --tls-key)"
+    missing = " and ".join([tls] * (not encrypted) + ["a token (--token-file)"] * (not token))
     raise UnsafeAddressError(
         f"{verb} {host!r} needs TLS and a token, because it is not this machine; missing: {missing}. "
         "Without them only 127.0.0.1, ::1 and localhost are allowed."

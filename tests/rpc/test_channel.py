@@ -59,8 +59,8 @@ def test_other_machines(host: str) -> None:
 @pytest.mark.parametrize(
     "security, missing",
     [
-        (ClientSecurity(), "missing: TLS and a token"),
-        (ClientSecurity(token="0123456789abcdef"), "missing: TLS\\."),
+        (ClientSecurity(), r"missing: TLS \(--tls-ca\) and a token \(--token-file\)\."),
+        (ClientSecurity(token="0123456789abcdef"), r"missing: TLS \(--tls-ca\)\."),
         (ClientSecurity(tls=True), "missing: a token"),
     ],
 )
