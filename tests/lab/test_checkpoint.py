@@ -76,7 +76,7 @@ def test_the_tower_and_projector_are_the_same_from_a_half(whole: Path, halves: H
 
 
 def test_an_index_keeps_other_engines_from_what_lies_beside_the_decoder(halves: Halves) -> None:
-    """vLLM loads every .safetensors of a folder that no index rules out."""
+    """Every .safetensors of a folder is loaded by vLLM unless an index rules it out."""
     listed = json.loads((halves.server / "model.safetensors.index.json").read_text())["weight_map"]
     assert set(listed) == names(halves.server / "model.safetensors") and set(listed.values()) == {"model.safetensors"}
 
