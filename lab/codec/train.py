@@ -150,8 +150,8 @@ def train(
                 "running": running,
             }
             resume.save(saved, state, basis)
-    if total:  # the transform and the finest steps have moved since they were spaced
-        model.space_steps(follower.seen[:20_000].to(device), recipe.bits[:-1])
+    if total:  # the transform and the finest steps have moved since they were spaced, and real packets are not λ's bits
+        model.space_steps(follower.seen[:20_000].to(device), recipe.bits)
     for done in range(recipe.settle):
         bits = follower.step(recipe.entropy * recipe.rate * (1 - done / recipe.settle))
         running["settled bits"] = 0.99 * running.get("settled bits", bits) + 0.01 * bits  # of all qualities
