@@ -424,7 +424,7 @@ def judge_codec(
 
     with _sentences():
         from lab.codec.team import Team
-        from lab.matching.judge import delta_rate
+        from lab.matching.judge import compare
         from lab.matching.run import Bench, Job, all_rates
         from shared.codec.codec import Codec
 
@@ -443,11 +443,12 @@ def judge_codec(
         bench = Bench(job, Team(), _named_bar, typer.echo)
         costs = bench.judge(loaded, all_rates(bench.teacher, loaded.config.qualities))
         report = bench.report(costs)
-        out.write_text(json.dumps(report, indent=1) + "\n")
         if beside is not None:
-            ratio = delta_rate(json.loads(beside.read_text())["rates"], report["rates"])
+            report["beside"] = compare(report, json.loads(beside.read_text()))
+            ratio = report["beside"]["bytes at equal divergence"]
             said = "they share no divergence" if ratio is None else f"{ratio:.3f} × the bytes at equal divergence"
             typer.echo(f"{beside} beside {codec}: {said}")
+        out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 @app.command()

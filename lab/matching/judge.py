@@ -26,6 +26,8 @@ from shared.codec.weights import CodecConfig, Rate
 #: a preset may lose so much agreement against the best rate
 PRESETS = {"low": 0.12, "medium": 0.05, "high": 0.02, "max": 0.0}
 
+AGREEMENT = (0.75, 0.8, 0.85, 0.9, 0.95)  # where two codecs are compared
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -120,6 +122,25 @@ def delta_rate(found: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]])
         for size, value in zip(sizes, values, strict=True)
     ]
     return float(np.exp(np.mean(np.log(at[0]) - np.log(at[1]))))
+
+
+def compare(report: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What ``other`` costs beside ``report``, both as JSON: bytes at equal divergence, and [other, this] where equally
+    many answers agree, None where so many never do."""
+    tables = (other["rates"], report["rates"])
+    ratio = delta_rate(*tables)
+    return {
+        "report": other,
+        "bytes at equal divergence": None if ratio is None else round(ratio, 3),
+        "bytes where so many answers agree": {
+            str(share): [
+                None if found is None else round(found, 1)
+                for table in tables
+                for found in [bytes_at([row["bytes"] for row in table], [row["agreement"] for row in table], share)]
+            ]
+            for share in AGREEMENT
+        },
+    }
 
 
 def rows(costs: Sequence[Cost]) -> list[dict[str, Any]]:

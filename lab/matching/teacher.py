@@ -151,9 +151,6 @@ class Teacher:
 
     def logits(self, packed: Packed, features: Tensor, grid: Tensor) -> Tensor:
         """Logits float [n, V] of every answer's tokens, with ``features`` [T, D] and a grid table [G, H]."""
-        return self._logits(packed, features, grid, packed.predicting)
-
-    def _logits(self, packed: Packed, features: Tensor, grid: Tensor, wanted: Tensor) -> Tensor:
         embeds = self.model.get_input_embeddings()(packed.ids)
         projected = features @ self.projector.T + grid[packed.slots]
         if self.bias is not None:
@@ -165,7 +162,7 @@ class Teacher:
         found = self.model.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=packed.positions, use_cache=False
         )
-        logits: Tensor = self.model.lm_head(found.last_hidden_state[wanted]).float()
+        logits: Tensor = self.model.lm_head(found.last_hidden_state[packed.predicting]).float()
         return logits
 
     @torch.no_grad()

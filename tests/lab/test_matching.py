@@ -17,7 +17,7 @@ from edge_server.engine.qwen3 import load_qwen3
 from lab import fake
 from lab.codec.team import Team
 from lab.matching import questions
-from lab.matching.judge import delta_rate, judge, on_the_hull
+from lab.matching.judge import compare, delta_rate, judge, on_the_hull
 from lab.matching.pictures import Seen, divide, find, look
 from lab.matching.source import MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
@@ -202,6 +202,13 @@ def test_bytes_at_equal_divergence() -> None:
     dearer = [row | {"bytes": row["bytes"] * 1.1} for row in rows]
     assert delta_rate(dearer, rows) == pytest.approx(1.1) and delta_rate(rows, dearer[1:-1]) == pytest.approx(1 / 1.1)
     assert delta_rate(rows, [row | {"divergence": row["divergence"] / 100} for row in rows]) is None
+    reports = [{"rates": [row | {"agreement": 0.8} for row in one]} for one in (rows, dearer)]
+    found = compare(*reports)
+    assert found["report"] == reports[1] and found["bytes at equal divergence"] == 1.1
+    assert found["bytes where so many answers agree"] == {
+        **{share: [11.0, 10.0] for share in ("0.75", "0.8")},
+        **{share: [None, None] for share in ("0.85", "0.9", "0.95")},
+    }
 
 
 def test_too_little_memory_is_said_before_the_decoder_is_read(
