@@ -1,4 +1,4 @@
-"""How many experts, and who chooses: a trial on the shipped transform, at one quality, bits alone.
+"""Hyperpriors with experts, as TOFC has them, beside the context model: a trial on the shipped transform, bits alone.
 
 An expert is an ``h_s`` of its own; its index is coded. Chosen either by a router, trained as TOFC has it (a soft
 mixture with a balance loss, the best at run time), or by trying all and keeping the cheapest. Promises that all
@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.codec.compressai_parts import EntropyBottleneck, GaussianConditional
-from lab.codec.follow import pool
-from lab.codec.model import SCALE_MIN, HyperSynthesis, bound, scale_of, ste_round
+from lab.codec.model import SCALE_MIN, SCALES, CodecModel, bound, scale_of, ste_round
+from lab.codec.places import Places, Pool
 from lab.nano.features import Cached
+from lab.nano.source import pool
 from shared.codec.codec import Codec
 
-Chooser = Literal["router", "try all"]
+Chooser = Literal["context", "router", "try all"]
 #: experts, chooser, hyper symbols a feature
 VARIANTS: tuple[tuple[int, Chooser, int], ...] = (
     (1, "try all", 3),
@@ -31,29 +32,52 @@ VARIANTS: tuple[tuple[int, Chooser, int], ...] = (
     (16, "router", 3),
     (4, "router", 3),
     (16, "try all", 1),
+    (1, "context", 0),
 )
 BALANCE = 0.02
+HIDDEN = 48  # of the hyperpriors
+
+
+class HyperSynthesis(nn.Module):
+    """h_s: z [T, Z] → (mean in steps, scale index), each [T, M]."""
+
+    def __init__(self, hyper: int, components: int) -> None:
+        super().__init__()
+        self.components = components
+        self.w1 = nn.Parameter(torch.randn(HIDDEN, hyper) * 2.4)
+        self.b1 = nn.Parameter(torch.rand(HIDDEN) * 8)
+        self.w2 = nn.Parameter(torch.randn(2 * components, HIDDEN) * 0.0025)
+        self.b2 = nn.Parameter(torch.cat([torch.zeros(components), torch.full((components,), SCALES / 2)]))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        h = (z @ self.w1.T + self.b1).clamp(0, 255)
+        mean, scale = (h @ self.w2.T + self.b2).split(self.components, dim=-1)
+        return mean, scale.clamp(0, SCALES - 1)
 
 
 class Trial(nn.Module):
     """Entropy model of whole steps q [T, M] with experts."""
 
-    def __init__(self, components: int, hyper: int, hidden: int, experts: int, chooser: Chooser) -> None:
+    def __init__(self, spread: Tensor, hyper: int, experts: int, chooser: Chooser) -> None:
         super().__init__()
-        self.chooser = chooser
-        self.h_a = nn.Sequential(nn.Linear(components, hidden), nn.ReLU(), nn.Linear(hidden, hyper))
-        self.experts = nn.ModuleList(HyperSynthesis(hyper, hidden, components, 1) for _ in range(experts))
+        self.chooser, components = chooser, len(spread)
+        self.h_a = nn.Sequential(nn.Linear(components, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, hyper))
+        self.experts = nn.ModuleList(HyperSynthesis(hyper, components) for _ in range(experts))
         self.router = nn.Linear(components, experts)
         self.prior = nn.Parameter(torch.zeros(experts))
         self.entropy_bottleneck = EntropyBottleneck(hyper)
         self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
+        with torch.no_grad():
+            for one in self.experts:  # scales begin with the components' own
+                assert isinstance(one, HyperSynthesis)
+                one.b2[components:] = 4.1 * torch.log(spread.clamp(0.15) / SCALE_MIN)
 
-    def forward(self, q: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, q: Tensor, _: Places) -> tuple[Tensor, Tensor]:
         """Whole steps → (what training minimises, bits as coded), each the mean of a feature."""
         z = ste_round(self.h_a(q).clamp(-7, 7))
         z_likelihoods, _, _ = self.entropy_bottleneck._likelihood(z.T[:, None])
         z_bits = -bound(z_likelihoods[:, 0].T, 1e-9).log2().sum(-1)
-        told = [expert(z, 0) for expert in self.experts]
+        told = [expert(z) for expert in self.experts]
         likelihoods = [self.gaussian_conditional._likelihood(q, scale_of(index), means=mean) for mean, index in told]
         y_bits = torch.stack([-bound(p, 1e-9).log2().sum(-1) for p in likelihoods], dim=-1)  # [T, E]
         index_bits = -self.prior.log_softmax(-1) / np.log(2)
@@ -72,6 +96,21 @@ class Trial(nn.Module):
         return trained.mean() * (1 + BALANCE * balance), (z_bits + (chosen * (y_bits + index_bits)).sum(-1)).mean()
 
 
+class ContextTrial(nn.Module):
+    """The codec's context model of whole steps q [T, M], at one quality."""
+
+    def __init__(self, spread: Tensor, hidden: int) -> None:
+        super().__init__()
+        self.model = CodecModel(dim=len(spread), components=len(spread), hidden=hidden, qualities=1)
+        with torch.no_grad():
+            self.model.context.out_b[0, 1] = 4.1 * torch.log(spread.clamp(0.15) / SCALE_MIN)
+
+    def forward(self, q: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """As ``Trial`` has it."""
+        bits = self.model.code(q, 0, places, price=0.0)[1].mean()
+        return bits, bits
+
+
 def trial(
     codec: Codec,
     world: list[Cached],
@@ -86,29 +125,35 @@ def trial(
     """Bits a feature on validation pictures for each of ``VARIANTS``; written to ``out`` (JSON) as they come."""
     found: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
 
-    def symbols(pictures: list[Cached]) -> Tensor:
-        return torch.from_numpy(codec.symbols(pool(pictures, seed).numpy(), quality).q.astype(np.float32))
+    def symbols(pictures: list[Cached]) -> Pool:
+        seen = pool(pictures, codec.components, seed)
+        parts = np.split(seen.features.float().numpy(), np.cumsum([len(cells) for _, cells in seen.views])[:-1])
+        q = [
+            codec.symbols(codec.components(part), grid, cells, quality).q
+            for part, (grid, cells) in zip(parts, seen.views, strict=True)
+        ]
+        return seen.mapped(torch.from_numpy(np.concatenate(q).astype(np.float32)))
 
     seen, unseen = symbols(world), symbols(validation)
+    spread = seen.features.std(0)
     for experts, chooser, hyper in VARIANTS[len(found) :]:
         torch.manual_seed(seed)
-        model = Trial(codec.config.components, hyper, codec.config.hyper_hidden, experts, chooser)
-        with torch.no_grad():
-            for one in model.experts:  # scales begin with the components' own
-                assert isinstance(one, HyperSynthesis)
-                spread = seen.std(0).clamp(0.15)
-                one.b2[0, codec.config.components :] = 4.1 * torch.log(spread / SCALE_MIN)
+        model: nn.Module
+        if chooser == "context":
+            model = ContextTrial(spread, codec.config.context_hidden)
+        else:
+            model = Trial(spread, hyper, experts, chooser)
         optimiser = torch.optim.Adam([p for n, p in model.named_parameters() if not n.endswith("quantiles")])
         generator = torch.Generator().manual_seed(seed)
         for done in range(steps):
             optimiser.param_groups[0]["lr"] = 1.5e-3 * (1 - done / steps)
-            loss, _ = model(seen[torch.randint(len(seen), (1024,), generator=generator)])
+            loss, _ = model(*seen.draw(generator, 1024))
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimiser.step()
         with torch.inference_mode():
-            bits = float(model(unseen)[1])
+            bits = float(model.eval()(*unseen.all())[1])
         found.append(
             {"experts": experts, "chooser": chooser, "hyper": hyper, "quality": quality, "bits": round(bits, 3)}
         )

@@ -1,21 +1,23 @@
 """From a trained model to the codec's two files: integer weights and stored tables.
 
-Promises that the exported h_s is the trained one, rounded. The tables hold what was counted
+Promises that the exported context model is the trained one, rounded. The tables hold what was counted
 on training features, smoothed by the trained distributions; they are the last thing computed in floats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
-from torch import nn
 
-from lab.codec.model import BIT_PRICE, FRACTION, SCALES, SHIFT1, SHIFT2, CodecModel, scale_of
+from lab.codec.context import CHANNELS, FRACTION
+from lab.codec.model import BIT_PRICE, SCALES, CodecModel, scale_of
+from lab.codec.places import REACH
 from shared.codec.codec import Codec
 from shared.codec.tables import table_from_probabilities
 from shared.codec.weights import CodecConfig, CodecWeights, Rate
@@ -55,30 +57,25 @@ def export(
     model: CodecModel,
     grid_embedding: dict[int, NDArray[np.float16]],
     hidden: int,
-    centroids: Iterable[NDArray[np.float32]],
+    views: Iterable[tuple[NDArray[np.float32], float]],
 ) -> CodecWeights:
-    """The codec's weights; ``centroids`` [n, D] of training pictures fill the tables.
+    """The codec's weights; ``views`` [N, D] of training pictures, each merged to a share of it, fill the tables.
 
     ``grid_embedding`` is [side², ``hidden``] of each grid side.
     """
     model = model.cpu()
-    w1, b1, w2, b2 = (t.numpy() for t in model.h_s.integers())
-    first, last = model.h_a
-    assert isinstance(first, nn.Linear)
-    assert isinstance(last, nn.Linear)
     qualities = model.qualities
     config = CodecConfig(
         feature_dim=model.mean.shape[0],
         components=model.components,
-        hyper=model.hyper,
-        hyper_hidden=first.out_features,
+        slices=tuple(last for _, last in model.context.spans),
+        channels=CHANNELS,
+        context_hidden=model.context.mid_w.shape[-1],
+        reach=REACH,
         qualities=qualities,
         **_rates(qualities),
         hidden=hidden,
-        shift1=SHIFT1,
-        shift2=SHIFT2,
         residual_range=RESIDUAL_RANGE,
-        hyper_range=model.hyper_range,
         tables=SCALES << FRACTION,
         fraction=FRACTION,
     )
@@ -90,27 +87,15 @@ def export(
         step=model.log_step.exp().numpy(),
         bit_price=np.full(qualities, BIT_PRICE, np.float32),
         synthesis=(model.synthesis * model.spread).numpy(),
-        ha_w1=first.weight.numpy(),
-        ha_b1=(first.bias + model.h_a_bias).numpy(),
-        ha_w2=last.weight.numpy(),
-        ha_b2=last.bias.numpy(),
-        hs_w1=w1[None].astype(np.int8),
-        hs_b1=b1[:, None].astype(np.int32),
-        hs_w2=w2[None].astype(np.int8),
-        hs_b2=b2[:, None].astype(np.int32),
-        z_tables=table_from_probabilities(np.ones((qualities, model.hyper, 2 * model.hyper_range + 1))),
+        **{name: tensor.numpy() for name, tensor in model.context.integers().items()},
         y_tables=table_from_probabilities(gaussian),
         grid_embedding=grid_embedding,
     )
-    z_seen = np.full((qualities, model.hyper, 2 * model.hyper_range + 1), 0.5)
-    y_seen = gaussian * SMOOTHING
+    seen = gaussian * SMOOTHING
     codec = Codec(draft)
-    for x in centroids:
+    for view, share in views:
+        merged = codec.merge(view, max(min(2, len(view)), round(share * len(view))))
         for level in range(qualities):
-            symbols = codec.symbols(x, level)
-            np.add.at(y_seen, (symbols.table, symbols.residuals + RESIDUAL_RANGE), 1)
-            np.add.at(z_seen[level], (np.arange(model.hyper)[None, :], symbols.z + model.hyper_range), 1)
-    tensors = {
-        name: getattr(draft, name) for name in draft.__dataclass_fields__ if name not in {"y_tables", "z_tables"}
-    }
-    return CodecWeights(**tensors, y_tables=table_from_probabilities(y_seen), z_tables=table_from_probabilities(z_seen))
+            symbols = codec.symbols(merged.centroids, round(len(view) ** 0.5), merged.centres, level)
+            np.add.at(seen, (symbols.table, symbols.residual + RESIDUAL_RANGE), 1)
+    return replace(draft, y_tables=table_from_probabilities(seen))

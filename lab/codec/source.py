@@ -6,12 +6,18 @@ Promises nothing about pictures, prompts or where features come from; ``lab.nano
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lab.codec.places import Places, Pool
 from lab.nano.rough import Coarsen
+
+#: features [N, D] → what tells them apart when they are merged
+Project = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 
 
 class Batch(Protocol):
@@ -20,6 +26,10 @@ class Batch(Protocol):
     @property
     def features(self) -> Tensor:
         """[T, D]"""
+
+    @property
+    def places(self) -> Places:
+        """Where they lie."""
 
 
 B = TypeVar("B", bound=Batch)
@@ -37,8 +47,8 @@ class Source(Protocol[B]):
     def sample(self) -> Tensor:
         """Features [T, D] of whole pictures, to begin with."""
 
-    def pool(self) -> Tensor:
-        """Features [T, D] for the entropy model, of which some are merged."""
+    def pool(self, project: Project) -> Pool:
+        """Features for the context model; in some of the views they are merged by what ``project`` makes of them."""
 
     def batches(self, first: int) -> Iterator[tuple[B, bool]]:
         """Endless batches from step ``first`` on; with each, whether it counts for the wanted bits a feature."""

@@ -1,7 +1,7 @@
 """Training the codec on cached features through the frozen decoder: D + λR.
 
 D is the divergence of the answers from those the uncompressed features give (no labels needed), R the
-coded bits. The transform follows both; the entropy model, which only R depends on, follows the transform with
+coded bits. The transform follows both; the context model, which only R depends on, follows the transform with
 many cheap steps that need no decoder. Promises a resumable run; leaves the tables to ``export``.
 """
 
@@ -38,20 +38,19 @@ class Recipe:
     """
 
     components: int = 64
-    hyper: int = 3
-    hidden: int = 48
+    hidden: int = 96
     warm: int = 200  # steps of squared error as the sensitivity weighs it, which need no decoder
     steps: int = 1200
-    follow: int = 4  # steps of the entropy model for one of the transform
-    settle: int = 12_000  # steps of the entropy model at the end
+    follow: int = 2  # steps of the context model for one of the transform
+    settle: int = 16_000  # steps of the context model at the end
     save: int = 100  # steps between checkpoints
     rate: float = 2e-3
-    entropy: float = 0.75  # of the rate
+    entropy: float = 1.0  # of the rate
     measured: int = 40  # batches that the sensitivity is measured on
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
     rate_weight: float = 4e-3
     transform: float = 0.2  # of the rate
-    bits: tuple[float, ...] = (8.0, 10.0, 12.5, 15.5, 19.0, 23.5, 29.0, 36.0)  # of the qualities, the coarsest first
+    bits: tuple[float, ...] = (4.0, 5.0, 6.25, 7.75, 9.5, 11.75, 14.5, 18.0)  # of the qualities, the coarsest first
 
 
 def train(
@@ -81,19 +80,44 @@ def train(
     main = [*transform, model.log_step, *extra]
     groups = [{"params": [model.log_step, *extra], "scale": 1.0}, {"params": transform, "scale": recipe.transform}]
     optimiser = torch.optim.Adam(groups)
-    follower = Follower(model, source.pool(), seed, team=team)
     saved, step, weight, running = out / "codec.ckpt", 0, recipe.rate_weight, dict[str, float]()
+    settled = 0
     finest, wanted_bits = model.qualities - 1, recipe.bits[-1]
     warm = recipe.warm if start is None else 0
     if (state := resume.load(saved, basis)) is None:
         measure = _begin(model, source, recipe, start, seed)
+        space = model.mean.cpu(), (model.analysis / model.log_step[-1, :, None].exp()).detach().cpu()
     else:
-        measure = state["measure"].to(device)
+        measure, space = state["measure"].to(device), state["space"]
         model.load_state_dict(state["model"])
         source.extra.load_state_dict(state["extra"])
         optimiser.load_state_dict(state["optimiser"])
+        step, weight, running, settled = state["step"], state["weight"], state["running"], state["settled"]
+    # What features are merged by: the codec's own components, as they are to begin with.
+    mean, analysis = (one.double().numpy() for one in space)
+    follower = Follower(model, source.pool(lambda view: (view - mean) @ analysis.T), seed, team=team)
+    if state is not None:
         follower.load_state_dict(state["follower"])
-        step, weight, running = state["step"], state["weight"], state["running"]
+
+    def keep() -> None:
+        if team.rank:
+            return
+        with (out / "codec.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "settled": settled, **running}) + "\n")
+        state = {
+            "measure": measure,
+            "space": space,
+            "model": model.state_dict(),
+            "extra": source.extra.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "follower": follower.state_dict(),
+            "step": step,
+            "weight": weight,
+            "running": running,
+            "settled": settled,
+        }
+        resume.save(saved, state, basis)
+
     total = warm + recipe.steps
     batches = source.batches(step)
     began, first = time.monotonic(), step
@@ -105,7 +129,7 @@ def train(
             group["lr"] = rate * group["scale"]
         batch, counted = next(batches)
         x = batch.features
-        x_hat, bits = model(x, finest)
+        x_hat, bits = model(x, finest, batch.places)
         if step < warm:
             error = F.linear(x_hat - x, measure).square().sum(-1).mean()
             distortion = error / F.linear(x - model.mean, measure).square().sum(-1).mean()
@@ -136,30 +160,21 @@ def train(
                 f"{step}/{total} {speed:.2f} steps/s " + " ".join(f"{k} {v:.4f}" for k, v in running.items()),
                 flush=True,
             )
-        if team.rank == 0 and (step % recipe.save == 0 or step == total):
-            with (out / "codec.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, **running}) + "\n")
-            state = {
-                "measure": measure,
-                "model": model.state_dict(),
-                "extra": source.extra.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "follower": follower.state_dict(),
-                "step": step,
-                "weight": weight,
-                "running": running,
-            }
-            resume.save(saved, state, basis)
-    if total:  # the transform and the finest steps have moved since they were spaced, and real packets are not λ's bits
-        model.space_steps(follower.seen[:20_000].to(device), recipe.bits)
-    for done in range(recipe.settle):
-        bits = follower.step(recipe.entropy * recipe.rate * (1 - done / recipe.settle))
-        running["settled bits"] = 0.99 * running.get("settled bits", bits) + 0.01 * bits  # of all qualities
-        if done % 500 == 499:
-            log(f"settled {done + 1}/{recipe.settle} bits {running['settled bits']:.3f}", flush=True)
+        if step % recipe.save == 0 or step == total:
+            keep()
+    if total and not settled:
+        # The transform and the finest steps have moved since they were spaced, and real packets are not λ's bits.
+        model.space_steps(follower.seen.features[:20_000].float().to(device), recipe.bits)
+    follower.freeze()
+    while settled < recipe.settle:
+        spent = follower.step(recipe.entropy * recipe.rate * min(1.0, 2 * (1 - settled / recipe.settle)))
+        settled += 1
+        running["settled bits"] = 0.99 * running.get("settled bits", spent) + 0.01 * spent  # of all qualities
+        if settled % 500 == 0:
+            log(f"settled {settled}/{recipe.settle} bits {running['settled bits']:.3f}", flush=True)
+        if settled % (10 * recipe.save) == 0 or settled == recipe.settle:
+            keep()
     if team.rank == 0:
-        with (out / "codec.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **running}) + "\n")
         torch.save(model.state_dict(), out / "codec.pt")
     return model.eval()
 
@@ -169,7 +184,6 @@ def new_model(recipe: Recipe, dim: int) -> CodecModel:
     return CodecModel(
         dim=dim,
         components=min(recipe.components, dim),
-        hyper=recipe.hyper,
         hidden=recipe.hidden,
         qualities=len(recipe.bits),
     )

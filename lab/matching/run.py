@@ -187,7 +187,7 @@ def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Cal
     teacher = bench.teacher
     grids = {side: table[teacher.first[side] : teacher.first[side] + side * side] for side in teacher.sides}
     say("counting symbols for the tables")
-    weights = export(model, grids, table.shape[1], _centroids(bench.training, job.seed))
+    weights = export(model, grids, table.shape[1], _views(bench.training, job.seed))
     costs = bench.judge(Codec(weights), all_rates(teacher, weights.config.qualities))
     weights = replace(weights, config=on_the_hull(weights.config, costs))
     model_id = bench.model_id
@@ -204,13 +204,11 @@ def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Cal
         say(f"{name:7} {one.bytes:7.1f} B  divergence {one.divergence:.4f}  answers that agree {one.agreement:.3f}")
 
 
-def _centroids(seen: Sequence[Seen], seed: int) -> Iterable[NDArray[np.float32]]:
+def _views(seen: Sequence[Seen], seed: int) -> Iterable[tuple[NDArray[np.float32], float]]:
     rng = np.random.default_rng([seed, 43])
     for one in seen[:COUNTED]:
-        share = 1.0 if rng.random() < 0.8 else float(rng.uniform(0.2, 1.0))
-        shown = merged(one, share)
-        ends = np.cumsum([*shown.layout.crops, shown.layout.whole])
-        yield from np.split(shown.features, ends[:-1])
+        share = 1.0 if rng.random() < 0.6 else float(rng.uniform(0.2, 1.0))
+        yield from ((view, share) for view in one.views())
 
 
 def _basis(job: Job, bench: Bench) -> str:

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lab.codec.places import Places, Pool, View
+from lab.codec.source import Project
 from lab.codec.team import Team
 from lab.matching.pictures import Seen
 from lab.matching.teacher import Answer, Packed, Shown, Teacher
@@ -32,7 +34,7 @@ class Mix:
     batch: int = 4  # pictures
     turns: int = 8  # questions about each at most
     merged: float = 0.4  # of the batches
-    pool: int = 60_000  # features that the entropy model is trained on
+    pool: int = 200_000  # features that the context model is trained on
     sample: int = 15_000  # features that the transform begins with
 
 
@@ -47,6 +49,10 @@ class Batch:
     def features(self) -> Tensor:
         return self.coded.features
 
+    @property
+    def places(self) -> Places:
+        return self.coded.places
+
 
 def show(seen: Seen, views: Sequence[NDArray[np.float32]], cells: Sequence[NDArray[np.int64]]) -> Shown:
     """Features of each view, and the cells that they are of."""
@@ -59,10 +65,15 @@ def show(seen: Seen, views: Sequence[NDArray[np.float32]], cells: Sequence[NDArr
     )
 
 
-def merged(seen: Seen, share: float = 1.0) -> Shown:
-    """A picture with each view merged to a share of its features."""
-    found = [merge(view, max(min(2, len(view)), round(len(view) * share))) for view in seen.views()]
-    return show(seen, [one.centroids for one in found], [one.centres.astype(np.int64) for one in found])
+def merged(seen: Seen, share: float = 1.0, project: Project | None = None) -> Shown:
+    """A picture with each view merged to a share of its features, by distances between what ``project`` makes of them."""
+    views = seen.views()
+    found = []
+    for view in views:
+        keep = max(min(2, len(view)), round(len(view) * share))
+        found.append(merge(view if project is None or keep == len(view) else project(view), keep))
+    means = [one.means(view) for one, view in zip(found, views, strict=True)]
+    return show(seen, means, [one.centres.astype(np.int64) for one in found])
 
 
 class MatchingSource:
@@ -97,19 +108,25 @@ class MatchingSource:
         return found
 
     def sample(self) -> Tensor:
-        return self._gather(np.random.default_rng([self.seed, 23]), self.mix.sample, 0.0)
+        found = self._gather(np.random.default_rng([self.seed, 23]), self.mix.sample, 0.0)
+        return torch.from_numpy(np.concatenate([one.features for one in found])[: self.mix.sample])
 
-    def pool(self) -> Tensor:
-        return self._gather(np.random.default_rng([self.seed, 37]), self.mix.pool, 0.3)
+    def pool(self, project: Project) -> Pool:
+        found = self._gather(np.random.default_rng([self.seed, 37]), self.mix.pool, 0.5, project)
+        features = np.concatenate([one.features.astype(np.float16) for one in found])
+        return Pool(torch.from_numpy(features), [view for one in found for view in one.views()])
 
-    def _gather(self, rng: np.random.Generator, most: int, share_merged: float) -> Tensor:
-        found: list[NDArray[np.float32]] = []
+    def _gather(
+        self, rng: np.random.Generator, most: int, share_merged: float, project: Project | None = None
+    ) -> list[Shown]:
+        """Pictures at random until they have ``most`` features."""
+        found: list[Shown] = []
         for index in rng.permutation(len(self.seen)):
             share = float(rng.uniform(0.15, 1.0)) if rng.random() < share_merged else 1.0
-            found.append(merged(self.seen[index], share).features)
-            if sum(map(len, found)) >= most:
+            found.append(merged(self.seen[index], share, project))
+            if sum(len(one.features) for one in found) >= most:
                 break
-        return torch.from_numpy(np.concatenate(found)[:most])
+        return found
 
     def batches(self, first: int) -> Iterator[tuple[Batch, bool]]:
         return map(self._draw, count(first))
@@ -132,8 +149,10 @@ class MatchingSource:
         chosen = [self.seen[i] for i in rng.integers(len(self.seen), size=self.mix.batch)]
         shown = []
         for one in chosen:
-            views = [rough.draw(rng, view) for view in one.views()]
-            shown.append(show(one, views, [np.arange(len(view)) for view in views]))
+            views = [np.arange(side * side) for side in one.sides]
+            features = rough.draw(rng, np.concatenate(one.views()), list(zip(one.sides, views, strict=True)))
+            ends = np.cumsum([len(cells) for cells in views])
+            shown.append(show(one, np.split(features, ends[:-1]), views))
         packed = self.teacher.pack(shown, [self.asked[one.digest] for one in chosen])
         return Batch(coded=packed, whole=packed)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_server.engine.qwen3 import load_qwen3
+from lab.codec.places import Places, View, places
 from lab.matching.lora import Adapters
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
@@ -38,6 +39,12 @@ class Shown:
     cells: NDArray[np.int64]  # [T]
     layout: Layout
 
+    def views(self) -> list[View]:
+        """Grid side and cells of each view."""
+        ends = np.cumsum([*self.layout.crops, self.layout.whole])
+        parts = zip(np.split(self.sides, ends[:-1]), np.split(self.cells, ends[:-1]), strict=True)
+        return [(int(sides[0]), cells) for sides, cells in parts]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packed:
@@ -49,6 +56,7 @@ class Packed:
     image: Tensor  # [B, T] bool
     features: Tensor  # [sum of image, D]
     slots: Tensor  # [sum of image], rows of the grid table
+    places: Places  # of the features, for the codec's context model
     predicting: Tensor  # [B, T] bool: the next token is of an answer
     answers: Tensor  # [n]: those tokens
     owner: Tensor  # [n]: the number of the question
@@ -147,7 +155,8 @@ class Teacher:
             "answers": torch.tensor(answers, dtype=torch.long),
             "owner": torch.tensor(owner, dtype=torch.long),
         }
-        return Packed(**{name: tensor.to(self.device) for name, tensor in tensors.items()})
+        where = places([view for one in shown for view in one.views()]).to(self.device)
+        return Packed(**{name: tensor.to(self.device) for name, tensor in tensors.items()}, places=where)
 
     def logits(self, packed: Packed, features: Tensor, grid: Tensor) -> Tensor:
         """Logits float [n, V] of every answer's tokens, with ``features`` [T, D] and a grid table [G, H]."""

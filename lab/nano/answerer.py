@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from lab.codec.source import Project
 from lab.nano.features import Cached
 from lab.nano.packing import Asked, Batch, Look, Picture
 from lab.world import questions
@@ -117,29 +118,33 @@ def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
 Reduce = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64], float]]
 
 
-def merging(n: int | None = None, share: float = 1.0) -> Reduce:
-    """Merge a view to at most ``n`` features, or to a share of its own; half-precision bytes are counted."""
+def merging(n: int | None = None, share: float = 1.0, project: Project | None = None) -> Reduce:
+    """Merge a view to at most ``n`` features, or to a share of its own; half-precision bytes are counted.
+
+    Distances are those between features, or between what ``project`` makes of them.
+    """
 
     def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
         keep = min(len(view), n or len(view), max(2, round(len(view) * share)))
-        merged = merge(view, keep)
-        return merged.centroids, merged.centres.astype(np.int64), 2 * merged.centroids.size
+        merged = merge(view if project is None or keep == len(view) else project(view), keep)
+        centroids = merged.means(view)
+        return centroids, merged.centres.astype(np.int64), 2 * centroids.size
 
     return reduce
 
 
 def picture(cached: Cached, reduce: Reduce) -> Picture:
     """A cached picture with each view reduced."""
-    features, slots, counts, size = [], [], [], 0.0
+    features, slots, views, size = [], [], [], 0.0
     for side, view in zip(cached.sides, cached.views(), strict=True):
         kept, cells, cost = reduce(view)
         features.append(kept)
         slots.append(SLOT[side] + cells)
-        counts.append(len(kept))
+        views.append((side, cells))
         size += cost
     return Picture(
         features=np.concatenate(features),
-        counts=tuple(counts),
+        views=tuple(views),
         slots=np.concatenate(slots),
         rows=cached.rows,
         columns=cached.columns,

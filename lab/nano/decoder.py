@@ -102,7 +102,7 @@ class Questions(Batches[tuple[str, Batch]]):
         chosen = [source[i] for i in rng.integers(len(source), size=size)]
         shown = [picture(one, merging(share=share)) for one in chosen]
         if rng.random() < recipe.rough:
-            shown = [replace(one, features=self.rough.draw(rng, one.features)) for one in shown]
+            shown = [replace(one, features=self.rough.draw(rng, one.features, one.views)) for one in shown]
         weights = EARLY_WEIGHTS if step < recipe.early else WEIGHTS
         asked = [named(one, ask(rng, one, recipe.turns, weights)) for one in chosen]
         return kind, self.packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))

@@ -83,26 +83,22 @@ def export(
     codec.save(out)
 
 
-def export_run(run: Path, out: Path, *, pictures: int = 1200) -> None:
+def export_run(run: Path, out: Path, *, counted: int = 2400) -> None:
     """Export what a run trained; the codec's tables are filled from the run's first training pictures."""
     from lab.codec import export as codec_export  # needs compressai, which writing a checkpoint does not
     from lab.codec.train import Recipe, new_model
 
     folder = cached.folder(run)
-    world = cached.load(folder, "world", "train", pictures)
-    easy = cached.load(folder, "easy", "train", pictures // 8)
-    large = cached.load(folder, "large", "train", pictures // 25)
+    world = cached.load(folder, "world", "train", counted)
+    easy = cached.load(folder, "easy", "train", counted // 8)
+    large = cached.load(folder, "large", "train", counted // 12)
     answerer, _ = answering.load(run, CONFIG.hidden_size * 4)
     model = new_model(Recipe(), CONFIG.hidden_size * 4)
     model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
     rng = np.random.default_rng(0)
-    shares = [1.0 if rng.random() < 0.8 else float(rng.uniform(0.2, 1.0)) for _ in world]
-    centroids = [
-        kept
-        for one, share in zip([*world, *easy, *large], [*shares, *[1.0] * (len(easy) + len(large))], strict=True)
-        for view in one.views()
-        for kept, _, _ in [answering.merging(share=share)(view)]
-    ]
-    codec = codec_export.export(model, answerer.grid_embedding(), answerer.grid.embedding_dim, centroids)
+    pictures = [*world, *easy, *large]
+    shares = [1.0 if rng.random() < 0.6 else float(rng.uniform(0.2, 1.0)) for _ in pictures]
+    views = [(view, share) for one, share in zip(pictures, shares, strict=True) for view in one.views()]
+    codec = codec_export.export(model, answerer.grid_embedding(), answerer.grid.embedding_dim, views)
     tower = torch.load(run / "tower.pt", weights_only=True)
     export(out, CONFIG, tower, answerer, run / "tokenizer", codec)

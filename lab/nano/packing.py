@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from lab.codec.places import Places, View, places
 from shared.model.prompt import token_id
 
 
@@ -45,10 +46,10 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What is put in front of the decoder: features [T, D], their grid sides and slots, and the layout."""
+    """What is put in front of the decoder: features [T, D], where they lie, their slots, and the layout."""
 
     features: NDArray[np.float32]
-    counts: tuple[int, ...]  # features of each view, in prompt order
+    views: tuple[View, ...]  # in prompt order
     slots: NDArray[np.int64]  # [T] index into the grid embedding
     rows: int
     columns: int
@@ -65,6 +66,7 @@ class Batch:
     image: Tensor  # [B, T] bool: <im_patch>
     features: Tensor  # [sum of image, D]
     slots: Tensor  # [sum of image]
+    places: Places  # of the features, for the codec's context model
     targets: Tensor  # [B, T] the next token where it is part of an answer, else −100
     owner: Tensor  # [B, T] number of the question that a target belongs to, else −1
     lookups: Tensor  # [L, 3] Look, sequence and place of what should look
@@ -91,7 +93,7 @@ class Packer:
     def prefix(self, picture: Picture) -> list[int]:
         """The user's header and the picture's tokens: crops first, row by row, the global view last."""
         token, ids = self.token, list(self.head)
-        *crops, whole = picture.counts
+        *crops, whole = (len(cells) for _, cells in picture.views)
         for index, count in enumerate(crops):
             ids += [token["patch_start"], *[token["im_patch"]] * count, token["patch_end"]]
             if (index + 1) % picture.columns == 0 and index + 1 < len(crops):
@@ -156,6 +158,7 @@ class Packer:
             image=tokens == self.token["im_patch"],
             features=torch.from_numpy(np.concatenate([p.features for p in pictures])),
             slots=torch.from_numpy(np.concatenate([p.slots for p in pictures])),
+            places=places([view for p in pictures for view in p.views]),
             targets=padded(3, -100),
             owner=padded(4, -1),
             lookups=torch.tensor(lookups, dtype=torch.long).reshape(-1, 3),

@@ -5,18 +5,22 @@ Before, a few principal components of the features, rounded to long steps; that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.codec.places import View
 from shared.codec.codec import Codec
 
 
 class Coarsen(Protocol):
-    """Makes features [n, D] coarse."""
+    """Makes features [T, D] of some views coarse."""
 
-    def draw(self, rng: np.random.Generator, features: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def draw(
+        self, rng: np.random.Generator, features: NDArray[np.float32], views: Sequence[View]
+    ) -> NDArray[np.float32]: ...
 
 
 class Rough:
@@ -29,8 +33,10 @@ class Rough:
         self.vectors = np.ascontiguousarray(vectors[:, ::-1][:, :most])  # [D, most], most power first
         self.unit = float(np.sqrt(power[::-1][:24].mean()))
 
-    def draw(self, rng: np.random.Generator, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[n, D] → [n, D] through a random number of components and a random step."""
+    def draw(
+        self, rng: np.random.Generator, features: NDArray[np.float32], views: Sequence[View] = ()
+    ) -> NDArray[np.float32]:
+        """[T, D] → [T, D] through a random number of components and a random step."""
         vectors = self.vectors[:, : int(rng.integers(24, self.vectors.shape[1] + 1))]
         step = self.unit * float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
         rounded = np.rint((features - self.mean) @ vectors / step) * step
@@ -44,7 +50,14 @@ class Coded:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
-    def draw(self, rng: np.random.Generator, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[n, D] → [n, D] as the decoder of packets gives them, at a random quality."""
+    def draw(
+        self, rng: np.random.Generator, features: NDArray[np.float32], views: Sequence[View]
+    ) -> NDArray[np.float32]:
+        """[T, D] → [T, D] as the decoder of packets gives them, at a random quality."""
         quality = int(rng.integers(self.codec.config.qualities))
-        return self.codec.dequantise(self.codec.symbols(features, quality).q, quality)
+        parts = np.split(features, np.cumsum([len(cells) for _, cells in views])[:-1])
+        found = []
+        for part, (grid, cells) in zip(parts, views, strict=True):
+            symbols = self.codec.symbols(self.codec.components(part), grid, cells, quality)
+            found.append(self.codec.dequantise(symbols.q, quality))
+        return np.concatenate(found)

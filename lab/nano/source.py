@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from lab.codec.follow import pool
+from lab.codec.places import Pool, View
+from lab.codec.source import Project
 from lab.nano.answerer import Answerer, ask, merging, picture
 from lab.nano.batches import Batches
 from lab.nano.features import Cached
@@ -27,6 +29,20 @@ class Mix:
     merged: float = 0.4  # of the batches
     easy: float = 0.12
     large: float = 0.06
+
+
+def pool(pictures: Sequence[Cached], project: Project, seed: int, share_merged: float = 0.5) -> Pool:
+    """The features of pictures; in a share of these every view is merged to a random number."""
+    rng = np.random.default_rng([seed, 37])
+    features: list[NDArray[np.float16]] = []
+    views: list[View] = []
+    for one in pictures:
+        share = float(rng.uniform(0.15, 1.0)) if rng.random() < share_merged else 1.0
+        for side, view in zip(one.sides, one.views(), strict=True):
+            kept, cells, _ = merging(share=share, project=project)(view)
+            features.append(kept.astype(np.float16))
+            views.append((side, cells))
+    return Pool(torch.from_numpy(np.concatenate(features)), views)
 
 
 class Questions(Batches[tuple[Batch, bool]]):
@@ -78,8 +94,8 @@ class NanoSource:
         chosen += [easy[i].features for i in rng.permutation(len(easy))[:40]]
         return torch.from_numpy(np.concatenate(chosen).astype(np.float32))
 
-    def pool(self) -> Tensor:
-        return pool([*self.pictures["world"][:6000], *self.pictures["easy"][:600]], self.seed)
+    def pool(self, project: Project) -> Pool:
+        return pool([one for pictures in self.pictures.values() for one in pictures], project, self.seed)
 
     def batches(self, first: int) -> Iterator[tuple[Batch, bool]]:
         return Questions(self.pictures, self.packer, self.mix, self.seed, first).ahead()
@@ -89,7 +105,7 @@ class NanoSource:
         world = self.pictures["world"]
         chosen = [world[i] for i in rng.integers(len(world), size=batch)]
         shown = [picture(one, merging()) for one in chosen]
-        shown = [replace(one, features=rough.draw(rng, one.features)) for one in shown]
+        shown = [replace(one, features=rough.draw(rng, one.features, one.views)) for one in shown]
         return self.packer.pack(shown, [ask(rng, one, turns) for one in chosen], independent=True)
 
     def wanted(self, batch: Batch) -> Tensor:

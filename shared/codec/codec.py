@@ -1,7 +1,7 @@
 """Features of one view ⇄ a packet: the codec's façade.
 
-    F [N, D] ─ merge ─ x [n, D] ─ analysis ─ y ─ quantise ─ q [n, M] ─ hyperprior ─ symbols ─ coder ─ packet
-    x̂ [n, D] ──────── synthesis ─ dequantise ──────────── q [n, M] ─ hyperprior ─ symbols ─ coder ─┘
+    F [N, D] ─ analysis ─ Y [N, M] ─ merge ─ y [n, M] ─ quantise ─ q [n, M] ─ context ─ symbols ─ coder ─ packet
+    x̂ [n, D] ─ synthesis ─────────────────── dequantise ────────── q [n, M] ─ context ─ symbols ─ coder ─┘
 
 Promises that a packet decodes to the same q, bit for bit, on every machine, that no other bytes decode
 to it, and that bad bytes raise ``PacketError`` and nothing else. The encoder's own arithmetic is
@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.codec import packet
-from shared.codec.hyperprior import Chooser, Symbols
+from shared.codec.context import Context
 from shared.codec.merge import Merged, merge
 from shared.codec.packet import Layout, PacketError
 from shared.codec.payload import PayloadCoder
+from shared.codec.symbols import Chooser, Symbols
 from shared.codec.weights import CodecWeights
 
 
@@ -42,8 +43,7 @@ class Explanation:
 
     merged: Merged
     packet: bytes
-    feature_bits: NDArray[np.float64]  # [n]: expert, hyper symbols and residuals
-    experts: NDArray[np.int64]  # [n]
+    feature_bits: NDArray[np.float64]  # [n]
     place_bits: float  # the quality, and n and the set of positions when merged
     header_bits: int  # header and checksum
 
@@ -65,11 +65,13 @@ class Codec:
     def __init__(self, weights: CodecWeights) -> None:
         self.config = weights.config
         self.weights = weights
-        self._chooser = Chooser(weights)
+        context = Context(weights)
+        self._chooser = Chooser(weights, context)
         self._mean = weights.mean.astype(np.float64)
-        self._analysis = weights.analysis.astype(np.float64).T  # [D, M]
+        self._analysis = (weights.analysis.astype(np.float64) / weights.step[-1][:, None]).T  # [D, M]
+        self._ratio = weights.step[-1].astype(np.float64) / weights.step  # [Q, M]
         self._synthesis = np.ascontiguousarray(weights.synthesis.T)  # [M, D]
-        self.payload = PayloadCoder(weights)  # symbols alone, for tools that look inside a packet
+        self.payload = PayloadCoder(weights, context)  # symbols alone, for tools that look inside a packet
 
     @classmethod
     def load(cls, directory: Path) -> Codec:
@@ -82,8 +84,8 @@ class Codec:
         None takes those of the codec's default preset (n at most N); n = N does not merge. Raises ``ValueError``
         for a wrong shape, NaN, n outside 1..N, or a quality that the codec has not.
         """
-        merged = self._merge(features, n)
-        return self._write(merged, self.symbols(merged.centroids, quality))
+        merged = self.merge(features, n)
+        return self._write(merged, self._symbols(merged, quality))
 
     def decode(self, data: bytes) -> Decoded:
         """A packet → features and where they belong. Raises ``PacketError`` for anything that is no packet."""
@@ -91,38 +93,64 @@ class Codec:
         layout, payload = packet.read(
             data, max_side=self.config.max_grid, max_feature_bits=limit, qualities=self.config.qualities
         )
+        cells = np.array(layout.cells, np.int64)
         try:
-            symbols = self.payload.decode(payload, layout.n, layout.quality)
+            symbols = self.payload.decode(payload, layout.grid, cells, layout.quality)
         except ValueError as error:
             raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
         # Many byte strings lead to the same symbols; only the one that an encoder writes is taken.
         if packet.write(layout, self.payload.encode(symbols), qualities=self.config.qualities) != data:
             raise PacketError("NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged")
-        cells = np.array(layout.cells, np.int64)
         x = self.dequantise(symbols.q, layout.quality)
         return Decoded(features=x, positions=cells, grid=layout.grid, quality=layout.quality)
 
     def explain(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> Explanation:
         """Encodes as ``encode`` does and says where the bits went."""
-        merged = self._merge(features, n)
-        symbols = self.symbols(merged.centroids, quality)
+        merged = self.merge(features, n)
+        symbols = self._symbols(merged, quality)
         layout = _layout(merged, symbols.quality)
         return Explanation(
             merged=merged,
             packet=self._write(merged, symbols),
             feature_bits=self._chooser.bits(symbols),
-            experts=symbols.experts,
             place_bits=log2(layout.digits(self.config.qualities)[1]),
             header_bits=layout.header_bits,
         )
 
-    def symbols(self, centroids: NDArray[np.float32], quality: int | None = None) -> Symbols:
-        """Features [n, D] → symbols. What is too large for a table is clipped. Raises ``ValueError`` for a quality."""
+    def components(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Features [N, D] → components [N, M] in the finest steps."""
+        # In float64, so that no library's way of adding decides which step is the nearest.
+        y: NDArray[np.float64] = (features - self._mean) @ self._analysis
+        return y
+
+    def merge(self, features: NDArray[np.float32], n: int | None = None) -> Merged:
+        """Features of a square grid [N, D] → components [n, M] in the finest steps, and the cells that they are of.
+
+        Distances are those between components: what answers do not depend on does not tell features apart. Raises
+        what ``encode`` raises.
+        """
+        c = self.config
+        if features.ndim != 2 or features.shape[1] != c.feature_dim:
+            raise ValueError(f"features must be [N, {c.feature_dim}] for this codec, not {features.shape}")
+        total = len(features)
+        if not 1 <= total <= c.max_grid**2 or isqrt(total) ** 2 != total:
+            raise ValueError(f"{total} features; a square grid with sides of 1 to {c.max_grid} is needed")
+        if n is None:
+            n = min(c.rate[0] or total, total)
+        with np.errstate(invalid="ignore"):  # merging says that such features are none
+            return merge(self.components(features), n, c.neighbours)
+
+    def symbols(
+        self, components: NDArray[np.float64], grid: int, cells: NDArray[np.int64], quality: int | None = None
+    ) -> Symbols:
+        """Components [n, M] in the finest steps, of features at ``cells`` → symbols.
+
+        What is too large for a table is clipped. Raises ``ValueError`` for a quality that the codec has not.
+        """
         level = self.config.rate[1] if quality is None else quality
         if not 0 <= level < self.config.qualities:
             raise ValueError(f"quality {level}; this codec has 0 (the coarsest) to {self.config.qualities - 1}")
-        y = (centroids - self._mean) @ self._analysis / self.weights.step[level]  # in steps
-        return self._chooser.choose(y, level)
+        return self._chooser.choose(components * self._ratio[level], grid, cells, level)
 
     def dequantise(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Quantised components [n, M] → features [n, D]: the first floats on the decoder's side."""
@@ -138,16 +166,8 @@ class Codec:
         rows: NDArray[np.float32] = table[positions].astype(np.float32)
         return rows
 
-    def _merge(self, features: NDArray[np.float32], n: int | None) -> Merged:
-        c = self.config
-        if features.ndim != 2 or features.shape[1] != c.feature_dim:
-            raise ValueError(f"features must be [N, {c.feature_dim}] for this codec, not {features.shape}")
-        total = len(features)
-        if not 1 <= total <= c.max_grid**2 or isqrt(total) ** 2 != total:
-            raise ValueError(f"{total} features; a square grid with sides of 1 to {c.max_grid} is needed")
-        if n is None:
-            n = min(c.rate[0] or total, total)
-        return merge(features, n, c.neighbours)
+    def _symbols(self, merged: Merged, quality: int | None) -> Symbols:
+        return self.symbols(merged.centroids, isqrt(len(merged.assignment)), merged.centres, quality)
 
     def _write(self, merged: Merged, symbols: Symbols) -> bytes:
         layout = _layout(merged, symbols.quality)

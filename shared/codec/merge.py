@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,16 @@ SHARPNESS = 0.3
 class Merged:
     """What merging N features to n gives."""
 
-    centroids: NDArray[np.float32]  # [n, D], in the order of `centres`
+    centroids: NDArray[np.floating]  # [n, D] of the features' own type, in the order of `centres`
     centres: NDArray[np.int64]  # [n], ascending indices of the features at the clusters' centres
     assignment: NDArray[np.int64]  # [N], index into `centres`
 
+    def means(self, features: NDArray[Any]) -> NDArray[Any]:
+        """The plain means [n, ·] of the same clusters of other features [N, ·]."""
+        return _means(features, self.assignment, len(self.centres))
 
-def merge(features: NDArray[np.float32], n: int, k: int = 5) -> Merged:
+
+def merge(features: NDArray[np.floating], n: int, k: int = 5) -> Merged:
     """Merges features [N, D] into n clusters (TOFC, arXiv 2503.12926, section on feature merging).
 
     With squared distances in units of their mean over all pairs, so that only their ratios count:
@@ -53,17 +58,23 @@ def merge(features: NDArray[np.float32], n: int, k: int = 5) -> Merged:
         raise ValueError("features hold NaN or infinity: the tower that made them is broken")
     if n == total:
         every = np.arange(total)
-        return Merged(centroids=features.astype(np.float32), centres=every, assignment=every)
+        return Merged(centroids=features, centres=every, assignment=every)
 
     squared = _squared_distances(features)  # [N, N]
     centres = np.sort(_peaks(squared, n, min(k, total - 1)))
     assignment = np.argmin(squared[:, centres], axis=1)  # the first, so the lowest, of equals
     assignment[centres] = np.arange(n)  # a centre's twin may be a lower centre; it stays its own
+    return Merged(centroids=_means(features, assignment, n), centres=centres, assignment=assignment)
+
+
+def _means(features: NDArray[Any], assignment: NDArray[np.int64], n: int) -> NDArray[Any]:
+    if n == len(features):
+        return features
     means = np.stack([features[assignment == i].mean(axis=0, dtype=np.float64) for i in range(n)])
-    return Merged(centroids=means.astype(np.float32), centres=centres, assignment=assignment)
+    return means.astype(features.dtype)
 
 
-def _squared_distances(features: NDArray[np.float32]) -> NDArray[np.float64]:
+def _squared_distances(features: NDArray[np.floating]) -> NDArray[np.float64]:
     """[N, D] → squared distances in some unit, [N, N]: the same bits from every library and number of threads.
 
     |a|² + |b|² − 2ab is fast but rounds as the library pleases, which would break ties at random. So the

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from safetensors.numpy import load_file, save
 
 from shared.codec.tables import problem_with
 
-FORMAT = 3
+FORMAT = 4
+STAGES = 2  # of a view's cells
+ACTIVATION_BITS, WEIGHT_BITS = 8, 10  # of the context model, behind the binary point
+ACTIVATION_MAX = 4095
 CONFIG_FILE, TENSOR_FILE = "codec.json", "codec.safetensors"
 _GRID_PREFIX = "grid_embedding."
 
@@ -35,47 +39,54 @@ class CodecError(ValueError):
 class CodecConfig:
     """Sizes of a codec. Letters are those of the shapes in ``CodecWeights``.
 
-    >>> CodecConfig(feature_dim=8, components=4, hyper=2, hyper_hidden=8, hidden=16, residual_range=7,
-    ...             hyper_range=3, tables=4, shift1=6, shift2=6).experts
-    1
+    >>> CodecConfig(feature_dim=8, components=4, slices=(1, 4), channels=2, context_hidden=8, hidden=16,
+    ...             residual_range=7, tables=4).spans
+    ((0, 1), (1, 4))
     """
 
     feature_dim: int  # D
     components: int  # M: numbers coded per feature
-    hyper: int  # Z: hyper symbols per feature
-    hyper_hidden: int  # F: hidden units of h_a and h_s
-    experts: int = 1  # E
+    slices: tuple[int, ...]  # where each slice of the components ends; the last is M. S: how many
+    channels: int  # C: of a feature as its neighbours see it
+    context_hidden: int  # F: hidden units of the context model
+    reach: int = 2  # of the context model, in cells: K = (2 reach + 1)² − 1 of them lie around one
     qualities: int = 1  # Q: levels of rate, the coarsest first
     neighbours: int = 5  # of DPC-KNN
     rates: tuple[Rate, ...] = ((None, 0),)  # by ascending bytes, on the hull of answers over bytes
     presets: dict[str, int] = field(default_factory=lambda: {"only": 0})  # name → index of its rate
     preset: str = "only"  # taken when the caller does not say
     hidden: int  # H: of the language model, for the grid embedding
-    shift1: int  # right shift after the first layer of h_s
-    shift2: int  # right shift after the second
     residual_range: int  # R: residual symbols and predicted means lie in −R..R
-    hyper_range: int  # Rz: hyper symbols lie in −Rz..Rz
     tables: int  # T: tables for residuals, 2^fraction for each scale
     fraction: int = 0  # predicted means are multiples of 2^−fraction: what is left of a mean chooses the table
     max_grid: int = 16  # the largest grid side taken from anyone
 
     def __post_init__(self) -> None:
         bounds = {
-            "feature_dim": (1, 1 << 16), "components": (1, 4096), "hyper": (1, 256), "hyper_hidden": (1, 4096),
-            "experts": (1, 256), "qualities": (1, 64), "neighbours": (1, 1024), "hidden": (1, 1 << 16),
-            "shift1": (0, 31), "shift2": (0, 31), "residual_range": (1, 4095), "hyper_range": (1, 4095),
-            "tables": (1, 4096), "max_grid": (1, 64), "fraction": (0, 8),
+            "feature_dim": (1, 1 << 16), "components": (1, 4096), "channels": (1, 256), "context_hidden": (1, 4096),
+            "reach": (1, 4), "qualities": (1, 64), "neighbours": (1, 1024), "hidden": (1, 1 << 16),
+            "residual_range": (1, 4095), "tables": (1, 4096), "max_grid": (1, 64), "fraction": (0, 8),
         }  # fmt: skip
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise CodecError(f"codec.json: {name} = {value!r}; must be an integer from {least} to {most}")
         self._check_rates()
-        if self.fraction > self.shift2 or self.tables % (1 << self.fraction):
+        if self.tables % (1 << self.fraction):
+            raise CodecError(f"codec.json: tables = {self.tables}; must be a multiple of {1 << self.fraction}")
+        ends = self.slices
+        whole = isinstance(ends, list | tuple) and all(type(end) is int for end in ends)
+        if not whole or [*ends] != sorted({*ends}) or not ends or ends[0] < 1 or ends[-1] != self.components:
             raise CodecError(
-                f"codec.json: fraction = {self.fraction}; must be at most shift2 = {self.shift2}, and tables = "
-                f"{self.tables} a multiple of {1 << self.fraction}"
+                f"codec.json: slices = {ends!r}; must be the ascending ends of the slices of components, the last "
+                f"{self.components}"
             )
+        object.__setattr__(self, "slices", tuple(ends))
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First component of each slice, and the one behind its last."""
+        return tuple(pairwise((0, *self.slices)))
 
     def _check_rates(self) -> None:
         most = self.max_grid**2
@@ -144,7 +155,7 @@ def _is_count(n: object, most: int) -> bool:
 class CodecWeights:
     """Every number of a codec; read-only arrays. Raises ``CodecError`` when one does not fit.
 
-    ``x̂ = mean + synthesis @ (q · step)`` with the steps of a quality; what h_a and h_s do is in ``hyperprior``.
+    ``x̂ = mean + synthesis @ (q · step)`` with the steps of a quality; the rest is the context model's (``context``).
     """
 
     config: CodecConfig
@@ -153,23 +164,20 @@ class CodecWeights:
     step: NDArray[np.float32]  # [Q, M], positive
     bit_price: NDArray[np.float32]  # [Q], not negative: squared steps that an encoder gives for a bit
     synthesis: NDArray[np.float32]  # [D, M]
-    ha_w1: NDArray[np.float32]  # [F, M]: h_a is used by the encoder only
-    ha_b1: NDArray[np.float32]  # [Q, F]
-    ha_w2: NDArray[np.float32]  # [Z, F]
-    ha_b2: NDArray[np.float32]  # [Z]
-    hs_w1: NDArray[np.int8]  # [E, F, Z]
-    hs_b1: NDArray[np.int32]  # [Q, E, F]
-    hs_w2: NDArray[np.int8]  # [E, 2M, F]
-    hs_b2: NDArray[np.int32]  # [Q, E, 2M]
-    z_tables: NDArray[np.uint32]  # [Q, Z, 2 Rz + 2], cumulative
+    embed_w: NDArray[np.int16]  # [C, M]
+    embed_b: NDArray[np.int32]  # [Q, C]
+    around_w: NDArray[np.int16]  # [F, K (C + 1)]: of each cell around, its channels, then whether it is there
+    own_w: NDArray[np.int16]  # [S, F, M]; 0 from a slice's first component on
+    own_b: NDArray[np.int32]  # [Q, stages, S, F]
+    mid_w: NDArray[np.int16]  # [S, F, F]
+    mid_b: NDArray[np.int32]  # [Q, S, F]
+    out_w: NDArray[np.int16]  # [2, M, F]: of each component's mean, then of its scale
+    out_b: NDArray[np.int32]  # [Q, 2, M]
     y_tables: NDArray[np.uint32]  # [T, 2 R + 2], cumulative
-    expert_table: NDArray[np.uint32] | None = None  # [Q, E + 1], cumulative; only with E > 1
     grid_embedding: dict[int, AnyArray] = field(default_factory=dict)  # grid side G → [G², H], f32 or f16
 
     def __post_init__(self) -> None:
         c = self.config
-        if (c.experts > 1) != (self.expert_table is not None):
-            raise CodecError(f"{c.experts} experts: expert_table is stored exactly when there is more than one")
         shapes = _shapes(c)
         for side in self.grid_embedding:
             if not 1 <= side <= c.max_grid:
@@ -190,6 +198,8 @@ class CodecWeights:
             raise CodecError("step: every quantisation step must be positive")
         if (self.bit_price < 0).any():
             raise CodecError("bit_price: no bit may have a negative price")
+        if any(self.own_w[index, :, first:].any() for index, (first, _) in enumerate(c.spans)):
+            raise CodecError("own_w: a slice of components can only depend on those before it")
 
     @classmethod
     def load(cls, directory: Path) -> CodecWeights:
@@ -210,7 +220,7 @@ class CodecWeights:
         sides = {name.removeprefix(_GRID_PREFIX) for name in grids}
         if wrong := sorted(side for side in sides if not (side.isascii() and side.isdigit()) or side[0] == "0"):
             raise CodecError(f"{_GRID_PREFIX}{wrong[0]}: the suffix must be a grid side, as in {_GRID_PREFIX}6")
-        wanted = set(_shapes(config)) - (set() if config.experts > 1 else {"expert_table"})
+        wanted = set(_shapes(config))
         if set(tensors) - set(grids) != wanted:
             missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - set(grids) - wanted)
             raise CodecError(f"{TENSOR_FILE}: tensors missing {missing}, not expected {extra}")
@@ -228,28 +238,27 @@ class CodecWeights:
     def _arrays(self) -> dict[str, AnyArray]:
         """Every tensor by its name in the file."""
         arrays = {name: getattr(self, name) for name in _shapes(self.config)}
-        arrays |= {f"{_GRID_PREFIX}{side}": array for side, array in self.grid_embedding.items()}
-        return {name: array for name, array in arrays.items() if array is not None}
+        return arrays | {f"{_GRID_PREFIX}{side}": array for side, array in self.grid_embedding.items()}
 
 
 def _shapes(c: CodecConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of every tensor but the grid embeddings, by its name in the file."""
-    d, m, z, f, e, q = c.feature_dim, c.components, c.hyper, c.hyper_hidden, c.experts, c.qualities
+    d, m, q, f, channels, slices = c.feature_dim, c.components, c.qualities, c.context_hidden, c.channels, len(c.slices)
+    near = (2 * c.reach + 1) ** 2 - 1
     return {
         "mean": ("float32", (d,)),
         "analysis": ("float32", (m, d)),
         "step": ("float32", (q, m)),
         "bit_price": ("float32", (q,)),
         "synthesis": ("float32", (d, m)),
-        "ha_w1": ("float32", (f, m)),
-        "ha_b1": ("float32", (q, f)),
-        "ha_w2": ("float32", (z, f)),
-        "ha_b2": ("float32", (z,)),
-        "hs_w1": ("int8", (e, f, z)),
-        "hs_b1": ("int32", (q, e, f)),
-        "hs_w2": ("int8", (e, 2 * m, f)),
-        "hs_b2": ("int32", (q, e, 2 * m)),
-        "z_tables": ("uint32", (q, z, 2 * c.hyper_range + 2)),
+        "embed_w": ("int16", (channels, m)),
+        "embed_b": ("int32", (q, channels)),
+        "around_w": ("int16", (f, near * (channels + 1))),
+        "own_w": ("int16", (slices, f, m)),
+        "own_b": ("int32", (q, STAGES, slices, f)),
+        "mid_w": ("int16", (slices, f, f)),
+        "mid_b": ("int32", (q, slices, f)),
+        "out_w": ("int16", (2, m, f)),
+        "out_b": ("int32", (q, 2, m)),
         "y_tables": ("uint32", (c.tables, 2 * c.residual_range + 2)),
-        "expert_table": ("uint32", (q, e + 1)),
     }
