@@ -84,7 +84,7 @@ def nano(model: Path, rounds: int) -> tuple[dict[str, Any], list[View]]:
 def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, ...] = (16, 32, 64)) -> dict[str, Any]:
     """At the released model's shapes: one view, a 1080p picture, the largest picture."""
     crops = {(p := plan(*size, RULE)).rows * p.columns + 1: size for size in ((1920, 1080), (3024, 3024))}
-    codec = Codec(fake_weights(6144, 64, 3, 4096, seed=SEED))
+    codec = Codec(fake_weights(6144, 64, 4096, seed=SEED, slices=12, hidden=96))
     seen = [fake_features(codec.weights, GLOBAL, seed=SEED)]
     seen += [fake_features(codec.weights, CROP, seed=SEED + i) for i in range(1, max(sizes))]
     found: dict[str, Any] = {"picture of so many views, px": {str(k): list(v) for k, v in crops.items()}}
@@ -110,7 +110,7 @@ def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, 
 def overhead(codec: Codec, features: list[View]) -> dict[str, Any]:
     """Bytes of packets beyond the information content of what they say; header and check are all overhead."""
     beyond: dict[str, list[tuple[float, float]]] = {}
-    real = Codec(fake_weights(768, 64, 3, seed=SEED))
+    real = Codec(fake_weights(768, 64, seed=SEED))
     coarse = [(codec, view, n, q) for view in features for n in (12, 24, 36) for q in range(codec.config.qualities)]
     fine = [
         (real, fake_features(real.weights, cells, seed=i), n, 0)

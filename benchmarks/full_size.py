@@ -121,7 +121,7 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
         tower = Tower(checkpoint, getattr(torch, dtype))
         load_s = time.perf_counter() - begun
         loaded = memory.peaks()
-        codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 3, 4096, seed=SEED))
+        codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 4096, seed=SEED, slices=12, hidden=96))
         prepared, views_s = timed(partial(views, picture(*SIZE), checkpoint.config.rule))
         count, taken, busy, encode = len(prepared), Times(list), Times(list), Times(list)
         while prepared:

@@ -73,8 +73,7 @@ def draw(
         pen.text((corner[0], corner[1] + edge + 4), label, _PALE, _font(15))
     for place, rival in enumerate(rivals):
         _beside(sheet, rival, (_EDGE + views_wide + 3 * gap, header + place * (_GLOBAL + gap) // 2))
-    experts = any(explained.experts.any() for _, explained in views)
-    _legend(pen, span, height - _EDGE - footer + 26, experts)
+    _legend(pen, span, height - _EDGE - footer + 26)
     return sheet
 
 
@@ -129,8 +128,6 @@ def _panel(view: View, explained: Explanation, side: int, span: tuple[float, flo
         size = min(20, round(0.36 * side / grid) + 2)
         for cluster, cells in _regions(owner):
             cost = f"{explained.feature_bits[cluster]:.0f}"
-            if explained.experts.any():
-                cost += f" e{explained.experts[cluster]}"
             centre = divmod(int(explained.merged.centres[cluster]), grid)
             # A cluster may lie in several places; it is paid for once, at its centre.
             at, said, font = (
@@ -158,7 +155,7 @@ def _regions(owner: NDArray[np.int64]) -> list[tuple[int, list[tuple[int, int]]]
     return found
 
 
-def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int, experts: bool) -> None:
+def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> None:
     long, high = 220, 14
     for step in range(long):
         value = span[0] + (span[1] - span[0]) * step / (long - 1)
@@ -167,7 +164,7 @@ def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int, exper
     font = _font(14)
     pen.text((_EDGE, top + high + 4), f"{span[0]:.0f}", _PALE, font)
     pen.text((_EDGE + long, top + high + 4), f"{span[1]:.0f}", _PALE, font, anchor="ra")
-    said = "bits a cluster, which is sent as one feature" + (", e its entropy model;" if experts else ";")
+    said = "bits a cluster, which is sent as one feature;"
     pen.text((_EDGE + long + 16, top + high // 2), said, _PALE, font, anchor="lm")
     said = "in brackets: another piece of a cluster, paid for once"
     pen.text((_EDGE + long + 16, top + high // 2 + 18), said, _PALE, font, anchor="lm")

@@ -28,8 +28,8 @@ REASON = re.compile(r"[A-Z]+(_[A-Z]+)*")
 
 
 def codecs() -> list[Codec]:
-    """Small ones of one, two and three experts and qualities; the second takes small grids only."""
-    made = [fake_weights(D=12, M=6, Z=2, H=4, E=experts, Q=experts, seed=experts) for experts in (1, 2, 3)]
+    """Small ones of one, two and three qualities and slices; the second takes small grids only."""
+    made = [fake_weights(D=12, M=6, H=4, Q=number, slices=number, seed=number) for number in (1, 2, 3)]
     made[1] = replace(made[1], config=replace(made[1].config, max_grid=6))
     return [Codec(weights) for weights in made]
 

@@ -1,1 +1,1 @@
-"""The codec's training: transform and hyperprior learned through the frozen decoder, D + λR."""
+"""The codec's training: transform and context model learned through the frozen decoder, D + λR."""
