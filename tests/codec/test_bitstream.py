@@ -24,6 +24,7 @@ class PlainDecoder:
     def __init__(self, directory: Path) -> None:
         self.config = json.loads((directory / "codec.json").read_text())
         self.tensors = {name: array.tolist() for name, array in load_file(directory / "codec.safetensors").items()}
+        self.limit = self.config["residual_range"]
 
     def decode(self, packet: bytes) -> dict[str, Any]:
         digits = packet.hex()  # one for four bits
@@ -46,31 +47,62 @@ class PlainDecoder:
             for i in range(n, 0, -1):
                 cells.insert(0, max(c for c in range(total) if comb(c, i) <= rank))
                 rank -= comb(cells[0], i)
-        found = {"grid": side, "cells": cells, "quality": quality}
-        return found | self.symbols(number.to_bytes(size, "big"), len(cells), quality)
+        q = self.symbols(number.to_bytes(size, "big"), side, cells, quality)
+        return {"grid": side, "cells": cells, "quality": quality, "q": q}
 
-    def symbols(self, payload: bytes, n: int, quality: int) -> dict[str, Any]:
-        t, c = self.tensors, self.config
-        stream = RangeDecoder(payload)
-        experts = [stream.symbol(t["expert_table"][quality]) if c["experts"] > 1 else 0 for _ in range(n)]
-        z = [[stream.symbol(table) - c["hyper_range"] for table in t["z_tables"][quality]] for _ in range(n)]
-        q = []
-        for e, row in zip(experts, z, strict=True):
-            h = [
-                min(max((sum(w * v for w, v in zip(ws, row, strict=True)) + b) >> c["shift1"], 0), 255)
-                for ws, b in zip(t["hs_w1"][e], t["hs_b1"][quality][e], strict=True)
-            ]
-            o = [
-                sum(w * v for w, v in zip(ws, h, strict=True)) + b
-                for ws, b in zip(t["hs_w2"][e], t["hs_b2"][quality][e], strict=True)
-            ]
-            r, m, f = c["residual_range"], c["components"], 2 ** c["fraction"]
-            places = [x * f >> c["shift2"] for x in o[:m]]
-            means = [min(max(x // f, -r), r) for x in places]
-            scales = [min(max(x >> c["shift2"], 0), c["tables"] // f - 1) for x in o[m:]]
-            tables = [t["y_tables"][s * f + x % f] for s, x in zip(scales, places, strict=True)]
-            q.append([mean + stream.symbol(table) - r for mean, table in zip(means, tables, strict=True)])
-        return {"experts": experts, "z": z, "q": q}
+    def symbols(self, payload: bytes, side: int, cells: list[int], quality: int) -> list[list[int]]:
+        """Every component of every feature, in the order of the cells."""
+        stream, starts = RangeDecoder(payload), [0, *self.config["slices"][:-1]]
+        q: dict[int, list[int]] = {cell: [] for cell in cells}
+        for stage in (0, 1):
+            cells_here = [cell for cell in cells if (cell // side + cell % side) % 2 == stage]
+            around = {cell: self.around(q, side, cell, stage, quality) for cell in cells_here}
+            for s, (first, last) in enumerate(zip(starts, self.config["slices"], strict=True)):
+                for cell in cells_here:
+                    hidden = self.hidden(q[cell], around[cell], stage, s, first, quality)
+                    for i in range(first, last):
+                        mean, table = self.expected(hidden, i, quality)
+                        q[cell].append(mean + stream.symbol(self.tensors["y_tables"][table]) - self.limit)
+        return [q[cell] for cell in cells]
+
+    def around(self, q: dict[int, list[int]], side: int, cell: int, stage: int, quality: int) -> list[int]:
+        t, reach, row, column = self.tensors, self.config["reach"], *divmod(cell, side)
+        offsets = [(y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1) if (y, x) != (0, 0)]
+        a = []
+        for y, x in offsets:
+            inside = 0 <= row + y < side and 0 <= column + x < side
+            other = (row + y) * side + column + x
+            if stage == 1 and inside and other in q and (row + y + column + x) % 2 == 0:
+                a += act(t["embed_w"], [256 * v for v in q[other]], t["embed_b"][quality]) + [256]
+            else:
+                a += [0] * (self.config["channels"] + 1)
+        return a
+
+    def hidden(self, before: list[int], a: list[int], stage: int, s: int, first: int, quality: int) -> list[int]:
+        t = self.tensors
+        weights = [own[:first] + around for own, around in zip(t["own_w"][s], t["around_w"], strict=True)]
+        h = act(weights, [256 * v for v in before[:first]] + a, t["own_b"][quality][stage][s])
+        return act(t["mid_w"][s], h, t["mid_b"][quality][s])
+
+    def expected(self, hidden: list[int], i: int, quality: int) -> tuple[int, int]:
+        t, unit = self.tensors, 2 ** self.config["fraction"]
+        means, scales = (dot(t["out_w"][kind][i], hidden) + t["out_b"][quality][kind][i] for kind in (0, 1))
+        place = means * unit >> 18
+        mean = clip(place // unit, -self.limit, self.limit)
+        scale = clip(scales >> 18, 0, self.config["tables"] // unit - 1)
+        return mean, scale * unit + place % unit
+
+
+def dot(a: list[int], b: list[int]) -> int:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def clip(value: int, low: int, high: int) -> int:
+    return min(max(value, low), high)
+
+
+def act(weights: list[list[int]], values: list[int], biases: list[int]) -> list[int]:
+    return [clip(dot(row, values) + bias >> 10, 0, 4095) for row, bias in zip(weights, biases, strict=True)]
 
 
 class RangeDecoder:
