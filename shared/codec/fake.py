@@ -29,7 +29,7 @@ def fake_weights(
 
     Needs D >= M. Grid embeddings are there for 4 × 4 and 6 × 6. ``features`` is every rate's n; the default quality is
     the finest, whose steps are half a unit, each coarser one's twice as long. ``slices`` and ``hidden`` are sizes of the
-    context model, which expects nothing in particular but depends on everything that it may.
+    context model: means and scales move about what the features need, with everything that they may depend on.
     """
     rng = np.random.default_rng(seed)
     if D < M:
@@ -48,9 +48,18 @@ def fake_weights(
     decay = np.linspace(2, 184, scales, dtype=np.int64)  # of the residuals under each scale, in 256ths a step
     # Early components vary more, as principal components do, and less where steps are longer.
     wanted = np.linspace(0.75, 0.15, M) * scales - 3.5 * np.arange(Q - 1, -1, -1)[:, None]  # [Q, M]
-    own = rng.integers(-40, 41, (many, f, M))
+
+    def matrix(most: float, *shape: int) -> NDArray[np.integer]:
+        """Weights up to ``most`` in magnitude for one input; less for each of many."""
+        size = int(most * 2**WEIGHT_BITS / shape[-1] ** 0.5)
+        return rng.integers(-size, size + 1, shape)
+
+    own = matrix(1.5, many, f, M)
     for index, (first, _) in enumerate(config.spans):
         own[index, :, first:] = 0
+    out = matrix(1.4, 2, M, f)
+    out -= out.sum(axis=-1, keepdims=True) // f  # no unit is 0 on the average, but their differences are
+    out[0] = out[0] * np.linspace(64, 8, M, dtype=np.int64)[:, None] >> 6  # means as far as components vary
 
     def biases(*shape: int) -> NDArray[np.int32]:
         return rng.integers(0, unit // 2, shape).astype(np.int32)
@@ -62,16 +71,16 @@ def fake_weights(
         step=np.repeat(0.5 * 2.0 ** np.arange(Q - 1, -1, -1)[:, None], M, axis=1).astype(np.float32),
         bit_price=np.full(Q, 0.02, np.float32),
         synthesis=basis.astype(np.float32),
-        embed_w=rng.integers(-200, 201, (config.channels, M)).astype(np.int16),
+        embed_w=matrix(3.0, config.channels, M).astype(np.int16),
         embed_b=biases(Q, config.channels),
-        around_w=rng.integers(-60, 61, (f, near * (config.channels + 1))).astype(np.int16),
+        around_w=matrix(3.0, f, near * (config.channels + 1)).astype(np.int16),
         own_w=own.astype(np.int16),
         own_b=biases(Q, STAGES, many, f),
-        mid_w=rng.integers(-150, 151, (many, f, f)).astype(np.int16),
+        mid_w=matrix(2.0, many, f, f).astype(np.int16),
         mid_b=biases(Q, many, f),
-        out_w=rng.integers(-60, 61, (2, M, f)).astype(np.int16),
+        out_w=out.astype(np.int16),
         out_b=np.stack([np.full((Q, M), unit // 2), wanted * unit], axis=1).astype(np.int32),
-        y_tables=table_from_probabilities(_laplace(np.repeat(decay, 2).tolist(), config.residual_range)),
+        y_tables=table_from_probabilities(_laplace(decay.tolist(), config.residual_range)),
         grid_embedding={
             4: (rng.standard_normal((16, H)) * 0.02).astype(np.float32),
             6: (rng.standard_normal((36, H)) * 0.02).astype(np.float16),
@@ -91,5 +100,16 @@ def fake_features(weights: CodecWeights, total: int, seed: int = 0) -> NDArray[n
 
 
 def _laplace(decay: list[int], limit: int) -> NDArray[np.float64]:
-    """Laplace-like weights [T, 2 limit + 1] of −limit..limit: each step out is worth decay/256 of the one before."""
-    return np.array([[float(2**60 * d ** abs(v) // 256 ** abs(v)) for v in range(-limit, limit + 1)] for d in decay])
+    """Laplace-like weights [2 T', 2 limit + 1] of −limit..limit: each step out is worth decay/256 of the one before.
+
+    Of each decay two: for a mean that is a little below the whole step, and for one a little above.
+    """
+    residuals = range(-limit, limit + 1)
+    one = {d: [2**60 * d ** abs(v) // 256 ** abs(v) for v in residuals] for d in decay}
+    return np.array(
+        [
+            [float(weight * (5 if v * side > 0 else 4)) for v, weight in zip(residuals, one[d], strict=True)]
+            for d in decay
+            for side in (-1, 1)
+        ]
+    )

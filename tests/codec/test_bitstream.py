@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from shared.codec import Codec, PacketError
-from shared.codec.hyperprior import Symbols, predict
+from shared.codec.context import Context, Step, stages
 from shared.codec.packet import Layout, write
+from shared.codec.symbols import Symbols
 
 GOLDEN = Path(__file__).parent / "golden"
-CODECS = ["experts-1", "experts-3"]
+CODECS = ["one-quality", "four-qualities"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bitstream.md"
 
 
@@ -171,24 +173,61 @@ def test_the_codec_reads_them_to_the_same_numbers(name: str) -> None:
 def test_the_golden_symbols_give_the_golden_bytes(name: str) -> None:
     codec = Codec.load(GOLDEN / name)
     for entry in golden(name):
-        z, experts = np.array(entry["z"]), np.array(entry["experts"])
-        quality = entry["quality"]
-        mean, table = predict(codec.weights, z, experts, quality)
-        residuals = np.array(entry["q"]) - mean
-        symbols = Symbols(quality=quality, experts=experts, z=z, residuals=residuals, mean=mean, table=table)
+        q, quality = np.array(entry["q"]), entry["quality"]
+        steps = walked(codec, entry)
+        residual = [(q[step.rows, step.first : step.last] - step.mean).ravel() for step in steps]
+        symbols = Symbols(
+            quality=quality,
+            q=q,
+            feature=np.concatenate([np.repeat(step.rows, step.last - step.first) for step in steps]),
+            residual=np.concatenate(residual),
+            table=np.concatenate([step.table.ravel() for step in steps]),
+        )
         layout = Layout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=quality)
         packet = write(layout, codec.payload.encode(symbols), qualities=codec.config.qualities)
         assert packet.hex() == entry["packet"]
 
 
+def walked(codec: Codec, entry: dict[str, Any]) -> list[Step]:
+    """Every step of a golden packet."""
+    q = np.array(entry["q"], np.float64)
+    return list(Context(codec.weights).steps(entry["grid"], np.array(entry["cells"]), entry["quality"], q))
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_the_golden_packets_cover_the_format(name: str) -> None:
-    entries = golden(name)
-    assert {entry["grid"] for entry in entries} == {1, 4, 5, 6}  # with a code and without
+    codec, entries = Codec.load(GOLDEN / name), golden(name)
+    assert {entry["grid"] for entry in entries} == {1, 2, 4, 5, 6}  # with a code and without
     assert {bytes.fromhex(entry["packet"])[0] >> 4 & 1 for entry in entries} == {0, 1}
-    if name == "experts-3":
-        assert {entry["quality"] for entry in entries} == {0, 1, 2, 3}
-        assert {e for entry in entries for e in entry["experts"]} == {0, 1, 2}
+    assert {entry["quality"] for entry in entries} == set(range(codec.config.qualities))
+    present = [frozenset(stages(entry["grid"], np.array(entry["cells"])).tolist()) for entry in entries]
+    assert {*present} == {frozenset({0}), frozenset({1}), frozenset({0, 1})}
+    limit, means, tables, residuals = codec.config.residual_range, [], [], []
+    for entry in entries:
+        for step in walked(codec, entry):
+            means.append(step.mean.ravel())
+            tables.append(step.table.ravel())
+            residuals.append((np.array(entry["q"])[step.rows, step.first : step.last] - step.mean).ravel())
+    mean, table, residual = (np.concatenate(each) for each in (means, tables, residuals))
+    assert {-limit, limit} <= {*residual.tolist()}
+    assert len({*table.tolist()}) > 20 and len({*mean.tolist()}) >= 4
+    if name == "four-qualities":
+        assert {-limit, limit} <= {*mean.tolist()}
+        assert {0, codec.config.tables - 1} <= {*table.tolist()}
+        assert len({*(table % (1 << codec.config.fraction)).tolist()}) == 4
+
+
+@pytest.mark.parametrize("part", ["embed_w", "embed_b", "around_w", "own_w", "own_b", "mid_w", "mid_b", "out_w", "out_b"])
+def test_every_part_of_the_context_model_matters_to_some_packet(part: str) -> None:
+    """Else the golden packets would not notice what became of it."""
+    codec = Codec.load(GOLDEN / "four-qualities")
+    weights = replace(codec.weights, **{part: np.zeros_like(getattr(codec.weights, part))})
+    other = Codec(weights)
+    changed = 0
+    for entry in golden("four-qualities"):
+        one, two = walked(codec, entry), walked(other, entry)
+        changed += any((a.table != b.table).any() or (a.mean != b.mean).any() for a, b in zip(one, two, strict=True))
+    assert changed >= 2
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -259,7 +298,7 @@ def test_nothing_can_be_appended(name: str) -> None:
 
 
 def test_random_bytes_are_refused() -> None:
-    codec = Codec.load(GOLDEN / "experts-3")
+    codec = Codec.load(GOLDEN / "four-qualities")
     rng = np.random.default_rng(1)
     for _ in range(400):
         size = int(rng.integers(2, 60))
