@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import shared.codec.hyperprior as hyperprior
 from shared.codec import Codec
 from shared.codec.fake import fake_features, fake_weights
 from shared.codec.merge import merge
+from shared.codec.symbols import Symbols
+from shared.codec.tables import symbol_bits
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=[1, 3], ids=["one expert", "three experts"])
+@pytest.fixture(params=[1, 4], ids=["one slice", "four slices"])
 def codec(request: pytest.FixtureRequest) -> Codec:
-    return Codec(fake_weights(E=request.param, Q=3, seed=1))
+    return Codec(fake_weights(slices=request.param, Q=3, seed=1))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -28,30 +29,55 @@ def codec(request: pytest.FixtureRequest) -> Codec:
 def test_what_is_encoded_is_decoded(codec: Codec, total: int, n: int, seed: int) -> None:
     features = fake_features(codec.weights, total, seed)
     decoded = codec.decode(codec.encode(features, n))
-    merged = merge(features, n, 5)
+    merged = codec.merge(features, n)
     assert decoded.grid**2 == total
     assert decoded.positions.tolist() == merged.centres.tolist()
     assert decoded.features.dtype == np.float32
     # Less than a step of error for each component, plus what the components cannot express.
-    y = (merged.centroids - codec.weights.mean) @ codec.weights.analysis.T
-    y_hat = (decoded.features - codec.weights.mean) @ codec.weights.analysis.T
-    assert np.abs(y - y_hat).max() <= codec.weights.step[decoded.quality].max()
+    assert np.abs(merged.centroids - codec.components(decoded.features)).max() <= 1
+
+
+def chosen(price: float, y: np.ndarray, cells: np.ndarray, grid: int = 6) -> tuple[Codec, Symbols]:
+    codec = Codec(replace(fake_weights(), bit_price=np.array([price], np.float32)))
+    return codec, codec.symbols(y, grid, cells)
 
 
 def test_bits_that_cost_nothing_buy_the_nearest_step() -> None:
+    y = Codec(fake_weights()).components(fake_features(fake_weights(), 36))
+    _, symbols = chosen(0.0, y, np.arange(36))
+    assert (symbols.q == np.rint(y)).all()
+
+
+def test_a_price_of_bits_saves_some_and_costs_error() -> None:
     features = fake_features(fake_weights(), 36)
     errors, sizes = [], []
     for price in (0.0, 0.05, 0.2):
-        codec = Codec(replace(fake_weights(), bit_price=np.array([price], np.float32)))
-        packet = codec.encode(features)
-        y, y_hat = (
-            (one - codec.weights.mean) @ codec.weights.analysis.T for one in (features, codec.decode(packet).features)
-        )
-        errors.append(np.abs(y - y_hat))
-        sizes.append(len(packet))
-    assert errors[0].max() <= 0.25 + 1e-4  # steps are half a unit
-    assert errors[0].mean() < errors[1].mean() < errors[2].mean()
+        codec, symbols = chosen(price, Codec(fake_weights()).components(features), np.arange(36))
+        errors.append(np.square(codec.components(features) - symbols.q).mean())
+        sizes.append(len(codec.encode(features)))
+    assert errors[0] < errors[1] < errors[2]
     assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize("price", [0.0, 0.03, 0.3])
+def test_each_residual_is_the_better_of_two(price: float) -> None:
+    """Of the nearest and the next towards 0, under the number's own table and beyond the tables as well."""
+    y = Codec(fake_weights()).components(fake_features(fake_weights(), 36)) * np.linspace(1, 12, 24)
+    codec, symbols = chosen(price, y, np.arange(36))
+    limit, bits = codec.config.residual_range, symbol_bits(codec.weights.y_tables).tolist()
+    component = {feature: iter(range(24)) for feature in range(36)}  # of each feature in ascending order
+    kept = shorter = clipped = 0
+    told = zip(symbols.feature.tolist(), symbols.residual.tolist(), symbols.table.tolist(), strict=True)
+    for feature, residual, table in told:
+        i = next(component[feature])
+        left = y[feature, i] - (symbols.q[feature, i] - residual)
+        nearest = min(max(round(left), -limit), limit)
+        nearer = nearest - (nearest > 0) + (nearest < 0)
+        cost = [(left - r) ** 2 + price * bits[table][r + limit] for r in (nearest, nearer)]
+        assert residual == (nearer if cost[1] < cost[0] else nearest) or abs(cost[0] - cost[1]) < 1e-6
+        kept, shorter = kept + (residual == nearest), shorter + (residual != nearest)
+        clipped += abs(left) > limit + 0.5
+    assert kept and clipped and bool(shorter) == (price > 0)
 
 
 def test_a_coarser_quality_takes_fewer_bytes_and_errs_more() -> None:
@@ -61,8 +87,8 @@ def test_a_coarser_quality_takes_fewer_bytes_and_errs_more() -> None:
     decoded = [codec.decode(packet) for packet in packets]
     assert [one.quality for one in decoded] == [0, 1, 2]
     assert len(packets[0]) < len(packets[1]) < len(packets[2])
-    wanted = merge(features, 20, 5).centroids
-    errors = [np.square(one.features - wanted).mean() for one in decoded]
+    wanted = codec.merge(features, 20).centroids
+    errors = [np.square(codec.components(one.features) - wanted).mean() for one in decoded]
     assert errors[0] > errors[1] > errors[2]
     assert codec.encode(features, 20) == packets[2]  # the default is the finest of these
 
@@ -112,11 +138,10 @@ def test_the_explanation_is_of_the_packet(codec: Codec, n: int) -> None:
     features = fake_features(codec.weights, 36, seed=n)
     told = codec.explain(features, n)
     assert told.packet == codec.encode(features, n)
-    assert told.feature_bits.shape == told.experts.shape == (n,)
+    assert told.feature_bits.shape == (n,) and told.merged.centroids.shape == (n, 24)
     assert told.header_bits == 16
     assert (told.place_bits < 2) == (n == 36)  # one of three qualities
     assert told.merged.assignment.shape == (36,)
-    assert told.experts.max() < codec.config.experts
 
 
 def test_packets_are_within_a_byte_and_a_bit_of_the_ideal(codec: Codec) -> None:
@@ -129,63 +154,43 @@ def test_packets_are_within_a_byte_and_a_bit_of_the_ideal(codec: Codec) -> None:
     assert sum(over) / len(over) < 0.6
 
 
-def test_each_feature_gets_its_cheapest_expert() -> None:
-    codec = Codec(replace(fake_weights(E=3, seed=1), bit_price=np.zeros(1, np.float32)))
+def test_what_the_codec_does_not_see_tells_no_features_apart() -> None:
+    """Merging goes by components: features that differ in nothing else are one, however far apart they are."""
+    codec = Codec(fake_weights(seed=1))
     rng = np.random.default_rng(0)
-    q = rng.integers(-3, 4, (50, 24))
-    chooser = hyperprior.Chooser(codec.weights)
-    chosen = chooser.choose(q, 0)
-    assert (chosen.q == q).all()
-    assert set(chosen.experts.tolist()) == {0, 1, 2}
-    limit = codec.config.residual_range
-    for expert in range(3):
-        experts = np.full(50, expert)
-        mean, table = hyperprior.predict(codec.weights, chosen.z, experts, 0)
-        fits = (np.abs(q - mean) <= limit).all(axis=1)
-        residuals = np.clip(q - mean, -limit, limit)
-        other = replace(chosen, experts=experts, residuals=residuals, mean=mean, table=table)
-        assert (chooser.bits(chosen) <= chooser.bits(other) + 1e-9)[fits].all()
+    seen = codec.weights.analysis.astype(np.float64)  # orthonormal rows
+    kinds = np.repeat([0, 1], 18)
+    noise = rng.standard_normal((36, 64)) * 50
+    unseen = noise - noise @ seen.T @ seen
+    features = (codec.weights.mean + 2.0 * kinds[:, None] * seen[0] + unseen).astype(np.float32)
+    merged = codec.merge(features, 2)
+    assert merged.assignment.tolist() == kinds.tolist()
+    assert merge(features, 2).assignment.tolist() != kinds.tolist(), "the features themselves would do"
+    assert merged.centroids.dtype == np.float64 and merged.centroids.shape == (2, 24)
+    decoded = codec.decode(codec.encode(features, 2)).features
+    assert np.abs((decoded[1] - decoded[0]) @ seen.T - [2.0] + [0.0] * 23).max() < 0.5
 
 
-def test_an_expert_that_clips_less_wins() -> None:
-    weights = fake_weights(E=2, seed=1)
-    zero, b2 = np.zeros_like(weights.hs_w2), weights.hs_b2.copy()
-    b2[0, 0, :24], b2[0, 1, :24] = -15 << 7, 15 << 7  # one expert expects −15 everywhere, the other 15
-    chooser = hyperprior.Chooser(replace(weights, hs_w2=zero, hs_b2=b2))
-    assert chooser.choose(np.full((1, 24), 20), 0).experts.tolist() == [1]
-    assert chooser.choose(np.full((1, 24), -20), 0).experts.tolist() == [0]
-
-
-def test_the_integer_network_is_the_documented_one() -> None:
-    """Against plain Python integers, negative sums and both clips included."""
-    weights = fake_weights(M=6, D=12, E=2, Q=2, seed=3)
-    c = weights.config
-    for expert in range(2):
-        for z in ([0, 0], [4, -4], [-4, -3], [1, 2]):
-            mean, table = hyperprior.h_s(weights, np.array([z]), expert, 1)
-            w1, b1 = weights.hs_w1[expert].tolist(), weights.hs_b1[1, expert].tolist()
-            w2, b2 = weights.hs_w2[expert].tolist(), weights.hs_b2[1, expert].tolist()
-            h = [min(max((w[0] * z[0] + w[1] * z[1] + b) // 2**c.shift1, 0), 255) for w, b in zip(w1, b1, strict=True)]
-            o = [sum(x * y for x, y in zip(w, h, strict=True)) + b for w, b in zip(w2, b2, strict=True)]
-            place = [v // 2 ** (c.shift2 - 1) for v in o[:6]]
-            assert mean.tolist() == [[min(max(v // 2, -15), 15) for v in place]]
-            scale = [min(max(v // 2**c.shift2, 0), 15) for v in o[6:]]
-            assert table.tolist() == [[2 * s + v % 2 for s, v in zip(scale, place, strict=True)]]
+def test_centroids_are_the_components_of_mean_features() -> None:
+    codec = Codec(fake_weights(seed=1))
+    features = fake_features(codec.weights, 36)
+    merged = codec.merge(features, 7)
+    np.testing.assert_allclose(merged.centroids, codec.components(merged.means(features)), atol=1e-4)
+    np.testing.assert_allclose(
+        codec.components(features), (features - codec.weights.mean) @ codec.weights.analysis.T / 0.5, atol=1e-4
+    )
 
 
 def test_the_decoder_needs_no_floats_before_the_dequantiser(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every float of the codec spoilt, a packet still decodes to the same symbols."""
     data = codec.encode(fake_features(codec.weights, 36), 12)
     seen: list[np.ndarray] = []
-    names = ("mean", "analysis", "synthesis", "ha_w1", "ha_b1", "ha_w2", "ha_b2", "step", "bit_price")
+    names = ("mean", "analysis", "synthesis", "step", "bit_price")
     spoilt = Codec(replace(codec.weights, **{name: np.ones_like(getattr(codec.weights, name)) for name in names}))
     for one in (codec, spoilt):
         monkeypatch.setattr(one, "dequantise", lambda q, quality: seen.append(q) or np.zeros(0))
         one.decode(data)
     assert seen[0].dtype.kind == "i" and (seen[0] == seen[1]).all()
-    for name in ("mean", "table"):
-        index = ("mean", "table").index(name)
-        assert hyperprior.predict(codec.weights, np.zeros((2, 2), int), np.zeros(2, int), 0)[index].dtype == np.int64
 
 
 def test_grid_embeddings(codec: Codec) -> None:
@@ -200,7 +205,7 @@ def test_threads_do_not_change_the_bytes() -> None:
     program = (
         "from shared.codec import Codec\n"
         "from shared.codec.fake import fake_features, fake_weights\n"
-        "codec = Codec(fake_weights(D=1536, E=3, seed=2))\n"
+        "codec = Codec(fake_weights(D=1536, seed=2))\n"
         "for seed in range(3):\n"
         "    for total in (36, 81):\n"
         "        print(codec.encode(fake_features(codec.weights, total, seed), 12 + seed).hex())\n"

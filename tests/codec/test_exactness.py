@@ -169,7 +169,7 @@ def tower_views() -> Views:
 def matrix(tower_views: Views, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     """Golden packets, nano's, those of a codec as wide as the released model's, and damaged ones."""
     made = tmp_path_factory.mktemp("matrix")
-    wide = fake_weights(D=1536, M=64, Z=6, E=3, seed=2)
+    wide = fake_weights(D=1536, M=64, seed=2, slices=8, hidden=96)
     wide.save(made / "codec")
     nano = Codec.load(NANO)
     _job(made, "wide", made / "codec", Codec(wide), _views(Codec(wide)))

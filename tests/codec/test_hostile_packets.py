@@ -93,7 +93,7 @@ def test_one_flipped_bit_is_noticed(packet: tuple[Codec, bytes], at: int) -> Non
     refused(codec, bytes(flipped))
 
 
-@pytest.mark.parametrize("codec", CODECS, ids=["one expert", "small grids", "three experts"])
+@pytest.mark.parametrize("codec", CODECS, ids=["one slice", "small grids", "three slices"])
 def test_every_header(codec: Codec) -> None:
     data = codec.encode(VIEWS[6], 12)
     outcomes = {check(codec, mended(bytes([first]) + content_of(data)[1:])) for first in range(16)}
@@ -111,10 +111,12 @@ def peak(work: Callable[[], Any]) -> int:
 
 
 def room(codec: Codec) -> int:
-    """Bytes that the largest view may take: its features in a few copies, and the coder's tables for each symbol."""
+    """Bytes that the largest view may take: its features in a few copies, the coder's tables for each symbol, and
+    the context model's hidden units and what it sees around each feature."""
     c = codec.config
-    symbols = c.components * (2 * c.residual_range + 40) + c.hyper * (2 * c.hyper_range + 40) + 4 * c.experts
-    return c.max_grid**2 * 4 * (4 * c.feature_dim + 2 * symbols + 8 * c.hyper_hidden) + 100_000
+    symbols = c.components * (2 * c.residual_range + 40)
+    context = len(c.slices) * c.context_hidden + (2 * c.reach + 1) ** 2 * (c.channels + 3)
+    return c.max_grid**2 * 4 * (4 * c.feature_dim + 2 * symbols + 4 * context) + 100_000
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -10,12 +10,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from shared.codec import Codec, CodecConfig, CodecError, CodecWeights
-from shared.codec.fake import fake_weights
+from shared.codec.fake import fake_features, fake_weights
 
 
-@pytest.mark.parametrize("experts", [1, 3])
-def test_what_is_saved_is_loaded(tmp_path: Path, experts: int) -> None:
-    weights = fake_weights(E=experts, features=12)
+@pytest.mark.parametrize("slices", [1, 4])
+def test_what_is_saved_is_loaded(tmp_path: Path, slices: int) -> None:
+    weights = fake_weights(slices=slices, features=12)
     weights.save(tmp_path / "new" / "folder")
     loaded = CodecWeights.load(tmp_path / "new" / "folder")
     assert loaded.config == weights.config
@@ -44,11 +44,19 @@ def test_arrays_cannot_be_changed() -> None:
         ("mean", np.full(64, np.nan, np.float32), "NaN"),
         ("step", np.zeros((1, 24), np.float32), "positive"),
         ("bit_price", np.full(1, -1, np.float32), "negative"),
-        ("hs_w1", np.zeros((1, 16, 2), np.int16), "must be int8"),
-        ("hs_b2", np.zeros((1, 1, 24), np.int32), r"\(1, 1, 48\)"),
-        ("z_tables", np.zeros((1, 2, 10), np.uint32), "z_tables: every table must run"),
-        ("y_tables", np.zeros((32, 32), np.uint32), "y_tables"),
-        ("expert_table", np.array([0, 65536], np.uint32), "more than one"),
+        ("bit_price", np.full(2, 1, np.float32), r"must be float32 \(1,\)"),
+        ("embed_w", np.zeros((3, 24), np.int32), "must be int16"),
+        ("embed_b", np.zeros((2, 3), np.int32), r"\(1, 3\)"),
+        ("around_w", np.zeros((16, 24 * 3), np.int16), r"\(16, 96\)"),
+        ("own_w", np.zeros((3, 16, 24), np.int16), r"\(4, 16, 24\)"),
+        ("own_w", np.ones((4, 16, 24), np.int16), "only depend on those before it"),
+        ("own_b", np.zeros((1, 4, 16), np.int32), r"\(1, 2, 4, 16\)"),
+        ("mid_w", np.zeros((4, 16, 15), np.int16), r"\(4, 16, 16\)"),
+        ("mid_b", np.zeros((1, 4, 16), np.int64), "must be int32"),
+        ("out_w", np.zeros((24, 16), np.int16), r"\(2, 24, 16\)"),
+        ("out_b", np.zeros((1, 1, 24), np.int32), r"\(1, 2, 24\)"),
+        ("y_tables", np.zeros((32, 32), np.uint32), "y_tables: every table must run"),
+        ("y_tables", np.zeros((32, 31), np.uint32), r"\(32, 32\)"),
         ("grid_embedding", {6: np.zeros((36, 31), np.float32)}, "grid_embedding.6"),
         ("grid_embedding", {6: np.zeros((36, 32), np.float64)}, "float32 or float16"),
         ("grid_embedding", {17: np.zeros((289, 32), np.float32)}, "max_grid"),
@@ -59,15 +67,41 @@ def test_what_does_not_fit_is_named(name: str, value: Any, words: str) -> None:
         replace(fake_weights(), **{name: value})
 
 
-def test_experts_need_their_table() -> None:
-    with pytest.raises(CodecError, match="expert_table"):
-        replace(fake_weights(E=2), expert_table=None)
+@pytest.mark.parametrize(("index", "component"), [(0, 0), (1, 6), (1, 23), (3, 18)])
+def test_a_slice_that_would_depend_on_what_comes_later(index: int, component: int) -> None:
+    own = fake_weights().own_w.copy()
+    own[index, 5, component] = 1
+    with pytest.raises(CodecError, match="own_w: a slice of components can only depend on those before it"):
+        replace(fake_weights(), own_w=own)
+
+
+def test_the_fake_context_matters() -> None:
+    """Means and tables of a component differ between features, and differ without what lies around them."""
+    weights = fake_weights()
+    codec = Codec(weights)
+    merged = codec.merge(fake_features(weights, 36))
+    symbols = codec.symbols(merged.centroids, 6, merged.centres)
+    scale = symbols.table >> weights.config.fraction
+    later = symbols.table[np.lexsort((symbols.feature,))].reshape(36, 24)
+    assert (np.ptp(later, axis=0) >= 2).all() and len(np.unique(scale)) > 12
+    without = {name: np.zeros_like(getattr(weights, name)) for name in ("around_w", "own_w")}
+    packets = [codec.encode(fake_features(weights, 36))]
+    packets += [Codec(replace(weights, **{name: none})).encode(fake_features(weights, 36)) for name, none in without.items()]
+    assert len({*packets}) == 3
+
+
+def test_the_fake_codec_is_as_cheap_as_one_that_expects_nothing() -> None:
+    weights = fake_weights()
+    views = [fake_features(weights, 36, seed) for seed in range(4)]
+    nothing = replace(weights, out_w=np.zeros_like(weights.out_w))
+    one, two = (sum(len(Codec(each).encode(view)) for view in views) for each in (weights, nothing))
+    assert 0.95 < one / two < 1.05
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "format must be 3"),
+        ({"format": 3}, "format must be 4"),
         ({"rates": []}, "must be a list of 1 to 64"),
         ({"rates": [[None, 1]]}, "rate .None, 1.; must be .*below qualities = 1"),
         ({"rates": [[0, 0]]}, "null or 1 to 256"),
@@ -77,11 +111,20 @@ def test_experts_need_their_table() -> None:
         ({"presets": {"high": 1}}, "an index below 1"),
         ({"presets": {"High!": 0}}, "a lower-case word"),
         ({"preset": "best"}, "must be one of low, high"),
-        ({"experts": 0}, "experts = 0; must be an integer from 1"),
-        ({"experts": True}, "experts"),
+        ({"slices": []}, r"slices = \[\]; must be the ascending ends"),
+        ({"slices": 24}, "slices = 24"),
+        ({"slices": [6, 12]}, "the last 24"),
+        ({"slices": [6, 12, 12, 24]}, "slices"),
+        ({"slices": [12, 6, 24]}, "slices"),
+        ({"slices": [0, 24]}, "slices"),
+        ({"slices": [6.0, 24]}, "slices"),
+        ({"slices": [True, 24]}, "slices"),
+        ({"channels": 0}, "channels = 0; must be an integer from 1"),
+        ({"context_hidden": True}, "context_hidden"),
+        ({"reach": 5}, "reach = 5; must be an integer from 1 to 4"),
         ({"components": 1.0}, "components"),
-        ({"shift1": 99}, "shift1"),
-        ({"fraction": 8}, "at most shift2"),
+        ({"fraction": 9}, "fraction = 9"),
+        ({"fraction": 6}, "a multiple of 64"),
         ({"tables": 33}, "a multiple of 2"),
         ({"max_grid": 65}, "max_grid"),
         ({"max_grid": "9"}, "max_grid = "),
