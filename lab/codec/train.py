@@ -122,6 +122,7 @@ def train(
     batches = source.batches(step)
     began, first = time.monotonic(), step
     while step < total:
+        torch.manual_seed((seed << 32) + step)  # of what dropout leaves out, so that a resumed run goes on as it would
         rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
         for _ in range(recipe.follow):
             follower.step(recipe.entropy * recipe.rate, finest)
@@ -167,6 +168,7 @@ def train(
         model.space_steps(follower.seen.features[:20_000].float().to(device), recipe.bits)
     follower.freeze()
     while settled < recipe.settle:
+        torch.manual_seed((seed << 32) + total + settled)
         spent = follower.step(recipe.entropy * recipe.rate * min(1.0, 2 * (1 - settled / recipe.settle)))
         settled += 1
         running["settled bits"] = 0.99 * running.get("settled bits", spent) + 0.01 * spent  # of all qualities

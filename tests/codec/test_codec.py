@@ -168,7 +168,7 @@ def test_what_the_codec_does_not_see_tells_no_features_apart() -> None:
     assert merge(features, 2).assignment.tolist() != kinds.tolist(), "the features themselves would do"
     assert merged.centroids.dtype == np.float64 and merged.centroids.shape == (2, 24)
     decoded = codec.decode(codec.encode(features, 2)).features
-    assert np.abs((decoded[1] - decoded[0]) @ seen.T - [2.0] + [0.0] * 23).max() < 0.5
+    assert np.abs((decoded[1] - decoded[0]) @ seen.T - [2.0, *[0.0] * 23]).max() < 0.5
 
 
 def test_centroids_are_the_components_of_mean_features() -> None:

@@ -1,5 +1,6 @@
 """Training the codec: what is exported is what was trained, and what an interrupted run keeps. Needs `make lab`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,17 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
 
 from lab import resume
 from lab.codec import train
+from lab.codec.context import FRACTION
 from lab.codec.export import export
-from lab.codec.model import FRACTION, CodecModel
+from lab.codec.model import SCALES, CodecModel
+from lab.codec.places import REACH, Pool, places
 from lab.nano.answerer import Answerer, config
 from lab.nano.source import Mix, NanoSource
 from shared.codec.codec import Codec
-from shared.codec.hyperprior import h_s
+from shared.codec.context import Context, around, stages
+from shared.codec.weights import CodecWeights
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import load_tokenizer
 from tests.e2e.conftest import MODEL
@@ -25,36 +30,148 @@ from tests.lab.test_training import _pictures
 
 RECIPE = train.Recipe(
     components=6,
-    hyper=2,
     hidden=8,
     warm=2,
     steps=3,
     follow=2,
-    settle=3,
-    save=3,
+    settle=12,
+    save=1,
     measured=2,
     bits=(8.0, 16.0),
 )
 MIX = Mix(batch=2, turns=2, easy=0.0, large=0.0)
 
 
-@torch.no_grad()
-def test_the_exported_hyperprior_is_the_trained_one_rounded() -> None:
+def _model(views: Sequence[NDArray[np.float32]], hidden: int = 16) -> CodecModel:
+    """An untrained one whose context model expects a lot, and something else of everybody."""
     torch.manual_seed(0)
-    pictures = [one.features.astype(np.float32) for one in _pictures(0, 40)]
-    model = CodecModel(dim=96, components=8, hyper=3, hidden=16, qualities=2)
-    model.start_from(torch.from_numpy(np.concatenate(pictures)), torch.eye(96), (8.0, 16.0))
-    model.h_s.w2.normal_(std=0.1)
-    tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
-    weights = export(model, Answerer(96, config(tokenizer)).grid_embedding(), 256, pictures)
-    z = np.random.default_rng(0).integers(-7, 8, (500, 3))
-    mean, table = h_s(weights, z, 0, 1)
-    wanted, scale = (t.numpy() for t in model.h_s(torch.from_numpy(z).float(), 1))
-    place = mean + (table % (1 << FRACTION)) / (1 << FRACTION) - 0.5
-    assert np.abs(wanted).max() > 2
-    assert np.abs(place - wanted).max() < 0.2 and np.abs((table >> FRACTION) - scale).max() < 1.2
-    decoded = Codec(weights).decode(Codec(weights).encode(pictures[0]))
-    assert np.abs(decoded.features - pictures[0]).mean() < np.abs(pictures[0] - weights.mean).mean()
+    model = CodecModel(dim=96, components=8, hidden=hidden, qualities=2)
+    model.start_from(torch.from_numpy(np.concatenate(views)), torch.eye(96), (8.0, 16.0))
+    with torch.no_grad():
+        model.context.out_w.normal_(std=0.25)
+        model.context.out_b[:, 1] = 11.0
+        model.context.embed_b.normal_(std=0.3)
+    return model.eval()
+
+
+def _views(seed: int = 0, n: int = 6) -> list[NDArray[np.float32]]:
+    return [one.features.astype(np.float32) for one in _pictures(seed, n)]
+
+
+@pytest.fixture(scope="module")
+def exported() -> tuple[CodecModel, CodecWeights]:
+    """Without training pictures: tables as the model has them."""
+    model = _model(_views())
+    return model, export(model, {6: np.ones((36, 256), np.float16)}, 256, [])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quality", [0, 1])
+def test_the_exported_context_model_is_the_trained_one_rounded(
+    exported: tuple[CodecModel, CodecWeights], quality: int
+) -> None:
+    """Of the same symbols: means and scales of every number, walked in the runtime's order and in training's."""
+    model, weights = exported
+    rng = np.random.default_rng(quality)
+    grid, cells = 6, np.sort(rng.permutation(36)[:30])
+    q = rng.integers(-3, 4, (30, 8))
+    where, whole = places([(grid, cells)]), torch.from_numpy(q).float()
+    known = model.context.nothing(where)
+    wanted = np.zeros((30, 8, 2))
+    for stage in (0, 1):
+        rows = (where.stage == stage).nonzero()[:, 0]
+        near = known[where.around[rows]] if stage else None
+        for index, (first, last) in enumerate(model.context.spans):
+            told = model.context.expect(index, whole[rows, :first], near, stage, quality)
+            wanted[rows.numpy(), first:last] = torch.stack(told, dim=-1).numpy()
+        known[rows] = model.context.embed(whole[rows], quality)
+    unit = 1 << FRACTION
+    found = np.zeros((30, 8, 2))
+    for step in Context(weights).steps(grid, cells, quality, q.astype(np.float64)):
+        place = step.mean + (step.table % unit) / unit - 0.5
+        found[step.rows, step.first : step.last] = np.stack([place, step.table // unit], axis=-1)
+    off = found - wanted
+    inside = (wanted[..., 1] > 0) & (wanted[..., 1] < SCALES - 1)
+    assert np.ptp(wanted[..., 0]) > 2 and np.ptp(wanted[..., 1]) > 4 and inside.mean() > 0.8
+    assert np.abs(off[..., 0]).max() < 0.5 / unit + 0.03
+    assert np.abs(off[inside][:, 1]).max() < 0.5 + 0.03
+    assert abs(off[..., 0].mean()) < 0.02 and abs(off[inside][:, 1].mean()) < 0.06, "floors that do not round"
+
+
+@torch.no_grad()
+def test_the_bits_of_training_are_those_of_packets(exported: tuple[CodecModel, CodecWeights]) -> None:
+    model, weights = exported
+    codec = Codec(weights)
+    views, grids = _views(1), [(6, np.arange(36))] * 6
+    for quality in (0, 1):
+        y = model.quantise(torch.from_numpy(np.concatenate(views)), quality)
+        q, bits = model.code(y, quality, places(grids))
+        ideal = [codec.explain(view, 36, quality).feature_bits.sum() for view in views]
+        assert bits.sum().item() == pytest.approx(sum(ideal), rel=0.02)
+        coded = np.concatenate([codec.symbols(codec.components(view), 6, np.arange(36), quality).q for view in views])
+        assert (q.round().numpy() == coded).mean() > 0.98, "another rate-distortion quantisation than the encoder's"
+        assert (q - q.round()).abs().max() < 1e-5
+        nearest, _ = model.code(y, quality, places(grids), price=0.0)
+        assert (nearest.round() == y.round()).all() and (q.round() != y.round()).any()
+
+
+def test_tables_count_what_training_pictures_need(exported: tuple[CodecModel, CodecWeights]) -> None:
+    model, weights = exported
+    views = _views(2, 12)
+    counted = export(model, {}, 256, [(view, share) for view in views for share in (1.0, 0.4)])
+    assert (counted.y_tables != weights.y_tables).any() and (counted.own_w == weights.own_w).all()
+    one, two = (sum(len(Codec(each).encode(view, 36)) for view in views) for each in (counted, weights))
+    assert one < two
+    decoded = Codec(counted).decode(Codec(counted).encode(views[0]))
+    assert np.abs(decoded.features - views[0]).mean() < np.abs(views[0] - weights.mean).mean()
+
+
+@torch.no_grad()
+def test_weights_too_large_for_their_integers_are_clipped() -> None:
+    model = _model(_views())
+    model.context.mid_w[0, 0, :2] = torch.tensor([40.0, -40.0])
+    assert model.context.integers()["mid_w"][0, 0, :2].tolist() == [32767, -32767]
+
+
+VIEWS = [(6, np.arange(36)), (4, np.array([0, 1, 5, 15])), (1, np.array([0])), (6, np.array([3, 9, 10, 30, 35]))]
+
+
+def test_places_of_many_views_are_the_runtime_s() -> None:
+    found, start, total = places(VIEWS), 0, sum(len(cells) for _, cells in VIEWS)
+    assert found.stage.shape == (total,) and found.around.shape == (total, 24)
+    for grid, cells in VIEWS:
+        rows = slice(start, start + len(cells))
+        near = around(grid, cells, REACH)
+        assert (found.stage[rows].numpy() == stages(grid, cells)).all()
+        assert (found.around[rows].numpy() == np.where(near < len(cells), near + start, total)).all()
+        start += len(cells)
+
+
+def test_what_a_pool_draws_are_whole_views_with_their_places() -> None:
+    total = sum(len(cells) for _, cells in VIEWS)
+    pool = Pool(torch.arange(total)[:, None], VIEWS)  # every feature is its number
+    first = np.cumsum([0] + [len(cells) for _, cells in VIEWS])[:-1].tolist()
+    assert len(pool) == total
+    features, everywhere = pool.all()
+    assert features[:, 0].tolist() == list(range(total)) and (everywhere.around == places(VIEWS).around).all()
+    generator, seen = torch.Generator().manual_seed(0), set()
+    for size in (1, 40, 120):
+        features, where = pool.draw(generator, size)
+        drawn: list[int] = []
+        at = 0
+        while at < len(features):
+            drawn.append(first.index(features[at].item()))
+            n = len(VIEWS[drawn[-1]][1])
+            assert features[at : at + n, 0].tolist() == list(range(first[drawn[-1]], first[drawn[-1]] + n))
+            at += n
+        assert at == len(features) >= size > at - n, "no more views than needed"
+        wanted = places([VIEWS[i] for i in drawn])
+        assert (where.stage == wanted.stage).all() and (where.around == wanted.around).all()
+        seen |= {*drawn}
+    assert seen == set(range(len(VIEWS)))
+    again, there = pool.mapped(pool.features * 2.0).draw(torch.Generator().manual_seed(3), 40)
+    features, where = pool.draw(torch.Generator().manual_seed(3), 40)
+    assert (again == features * 2).all() and (there.around == where.around).all()
 
 
 def _run(out: Path) -> dict[str, torch.Tensor]:
@@ -67,14 +184,24 @@ def _run(out: Path) -> dict[str, torch.Tensor]:
     return trained.state_dict()
 
 
-def test_a_run_that_was_interrupted_ends_where_it_would_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def save_and_stop(*state: Any) -> None:
-        resume.save(*state)
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("saves", [3, 6], ids=["of the transform", "in the middle of settling"])
+def test_a_run_that_was_interrupted_ends_where_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    kept: list[dict[str, Any]] = []
+
+    def save_and_stop(path: Path, state: dict[str, Any], basis: str) -> None:
+        resume.save(path, state, basis)
+        kept.append(state)
+        if len(kept) == saves:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train, "resume", SimpleNamespace(load=resume.load, save=save_and_stop))
         _run(tmp_path / "twice")
+    assert (kept[-1]["step"], kept[-1]["settled"]) == {3: (3, 0), 6: (5, 10)}[saves]
     resumed, whole = _run(tmp_path / "twice"), _run(tmp_path / "once")
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0, msg=name)
+    first, last = kept[0]["model"], whole
+    assert (last["context.around_w"] != first["context.around_w"]).any()

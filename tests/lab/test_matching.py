@@ -229,7 +229,7 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     from lab.codec.train import Recipe
     from lab.matching.run import Job, train_codec
 
-    recipe = Recipe(components=6, hyper=2, hidden=8, warm=2, steps=2, follow=1, settle=3, measured=2, bits=(8.0, 16.0))
+    recipe = Recipe(components=6, hidden=8, warm=2, steps=2, follow=1, settle=3, measured=2, bits=(8.0, 16.0))
     job = Job(
         model=checkpoint.path, data=data, run=tmp_path / "run", out=tmp_path / "codec", tokens=3, recipe=recipe,
         mix=Mix(batch=2, turns=2),
