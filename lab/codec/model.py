@@ -135,9 +135,7 @@ class CodecModel(nn.Module):
         q, bits = self.code(y, quality, places)
         return self.dequantise(q, quality), bits
 
-    def code(
-        self, y: Tensor, quality: int, places: Places, price: float = BIT_PRICE
-    ) -> tuple[Tensor, Tensor]:
+    def code(self, y: Tensor, quality: int, places: Places, price: float = BIT_PRICE) -> tuple[Tensor, Tensor]:
         """Components in steps [T, M] → (what is coded of them [T, M], bits of each feature [T]).
 
         Quantised as the encoder does, in coding order: each component one step towards its prediction where that

@@ -31,7 +31,7 @@ class Places(NamedTuple):
         return Places(self.stage.to(device), self.around.to(device))
 
 
-def places(views: Sequence[View]) -> Places:
+def places_of(views: Sequence[View]) -> Places:
     """Of views whose features follow each other."""
     total = sum(len(cells) for _, cells in views)
     stage, around, start = [], [], 0
@@ -51,7 +51,7 @@ class Pool:
         sizes = np.array([len(cells) for _, cells in views])
         self._starts = np.concatenate([[0], sizes.cumsum()])
         self._sizes = sizes
-        every = places(views)
+        every = places_of(views)
         self._stage = every.stage
         near, mine = every.around.numpy(), np.repeat(self._starts[:-1], sizes)[:, None]
         self._near = np.where(near == len(features), -1, near - mine).astype(np.int16)  # within the view
@@ -76,7 +76,7 @@ class Pool:
 
     def all(self) -> tuple[Tensor, Places]:
         """Everything in order."""
-        return self.features, places(self.views)
+        return self.features, places_of(self.views)
 
     def mapped(self, features: Tensor) -> Pool:
         """The same views with other numbers."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lab.codec.places import Places, Pool, View
+from lab.codec.places import Places, Pool
 from lab.codec.source import Project
 from lab.codec.team import Team
 from lab.matching.pictures import Seen
@@ -66,7 +66,7 @@ def show(seen: Seen, views: Sequence[NDArray[np.float32]], cells: Sequence[NDArr
 
 
 def merged(seen: Seen, share: float = 1.0, project: Project | None = None) -> Shown:
-    """A picture with each view merged to a share of its features, by distances between what ``project`` makes of them."""
+    """A picture with each view merged to a share of its features, which ``project`` tells apart."""
     views = seen.views()
     found = []
     for view in views:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_server.engine.qwen3 import load_qwen3
-from lab.codec.places import Places, View, places
+from lab.codec.places import Places, View, places_of
 from lab.matching.lora import Adapters
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
@@ -155,7 +155,7 @@ class Teacher:
             "answers": torch.tensor(answers, dtype=torch.long),
             "owner": torch.tensor(owner, dtype=torch.long),
         }
-        where = places([view for one in shown for view in one.views()]).to(self.device)
+        where = places_of([view for one in shown for view in one.views()]).to(self.device)
         return Packed(**{name: tensor.to(self.device) for name, tensor in tensors.items()}, places=where)
 
     def logits(self, packed: Packed, features: Tensor, grid: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lab.codec.places import Places, View, places
+from lab.codec.places import Places, View, places_of
 from shared.model.prompt import token_id
 
 
@@ -158,7 +158,7 @@ class Packer:
             image=tokens == self.token["im_patch"],
             features=torch.from_numpy(np.concatenate([p.features for p in pictures])),
             slots=torch.from_numpy(np.concatenate([p.slots for p in pictures])),
-            places=places([view for p in pictures for view in p.views]),
+            places=places_of([view for p in pictures for view in p.views]),
             targets=padded(3, -100),
             owner=padded(4, -1),
             lookups=torch.tensor(lookups, dtype=torch.long).reshape(-1, 3),

@@ -141,7 +141,7 @@ class Codec:
             return merge(self.components(features), n, c.neighbours)
 
     def symbols(
-        self, components: NDArray[np.float64], grid: int, cells: NDArray[np.int64], quality: int | None = None
+        self, components: NDArray[np.floating], grid: int, cells: NDArray[np.int64], quality: int | None = None
     ) -> Symbols:
         """Components [n, M] in the finest steps, of features at ``cells`` → symbols.
 
@@ -150,7 +150,8 @@ class Codec:
         level = self.config.rate[1] if quality is None else quality
         if not 0 <= level < self.config.qualities:
             raise ValueError(f"quality {level}; this codec has 0 (the coarsest) to {self.config.qualities - 1}")
-        return self._chooser.choose(components * self._ratio[level], grid, cells, level)
+        y: NDArray[np.float64] = components * self._ratio[level]  # in this quality's steps
+        return self._chooser.choose(y, grid, cells, level)
 
     def dequantise(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Quantised components [n, M] → features [n, D]: the first floats on the decoder's side."""

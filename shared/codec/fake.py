@@ -28,8 +28,8 @@ def fake_weights(
     """A codec of feature dim D, M components, language-model dim H and Q qualities.
 
     Needs D >= M. Grid embeddings are there for 4 × 4 and 6 × 6. ``features`` is every rate's n; the default quality is
-    the finest, whose steps are half a unit, each coarser one's twice as long. ``slices`` and ``hidden`` are sizes of the
-    context model: means and scales move about what the features need, with everything that they may depend on.
+    the finest, whose steps are half a unit, each coarser one's twice as long. ``slices`` and ``hidden`` are sizes of
+    the context model: means and scales move about what the features need, with everything that they may depend on.
     """
     rng = np.random.default_rng(seed)
     if D < M:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from shared.codec.coder import Decoder, Encoder, Interval
-from shared.codec.context import Context, Ints
+from shared.codec.context import Context, Ints, Step
 from shared.codec.symbols import Symbols
 from shared.codec.tables import PRECISION, coder_weights
 from shared.codec.weights import CodecWeights
@@ -35,13 +35,9 @@ class PayloadCoder:
         """The symbols of features at ``cells`` and a quality. Raises ``ValueError`` where no encoder can have been."""
         decoder = Decoder(data)
         q = np.zeros((len(cells), self._components))
-        seen: list[tuple[Ints, Ints, Ints]] = []
+        seen: list[tuple[Step, Ints]] = []
         for step in self._context.steps(grid, cells, quality, q):
-            table = step.table.ravel()
-            residual = decoder.decode(self._tables.take(table, axis=0)) - self._limit
-            q[step.rows, step.first : step.last] = step.mean + residual.reshape(step.mean.shape)
-            seen.append((np.repeat(step.rows, step.last - step.first), residual, table))
-        feature, residuals, tables = (np.concatenate(each) for each in zip(*seen, strict=True))
-        return Symbols(quality=quality, q=q.astype(np.int64), feature=feature, residual=residuals, table=tables)
-
-
+            residual = decoder.decode(self._tables.take(step.table.ravel(), axis=0)).reshape(step.mean.shape)
+            q[step.rows, step.first : step.last] = step.mean + residual - self._limit
+            seen.append((step, residual - self._limit))
+        return Symbols.of(quality, q, seen)

@@ -6,12 +6,13 @@ is expected of each number, to ``payload`` the coder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.codec.context import Context, Floats, Ints
+from shared.codec.context import Context, Floats, Ints, Step
 from shared.codec.tables import symbol_bits
 from shared.codec.weights import CodecWeights
 
@@ -25,6 +26,17 @@ class Symbols:
     feature: Ints  # [n · M] whose number it is
     residual: Ints  # [n · M], −R..R
     table: Ints  # [n · M], 0..T−1
+
+    @classmethod
+    def of(cls, quality: int, q: Floats, steps: Sequence[tuple[Step, Ints]]) -> Symbols:
+        """From every step in order with its residuals."""
+        return cls(
+            quality=quality,
+            q=q.astype(np.int64),
+            feature=np.concatenate([np.repeat(step.rows, step.last - step.first) for step, _ in steps]),
+            residual=np.concatenate([residual.ravel() for _, residual in steps]),
+            table=np.concatenate([step.table.ravel() for step, _ in steps]),
+        )
 
 
 class Chooser:
@@ -47,19 +59,19 @@ class Chooser:
         """
         limit, price = self._limit, self._bit_price[quality]
         q = np.zeros_like(y)
-        seen: list[tuple[Ints, Ints, Ints]] = []
+        seen: list[tuple[Step, Ints]] = []
         for step in self._context.steps(grid, cells, quality, q):
             part = (step.rows, slice(step.first, step.last))
             left = y[part] - step.mean
-            residual = np.rint(left).clip(-limit, limit)
+            nearest = np.rint(left).clip(-limit, limit)
             # (|left| − |residual| + 1)² − (|left| − |residual|)² for a step towards 0
-            more = 1 - 2 * np.sign(residual) * (residual - left)
-            residual -= np.sign(residual) * (more < price * self._saved[step.table, residual.astype(np.int64) + limit])
-            q[part] = step.mean + residual
-            feature = np.repeat(step.rows, step.last - step.first)
-            seen.append((feature, residual.astype(np.int64).ravel(), step.table.ravel()))
-        feature, residuals, tables = (np.concatenate(each) for each in zip(*seen, strict=True))
-        return Symbols(quality=quality, q=q.astype(np.int64), feature=feature, residual=residuals, table=tables)
+            towards = np.sign(nearest)
+            more = 1 - 2 * towards * (nearest - left)
+            saved = self._saved[step.table, nearest.astype(np.int64) + limit]
+            residual = (nearest - towards * (more < price * saved)).astype(np.int64)
+            q[part] = (step.mean + residual).astype(np.float64)
+            seen.append((step, residual))
+        return Symbols.of(quality, q, seen)
 
     def bits(self, symbols: Symbols) -> NDArray[np.float64]:
         """The ideal cost of each feature [n] in bits, by the tables."""

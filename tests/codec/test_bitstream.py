@@ -60,14 +60,8 @@ def test_the_golden_symbols_give_the_golden_bytes(name: str) -> None:
     for entry in golden(name):
         q, quality = np.array(entry["q"]), entry["quality"]
         steps = walked(codec, entry)
-        residual = [(q[step.rows, step.first : step.last] - step.mean).ravel() for step in steps]
-        symbols = Symbols(
-            quality=quality,
-            q=q,
-            feature=np.concatenate([np.repeat(step.rows, step.last - step.first) for step in steps]),
-            residual=np.concatenate(residual),
-            table=np.concatenate([step.table.ravel() for step in steps]),
-        )
+        residuals = [q[step.rows, step.first : step.last] - step.mean for step in steps]
+        symbols = Symbols.of(quality, q, list(zip(steps, residuals, strict=True)))
         layout = Layout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=quality)
         packet = write(layout, codec.payload.encode(symbols), qualities=codec.config.qualities)
         assert packet.hex() == entry["packet"]

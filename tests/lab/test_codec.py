@@ -17,7 +17,7 @@ from lab.codec import train
 from lab.codec.context import FRACTION
 from lab.codec.export import export
 from lab.codec.model import SCALES, CodecModel
-from lab.codec.places import REACH, Pool, places
+from lab.codec.places import REACH, Pool, places_of
 from lab.nano.answerer import Answerer, config
 from lab.nano.source import Mix, NanoSource
 from shared.codec.codec import Codec
@@ -48,9 +48,9 @@ def _model(views: Sequence[NDArray[np.float32]], hidden: int = 16) -> CodecModel
     model = CodecModel(dim=96, components=8, hidden=hidden, qualities=2)
     model.start_from(torch.from_numpy(np.concatenate(views)), torch.eye(96), (8.0, 16.0))
     with torch.no_grad():
-        model.context.out_w.normal_(std=0.25)
-        model.context.out_b[:, 1] = 11.0
+        model.context.out_w.normal_(std=0.4)
         model.context.embed_b.normal_(std=0.3)
+        model.context.out_b[:, 1] += 1
     return model.eval()
 
 
@@ -75,7 +75,7 @@ def test_the_exported_context_model_is_the_trained_one_rounded(
     rng = np.random.default_rng(quality)
     grid, cells = 6, np.sort(rng.permutation(36)[:30])
     q = rng.integers(-3, 4, (30, 8))
-    where, whole = places([(grid, cells)]), torch.from_numpy(q).float()
+    where, whole = places_of([(grid, cells)]), torch.from_numpy(q).float()
     known = model.context.nothing(where)
     wanted = np.zeros((30, 8, 2))
     for stage in (0, 1):
@@ -105,13 +105,13 @@ def test_the_bits_of_training_are_those_of_packets(exported: tuple[CodecModel, C
     views, grids = _views(1), [(6, np.arange(36))] * 6
     for quality in (0, 1):
         y = model.quantise(torch.from_numpy(np.concatenate(views)), quality)
-        q, bits = model.code(y, quality, places(grids))
+        q, bits = model.code(y, quality, places_of(grids))
         ideal = [codec.explain(view, 36, quality).feature_bits.sum() for view in views]
         assert bits.sum().item() == pytest.approx(sum(ideal), rel=0.02)
         coded = np.concatenate([codec.symbols(codec.components(view), 6, np.arange(36), quality).q for view in views])
         assert (q.round().numpy() == coded).mean() > 0.98, "another rate-distortion quantisation than the encoder's"
         assert (q - q.round()).abs().max() < 1e-5
-        nearest, _ = model.code(y, quality, places(grids), price=0.0)
+        nearest, _ = model.code(y, quality, places_of(grids), price=0.0)
         assert (nearest.round() == y.round()).all() and (q.round() != y.round()).any()
 
 
@@ -137,7 +137,7 @@ VIEWS = [(6, np.arange(36)), (4, np.array([0, 1, 5, 15])), (1, np.array([0])), (
 
 
 def test_places_of_many_views_are_the_runtime_s() -> None:
-    found, start, total = places(VIEWS), 0, sum(len(cells) for _, cells in VIEWS)
+    found, start, total = places_of(VIEWS), 0, sum(len(cells) for _, cells in VIEWS)
     assert found.stage.shape == (total,) and found.around.shape == (total, 24)
     for grid, cells in VIEWS:
         rows = slice(start, start + len(cells))
@@ -153,7 +153,7 @@ def test_what_a_pool_draws_are_whole_views_with_their_places() -> None:
     first = np.cumsum([0] + [len(cells) for _, cells in VIEWS])[:-1].tolist()
     assert len(pool) == total
     features, everywhere = pool.all()
-    assert features[:, 0].tolist() == list(range(total)) and (everywhere.around == places(VIEWS).around).all()
+    assert features[:, 0].tolist() == list(range(total)) and (everywhere.around == places_of(VIEWS).around).all()
     generator, seen = torch.Generator().manual_seed(0), set()
     for size in (1, 40, 120):
         features, where = pool.draw(generator, size)
@@ -165,7 +165,7 @@ def test_what_a_pool_draws_are_whole_views_with_their_places() -> None:
             assert features[at : at + n, 0].tolist() == list(range(first[drawn[-1]], first[drawn[-1]] + n))
             at += n
         assert at == len(features) >= size > at - n, "no more views than needed"
-        wanted = places([VIEWS[i] for i in drawn])
+        wanted = places_of([VIEWS[i] for i in drawn])
         assert (where.stage == wanted.stage).all() and (where.around == wanted.around).all()
         seen |= {*drawn}
     assert seen == set(range(len(VIEWS)))
