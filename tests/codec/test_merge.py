@@ -80,6 +80,18 @@ def test_n_of_all_returns_them_unchanged() -> None:
     assert merged.centres.tolist() == merged.assignment.tolist() == list(range(16))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_other_features_are_averaged_over_the_same_clusters(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    features, other = rng.standard_normal((30, 6)).astype(dtype), rng.standard_normal((30, 3)).astype(np.float32)
+    merged = merge(features, 8)
+    assert merged.centroids.dtype == dtype and merged.means(other).dtype == np.float32
+    assert (merged.means(features) == merged.centroids).all()
+    for i, mean in enumerate(merged.means(other)):
+        np.testing.assert_allclose(mean, other[merged.assignment == i].mean(axis=0, dtype=np.float64), rtol=1e-6)
+    assert merge(features, 30).means(other) is other
+
+
 @pytest.mark.parametrize("n", [-1, 0, 17])
 def test_n_out_of_range(n: int) -> None:
     with pytest.raises(ValueError, match=r"1\.\.16"):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from edge_server.engine.qwen3 import load_qwen3
 from lab import fake
+from lab.codec.places import places_of
 from lab.codec.team import Team
 from lab.matching import questions
 from lab.matching.judge import compare, delta_rate, judge, on_the_hull
@@ -23,6 +24,7 @@ from lab.matching.source import MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
 from shared.codec.codec import Codec
 from shared.codec.fake import fake_weights
+from shared.codec.merge import merge
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build
@@ -195,6 +197,42 @@ def test_real_packets_are_judged_and_only_rates_worth_having_stay(teacher: Teach
     assert again == [fine, coarse]
     config = on_the_hull(codec.config, [fine, coarse])
     assert set(config.rates) <= set(rates) and config.presets.keys() == {"low", "medium", "high", "max"}
+
+
+def test_a_projection_tells_what_is_merged_and_the_features_themselves_are_averaged(seen: list[Seen]) -> None:
+    one = next(one for one in seen if one.rows)
+    plain, first = merged(one, 0.5), merged(one, 0.5, lambda view: view[:, :1])
+    assert plain.cells.tolist() != first.cells.tolist()
+    rows, cells = iter(first.features), iter(first.cells.tolist())
+    for view in one.views():
+        found = merge(view[:, :1], round(len(view) * 0.5))
+        assert [next(cells) for _ in found.centres] == found.centres.tolist()
+        for wanted in found.means(view):
+            np.testing.assert_array_equal(next(rows), wanted)
+    assert next(rows, None) is None
+    whole = merged(one, 1.0, lambda view: view[:, :1])
+    assert (whole.features == np.concatenate(one.views())).all()
+
+
+def test_features_of_a_batch_know_their_neighbours(teacher: Teacher, seen: list[Seen]) -> None:
+    asked = {one.digest: [(question, (7,)) for question in QUESTIONS] for one in seen}
+    source = MatchingSource(teacher, seen, asked, grid=zeros(teacher), mix=Mix(), seed=0, team=Team())
+    shown = [merged(one, share) for one, share in zip(seen, (1.0, 0.5, 0.2), strict=True)]
+    views = [view for one in shown for view in one.views()]
+    packed = teacher.pack(shown, [[(QUESTIONS[0], (5,))] for _ in seen])
+    assert [cells.tolist() for _, cells in views] == [
+        cells.tolist() for one, share in zip(seen, (1.0, 0.5, 0.2), strict=True) for cells in centres(one, share)
+    ]
+    assert [side for side, _ in views] == [side for one in seen for side in one.sides]
+    wanted = places_of(views)
+    assert torch.equal(packed.places.around, wanted.around) and torch.equal(packed.places.stage, wanted.stage)
+    pool = source.pool(lambda view: view)
+    assert len(pool) == sum(len(cells) for _, cells in pool.views) and len(pool.views) == len(views)
+    assert {len(cells) == side**2 for side, cells in pool.views} == {True, False}  # merged ones and others
+
+
+def centres(one: Seen, share: float) -> list[Any]:
+    return [merge(view, max(min(2, len(view)), round(len(view) * share))).centres for view in one.views()]
 
 
 def test_bytes_at_equal_divergence() -> None:
