@@ -85,7 +85,7 @@ class PlainDecoder:
             inside = 0 <= row + y < side and 0 <= column + x < side
             other = (row + y) * side + column + x
             if stage == 1 and inside and other in q and (row + y + column + x) % 2 == 0:
-                a += act(t["embed_w"], [256 * v for v in q[other]], t["embed_b"][quality]) + [256]
+                a += [*act(t["embed_w"], [256 * v for v in q[other]], t["embed_b"][quality]), 256]
             else:
                 a += [0] * (self.config["channels"] + 1)
         return a

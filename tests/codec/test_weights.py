@@ -81,13 +81,12 @@ def test_the_fake_context_matters() -> None:
     codec = Codec(weights)
     merged = codec.merge(fake_features(weights, 36))
     symbols = codec.symbols(merged.centroids, 6, merged.centres)
-    scale = symbols.table >> weights.config.fraction
-    later = symbols.table[np.lexsort((symbols.feature,))].reshape(36, 24)
-    assert (np.ptp(later, axis=0) >= 2).all() and len(np.unique(scale)) > 12
-    without = {name: np.zeros_like(getattr(weights, name)) for name in ("around_w", "own_w")}
-    packets = [codec.encode(fake_features(weights, 36))]
-    packets += [Codec(replace(weights, **{name: none})).encode(fake_features(weights, 36)) for name, none in without.items()]
-    assert len({*packets}) == 3
+    each = symbols.table[np.argsort(symbols.feature, kind="stable")].reshape(36, 24)
+    assert (np.ptp(each, axis=0) >= 2).all() and len(np.unique(each)) > 24
+    mean = symbols.q.ravel() - symbols.residual[np.argsort(symbols.feature, kind="stable")]
+    assert len(np.unique(mean)) > 4
+    blind = [replace(weights, **{name: np.zeros_like(getattr(weights, name))}) for name in ("around_w", "own_w")]
+    assert len({Codec(one).encode(fake_features(weights, 36)) for one in (weights, *blind)}) == 3
 
 
 def test_the_fake_codec_is_as_cheap_as_one_that_expects_nothing() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from lab.codec.places import places_of
 from lab.nano.answerer import Answerer, config
 from lab.nano.packing import Asked, Look, Packer, Picture
 from shared.model.checkpoint import Checkpoint
@@ -18,11 +19,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _picture(rows: int = 0, columns: int = 0) -> Picture:
-    counts = (4,) * (rows * columns) + (6,)
-    features = np.random.default_rng(0).standard_normal((sum(counts), 8)).astype(np.float32)
-    return Picture(
-        features=features, counts=counts, slots=np.zeros(sum(counts), np.int64), rows=rows, columns=columns, size=0
-    )
+    views = ((4, np.array([0, 1, 6, 15])),) * (rows * columns) + ((6, np.array([3, 4, 9, 20, 21, 35])),)
+    total = sum(len(cells) for _, cells in views)
+    features = np.random.default_rng(0).standard_normal((total, 8)).astype(np.float32)
+    return Picture(features=features, views=views, slots=np.zeros(total, np.int64), rows=rows, columns=columns, size=0)
 
 
 QUESTIONS = [
@@ -36,10 +36,12 @@ QUESTIONS = [
 def test_training_prompts_are_the_servers(tokenizer: PreTrainedTokenizerFast, rows: int, columns: int) -> None:
     picture = _picture(rows, columns)
     packed = Packer(tokenizer).pack([picture], [QUESTIONS[:1]], independent=True)
-    layout = Layout(rows=rows, columns=columns, crops=picture.counts[:-1], whole=picture.counts[-1])
+    layout = Layout(rows=rows, columns=columns, crops=(4,) * (rows * columns), whole=6)
     prompt = build(tokenizer, [Turn(role="user", text=QUESTIONS[0].text)], [layout])
     assert packed.ids[0, : len(prompt.ids)].tolist() == list(prompt.ids)
     assert packed.image[0].nonzero().flatten().tolist() == prompt.patches.tolist()
+    wanted = places_of(picture.views)
+    assert torch.equal(packed.places.around, wanted.around) and torch.equal(packed.places.stage, wanted.stage)
 
 
 def test_a_packed_question_sees_the_picture_and_itself(tokenizer: PreTrainedTokenizerFast) -> None:
