@@ -65,8 +65,9 @@ class Step:
 class Context:
     """The context model of one codec, prepared once. Safe to share between threads.
 
-    Shifts are in the weights already: dividing by a power of two changes no digit of a double. And each layer has a unit
-    more, which is always 1, so that the next layer's biases are weights too: at this size calls cost more than sums.
+    Shifts are in the weights already: dividing by a power of two changes no digit of a double. And each layer has a
+    unit more, which is always 1, so that the next layer's biases are weights too: at this size calls cost more than
+    sums.
     """
 
     def __init__(self, weights: CodecWeights) -> None:
