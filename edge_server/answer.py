@@ -52,27 +52,26 @@ class Workshop:
 
 def turns_of(ask: tofc_pb2.Ask, limits: SessionLimits) -> list[Turn]:
     """The turns of a question. Raises InvalidRequestError for an order or a size that is not allowed."""
-    if len(ask.turns) > MOST_TURNS:
+    turns = [*ask.history, tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text=ask.question)]
+    if len(turns) > MOST_TURNS:
         raise InvalidRequestError(
-            f"the question has {len(ask.turns)} turns, allowed are {MOST_TURNS}; drop earlier ones",
+            f"the question has {len(turns)} turns, allowed are {MOST_TURNS}; drop earlier ones",
             reason="QUESTION_TOO_LONG",
         )
-    size = sum(len(turn.text.encode()) for turn in ask.turns)
+    size = sum(len(turn.text.encode()) for turn in turns)
     if size > limits.question_bytes:
         raise InvalidRequestError(
             f"the question is {size} bytes, allowed are {limits.question_bytes}; drop earlier turns or shorten it",
             reason="QUESTION_TOO_LONG",
         )
-    if not ask.turns or ask.turns[-1].role != tofc_pb2.ROLE_USER:
-        raise InvalidRequestError("the turns of a question must end with a user turn", reason="TURNS_INVALID")
-    for position, turn in enumerate(ask.turns):
+    for position, turn in enumerate(turns):
         if turn.role not in ROLES or (turn.role == tofc_pb2.ROLE_SYSTEM and position):
             raise InvalidRequestError(
                 f"turn {position} has role {turn.role}; allowed are user (1), assistant (2), and system (3) for the "
                 "first turn only",
                 reason="TURNS_INVALID",
             )
-    return [Turn(role=ROLES[turn.role], text=turn.text) for turn in ask.turns]
+    return [Turn(role=ROLES[turn.role], text=turn.text) for turn in turns]
 
 
 def sampling_of(ask: tofc_pb2.Ask, limits: SessionLimits, defaults: Defaults) -> Sampling:

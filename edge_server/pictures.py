@@ -4,11 +4,14 @@ Promises that memory stays below the bound, that a picture a question uses is no
 picture is complete exactly when all its views are in. Leaves decoding to `assemble` and announcing to
 sessions. Everything here runs in the event loop's thread.
 
-A picture is keyed by the device's hash of it, which a server cannot check: whoever may open a session
-(see the token) is trusted not to announce one picture under the hash of another.
+A picture is known by the device's hash of it, which a server cannot check: whoever may open a session
+(see the token) is trusted not to announce one picture under the hash of another. The hash is made with a
+key that sessions alone are told, so that nobody else can draw two pictures of one hash, which 8 bytes
+without a key would not prevent.
 """
 
 import asyncio
+import secrets
 from collections import OrderedDict
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from shared.rpc.errors import LimitError, MismatchError
 
 OVERHEAD = 2048  # bytes that a picture costs beside its rows
+KEY_BYTES = 16
 
 
 class Picture:
@@ -78,6 +82,7 @@ class PictureCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.key = secrets.token_bytes(KEY_BYTES)  # of the hashes that its pictures are known by
         self.size = 0
         self._pictures: OrderedDict[bytes, Picture] = OrderedDict()  # least recently used first
 
