@@ -85,7 +85,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         async def acknowledge(view: pb.View) -> None:
             await self.acking.wait()
-            await send(view_ack=pb.ViewAck(ref=view.ref, index=view.index))
+            await send(view_ack=pb.ViewAck(ref=view.ref, indexes=[view.index]))
 
         def complete(ref: int) -> bool:
             picture = refs[ref]
@@ -99,7 +99,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             async with arrived:
                 await arrived.wait_for(lambda: all(complete(ref) for ref in ask.refs))
             await self.answering.wait()
-            words = f"{self.word} to {ask.turns[-1].text}".split(" ")
+            words = f"{self.word} to {ask.question}".split(" ")
             plain = [{"text": word if count == 0 else f" {word}"} for count, word in enumerate(words)]
             for count, token in enumerate(self.speech or plain):
                 if count == lose:
@@ -128,7 +128,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             elif kind == "picture":
                 refs[message.ref] = message
                 self.stored.setdefault(message.picture_id, set())
-                await send(picture_state=pb.PictureState(ref=message.ref, complete=complete(message.ref)))
+                if complete(message.ref) or message.reply:
+                    await send(picture_state=pb.PictureState(ref=message.ref, complete=complete(message.ref)))
             elif kind == "view":
                 self.stored[refs[message.ref].picture_id].add(message.index)
                 tasks.append(asyncio.create_task(acknowledge(message)))
@@ -153,7 +154,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 asked.append(message)
                 if len(answers) == self.limits.questions_in_flight:
                     await send(error=to_message(LimitError(reason="TOO_MANY_QUESTIONS"), message.request))
-                elif self.fail is not None and "fail" in message.turns[-1].text:
+                elif self.fail is not None and "fail" in message.question:
                     await send(error=to_message(self.fail, message.request))
                 else:
                     answers[message.request] = asyncio.create_task(answer(message))
@@ -163,11 +164,13 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         async def listen() -> None:
             async for request in request_iterator:
-                kind = request.WhichOneof("request")
-                async with self.heard:
-                    self.diary.append((session, kind, getattr(request, kind)))
-                    await take(kind, getattr(request, kind))
-                    self.heard.notify_all()
+                for field, parts in request.ListFields():
+                    kind = field.name.removesuffix("s")
+                    for part in parts if field.is_repeated else [parts]:
+                        async with self.heard:
+                            self.diary.append((session, kind, part))
+                            await take(kind, part)
+                            self.heard.notify_all()
 
         listening, breaking = asyncio.create_task(listen()), asyncio.create_task(broken.wait())
         try:

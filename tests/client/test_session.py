@@ -44,7 +44,8 @@ async def test_a_second_question_costs_only_the_question(server: FakeServer, beg
     assert first.views_sent == 21 == encoder.encoded
     assert (second.bytes_picture, second.views_sent) == (0, 0)
     assert server.kinds().count("picture") == 1
-    assert [turn.text for turn in server.said("ask")[1].turns] == ["one", "yes to one", "two"]
+    second_ask = server.said("ask")[1]
+    assert [*(turn.text for turn in second_ask.history), second_ask.question] == ["one", "yes to one", "two"]
     if first.bytes_up is not None and second.bytes_up is not None:
         assert second.bytes_up < 300 < first.bytes_up
 
@@ -370,7 +371,7 @@ async def test_bytes_that_are_no_response_end_the_session(small: Path, welcomed:
 
     async def babble(requests: Any, _: Any) -> AsyncIterator[bytes]:
         async for request in requests:
-            hello = request.WhichOneof("request") == "hello"
+            hello = request.HasField("hello")
             yield pb.SessionResponse(welcome=welcome).SerializeToString() if hello and welcomed else b"\xff\xff"
 
     running = make_server()

@@ -51,7 +51,7 @@ async def test_views_in_any_order_and_twice(serve: Serve, connect: Connect) -> N
     client = connect(await serve())
     await client.hello()
     await client.picture(5, "p", rows=2, columns=1)
-    for index, packet in ((2, b"3"), (0, b"1"), (0, b"x"), (1, b"2"), (1, b"y")):
+    for index, packet in ((2, b"3"), (0, b"1"), (0, b"1"), (1, b"2"), (1, b"2")):
         await client.view(5, index, packet)
     await client.ask(1, "?", refs=(5,))
     assert (await client.answer(1))[0] == "123?"
@@ -83,7 +83,7 @@ async def test_two_clients_fill_and_share_one_picture(serve: Serve, connect: Con
     assert await three.picture(2, "shared", rows=1, columns=1)
     await three.ask(1, "!", refs=(2,))
     assert (await three.answer(1))[0] == "ab!"
-    await three.send(picture=tofc_pb2.Picture(ref=3, picture_id=picture_id("shared"), rows=2, columns=2))
+    await three.send(pictures=[tofc_pb2.Picture(ref=3, picture_id=picture_id("shared"), rows=2, columns=2)])
     await three.failed(PRECONDITION, "LAYOUT_MISMATCH")
 
 
@@ -170,18 +170,18 @@ PICTURE = {"ref": 1, "picture_id": picture_id("p"), "rows": 1, "columns": 1}
 @pytest.mark.parametrize(
     "request_, status, reason",
     [
-        ({"picture": {**PICTURE, "ref": 2, "picture_id": b"short"}}, INVALID, "PICTURE_ID_INVALID"),
-        ({"picture": {**PICTURE, "ref": 2, "columns": 0}}, INVALID, "LAYOUT_INVALID"),
-        ({"picture": {**PICTURE, "ref": 2, "rows": 5}}, INVALID, "TOO_MANY_VIEWS"),
-        ({"picture": {**PICTURE, "ref": 2, "rows": 2**32 - 1, "columns": 2**32 - 1}}, INVALID, "TOO_MANY_VIEWS"),
-        ({"picture": {**PICTURE, "picture_id": picture_id("q")}}, grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_REF"),
-        ({"view": {"ref": 2, "index": 0, "packet": b"x"}}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
-        ({"view": {"ref": 1, "index": 2, "packet": b"x"}}, INVALID, "VIEW_INDEX_INVALID"),
-        ({"view": {"ref": 1, "index": 0, "packet": b"123456789"}}, INVALID, "PACKET_TOO_LARGE"),
-        ({"view": {"ref": 1, "index": 0, "packet": CORRUPT}}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
-        ({"view": {"ref": 1, "index": 0, "packet": b""}}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
-        ({"ask": {"request": 0}}, INVALID, "REQUEST_ZERO"),
-        ({"cancel": {"request": 0}}, grpc.StatusCode.NOT_FOUND, "QUESTION_UNKNOWN"),
+        ({"pictures": [{**PICTURE, "ref": 2, "picture_id": b"short"}]}, INVALID, "PICTURE_ID_INVALID"),
+        ({"pictures": [{**PICTURE, "ref": 2, "columns": 0}]}, INVALID, "LAYOUT_INVALID"),
+        ({"pictures": [{**PICTURE, "ref": 2, "rows": 5}]}, INVALID, "TOO_MANY_VIEWS"),
+        ({"pictures": [{**PICTURE, "ref": 2, "rows": 2**32 - 1, "columns": 2**32 - 1}]}, INVALID, "TOO_MANY_VIEWS"),
+        ({"pictures": [{**PICTURE, "picture_id": picture_id("q")}]}, grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_REF"),
+        ({"views": [{"ref": 2, "index": 0, "packet": b"x"}]}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
+        ({"views": [{"ref": 1, "index": 2, "packet": b"x"}]}, INVALID, "VIEW_INDEX_INVALID"),
+        ({"views": [{"ref": 1, "index": 0, "packet": b"123456789"}]}, INVALID, "PACKET_TOO_LARGE"),
+        ({"views": [{"ref": 1, "index": 0, "packet": CORRUPT}]}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
+        ({"views": [{"ref": 1, "index": 0, "packet": b""}]}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
+        ({"asks": [{"request": 0}]}, INVALID, "REQUEST_ZERO"),
+        ({"cancels": [{"request": 0}]}, grpc.StatusCode.NOT_FOUND, "QUESTION_UNKNOWN"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -206,12 +206,10 @@ USER, ASSISTANT, SYSTEM = tofc_pb2.ROLE_USER, tofc_pb2.ROLE_ASSISTANT, tofc_pb2.
     [
         ({"refs": [2]}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
         ({"refs": [1, 1, 1]}, INVALID, "TOO_MANY_PICTURES"),
-        ({"turns": []}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": ASSISTANT, "text": "a"}]}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": USER}, {"role": SYSTEM}, {"role": USER}]}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": 9}, {"role": USER}]}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": USER}] * 513}, INVALID, "QUESTION_TOO_LONG"),
-        ({"turns": [{"role": USER, "text": "ä" * 5}, {"role": USER, "text": "ä" * 6}]}, INVALID, "QUESTION_TOO_LONG"),
+        ({"history": [{"role": USER}, {"role": SYSTEM}]}, INVALID, "TURNS_INVALID"),
+        ({"history": [{"role": 9}]}, INVALID, "TURNS_INVALID"),
+        ({"history": [{"role": USER}] * 512}, INVALID, "QUESTION_TOO_LONG"),
+        ({"history": [{"role": USER, "text": "ä" * 5}], "question": "ä" * 6}, INVALID, "QUESTION_TOO_LONG"),
         ({"sampling": {"max_tokens": 17}}, INVALID, "TOO_MANY_TOKENS"),
         ({"sampling": {"temperature": -1.0}}, INVALID, "INVALID_REQUEST"),
         ({"sampling": {"temperature": float("nan")}}, INVALID, "INVALID_REQUEST"),
@@ -226,7 +224,7 @@ async def test_a_question_that_is_refused_leaves_the_session_open(
     await client.hello()
     await client.picture(1, "p")
     await client.view(1, 0, b"p")
-    await client.send(ask={"request": 3, "turns": [{"role": USER, "text": "?"}], **ask})
+    await client.send(asks=[{"request": 3, "question": "?", **ask}])
     error = await client.expect("error")
     assert (error.request, error.status, error.reason) == (3, status.value[0], reason)
     assert error.message
@@ -237,8 +235,9 @@ async def test_a_question_that_is_refused_leaves_the_session_open(
 async def test_a_system_turn_and_earlier_turns_are_read(serve: Serve, connect: Connect) -> None:
     client = connect(await serve())
     await client.hello()
-    turns = [(SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b"), (USER, "c")]
-    await client.send(ask=tofc_pb2.Ask(request=1, turns=[tofc_pb2.Turn(role=role, text=text) for role, text in turns]))
+    turns = [(SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b")]
+    history = [tofc_pb2.Turn(role=role, text=text) for role, text in turns]
+    await client.ask(1, "c", history=history)
     assert (await client.answer(1))[0] == "sabc"
 
 
@@ -250,8 +249,8 @@ async def test_a_number_is_used_once(serve: Serve, connect: Connect) -> None:
     await client.ask(1, "two")
     error = await client.expect("error")
     assert (error.request, error.reason) == (1, "DUPLICATE_REQUEST")
-    await client.send(cancel=tofc_pb2.Cancel(request=1))  # crossed its Done: nothing happens
-    await client.send(cancel=tofc_pb2.Cancel(request=2))
+    await client.send(cancels=[tofc_pb2.Cancel(request=1)])  # crossed its Done: nothing happens
+    await client.send(cancels=[tofc_pb2.Cancel(request=2)])
     error = await client.expect("error")
     assert (error.request, error.reason) == (2, "QUESTION_UNKNOWN")
 
@@ -265,7 +264,7 @@ async def test_numbers_of_a_session_run_out(serve: Serve, connect: Connect) -> N
         await client.picture(number, str(number))
     await client.ask(5, "?")
     assert (await client.expect("error")).reason == "SESSION_USED_UP"
-    await client.send(picture=tofc_pb2.Picture(ref=5, picture_id=picture_id("5")))
+    await client.send(pictures=[tofc_pb2.Picture(ref=5, picture_id=picture_id("5"))])
     await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSION_USED_UP")
 
 
