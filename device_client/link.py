@@ -195,6 +195,7 @@ class Link:
         try:
             while self._outbox or not self._leaving:
                 await self._filled.wait()
+                await asyncio.sleep(0)  # views that are known already, for instance, leave with their announcement
                 self._filled.clear()
                 while self._outbox:
                     await self._call.write(self._batch())

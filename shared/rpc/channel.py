@@ -33,6 +33,7 @@ Metadata = tuple[tuple[str, str], ...]
 SPARING: Options = [
     ("grpc.http2.bdp_probe", 0),  # 17 bytes after most messages, to find a window that packets never need
     ("grpc.compression_enabled_algorithms_bitset", 1),  # none: else both sides name those that they know
+    ("grpc.http2.true_binary", 0),  # a setting for binary metadata, of which there is none
 ]
 
 

@@ -34,7 +34,9 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.limits = pb.Limits(
             packet_bytes=1000, views_per_picture=40, pictures_per_question=2, questions_in_flight=2, new_tokens=100
         )
+        self.draws, self.picture_key = False, b""
         self.diary: list[tuple[int, str, Any]] = []
+        self.messages: list[list[str]] = []  # the kinds of parts that each had
         self.stored: dict[bytes, set[int]] = {}
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
         self.cut_at: int | None = None  # the link is lost with the chunk at this offset, once
@@ -124,7 +126,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 if self.refusal is not None:
                     await send(error=to_message(self.refusal))
                     await abort(context, self.refusal)
-                await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, limits=self.limits))
+                told = {"limits": self.limits, "draws": self.draws, "picture_key": self.picture_key}
+                await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, **told))
             elif kind == "picture":
                 refs[message.ref] = message
                 self.stored.setdefault(message.picture_id, set())
@@ -164,6 +167,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         async def listen() -> None:
             async for request in request_iterator:
+                self.messages.append([field.name for field, _ in request.ListFields()])
                 for field, parts in request.ListFields():
                     kind = field.name.removesuffix("s")
                     for part in parts if field.is_repeated else [parts]:

@@ -12,7 +12,7 @@ from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
 from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
 from device_client.report import Report
-from device_client.session import Retry, Sampling, Session
+from device_client.session import SEED_BITS, Retry, Sampling, Session
 from edge_server.credentials import write
 from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, make_server
 from shared.rpc.errors import CorruptPacketError, DeadlineError, LimitError, MismatchError, TokenError, UnavailableError
@@ -48,6 +48,51 @@ async def test_a_second_question_costs_only_the_question(server: FakeServer, beg
     assert [*(turn.text for turn in second_ask.history), second_ask.question] == ["one", "yes to one", "two"]
     if first.bytes_up is not None and second.bytes_up is not None:
         assert second.bytes_up < 300 < first.bytes_up
+
+
+async def test_what_is_ready_leaves_as_one_message(server: FakeServer, begin: Begin, small: Path) -> None:
+    picture = begin().open(small)
+    await begin().ask([picture], "new?").result()
+    server.stored.clear()
+    await begin().ask([picture], "encoded already?").result()
+    assert server.messages == [["hello"], ["pictures", "asks"], ["views"], ["hello"], ["pictures", "views", "asks"]]
+
+
+@pytest.mark.parametrize(("length", "messages"), [(10, 1), (20_000, 2)])
+async def test_a_message_is_no_longer_than_others_can_wait(
+    length: int, messages: int, server: FakeServer, begin: Begin
+) -> None:
+    session = begin()
+    await session.connect()
+    await asyncio.gather(*(session.ask([], letter * length).result() for letter in "ab"))
+    assert server.messages == [["hello"], *[["asks"]] * messages]
+    assert [ask.question[0] for ask in server.said("ask")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("draws", "sampling", "seeded"),
+    [
+        (False, Sampling(), False),
+        (True, Sampling(), True),
+        (True, Sampling(temperature=0), False),
+        (False, Sampling(temperature=0.5), True),
+    ],
+)
+async def test_only_what_is_drawn_has_a_seed(
+    draws: bool, sampling: Sampling, seeded: bool, server: FakeServer, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.getrandbits", lambda bits: 2**bits - 1)
+    server.draws, server.lose = draws, [2]
+    await begin().ask([], "which one is it?", sampling=sampling).result()
+    assert [ask.sampling.seed for ask in server.said("ask")] == [2**SEED_BITS - 1 if seeded else 0] * 2
+
+
+async def test_each_server_knows_a_picture_by_another_name(server: FakeServer, begin: Begin, small: Path) -> None:
+    for key in (b"one", b"one", b"another"):
+        server.picture_key = key
+        await begin().ask([begin().open(small)], "seen it?").result()
+    first, second, third = (announced.picture_id for announced in server.said("picture"))
+    assert len(first) == 8 and first == second != third
 
 
 async def test_nothing_more_is_encoded_once_the_server_has_the_picture(

@@ -5,8 +5,9 @@ from typing import Any
 import grpc
 import pytest
 
-from edge_server.fake import CORRUPT
+from edge_server.fake import CORRUPT, fake_backend
 from edge_server.settings import SessionLimits
+from shared.model.generation import Defaults
 from shared.rpc.channel import UP_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect, Serve
@@ -98,6 +99,75 @@ async def test_a_picture_without_its_sender_is_dropped(serve: Serve, connect: Co
     await two.hello()
     assert len(server.service.pictures) == 0
     assert not await two.picture(1, "half")  # another layout is no contradiction any more
+
+
+async def test_acknowledgements_are_gathered(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    await client.picture(1, "p", rows=2, columns=3)
+    await client.picture(2, "q", rows=1, columns=1)
+    for index in range(3):
+        await client.view(1, index, b"x")
+    await client.view(2, 1, b"y")  # the fourth untold
+    for view in ((1, 0), (1, 1), (1, 2), (2, 1)):
+        await client.taken(*view)
+    await client.view(2, 0, b"y")  # completes its picture
+    await client.taken(2, 0)
+    await client.view(1, 3, b"x")  # untold
+    await client.view(2, 0, b"y")  # of a picture that is whole already
+    await client.call.done_writing()
+    assert await client.receive() is grpc.aio.EOF
+    assert client.acknowledged.count((2, 0)) == 2
+
+
+async def test_a_new_picture_is_announced_without_a_reply(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    announced = tofc_pb2.Picture(ref=1, picture_id=picture_id("p"))
+    await client.send(pictures=[announced])
+    await client.view(1, 0, b"p")
+    await client.taken(1, 0)  # nothing was said before it
+    await client.send(pictures=[announced])
+    assert (await client.expect("picture_state")).complete
+
+
+async def test_parts_of_a_request_are_taken_in_order(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.send(
+        hello={"model_id": "fake-model", "codec_id": "fake-codec"},
+        pictures=[{"ref": 1, "picture_id": picture_id("p")}, {"ref": 2, "picture_id": picture_id("q")}],
+        views=[{"ref": 1, "packet": b"p"}, {"ref": 2, "packet": b"q"}],
+        asks=[{"request": 1, "refs": [2, 1], "question": "?"}, {"request": 2}],
+        cancels=[{"request": 2}],
+    )
+    await client.expect("welcome")
+    texts, reasons = {1: "", 2: ""}, {}
+    while len(reasons) < 2:
+        response = await client.receive()
+        if response.HasField("token"):
+            texts[response.token.request] += response.token.text
+        else:
+            reasons[response.done.request] = response.done.finish_reason
+    assert texts == {1: "qp?", 2: ""}
+    assert reasons == {1: tofc_pb2.FINISH_REASON_STOP, 2: tofc_pb2.FINISH_REASON_CANCELLED}
+
+
+async def test_a_part_of_unknown_kind_is_not_passed_over(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    call = tofc_pb2.SessionRequest.FromString(b"\x2a\x02\x08\x01" + b"\x7a\x00")  # question 1, and field 15
+    await client.call.write(call)
+    assert "(15)" in await client.failed(INVALID, "UNKNOWN_REQUEST")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+async def test_welcome_says_how_pictures_are_named_and_answers_drawn(
+    temperature: float, serve: Serve, connect: Connect
+) -> None:
+    servers = [await serve(fake_backend(defaults=Defaults(temperature=temperature))) for _ in range(2)]
+    one, same, other = [await connect(server).hello() for server in (servers[0], *servers)]
+    assert len(one.picture_key) == 16 and one.picture_key == same.picture_key != other.picture_key
+    assert one.draws == (temperature > 0)
 
 
 async def test_text_comes_in_whole_characters(serve: Serve, connect: Connect) -> None:
@@ -281,7 +351,6 @@ async def test_a_message_beyond_the_transports_cap_never_arrives(serve: Serve) -
 
 async def test_a_prompt_must_fit_the_model(serve: Serve, connect: Connect) -> None:
     from edge_server.engine.fake import FakeEngine
-    from edge_server.fake import fake_backend
 
     client = connect(await serve(fake_backend(engine=FakeEngine(lambda prompt: [65], max_positions=10))))
     await client.hello()
