@@ -24,6 +24,7 @@ from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
 from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, ClientSecurity, dial
 from shared.rpc.errors import MismatchError, TofcError, UnavailableError, from_call, from_message
+from shared.rpc.picture_id import KEY_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.version import software_version
@@ -119,6 +120,11 @@ class Link:
                     raise _unreachable(target.address, error.message) from None
                 raise
             _check_ids(welcome, model_id, codec_id)
+            if len(welcome.picture_key) not in KEY_BYTES:
+                raise ReplyError(
+                    f"the server's picture key has {len(welcome.picture_key)} bytes, allowed are {KEY_BYTES.start} to "
+                    f"{KEY_BYTES.stop - 1}; device and server may be of different versions"
+                )
             return cls(channel, call, welcome, await attach(target.address))
         except BaseException:
             await channel.close()

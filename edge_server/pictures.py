@@ -5,9 +5,8 @@ picture is complete exactly when all its views are in. Leaves decoding to `assem
 sessions. Everything here runs in the event loop's thread.
 
 A picture is known by the device's hash of it, which a server cannot check: whoever may open a session
-(see the token) is trusted not to announce one picture under the hash of another. The hash is made with a
-key that sessions alone are told, so that nobody else can draw two pictures of one hash, which 8 bytes
-without a key would not prevent.
+(see the token) is trusted not to announce one picture under the hash of another. The hash is made with the
+cache's key, which sessions alone are told (`shared.rpc.picture_id`).
 """
 
 import asyncio
@@ -18,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.rpc.errors import LimitError, MismatchError
+from shared.rpc.picture_id import KEY_BYTES
 
 OVERHEAD = 2048  # bytes that a picture costs beside its rows
-KEY_BYTES = 16
 
 
 class Picture:
@@ -82,7 +81,7 @@ class PictureCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.key = secrets.token_bytes(KEY_BYTES)  # of the hashes that its pictures are known by
+        self.key = secrets.token_bytes(KEY_BYTES.start)  # of the hashes that its pictures are known by
         self.size = 0
         self._pictures: OrderedDict[bytes, Picture] = OrderedDict()  # least recently used first
 

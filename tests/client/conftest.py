@@ -34,7 +34,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.limits = pb.Limits(
             packet_bytes=1000, views_per_picture=40, pictures_per_question=2, questions_in_flight=2, new_tokens=100
         )
-        self.draws, self.picture_key = False, b""
+        self.draws, self.picture_key = False, bytes(16)
         self.diary: list[tuple[int, str, Any]] = []
         self.messages: list[list[str]] = []  # the kinds of parts that each had
         self.stored: dict[bytes, set[int]] = {}

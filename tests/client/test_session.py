@@ -88,11 +88,14 @@ async def test_only_what_is_drawn_has_a_seed(
 
 
 async def test_each_server_knows_a_picture_by_another_name(server: FakeServer, begin: Begin, small: Path) -> None:
-    for key in (b"one", b"one", b"another"):
-        server.picture_key = key
+    for letter in (b"a", b"a", b"b"):
+        server.picture_key = letter * 16
         await begin().ask([begin().open(small)], "seen it?").result()
     first, second, third = (announced.picture_id for announced in server.said("picture"))
     assert len(first) == 8 and first == second != third
+    server.picture_key = b"short"
+    with pytest.raises(ReplyError, match="key has 5 bytes, allowed are 16 to 64"):
+        await begin().connect()
 
 
 async def test_nothing_more_is_encoded_once_the_server_has_the_picture(
@@ -411,8 +414,8 @@ async def test_a_closed_encoder_refuses(small: Path) -> None:
 
 @pytest.mark.parametrize("welcomed", [False, True])
 async def test_bytes_that_are_no_response_end_the_session(small: Path, welcomed: bool) -> None:
-    limits = pb.Limits(packet_bytes=1000)
-    welcome = pb.Welcome(model_id=FakeEncoder().model_id, codec_id=FakeEncoder().codec_id, limits=limits)
+    told = {"limits": pb.Limits(packet_bytes=1000), "picture_key": bytes(16)}
+    welcome = pb.Welcome(model_id=FakeEncoder().model_id, codec_id=FakeEncoder().codec_id, **told)
 
     async def babble(requests: Any, _: Any) -> AsyncIterator[bytes]:
         async for request in requests:
