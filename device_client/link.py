@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,11 +30,13 @@ from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.version import software_version
 
 BATCH_BYTES = CHUNK_BYTES  # of what leaves as one message: a cancel soon gets its turn
+CONVERSATIONS = 8  # the last ones that the server is taken to know; it says when it does not
 VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures together
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
+Conversation = tuple[tuple[str, str], ...]  # questions and answers
 Event = pb.Token | pb.Done | pb.NeedPicture | Exception
 
 
@@ -79,6 +81,7 @@ class Link:
         # In flight, as the server counts them; one that was given up has no queue any more.
         self.questions: dict[int, asyncio.Queue[Event] | None] = {}
         self.pictures: dict[int, PictureListener] = {}  # by ref
+        self.conversations: OrderedDict[Conversation, int] = OrderedDict()  # their last question's number
         self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
         self._unacknowledged: Counter[tuple[int, int]] = Counter()  # what is sent again has two acks to come
@@ -175,6 +178,12 @@ class Link:
             self.send(cancels=[pb.Cancel(request=request)])
         else:
             self._over(request)
+
+    def remember(self, conversation: Conversation, request: int) -> None:
+        """This was answered: a question that goes on from it need not repeat it."""
+        self.conversations[conversation] = request
+        if len(self.conversations) > CONVERSATIONS:
+            self.conversations.popitem(last=False)
 
     def _over(self, request: int) -> asyncio.Queue[Event] | None:
         """The question takes no place any more; returns who listened."""

@@ -30,7 +30,7 @@ from typing import Self
 from device_client.delivery import Delivery, Shipment
 from device_client.encoder import Encoder, EncoderThread
 from device_client.errors import ReplyError, UseError
-from device_client.link import SESSION_CLOSED, Event, Link, LinkLost, Target
+from device_client.link import SESSION_CLOSED, Conversation, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
 from device_client.picture import Picture
 from device_client.report import Report, spent
@@ -115,7 +115,7 @@ class _Course:
 
     pictures: Sequence[Picture]
     question: str
-    history: Sequence[pb.Turn]
+    history: Conversation
     sampling: Sampling
     thinking: bool  # whether it is wanted
     said: Transcript = field(default_factory=Transcript)
@@ -124,6 +124,14 @@ class _Course:
     shipments: list[Shipment] = field(default_factory=list)
     refs: dict[int, tuple[Picture, Delivery]] = field(default_factory=dict)
     _seed: int = field(default_factory=lambda: random.getrandbits(SEED_BITS))
+
+    @property
+    def turns(self) -> list[pb.Turn]:
+        """Of the history."""
+        turns = []
+        for asked, said in self.history:
+            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=said)]
+        return turns
 
     def drawn(self, welcome: pb.Welcome) -> pb.Sampling | None:
         """How the answer is drawn; None where nothing is to be said about it."""
@@ -212,10 +220,8 @@ class Session:
         """
         if not question.strip():
             raise UseError("the question is empty; ask something, for instance: what is in the picture?")
-        turns = []
-        for asked, said in history:
-            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=said)]
-        course = _Course(pictures=pictures, question=question, history=turns, sampling=sampling, thinking=thinking)
+        earlier = tuple((asked, said) for asked, said in history)
+        course = _Course(pictures=pictures, question=question, history=earlier, sampling=sampling, thinking=thinking)
         return Answer(lambda answer: self._pieces(answer, course, timeout_s))
 
     async def _pieces(
@@ -252,6 +258,10 @@ class Session:
                         self._forget(link, request, course, queue, cancel=False)
                         link = None  # a slow tower outlasted the server's patience: ask again
                         continue
+                    if error.reason == "CONVERSATION_GONE" and link.conversations.pop(course.history, 0):
+                        self._forget(link, request, course, queue, cancel=False)
+                        link = None  # the server did not keep it: ask again, with all turns
+                        continue
                     if error.reason == "SESSION_USED_UP":
                         link.end(error)
                     elif not isinstance(error, UnavailableError) or self._closed:
@@ -273,6 +283,8 @@ class Session:
                     break
             for piece in course.said.end():
                 yield piece
+            if course.said.answer.text and event.finish_reason != pb.FINISH_REASON_CANCELLED:
+                link.remember((*course.history, (course.question, course.said.answer.text)), request)
             self._forget(link, request, course, queue, cancel=False)
             link = None
             answer.report = self._report(course, event, before, _ms_since(begun))
@@ -304,11 +316,13 @@ class Session:
             course.refs[delivery.ref] = (picture, delivery)
         refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
         left_ms = 0 if deadline is None else max(1, int((deadline - asyncio.get_running_loop().time()) * 1e3))
+        after = link.conversations.get(course.history, 0)
         ask = pb.Ask(
             request=request,
             refs=refs,
             question=course.question,
-            history=course.history,
+            after=after,
+            history=() if after else course.turns,
             sampling=course.drawn(link.welcome),
             deadline_ms=left_ms,
             thinking=course.thinking,
@@ -436,7 +450,7 @@ async def _until(deadline: float | None, timeout_s: float | None) -> AsyncIterat
 def _check_limits(limits: pb.Limits, course: _Course) -> None:
     """Refuse here what the server would refuse; a limit of 0 is one that it did not state."""
     pictures = course.pictures
-    size = sum(len(text.encode()) for text in (course.question, *(turn.text for turn in course.history)))
+    size = sum(len(text.encode()) for text in (course.question, *(text for turn in course.history for text in turn)))
     views = max((picture.n_views for picture in pictures), default=0)
     pixels = max((picture.form_size[0] * picture.form_size[1] for picture in pictures if picture.form), default=0)
     if pixels and not limits.image_pixels:

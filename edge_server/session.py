@@ -20,6 +20,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from edge_server.answer import Question, Workshop, sampling_of, turns_of
+from edge_server.conversations import Conversations
 from edge_server.handshake import Identity, check_hello
 from edge_server.image_uploads import ImageUploads
 from edge_server.outbox import PATIENCE, Outbox, not_read
@@ -65,6 +66,7 @@ class Session:
         self._uploads = Uploads(pictures, limits, None if shop.darkroom is None else shop.darkroom.looker.rule)
         self._images = ImageUploads(pictures, limits, shop.darkroom)
         self._receipts = Receipts()
+        self._conversations = Conversations(limits.question_bytes)
         self._outbox = outbox
         self._hello_timeout = hello_timeout
         self._questions: dict[int, Question] = {}  # in flight
@@ -275,7 +277,8 @@ class Session:
                 "ask about fewer at once",
                 reason="TOO_MANY_PICTURES",
             )
-        turns, sampling = turns_of(ask, self._limits), sampling_of(ask, self._limits, self._shop.defaults)
+        turns = turns_of(ask, self._conversations.until(ask.after), self._limits)
+        sampling = sampling_of(ask, self._limits, self._shop.defaults)
         pictures, gone = self._uploads.hold(list(ask.refs))
         return Question(
             number=ask.request,
@@ -285,6 +288,7 @@ class Session:
             pictures=pictures,
             gone=gone,
             deadline_ms=ask.deadline_ms,
+            conversations=self._conversations,
         )
 
     def _forget(self, question: Question) -> None:

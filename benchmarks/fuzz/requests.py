@@ -83,9 +83,8 @@ def view(client: int, ref: int, index: int = 0, packet: bytes = b"view") -> Step
     return said(client, views=[tofc_pb2.View(ref=ref, index=index, packet=packet)])
 
 
-def ask(client: int, request: int, *refs: int, pause: int = 0, deadline_ms: int = 0) -> Step:
-    asked = tofc_pb2.Ask(request=request, refs=refs, question="a cat?", deadline_ms=deadline_ms)
-    return said(client, pause, asks=[asked])
+def ask(client: int, request: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:
+    return said(client, pause, asks=[tofc_pb2.Ask(request=request, refs=refs, question=text, **more)])
 
 
 def cancel(client: int, request: int) -> Step:
@@ -101,6 +100,8 @@ def seeds() -> list[list[Step]]:
     """Sessions that keep the rules, alone and beside another."""
     plain = [hello(0), picture(0, 1, 0), view(0, 1), ask(0, 1, 1), ask(0, 2, 1, pause=9)]
     crops = [hello(0), picture(0, 1, 1, 2, 2), *(view(0, 1, index) for index in (4, 0, 0, 1, 2, 3)), ask(0, 1, 1)]
+    pause = Step(0, Kind.WAIT, 1)
+    talk = [*plain, ask(0, 3, text="cat"), pause, ask(0, 4, 1, text="dog", after=3), pause, ask(0, 5, after=4)]
     gone = [*plain, picture(0, 2, 1), view(0, 2), picture(0, 3, 2), view(0, 3), ask(0, 3, 1, 2), view(0, 1)]
     shared = [
         hello(0),
@@ -116,7 +117,7 @@ def seeds() -> list[list[Step]]:
     batch = [hello(0), together(picture(0, 1, 0, 1, 1), view(0, 1), view(0, 1, 1), ask(0, 1, 1), cancel(0, 1))]
     batch.append(together(picture(0, 2, 1, reply=True), picture(0, 3, 0, 1, 1), ask(0, 2, 3), ask(0, 3)))
     late = [*plain[:2], ask(0, 1, 1, deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
-    return [plain, crops, gone, shared, slow, left, batch, late]
+    return [plain, crops, talk, gone, shared, slow, left, batch, late]
 
 
 def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:
@@ -168,7 +169,9 @@ def _fresh(rng: Random) -> Step:
             client, rng.randrange(4), rng.randrange(3), rng.randrange(3), rng.randrange(3), reply=rng.random() < 0.5
         ),
         lambda: view(client, rng.randrange(4), rng.randrange(4), rng.choice(PACKETS)),
-        lambda: ask(client, rng.randrange(4), *rng.choices(range(4), k=rng.randrange(3))),
+        lambda: ask(
+            client, rng.randrange(4), *rng.choices(range(4), k=rng.randrange(3)), after=rng.choice((0, 0, 1, 2))
+        ),
         lambda: cancel(client, rng.randrange(4)),
     ))()  # fmt: skip
 

@@ -18,7 +18,7 @@ from device_client.rate import RateChoice
 from device_client.session import Retry, Session
 from shared.codec.fake import fake_weights
 from shared.rpc.channel import bind, make_server
-from shared.rpc.errors import LimitError, TofcError, UnavailableError, abort, to_message
+from shared.rpc.errors import LimitError, TofcError, UnavailableError, UnknownReferenceError, abort, to_message
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1 import tofc_pb2_grpc
 
@@ -36,6 +36,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         )
         self.draws, self.picture_key = False, bytes(16)
         self.diary: list[tuple[int, str, Any]] = []
+        self.conversations: dict[tuple[int, int], list[str]] = {}  # texts by session and question
+        self.talks: list[list[str]] = []  # each question's turns
         self.messages: list[list[str]] = []  # the kinds of parts that each had
         self.stored: dict[bytes, set[int]] = {}
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
@@ -81,9 +83,12 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         writing = asyncio.Lock()
 
-        async def send(**response: Any) -> None:
+        async def write(response: pb.SessionResponse) -> None:
             async with writing:  # gRPC takes one message at a time
-                await context.write(pb.SessionResponse(**response))
+                await context.write(response)
+
+        async def send(**response: Any) -> None:
+            await asyncio.shield(write(pb.SessionResponse(**response)))  # a write that is cancelled ends the call
 
         async def acknowledge(view: pb.View) -> None:
             await self.acking.wait()
@@ -93,7 +98,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             picture = refs[ref]
             return len(self.stored.get(picture.picture_id, ())) == picture.rows * picture.columns + 1
 
-        async def answer(ask: pb.Ask) -> None:
+        async def answer(ask: pb.Ask, turns: list[str]) -> None:
             for ref in ask.refs:
                 if refs[ref].picture_id not in self.stored:
                     self.stored[refs[ref].picture_id] = set()
@@ -110,6 +115,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 if ask.thinking or not token.get("thinking"):
                     await send(token=pb.Token(request=ask.request, **token))
             usage = pb.Usage(prompt_tokens=50, visual_tokens=36 * len(ask.refs), new_tokens=3, thinking_tokens=2)
+            texts = [token.get("text", "") for token in self.speech or plain if not token.get("thinking")]
+            self.conversations[session, ask.request] = [*turns, "".join(texts)]
             del answers[ask.request]
             timing = pb.Timing(decode_ms=1, prefill_ms=2, first_token_ms=3, total_ms=4)
             told = {"finish_reason": pb.FINISH_REASON_STOP, "usage": usage, "timing": timing, **self.done}
@@ -157,10 +164,15 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 asked.append(message)
                 if len(answers) == self.limits.questions_in_flight:
                     await send(error=to_message(LimitError(reason="TOO_MANY_QUESTIONS"), message.request))
+                elif message.after and (session, message.after) not in self.conversations:
+                    gone = UnknownReferenceError(reason="CONVERSATION_GONE")
+                    await send(error=to_message(gone, message.request))
                 elif self.fail is not None and "fail" in message.question:
                     await send(error=to_message(self.fail, message.request))
                 else:
-                    answers[message.request] = asyncio.create_task(answer(message))
+                    earlier = self.conversations[session, message.after] if message.after else []
+                    self.talks.append([*earlier, *(turn.text for turn in message.history), message.question])
+                    answers[message.request] = asyncio.create_task(answer(message, self.talks[-1]))
             elif kind == "cancel":
                 self.cancelled.set()
                 tasks.append(asyncio.create_task(stop(message.request)))

@@ -44,10 +44,31 @@ async def test_a_second_question_costs_only_the_question(server: FakeServer, beg
     assert first.views_sent == 21 == encoder.encoded
     assert (second.bytes_picture, second.views_sent) == (0, 0)
     assert server.kinds().count("picture") == 1
-    second_ask = server.said("ask")[1]
-    assert [*(turn.text for turn in second_ask.history), second_ask.question] == ["one", "yes to one", "two"]
+    assert server.talks[1] == ["one", "yes to one", "two"]
     if first.bytes_up is not None and second.bytes_up is not None:
         assert second.bytes_up < 300 < first.bytes_up
+
+
+async def test_what_the_server_said_itself_is_not_repeated(server: FakeServer, begin: Begin) -> None:
+    session = begin()
+    await session.ask([], "one").result()
+    talk = [("one", "yes to one")]
+    await session.ask([], "two", history=talk).result()
+    server.conversations.clear()  # it cannot keep all
+    report = await session.ask([], "three", history=talk).result()
+    assert report.reconnects == 0 and server.sessions == 1
+    await session.ask([], "four", history=[("one", "something else")]).result()
+    await begin().ask([], "five", history=talk).result()
+    assert [(ask.after, [turn.text for turn in ask.history]) for ask in server.said("ask")] == [
+        (0, []),
+        (1, []),
+        (1, []),
+        (0, ["one", "yes to one"]),
+        (0, ["one", "something else"]),
+        (0, ["one", "yes to one"]),
+    ]
+    roles = [turn.role for turn in server.said("ask")[-1].history]
+    assert roles == [pb.ROLE_USER, pb.ROLE_ASSISTANT]
 
 
 async def test_what_is_ready_leaves_as_one_message(server: FakeServer, begin: Begin, small: Path) -> None:

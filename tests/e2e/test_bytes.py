@@ -24,6 +24,7 @@ QUESTION = "is there a rocket?"
 # new, a stream's window update (13).
 FRAME, UPDATE = 14, 13
 ASK = 8  # around the text: the part, its number, a picture, and the text's own head
+AFTER = 2  # which question it follows
 ANNOUNCEMENT = 14  # the part, a number, 8 bytes of name
 VIEW = 6  # around the packet: the part, a picture, and the packet's own head
 PLACE = 2  # more where a picture has several: which view it is, or how many there are
@@ -72,6 +73,14 @@ async def test_a_view_costs_little_beside_its_packet(session: Session, tmp_path:
     views = report.views_sent * (FRAME + VIEW + PLACE)
     updates = UPDATE * (1 + report.views_sent // 4)  # acknowledgements are heard between views
     assert up(report) <= FRAME + ANNOUNCEMENT + 2 * PLACE + ASK + views + updates
+
+
+async def test_a_conversation_is_not_sent_again(session: Session) -> None:
+    history: list[tuple[str, str]] = []
+    for number in range(4):
+        report = await session.ask([], QUESTION, history=history).result()
+        history.append((QUESTION, report.answer))
+        assert number == 0 or up(report) <= UPDATE + FRAME + ASK + AFTER
 
 
 async def test_questions_go_on_costing_little(session: Session) -> None:

@@ -47,6 +47,7 @@ sampling = st.builds(
 asks = st.builds(
     tofc_pb2.Ask, request=uint32, refs=st.lists(small, max_size=9), question=st.text(max_size=30),
     history=st.lists(history, max_size=4), sampling=st.none() | sampling, deadline_ms=uint32, thinking=st.booleans(),
+    after=small,
 )  # fmt: skip
 step = st.one_of(
     st.builds(picture, client, small, st.integers(0, 2), small, small),

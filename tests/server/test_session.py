@@ -5,6 +5,7 @@ from typing import Any
 import grpc
 import pytest
 
+from edge_server.conversations import KEPT
 from edge_server.fake import CORRUPT, fake_backend
 from edge_server.settings import SessionLimits
 from shared.model.generation import Defaults
@@ -309,6 +310,31 @@ async def test_a_system_turn_and_earlier_turns_are_read(serve: Serve, connect: C
     history = [tofc_pb2.Turn(role=role, text=text) for role, text in turns]
     await client.ask(1, "c", history=history)
     assert (await client.answer(1))[0] == "sabc"
+
+
+async def test_a_question_goes_on_from_another(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(limits=SessionLimits(question_bytes=11)))
+    await client.hello()
+    await client.ask(1, "a", history=[tofc_pb2.Turn(role=SYSTEM, text="s")])
+    assert (await client.answer(1))[0] == "sa"
+    await client.ask(2, "b", after=1)
+    assert (await client.answer(2))[0] == "sasab"
+    await client.ask(3, "c", after=1, history=[tofc_pb2.Turn(role=USER, text="-")])
+    assert (await client.answer(3))[0] == "sasa-c"  # what comes after another question is not in it
+    for after, ask, reason in (
+        (1, {"history": [tofc_pb2.Turn(role=SYSTEM)]}, "TURNS_INVALID"),  # no longer the first turn
+        (2, {"question": "abc"}, "QUESTION_TOO_LONG"),
+        (3, {}, "CONVERSATION_GONE"),  # 12 bytes with its answer, so that nothing could follow
+        (4, {}, "CONVERSATION_GONE"),
+    ):
+        await client.send(asks=[{"request": 10 * after + len(ask), "after": after, **ask}])
+        assert (await client.expect("error")).reason == reason
+    for number in range(5, 5 + KEPT):
+        await client.ask(number, "x")
+        await client.answer(number)
+    await client.ask(20, "d", after=1)
+    error = await client.expect("error")
+    assert (error.status, error.reason) == (5, "CONVERSATION_GONE")
 
 
 async def test_a_number_is_used_once(serve: Serve, connect: Connect) -> None:

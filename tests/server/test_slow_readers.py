@@ -10,6 +10,7 @@ from benchmarks.fuzz.streams import JumpingLoop
 from edge_server import outbox as outbox_module
 from edge_server import session
 from edge_server.answer import Question, Workshop
+from edge_server.conversations import Conversations
 from edge_server.engine.base import Sampling
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import decode_bytes, fake_backend
@@ -186,6 +187,7 @@ async def test_a_cancel_that_comes_while_done_waits_for_room_changes_nothing(sho
         pictures=[],
         gone=[],
         deadline_ms=0,
+        conversations=Conversations(0),
     )
     question.task = asyncio.create_task(question.answer(shop, outbox, "session"))
     assert isinstance(shop.engine, FakeEngine)
