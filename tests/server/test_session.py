@@ -329,10 +329,10 @@ async def test_a_question_goes_on_from_another(serve: Serve, connect: Connect) -
     ):
         await client.send(asks=[{"request": 10 * after + len(ask), "after": after, **ask}])
         assert (await client.expect("error")).reason == reason
-    for number in range(5, 5 + KEPT):
+    for number in range(50, 50 + KEPT):
         await client.ask(number, "x")
         await client.answer(number)
-    await client.ask(20, "d", after=1)
+    await client.ask(60, "d", after=1)
     error = await client.expect("error")
     assert (error.status, error.reason) == (5, "CONVERSATION_GONE")
 
