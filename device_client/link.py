@@ -35,6 +35,7 @@ VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures 
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+_WRITE_FAILED = "Internal error from Core"  # grpc.aio's status (INTERNAL) when a link is lost while it writes
 
 Conversation = tuple[tuple[str, str], ...]  # questions and answers
 Event = pb.Token | pb.Done | pb.NeedPicture | Exception
@@ -233,7 +234,8 @@ class Link:
                 self._dispatch(_parsed(response))
         except grpc.aio.AioRpcError as error:
             ended = from_call(error)
-            failure = LinkLost(f"the link was lost ({_short(ended.message)})") if ended.status in _LOST else ended
+            lost = ended.status in _LOST or error.details() == _WRITE_FAILED
+            failure = LinkLost(f"the link was lost ({_short(ended.message)})") if lost else ended
         except Exception as error:  # whatever it was, nobody may wait for ever
             failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
             self._call.cancel()
