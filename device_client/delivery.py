@@ -1,6 +1,6 @@
 """A picture's way to the server over one link: announced, then sent view by view as it is encoded.
 
-    Picture ──→  (PictureState: complete? stop)
+    Picture ──→  (PictureState: the server has it? stop)
     view 0 ─ encode ─ window ─ View ──→ … ViewAck
     view 1 ─ encode ─ …
     image  ─ compress ─ window ─ ImageChunk ──→ … ImageAck                (instead of the views)
@@ -20,6 +20,7 @@ from device_client.link import Event, Link
 from device_client.picture import Encoded, Picture
 from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.errors import LimitError
+from shared.rpc.picture_id import wire_id
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 
 
@@ -43,6 +44,7 @@ class Delivery:
         self._link = link
         self._encoder = encoder
         self._state: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._told = False  # by the server: it has the picture
         self._failed = False
         self._task: asyncio.Task[None] | None = None
         self._pending: set[int] = set()
@@ -53,14 +55,13 @@ class Delivery:
 
     @property
     def stated(self) -> bool:
-        """Whether the server answered the last announcement."""
+        """Whether the server replied to the last announcement, or need not."""
         return self._state.done()
 
     @property
     def complete(self) -> bool:
         """Whether the server has every view, by its word or by its acknowledgements."""
-        told = self._state.done() and not self._state.cancelled() and self._state.result()
-        return told or self._missing == 0
+        return self._told or self._missing == 0
 
     @property
     def under_way(self) -> bool:
@@ -72,15 +73,21 @@ class Delivery:
         """Whether sending ended before its time, for another reason than the link's."""
         return self._failed
 
-    def start(self, picture: Picture, *, patient: bool) -> Shipment:
-        """Announce and send (again). ``patient``: the server probably has it, so hear its answer first."""
+    def start(self, picture: Picture, *, patient: bool = False, again: bool = False) -> Shipment:
+        """Announce and send.
+
+        ``patient``: the server probably has it, so hear its word first. ``again``: it wants the picture again; its
+        word comes too, and only what it wants after that is another time.
+        """
         self._shipment = shipment = Shipment()
         self._stop()
-        self._failed = False
+        self._failed = self._told = False
         self._state = asyncio.get_running_loop().create_future()
+        if not (patient or again):
+            self._state.set_result(False)
         self._pending.clear()
         self._missing = picture.n_views
-        self._link.send(picture=_announcement(self.ref, picture))
+        self._link.send(pictures=[self._announcement(picture, reply=patient or again)])
         self._task = asyncio.create_task(self._run(picture, patient, shipment))
         return shipment
 
@@ -142,6 +149,7 @@ class Delivery:
         if not self._state.done():
             self._state.set_result(complete)
         if complete:
+            self._told = True
             self._stop()
 
     def on_ack(self, number: int) -> None:
@@ -154,14 +162,20 @@ class Delivery:
     def on_end(self) -> None:
         self._stop()
 
+    def _announcement(self, picture: Picture, *, reply: bool) -> pb.Picture:
+        image = None
+        if picture.form:
+            width, height = picture.form_size
+            image = pb.Image(format=f"IMAGE_FORMAT_{picture.form.codec.upper()}", width=width, height=height)
+        return pb.Picture(
+            ref=self.ref,
+            picture_id=wire_id(self._link.welcome.picture_key, picture.picture_id),
+            rows=picture.rows,
+            columns=picture.columns,
+            image=image,
+            reply=reply,
+        )
+
     def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-
-
-def _announcement(ref: int, picture: Picture) -> pb.Picture:
-    image = None
-    if picture.form:
-        width, height = picture.form_size
-        image = pb.Image(format=f"IMAGE_FORMAT_{picture.form.codec.upper()}", width=width, height=height)
-    return pb.Picture(ref=ref, picture_id=picture.picture_id, rows=picture.rows, columns=picture.columns, image=image)

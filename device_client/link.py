@@ -1,10 +1,11 @@
 """One connection to a server: from Hello to its end.
 
-    send() ─ queue ─ writer task ══ stream ══ reader task ─┬─ picture states, acks → deliveries
-                                                           └─ tokens, done, errors → the question's queue
+    send() ─ outbox ─ writer task ══ stream ══ reader task ─┬─ picture states, acks → deliveries
+                                                            └─ tokens, done, errors → the question's queue
 
-Promises that a message is handed to whom it concerns, that at most 8 views or chunks are unacknowledged, and that
-when the connection ends everybody who waits on it hears why. Leaves trying again to `session`.
+Promises that what is ready at one time leaves as one message, that a message is handed to whom it concerns, that at
+most 8 views or chunks are unacknowledged, and that when the connection ends everybody who waits on it hears why.
+Leaves trying again to `session`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,17 +22,22 @@ import grpc.aio
 
 from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
-from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, dial
+from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, ClientSecurity, dial
 from shared.rpc.errors import MismatchError, TofcError, UnavailableError, from_call, from_message
+from shared.rpc.picture_id import KEY_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.version import software_version
 
+BATCH_BYTES = CHUNK_BYTES  # of what leaves as one message: a cancel soon gets its turn
+CONVERSATIONS = 8  # the last ones that the server is taken to know; it says when it does not
 VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures together
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+_WRITE_FAILED = "Internal error from Core"  # grpc.aio's status (INTERNAL) when a link is lost while it writes
 
+Conversation = tuple[tuple[str, str], ...]  # questions and answers
 Event = pb.Token | pb.Done | pb.NeedPicture | Exception
 
 
@@ -76,6 +82,7 @@ class Link:
         # In flight, as the server counts them; one that was given up has no queue any more.
         self.questions: dict[int, asyncio.Queue[Event] | None] = {}
         self.pictures: dict[int, PictureListener] = {}  # by ref
+        self.conversations: OrderedDict[Conversation, int] = OrderedDict()  # their last question's number
         self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
         self._unacknowledged: Counter[tuple[int, int]] = Counter()  # what is sent again has two acks to come
@@ -83,7 +90,9 @@ class Link:
         self._call = call
         self._meter = meter
         self._last_request = 0
-        self._outbox: asyncio.Queue[pb.SessionRequest | None] = asyncio.Queue()
+        self._outbox: deque[pb.SessionRequest] = deque()
+        self._leaving = False  # nothing is sent after what the outbox holds
+        self._filled = asyncio.Event()  # there is something for the writer to do
         # gRPC cancels a call whose read or write is cancelled, so only these two tasks ever wait on it.
         self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
@@ -115,6 +124,11 @@ class Link:
                     raise _unreachable(target.address, error.message) from None
                 raise
             _check_ids(welcome, model_id, codec_id)
+            if len(welcome.picture_key) not in KEY_BYTES:
+                raise ReplyError(
+                    f"the server's picture key has {len(welcome.picture_key)} bytes, allowed are {KEY_BYTES.start} to "
+                    f"{KEY_BYTES.stop - 1}; device and server may be of different versions"
+                )
             return cls(channel, call, welcome, await attach(target.address))
         except BaseException:
             await channel.close()
@@ -129,23 +143,24 @@ class Link:
         return self._meter.read() if self._meter else None
 
     def send(self, **request: Any) -> None:
-        """Queue one message: ``send(ask=pb.Ask(…))``. Raises the link's failure if it has ended."""
+        """Queue parts of a message: ``send(asks=[pb.Ask(…)])``. Raises the link's failure if it has ended."""
         if self.failure is not None:
             raise self.failure
-        self._outbox.put_nowait(pb.SessionRequest(**request))
+        self._outbox.append(pb.SessionRequest(**request))
+        self._filled.set()
 
     async def send_view(self, ref: int, index: int, packet: bytes) -> None:
         """Send a packet as soon as fewer than 8 are unacknowledged."""
         await self._window.acquire()
         self._unacknowledged[ref, index] += 1
-        self.send(view=pb.View(ref=ref, index=index, packet=packet))
+        self.send(views=[pb.View(ref=ref, index=index, packet=packet)])
 
     async def send_chunk(self, ref: int, offset: int, total: int, data: bytes) -> None:
         """Send a piece of an image file of ``total`` bytes, under the same bound."""
         await self._window.acquire()
         self._unacknowledged[ref, offset] += 1
         chunk = pb.ImageChunk(ref=ref, offset=offset, total=0 if offset else total, data=data)
-        self.send(image_chunk=chunk)
+        self.send(image_chunks=[chunk])
 
     async def new_question(self) -> tuple[int, asyncio.Queue[Event]]:
         """A request number and the queue that everything about it comes to, as soon as the server takes one more."""
@@ -161,9 +176,15 @@ class Link:
             return
         if cancel:
             self.questions[request] = None  # keeps its place until the server says that it is over
-            self.send(cancel=pb.Cancel(request=request))
+            self.send(cancels=[pb.Cancel(request=request)])
         else:
             self._over(request)
+
+    def remember(self, conversation: Conversation, request: int) -> None:
+        """This was answered: a question that goes on from it need not repeat it."""
+        self.conversations[conversation] = request
+        if len(self.conversations) > CONVERSATIONS:
+            self.conversations.popitem(last=False)
 
     def _over(self, request: int) -> asyncio.Queue[Event] | None:
         """The question takes no place any more; returns who listened."""
@@ -173,7 +194,8 @@ class Link:
     async def close(self) -> None:
         """Send what is queued, end the stream, free the socket. Never raises, never takes long."""
         self.end(LinkLost(SESSION_CLOSED))
-        self._outbox.put_nowait(None)
+        self._leaving = True
+        self._filled.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
                 await asyncio.wait([self._writer])
@@ -187,11 +209,23 @@ class Link:
 
     async def _write(self) -> None:
         try:
-            while (request := await self._outbox.get()) is not None:
-                await self._call.write(request)
+            while self._outbox or not self._leaving:
+                await self._filled.wait()
+                await asyncio.sleep(0)  # views that are known already, for instance, leave with their announcement
+                self._filled.clear()
+                while self._outbox:
+                    await self._call.write(self._batch())
             await self._call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the reader sees the same end, with its reason
+
+    def _batch(self) -> pb.SessionRequest:
+        """What the outbox holds, as one message as far as it fits into one."""
+        batch = self._outbox.popleft()
+        size = batch.ByteSize()
+        while self._outbox and (size := size + self._outbox[0].ByteSize()) <= BATCH_BYTES:
+            batch.MergeFrom(self._outbox.popleft())
+        return batch
 
     async def _read(self) -> None:
         failure: TofcError = LinkLost("the server ended the session")
@@ -200,7 +234,8 @@ class Link:
                 self._dispatch(_parsed(response))
         except grpc.aio.AioRpcError as error:
             ended = from_call(error)
-            failure = LinkLost(f"the link was lost ({_short(ended.message)})") if ended.status in _LOST else ended
+            lost = ended.status in _LOST or error.details() == _WRITE_FAILED
+            failure = LinkLost(f"the link was lost ({_short(ended.message)})") if lost else ended
         except Exception as error:  # whatever it was, nobody may wait for ever
             failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
             self._call.cancel()
@@ -212,7 +247,8 @@ class Link:
             if listener := self.pictures.get(response.picture_state.ref):
                 listener.on_state(response.picture_state.complete)
         elif kind == "view_ack":
-            self._acknowledged(response.view_ack.ref, response.view_ack.index)
+            for index in response.view_ack.indexes:
+                self._acknowledged(response.view_ack.ref, index)
         elif kind == "image_ack":
             self._acknowledged(response.image_ack.ref, response.image_ack.offset)
         elif kind == "error" and response.error.request == 0:

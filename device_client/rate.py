@@ -93,6 +93,7 @@ class Spending:
         self._cells.pop(0)
         return capped
 
-    @staticmethod
-    def _capped(rate: Rate, total: int) -> Rate:
-        return min(rate[0] or total, total), rate[1]
+    def _capped(self, rate: Rate, total: int) -> tuple[int, int]:
+        is_crop = len(self._cells) > 1  # the view of the whole picture is the last
+        most = self._codec.config.crop_features if is_crop else None
+        return min(rate[0] or total, most or total, total), rate[1]

@@ -30,7 +30,7 @@ from typing import Self
 from device_client.delivery import Delivery, Shipment
 from device_client.encoder import Encoder, EncoderThread
 from device_client.errors import ReplyError, UseError
-from device_client.link import SESSION_CLOSED, Event, Link, LinkLost, Target
+from device_client.link import SESSION_CLOSED, Conversation, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
 from device_client.picture import Picture
 from device_client.report import Report, spent
@@ -38,6 +38,7 @@ from device_client.transcript import Piece, Transcript
 from shared.rpc.errors import DeadlineError, LimitError, MismatchError, TofcError, UnavailableError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 
+SEED_BITS = 14  # of a seed chosen here: two bytes on the link, and another answer each time it is asked again
 _FINISH = {
     pb.FINISH_REASON_STOP: "stop",
     pb.FINISH_REASON_LENGTH: "length",
@@ -113,12 +114,38 @@ class _Course:
     """What happened to one question so far."""
 
     pictures: Sequence[Picture]
+    question: str
+    history: Conversation
+    sampling: Sampling
     thinking: bool  # whether it is wanted
     said: Transcript = field(default_factory=Transcript)
     losses: int = 0
     first_token_ms: float = 0.0
     shipments: list[Shipment] = field(default_factory=list)
     refs: dict[int, tuple[Picture, Delivery]] = field(default_factory=dict)
+    _seed: int = field(default_factory=lambda: random.getrandbits(SEED_BITS))
+
+    @property
+    def turns(self) -> list[pb.Turn]:
+        """Of the history."""
+        turns = []
+        for asked, said in self.history:
+            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=said)]
+        return turns
+
+    def drawn(self, welcome: pb.Welcome) -> pb.Sampling | None:
+        """How the answer is drawn; None where nothing is to be said about it."""
+        wanted, seed = self.sampling, self.sampling.seed
+        if seed is None and (welcome.draws if wanted.temperature is None else wanted.temperature > 0):
+            seed = self._seed
+        sampling = pb.Sampling(
+            max_tokens=wanted.max_tokens,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            top_k=wanted.top_k,
+            seed=seed,
+        )
+        return sampling if sampling.ListFields() else None
 
 
 class Session:
@@ -193,28 +220,14 @@ class Session:
         """
         if not question.strip():
             raise UseError("the question is empty; ask something, for instance: what is in the picture?")
-        turns = []
-        for asked, said in history:
-            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=said)]
-        turns.append(pb.Turn(role=pb.ROLE_USER, text=question))
-        seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
-        proto = pb.Sampling(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=seed,
-        )
-        course = _Course(pictures=pictures, thinking=thinking)
-        return Answer(lambda answer: self._pieces(answer, question, course, turns, proto, timeout_s))
+        earlier = tuple((asked, said) for asked, said in history)
+        course = _Course(pictures=pictures, question=question, history=earlier, sampling=sampling, thinking=thinking)
+        return Answer(lambda answer: self._pieces(answer, course, timeout_s))
 
     async def _pieces(
         self,
         answer: Answer,
-        question: str,
         course: _Course,
-        turns: Sequence[pb.Turn],
-        sampling: pb.Sampling,
         timeout_s: float | None,
     ) -> AsyncGenerator[Piece, None]:
         begun = time.perf_counter()
@@ -232,7 +245,7 @@ class Session:
                             connected = await self._connected()
                             request, queue = await connected.new_question()
                         link = connected
-                        self._pose(link, request, queue, course, turns, sampling, deadline)
+                        self._pose(link, request, queue, course, deadline)
                         asked = True
                     async with _until(deadline, timeout_s):
                         event = await queue.get()
@@ -244,6 +257,10 @@ class Session:
                     if error.reason == "VIEWS_MISSING" and any(one.under_way for _, one in course.refs.values()):
                         self._forget(link, request, course, queue, cancel=False)
                         link = None  # a slow tower outlasted the server's patience: ask again
+                        continue
+                    if error.reason == "CONVERSATION_GONE" and link.conversations.pop(course.history, 0):
+                        self._forget(link, request, course, queue, cancel=False)
+                        link = None  # the server did not keep it: ask again, with all turns
                         continue
                     if error.reason == "SESSION_USED_UP":
                         link.end(error)
@@ -266,9 +283,11 @@ class Session:
                     break
             for piece in course.said.end():
                 yield piece
+            if course.said.answer.text and event.finish_reason != pb.FINISH_REASON_CANCELLED:
+                link.remember((*course.history, (course.question, course.said.answer.text)), request)
             self._forget(link, request, course, queue, cancel=False)
             link = None
-            answer.report = self._report(question, course, event, before, _ms_since(begun))
+            answer.report = self._report(course, event, before, _ms_since(begun))
         finally:
             if link is not None:
                 self._forget(link, request, course, queue, cancel=asked)
@@ -280,12 +299,10 @@ class Session:
         request: int,
         queue: asyncio.Queue[Event],
         course: _Course,
-        turns: Sequence[pb.Turn],
-        sampling: pb.Sampling,
         deadline: float | None,
     ) -> None:
         """Announce what the link does not know yet and put the question; views follow as they are encoded."""
-        _check_limits(link.limits, course.pictures, turns, sampling)
+        _check_limits(link.limits, course)
         course.said.restart()
         course.refs.clear()
         for picture in course.pictures:
@@ -299,22 +316,25 @@ class Session:
             course.refs[delivery.ref] = (picture, delivery)
         refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
         left_ms = 0 if deadline is None else max(1, int((deadline - asyncio.get_running_loop().time()) * 1e3))
+        after = link.conversations.get(course.history, 0)
         ask = pb.Ask(
             request=request,
             refs=refs,
-            turns=turns,
-            sampling=sampling,
+            question=course.question,
+            after=after,
+            history=() if after else course.turns,
+            sampling=course.drawn(link.welcome),
             deadline_ms=left_ms,
             thinking=course.thinking,
         )
-        link.send(ask=ask)
+        link.send(asks=[ask])
 
     def _send_again(self, ref: int, course: _Course) -> None:
         if ref not in course.refs:
             raise ReplyError(f"the server misses picture {ref}, which the question did not name")
         picture, delivery = course.refs[ref]
         if delivery.stated:  # else it is on its way again already, for another question
-            course.shipments.append(delivery.start(picture, patient=False))
+            course.shipments.append(delivery.start(picture, again=True))
 
     def _forget(self, link: Link, request: int, course: _Course, queue: asyncio.Queue[Event], *, cancel: bool) -> None:
         for _, delivery in course.refs.values():
@@ -368,7 +388,7 @@ class Session:
         else:
             self._before += traffic
 
-    def _report(self, question: str, course: _Course, done: pb.Done, before: Traffic | None, total_ms: float) -> Report:
+    def _report(self, course: _Course, done: pb.Done, before: Traffic | None, total_ms: float) -> Report:
         up, down = spent(before, self.traffic())
         fresh = [encoded for shipment in course.shipments for encoded in shipment.fresh]
         timings = {
@@ -390,7 +410,7 @@ class Session:
         self.connect_ms = 0.0  # the next question did not pay for it
         usage, form = done.usage, self.encoder.encoder.form
         return Report(
-            question=question,
+            question=course.question,
             answer=course.said.answer.text,
             thinking=course.said.thinking.text.strip() if course.thinking else None,
             unanswered=done.unanswered,
@@ -427,11 +447,10 @@ async def _until(deadline: float | None, timeout_s: float | None) -> AsyncIterat
         ) from None
 
 
-def _check_limits(
-    limits: pb.Limits, pictures: Sequence[Picture], turns: Sequence[pb.Turn], sampling: pb.Sampling
-) -> None:
+def _check_limits(limits: pb.Limits, course: _Course) -> None:
     """Refuse here what the server would refuse; a limit of 0 is one that it did not state."""
-    size = sum(len(turn.text.encode()) for turn in turns)
+    pictures = course.pictures
+    size = sum(len(text.encode()) for text in (course.question, *(text for turn in course.history for text in turn)))
     views = max((picture.n_views for picture in pictures), default=0)
     pixels = max((picture.form_size[0] * picture.form_size[1] for picture in pictures if picture.form), default=0)
     if pixels and not limits.image_pixels:
@@ -445,7 +464,7 @@ def _check_limits(
         (views, limits.views_per_picture, "views of one picture", "scale the picture down"),
         (pixels, limits.image_pixels, "pixels of one picture", "lower --scale"),
         (size, limits.question_bytes, "bytes of question", "shorten it"),
-        (sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens"),
+        (course.sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens"),
     ):
         if most and found > most:
             raise LimitError(f"{found} {what}, this server allows {most}; {remedy}", reason="LIMIT_EXCEEDED")

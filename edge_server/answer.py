@@ -8,11 +8,13 @@ stream to `session`.
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Literal
 
 from edge_server.assemble import Assembler, PictureRows
+from edge_server.conversations import Conversations
 from edge_server.engine.base import Engine, Finish, Generation, Sampling
 from edge_server.images import Darkroom
 from edge_server.outbox import Outbox
@@ -50,29 +52,30 @@ class Workshop:
     darkroom: Darkroom | None = None  # None: pictures come as packets only
 
 
-def turns_of(ask: tofc_pb2.Ask, limits: SessionLimits) -> list[Turn]:
-    """The turns of a question. Raises InvalidRequestError for an order or a size that is not allowed."""
-    if len(ask.turns) > MOST_TURNS:
+def turns_of(ask: tofc_pb2.Ask, earlier: Sequence[Turn], limits: SessionLimits) -> list[Turn]:
+    """The turns of a question after `earlier` ones. Raises InvalidRequestError for an order or size not allowed."""
+    count = len(earlier) + len(ask.history) + 1
+    if count > MOST_TURNS:
         raise InvalidRequestError(
-            f"the question has {len(ask.turns)} turns, allowed are {MOST_TURNS}; drop earlier ones",
+            f"the question has {count} turns, allowed are {MOST_TURNS}; drop earlier ones",
             reason="QUESTION_TOO_LONG",
         )
-    size = sum(len(turn.text.encode()) for turn in ask.turns)
-    if size > limits.question_bytes:
-        raise InvalidRequestError(
-            f"the question is {size} bytes, allowed are {limits.question_bytes}; drop earlier turns or shorten it",
-            reason="QUESTION_TOO_LONG",
-        )
-    if not ask.turns or ask.turns[-1].role != tofc_pb2.ROLE_USER:
-        raise InvalidRequestError("the turns of a question must end with a user turn", reason="TURNS_INVALID")
-    for position, turn in enumerate(ask.turns):
+    for position, turn in enumerate(ask.history, len(earlier)):
         if turn.role not in ROLES or (turn.role == tofc_pb2.ROLE_SYSTEM and position):
             raise InvalidRequestError(
                 f"turn {position} has role {turn.role}; allowed are user (1), assistant (2), and system (3) for the "
                 "first turn only",
                 reason="TURNS_INVALID",
             )
-    return [Turn(role=ROLES[turn.role], text=turn.text) for turn in ask.turns]
+    history = [Turn(role=ROLES[turn.role], text=turn.text) for turn in ask.history]
+    turns = [*earlier, *history, Turn(role="user", text=ask.question)]
+    size = sum(len(turn.text.encode()) for turn in turns)
+    if size > limits.question_bytes:
+        raise InvalidRequestError(
+            f"the question is {size} bytes, allowed are {limits.question_bytes}; drop earlier turns or shorten it",
+            reason="QUESTION_TOO_LONG",
+        )
+    return turns
 
 
 def sampling_of(ask: tofc_pb2.Ask, limits: SessionLimits, defaults: Defaults) -> Sampling:
@@ -104,6 +107,7 @@ class Question:
     pictures: list[Picture]
     gone: list[int]  # refs of those that have to be sent again
     deadline_ms: int
+    conversations: Conversations  # that it joins when it is answered
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     _running: bool = False
@@ -111,6 +115,7 @@ class Question:
     _visual: int = 0
     _prompt: int = 0
     _speech: Speech | None = None
+    _answer: str = ""  # as far as it is said
     _views_ms: float = 0.0
     _first_ms: float = 0.0
     _generation: Generation | None = None
@@ -133,6 +138,7 @@ class Question:
                 else:
                     async with asyncio.timeout(self.deadline_ms / 1e3 if self.deadline_ms else None):
                         reason = FINISH[await self._generate(shop, outbox)]
+                    self.conversations.add(self.number, self.turns, self._answer)
             except asyncio.CancelledError:
                 me = asyncio.current_task()
                 if not self.cancelled or me is None or me.uncancel():
@@ -204,6 +210,10 @@ class Question:
 
     async def _say(self, parts: list[Part], outbox: Outbox) -> None:
         for part in parts:
+            if part.anew:
+                self._answer = ""
+            if not part.thinking:
+                self._answer += part.text
             if self.thinking or not part.thinking:
                 token = tofc_pb2.Token(request=self.number, text=part.text, thinking=part.thinking, anew=part.anew)
                 await outbox.send(token=token)

@@ -19,9 +19,14 @@ class Identity:
     model_id: str
     codec_id: str
 
-    def welcome(self, limits: SessionLimits) -> tofc_pb2.Welcome:
+    def welcome(self, limits: SessionLimits, picture_key: bytes, *, draws: bool) -> tofc_pb2.Welcome:
         return tofc_pb2.Welcome(
-            server_version=self.version, model_id=self.model_id, codec_id=self.codec_id, limits=limits.message
+            server_version=self.version,
+            model_id=self.model_id,
+            codec_id=self.codec_id,
+            limits=limits.message,
+            picture_key=picture_key,
+            draws=draws,
         )
 
 

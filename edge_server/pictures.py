@@ -4,17 +4,20 @@ Promises that memory stays below the bound, that a picture a question uses is no
 picture is complete exactly when all its views are in. Leaves decoding to `assemble` and announcing to
 sessions. Everything here runs in the event loop's thread.
 
-A picture is keyed by the device's hash of it, which a server cannot check: whoever may open a session
-(see the token) is trusted not to announce one picture under the hash of another.
+A picture is known by the device's hash of it, which a server cannot check: whoever may open a session
+(see the token) is trusted not to announce one picture under the hash of another. The hash is made with the
+cache's key, which sessions alone are told (`shared.rpc.picture_id`).
 """
 
 import asyncio
+import secrets
 from collections import OrderedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.rpc.errors import LimitError, MismatchError
+from shared.rpc.picture_id import KEY_BYTES
 
 OVERHEAD = 2048  # bytes that a picture costs beside its rows
 
@@ -78,6 +81,7 @@ class PictureCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.key = secrets.token_bytes(KEY_BYTES.start)  # of the hashes that its pictures are known by
         self.size = 0
         self._pictures: OrderedDict[bytes, Picture] = OrderedDict()  # least recently used first
 

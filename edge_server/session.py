@@ -1,6 +1,6 @@
 """One stream: hello, then pictures, views, questions and cancellations in any order.
 
-    client   Hello ─ Picture ─ View … View ─ Ask ──────────── Cancel        (or ImageChunk … ImageChunk)
+    client   Hello ─ Picture + Ask ─ View … View ──────────── Cancel        (or ImageChunk … ImageChunk)
     server   Welcome ─ PictureState ─ ViewAck … ─ Token … Done | Error | NeedPicture
 
 Promises that limits are checked before anything is allocated, that a broken rule of the protocol ends
@@ -16,13 +16,16 @@ from collections.abc import AsyncIterable
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from edge_server.answer import Question, Workshop, sampling_of, turns_of
+from edge_server.conversations import Conversations
 from edge_server.handshake import Identity, check_hello
 from edge_server.image_uploads import ImageUploads
 from edge_server.outbox import PATIENCE, Outbox, not_read
 from edge_server.pictures import PictureCache
+from edge_server.receipts import Receipts
 from edge_server.settings import SessionLimits
 from edge_server.uploads import Uploads
 from shared.rpc.errors import (
@@ -62,6 +65,8 @@ class Session:
         self._shop = shop
         self._uploads = Uploads(pictures, limits, None if shop.darkroom is None else shop.darkroom.looker.rule)
         self._images = ImageUploads(pictures, limits, shop.darkroom)
+        self._receipts = Receipts()
+        self._conversations = Conversations(limits.question_bytes)
         self._outbox = outbox
         self._hello_timeout = hello_timeout
         self._questions: dict[int, Question] = {}  # in flight
@@ -136,41 +141,42 @@ class Session:
             ) from None
         if first is None:
             return
-        if first.WhichOneof("request") != "hello":
+        if not first.HasField("hello"):
+            kinds = ", ".join(field.name for field, _ in first.ListFields())
             raise MismatchError(
-                f"the first request is {first.WhichOneof('request') or 'empty'}; a session begins with Hello",
-                reason="HELLO_FIRST",
+                f"the first request is {kinds or 'empty'}; a session begins with Hello", reason="HELLO_FIRST"
             )
         check_hello(first.hello, self._identity)
-        await self._outbox.send(welcome=self._identity.welcome(self._limits))
+        draws = self._shop.defaults.temperature > 0
+        await self._outbox.send(welcome=self._identity.welcome(self._limits, self._pictures.key, draws=draws))
+        await self._take_parts(first, group)
         async for request in incoming:
-            await self._take(request, group)
+            if request.HasField("hello"):
+                raise MismatchError("a second Hello; a session has one, open another session", reason="HELLO_TWICE")
+            if not request.ListFields():
+                raise _unknown("an empty request")
+            await self._take_parts(request, group)
         # The client has said everything; what it asked is still answered.
         await asyncio.gather(*(question.task for question in self._questions.values() if question.task is not None))
 
-    async def _take(self, request: tofc_pb2.SessionRequest, group: asyncio.TaskGroup) -> None:
-        match request.WhichOneof("request"):
-            case "picture":
-                await self._picture(request.picture)
-            case "view":
-                await self._view(request.view, group)
-            case "image_chunk":
-                await self._image_chunk(request.image_chunk, group)
-            case "ask":
-                await self._ask(request.ask, group)
-            case "cancel":
-                await self._cancel(request.cancel)
-            case "hello":
-                raise MismatchError("a second Hello; a session has one, open another session", reason="HELLO_TWICE")
-            case other:
-                raise InvalidRequestError(
-                    f"a request of unknown kind ({other}); the client may be newer than the server: update the server",
-                    reason="UNKNOWN_REQUEST",
-                )
+    async def _take_parts(self, request: tofc_pb2.SessionRequest, group: asyncio.TaskGroup) -> None:
+        if unknown := UnknownFieldSet(request):  # to leave a part out in silence would let its client wait for ever
+            raise _unknown(f"a request with a part of unknown kind ({unknown[0].field_number})")
+        for announced in request.pictures:
+            await self._picture(announced)
+        for view in request.views:
+            await self._view(view, group)
+        for chunk in request.image_chunks:
+            await self._image_chunk(chunk, group)
+        for ask in request.asks:
+            await self._ask(ask, group)
+        for cancel in request.cancels:
+            await self._cancel(cancel)
 
     async def _picture(self, announced: tofc_pb2.Picture) -> None:
         picture = self._uploads.announce(announced)
-        await self._outbox.send(picture_state=tofc_pb2.PictureState(ref=announced.ref, complete=picture.complete))
+        if picture.complete or announced.reply:
+            await self._outbox.send(picture_state=tofc_pb2.PictureState(ref=announced.ref, complete=picture.complete))
 
     async def _view(self, view: tofc_pb2.View, group: asyncio.TaskGroup) -> None:
         announced = self._announced(view.ref, f"view {view.index}")
@@ -209,7 +215,8 @@ class Session:
                 )
                 self._pictures.put(picture, view.index, rows, took)
             # Still in flight until then: else a client that reads nothing makes the server hold views without end.
-            await self._outbox.send(view_ack=tofc_pb2.ViewAck(ref=view.ref, index=view.index))
+            for ack in self._receipts.add(view.ref, view.index, last=picture is None or picture.complete):
+                await self._outbox.send(view_ack=ack)
         finally:
             self._views.release()
 
@@ -270,7 +277,8 @@ class Session:
                 "ask about fewer at once",
                 reason="TOO_MANY_PICTURES",
             )
-        turns, sampling = turns_of(ask, self._limits), sampling_of(ask, self._limits, self._shop.defaults)
+        turns = turns_of(ask, self._conversations.until(ask.after), self._limits)
+        sampling = sampling_of(ask, self._limits, self._shop.defaults)
         pictures, gone = self._uploads.hold(list(ask.refs))
         return Question(
             number=ask.request,
@@ -280,6 +288,7 @@ class Session:
             pictures=pictures,
             gone=gone,
             deadline_ms=ask.deadline_ms,
+            conversations=self._conversations,
         )
 
     def _forget(self, question: Question) -> None:
@@ -296,6 +305,12 @@ class Session:
             await self._outbox.send(error=to_message(unknown, cancel.request))
         elif cancel.request in self._questions:  # else its Done crossed the cancel on the way
             self._questions[cancel.request].cancel()
+
+
+def _unknown(what: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{what}; the client may be newer than the server: update the server", reason="UNKNOWN_REQUEST"
+    )
 
 
 def _timed_view(shop: Workshop, packet: bytes, last: bool) -> tuple[NDArray[np.float32], float]:

@@ -9,9 +9,8 @@ from edge_server.pictures import Picture, PictureCache
 from edge_server.settings import SessionLimits
 from shared.model.views import ViewRule
 from shared.rpc.errors import DuplicateError, InvalidRequestError, LimitError, TofcError, UnknownReferenceError
+from shared.rpc.picture_id import ID_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
-
-ID_BYTES = 16
 
 
 class Uploads:
@@ -34,6 +33,7 @@ class Uploads:
 
     def announce(self, announced: tofc_pb2.Picture) -> Picture:
         """The picture of an announcement, which may be repeated. Raises TofcError for a broken rule."""
+        announced = _lasting(announced)
         known = self._announced.get(announced.ref)
         if known is None:
             self._check(announced)
@@ -130,3 +130,11 @@ class Uploads:
     def _let_go(self, picture: Picture) -> None:
         picture.uploaders -= 1
         self._pictures.settle(picture)
+
+
+def _lasting(announced: tofc_pb2.Picture) -> tofc_pb2.Picture:
+    """What an announcement says about its picture, without the wish for a reply, which is its own."""
+    lasting = tofc_pb2.Picture()
+    lasting.CopyFrom(announced)
+    lasting.ClearField("reply")
+    return lasting

@@ -60,7 +60,7 @@ def report(
         features.compute(assets, run, encode, kind=kind, split=split, count=count, progress=progress)
     answerer, packer = answerer_of(checkpoint), Packer(load_tokenizer(checkpoint))
     ways: dict[str, Reduce] = {"uncompressed": merging()}
-    ways |= {f"merged to {n}, uncompressed": merging(n) for n in MERGED}
+    ways |= {f"merged to {n}, uncompressed": merging(n, project=codec.components) for n in MERGED}
     finest = codec.config.qualities - 1
     ways |= {"packets": coded(codec, None, finest)}
     ways |= {f"merged to {n}, packets": coded(codec, n, finest) for n in MERGED}

@@ -18,9 +18,10 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from edge_server.fake import CORRUPT
+from shared.rpc.picture_id import ID_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
 
-PICTURES = [name.ljust(16, b"\0") for name in (b"one", b"two", b"three")]
+PICTURES = [name.ljust(ID_BYTES, b"\0") for name in (b"one", b"two", b"three")]
 MOST = 64  # steps
 NUMBERS = (0, 1, 1, 2, 2, 3, 4, 5, 16, 1024, 2**31 - 1, 2**31, 2**32 - 1)
 FLOATS = (0.0, 0.5, 1.0, -1.0, 100.0, 1e30, float("nan"), float("inf"))
@@ -73,27 +74,34 @@ def hello(client: int) -> Step:
     return said(client, hello=tofc_pb2.Hello(client_version="1", model_id="fake-model", codec_id="fake-codec"))
 
 
-def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0) -> Step:
-    return said(client, picture=tofc_pb2.Picture(ref=ref, picture_id=PICTURES[name], rows=rows, columns=columns))
+def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0, *, reply: bool = False) -> Step:
+    announced = tofc_pb2.Picture(ref=ref, picture_id=PICTURES[name], rows=rows, columns=columns, reply=reply)
+    return said(client, pictures=[announced])
 
 
 def view(client: int, ref: int, index: int = 0, packet: bytes = b"view") -> Step:
-    return said(client, view=tofc_pb2.View(ref=ref, index=index, packet=packet))
+    return said(client, views=[tofc_pb2.View(ref=ref, index=index, packet=packet)])
 
 
-def ask(client: int, request: int, *refs: int, pause: int = 0, deadline_ms: int = 0) -> Step:
-    turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text="a cat?")]
-    return said(client, pause, ask=tofc_pb2.Ask(request=request, refs=refs, turns=turns, deadline_ms=deadline_ms))
+def ask(client: int, request: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:
+    return said(client, pause, asks=[tofc_pb2.Ask(request=request, refs=refs, question=text, **more)])
 
 
 def cancel(client: int, request: int) -> Step:
-    return said(client, 3, cancel=tofc_pb2.Cancel(request=request))
+    return said(client, 3, cancels=[tofc_pb2.Cancel(request=request)])
+
+
+def together(*steps: Step) -> Step:
+    """The parts of several requests as one."""
+    return Step(steps[0].client, request=b"".join(step.request for step in steps))
 
 
 def seeds() -> list[list[Step]]:
     """Sessions that keep the rules, alone and beside another."""
     plain = [hello(0), picture(0, 1, 0), view(0, 1), ask(0, 1, 1), ask(0, 2, 1, pause=9)]
     crops = [hello(0), picture(0, 1, 1, 2, 2), *(view(0, 1, index) for index in (4, 0, 0, 1, 2, 3)), ask(0, 1, 1)]
+    pause = Step(0, Kind.WAIT, 1)
+    talk = [*plain, ask(0, 3, text="cat"), pause, ask(0, 4, 1, text="dog", after=3), pause, ask(0, 5, after=4)]
     gone = [*plain, picture(0, 2, 1), view(0, 2), picture(0, 3, 2), view(0, 3), ask(0, 3, 1, 2), view(0, 1)]
     shared = [
         hello(0),
@@ -106,8 +114,10 @@ def seeds() -> list[list[Step]]:
     ]
     slow = [*plain, Step(0, Kind.READ_NOT), ask(0, 3, 1), cancel(0, 3), Step(0, Kind.WAIT, 5), Step(0, Kind.READ)]
     left = [*plain[:3], ask(0, 1, 1), Step(0, Kind.LEAVE, 2)]
+    batch = [hello(0), together(picture(0, 1, 0, 1, 1), view(0, 1), view(0, 1, 1), ask(0, 1, 1), cancel(0, 1))]
+    batch.append(together(picture(0, 2, 1, reply=True), picture(0, 3, 0, 1, 1), ask(0, 2, 3), ask(0, 3)))
     late = [*plain[:2], ask(0, 1, 1, deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
-    return [plain, crops, gone, shared, slow, left, late]
+    return [plain, crops, talk, gone, shared, slow, left, batch, late]
 
 
 def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:
@@ -119,7 +129,7 @@ def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> 
             steps.insert(at, _fresh(rng))
             continue
         step = steps[at]
-        match rng.randrange(10):
+        match rng.randrange(11):
             case 0:
                 del steps[at : at + rng.choice((1, 1, 3))]
             case 1:
@@ -137,6 +147,8 @@ def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> 
                 steps[at] = replace(step, request=blind(step.request)[:1000])
             case 7:
                 steps[at] = replace(step, client=1 - step.client)
+            case 8:
+                steps[at] = together(step, rng.choice(steps))
             case _:
                 steps[at] = replace(step, request=_otherwise(step.request, rng))
     for client in {step.client for step in steps}:
@@ -153,9 +165,13 @@ def _fresh(rng: Random) -> Step:
         return Step(client, rng.choice(list(Kind)[1:]), rng.choice((0, 1, 5, 63)))
     return rng.choice((
         lambda: hello(client),
-        lambda: picture(client, rng.randrange(4), rng.randrange(3), rng.randrange(3), rng.randrange(3)),
+        lambda: picture(
+            client, rng.randrange(4), rng.randrange(3), rng.randrange(3), rng.randrange(3), reply=rng.random() < 0.5
+        ),
         lambda: view(client, rng.randrange(4), rng.randrange(4), rng.choice(PACKETS)),
-        lambda: ask(client, rng.randrange(4), *rng.choices(range(4), k=rng.randrange(3))),
+        lambda: ask(
+            client, rng.randrange(4), *rng.choices(range(4), k=rng.randrange(3)), after=rng.choice((0, 0, 1, 2))
+        ),
         lambda: cancel(client, rng.randrange(4)),
     ))()  # fmt: skip
 

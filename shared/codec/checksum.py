@@ -6,6 +6,8 @@ of up to 12 bits. Leaves damage on the way to the transport, whose own checks ar
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _BITS = 12
 _POLYNOMIAL, _MASK = 0x80F, (1 << _BITS) - 1
 
@@ -19,6 +21,7 @@ def _step(value: int) -> int:
 _TABLE = [_step(byte << 4) for byte in range(256)]
 
 
+@lru_cache(maxsize=4)  # a decoder asks about what came, and again about what should have come
 def crc12(data: bytes) -> int:
     """Polynomial 0x80F, initial value 0xFFF, not reflected, no final xor.
 

@@ -63,26 +63,39 @@ class Step:
 
 
 class Context:
-    """The context model of one codec, prepared once. Safe to share between threads."""
+    """The context model of one codec, prepared once. Safe to share between threads.
+
+    Shifts are in the weights already: dividing by a power of two changes no digit of a double. And each layer has a
+    unit more, which is always 1, so that the next layer's biases are weights too: at this size calls cost more than
+    sums.
+    """
 
     def __init__(self, weights: CodecWeights) -> None:
         c = self._config = weights.config
-        self._embed = _wide(weights.embed_w.T)  # [M, C]
-        self._around = _wide(weights.around_w.T)  # [K (C + 1), F]
-        self._mid = [_wide(w.T) for w in weights.mid_w]  # [F, F] each
-        out = weights.out_w.astype(np.float64)  # [2, M, F]
-        self._out = [np.concatenate([*out[:, first:last]]).T.copy() for first, last in c.spans]  # [F, 2 L] each
-        # What the numbers of a slice add to the hidden units of all slices behind it: [L, (S − s − 1) F] each.
-        own = weights.own_w.astype(np.float64) * 2**ACTIVATION_BITS  # [S, F, M], of whole steps
-        self._own = [
-            np.ascontiguousarray(own[index + 1 :, :, first:last].reshape(-1, last - first).T)
-            for index, (first, last) in enumerate(c.spans)
+        unit = 2.0**-WEIGHT_BITS
+        self._embed = weights.embed_w.T * unit * 2**ACTIVATION_BITS  # [M, C]
+        self._embed_b = weights.embed_b * unit  # [Q, C]
+        self._around = _with_one(weights.around_w.T * unit)  # [K (C + 1), F + 1]
+        self._own = [  # [first, F + 1] each
+            _with_one(w[:, :first].T * (unit * 2**ACTIVATION_BITS))
+            for w, (first, _) in zip(weights.own_w, c.spans, strict=True)
         ]
-        self._embed_b = weights.embed_b.astype(np.float64)  # [Q, C]
-        self._own_b = weights.own_b.astype(np.float64)  # [Q, stages, S, F]
-        self._mid_b = weights.mid_b.astype(np.float64)  # [Q, S, F]
-        bias = weights.out_b.astype(np.float64)  # [Q, 2, M]
-        self._out_b = [bias[:, :, first:last].reshape(len(bias), -1) for first, last in c.spans]  # [Q, 2 L] each
+        self._own_b = _with_one(weights.own_b * unit, 1.0)  # [Q, stages, S, F + 1]
+        mid = weights.mid_w.transpose(0, 2, 1) * unit  # [S, F, F]
+        self._mid = [  # [F + 1, F + 1] each, of a quality and a slice
+            [_with_one(np.concatenate([w, b[None]]), [*np.zeros(len(w)), 1.0]) for w, b in zip(mid, bias, strict=True)]
+            for bias in weights.mid_b * unit
+        ]
+        # Means to fractions of a step, scales to whole ones.
+        shift = np.array([2.0**c.fraction, 1.0])[:, None] * 2.0 ** -(WEIGHT_BITS + ACTIVATION_BITS)
+        out = weights.out_w * shift[..., None]  # [2, M, F]
+        self._out = [  # [F + 1, 2 L] each, of a quality and a slice
+            [
+                np.concatenate([np.concatenate(out[:, first:last]).T, np.concatenate(bias[:, first:last])[None]])
+                for first, last in c.spans
+            ]
+            for bias in weights.out_b * shift
+        ]
 
     def steps(self, grid: int, cells: Ints, quality: int, q: Floats) -> Iterator[Step]:
         """What is expected of each number of n features at ``cells``, in coding order.
@@ -96,41 +109,40 @@ class Context:
             rows = np.flatnonzero(stage == number)
             if not len(rows):
                 continue
-            hidden = np.empty((len(rows), len(c.spans), c.context_hidden))
-            hidden[:] = self._own_b[quality, number]
+            outside = self._own_b[quality, number][:, None]  # [S, 1 or R, F + 1]
             if number:
-                hidden += (known[near[rows]].reshape(len(rows), -1) @ self._around)[:, None]
+                outside = outside + known[near[rows]].reshape(len(rows), -1) @ self._around
             for index, (first, last) in enumerate(c.spans):
-                middle = _active(hidden[:, index]) @ self._mid[index] + self._mid_b[quality, index]
-                found = _active(middle) @ self._out[index] + self._out_b[index][quality]
-                yield self._step(rows, first, last, found)
-                if last < c.components:
-                    more = q[rows, first:last] @ self._own[index]
-                    hidden[:, index + 1 :] += more.reshape(len(rows), -1, c.context_hidden)
+                hidden = _active(q[rows, :first] @ self._own[index] + outside[index])
+                hidden = _active(hidden @ self._mid[quality][index])
+                yield self._step(rows, first, last, hidden @ self._out[quality][index])
             if number + 1 < STAGES:
-                known[rows, :-1] = _active(q[rows] @ self._embed * 2**ACTIVATION_BITS + self._embed_b[quality])
+                known[rows, :-1] = _active(q[rows] @ self._embed + self._embed_b[quality])
                 known[rows, -1] = 1 << ACTIVATION_BITS
 
     def _step(self, rows: Ints, first: int, last: int, found: Floats) -> Step:
-        """From the last layer's sums [R, 2 L]: first where the means are, then how wide the scales."""
-        c, size, unit = self._config, last - first, WEIGHT_BITS + ACTIVATION_BITS
-        place = np.floor(found[:, :size] * 2.0 ** (c.fraction - unit))
-        mean = np.floor(place * 2.0**-c.fraction)
-        left = place - mean * 2**c.fraction
-        scale = np.floor(found[:, size:] * 2.0**-unit).clip(0, (c.tables >> c.fraction) - 1)
+        """From the last layer's sums [R, 2 L]: where the means are, in fractions of a step, and the scales."""
+        c, size = self._config, last - first
+        whole = np.floor(found).astype(np.int64)
+        place, scale = whole[:, :size], whole[:, size:]
+        mean, left = place >> c.fraction, place & (1 << c.fraction) - 1
         return Step(
             rows=rows,
             first=first,
             last=last,
-            mean=mean.clip(-c.residual_range, c.residual_range).astype(np.int64),
-            table=(scale * 2**c.fraction + left).astype(np.int64),
+            mean=np.minimum(np.maximum(mean, -c.residual_range), c.residual_range),
+            table=np.minimum(np.maximum(scale, 0), (c.tables >> c.fraction) - 1) << c.fraction | left,
         )
 
 
-def _wide(weights: NDArray[np.integer]) -> Floats:
-    return np.ascontiguousarray(weights, np.float64)
+def _with_one(matrix: NDArray[np.floating], last: float | list[float] = 0.0) -> Floats:
+    """A column more."""
+    more = np.empty((*matrix.shape[:-1], 1))
+    more[..., 0] = last
+    return np.concatenate([matrix, more], axis=-1)
 
 
 def _active(sums: Floats) -> Floats:
-    """Sums of weights times activations → activations."""
-    return np.floor(sums * 2.0**-WEIGHT_BITS).clip(0, ACTIVATION_MAX)
+    """Sums of weights times activations → activations, in place."""
+    np.floor(sums, out=sums)
+    return np.minimum(np.maximum(sums, 0, out=sums), ACTIVATION_MAX, out=sums)  # without the checks of clip

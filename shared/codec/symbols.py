@@ -76,5 +76,5 @@ class Chooser:
     def bits(self, symbols: Symbols) -> NDArray[np.float64]:
         """The ideal cost of each feature [n] in bits, by the tables."""
         each = self._bits[symbols.table, symbols.residual + self._limit]
-        total: NDArray[np.float64] = np.bincount(symbols.feature, each, len(symbols.q))
+        total: NDArray[np.float64] = np.bincount(symbols.feature, each, len(symbols.q)).astype(np.float64)
         return total

@@ -55,6 +55,7 @@ class CodecConfig:
     rates: tuple[Rate, ...] = ((None, 0),)  # by ascending bytes, on the hull of answers over bytes
     presets: dict[str, int] = field(default_factory=lambda: {"only": 0})  # name → index of its rate
     preset: str = "only"  # taken when the caller does not say
+    crop_features: int | None = None  # of a crop at most, at every rate: crops add detail to a view of the whole
     hidden: int  # H: of the language model, for the grid embedding
     residual_range: int  # R: residual symbols and predicted means lie in −R..R
     tables: int  # T: tables for residuals, 2^fraction for each scale
@@ -72,6 +73,10 @@ class CodecConfig:
             if type(value) is not int or not least <= value <= most:
                 raise CodecError(f"codec.json: {name} = {value!r}; must be an integer from {least} to {most}")
         self._check_rates()
+        if not _is_count(self.crop_features, self.max_grid**2):
+            raise CodecError(
+                f"codec.json: crop_features = {self.crop_features!r}; must be null or 1 to {self.max_grid**2}"
+            )
         if self.tables % (1 << self.fraction):
             raise CodecError(f"codec.json: tables = {self.tables}; must be a multiple of {1 << self.fraction}")
         ends = self.slices

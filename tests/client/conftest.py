@@ -18,7 +18,7 @@ from device_client.rate import RateChoice
 from device_client.session import Retry, Session
 from shared.codec.fake import fake_weights
 from shared.rpc.channel import bind, make_server
-from shared.rpc.errors import LimitError, TofcError, UnavailableError, abort, to_message
+from shared.rpc.errors import LimitError, TofcError, UnavailableError, UnknownReferenceError, abort, to_message
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1 import tofc_pb2_grpc
 
@@ -34,7 +34,11 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.limits = pb.Limits(
             packet_bytes=1000, views_per_picture=40, pictures_per_question=2, questions_in_flight=2, new_tokens=100
         )
+        self.draws, self.picture_key = False, bytes(16)
         self.diary: list[tuple[int, str, Any]] = []
+        self.conversations: dict[tuple[int, int], list[str]] = {}  # texts by session and question
+        self.talks: list[list[str]] = []  # each question's turns
+        self.messages: list[list[str]] = []  # the kinds of parts that each had
         self.stored: dict[bytes, set[int]] = {}
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
         self.cut_at: int | None = None  # the link is lost with the chunk at this offset, once
@@ -79,19 +83,22 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         writing = asyncio.Lock()
 
-        async def send(**response: Any) -> None:
+        async def write(response: pb.SessionResponse) -> None:
             async with writing:  # gRPC takes one message at a time
-                await context.write(pb.SessionResponse(**response))
+                await context.write(response)
+
+        async def send(**response: Any) -> None:
+            await asyncio.shield(write(pb.SessionResponse(**response)))  # a write that is cancelled ends the call
 
         async def acknowledge(view: pb.View) -> None:
             await self.acking.wait()
-            await send(view_ack=pb.ViewAck(ref=view.ref, index=view.index))
+            await send(view_ack=pb.ViewAck(ref=view.ref, indexes=[view.index]))
 
         def complete(ref: int) -> bool:
             picture = refs[ref]
             return len(self.stored.get(picture.picture_id, ())) == picture.rows * picture.columns + 1
 
-        async def answer(ask: pb.Ask) -> None:
+        async def answer(ask: pb.Ask, turns: list[str]) -> None:
             for ref in ask.refs:
                 if refs[ref].picture_id not in self.stored:
                     self.stored[refs[ref].picture_id] = set()
@@ -99,7 +106,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             async with arrived:
                 await arrived.wait_for(lambda: all(complete(ref) for ref in ask.refs))
             await self.answering.wait()
-            words = f"{self.word} to {ask.turns[-1].text}".split(" ")
+            words = f"{self.word} to {ask.question}".split(" ")
             plain = [{"text": word if count == 0 else f" {word}"} for count, word in enumerate(words)]
             for count, token in enumerate(self.speech or plain):
                 if count == lose:
@@ -108,6 +115,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 if ask.thinking or not token.get("thinking"):
                     await send(token=pb.Token(request=ask.request, **token))
             usage = pb.Usage(prompt_tokens=50, visual_tokens=36 * len(ask.refs), new_tokens=3, thinking_tokens=2)
+            texts = [token.get("text", "") for token in self.speech or plain if not token.get("thinking")]
+            self.conversations[session, ask.request] = [*turns, "".join(texts)]
             del answers[ask.request]
             timing = pb.Timing(decode_ms=1, prefill_ms=2, first_token_ms=3, total_ms=4)
             told = {"finish_reason": pb.FINISH_REASON_STOP, "usage": usage, "timing": timing, **self.done}
@@ -124,11 +133,13 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 if self.refusal is not None:
                     await send(error=to_message(self.refusal))
                     await abort(context, self.refusal)
-                await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, limits=self.limits))
+                told = {"limits": self.limits, "draws": self.draws, "picture_key": self.picture_key}
+                await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, **told))
             elif kind == "picture":
                 refs[message.ref] = message
                 self.stored.setdefault(message.picture_id, set())
-                await send(picture_state=pb.PictureState(ref=message.ref, complete=complete(message.ref)))
+                if complete(message.ref) or message.reply:
+                    await send(picture_state=pb.PictureState(ref=message.ref, complete=complete(message.ref)))
             elif kind == "view":
                 self.stored[refs[message.ref].picture_id].add(message.index)
                 tasks.append(asyncio.create_task(acknowledge(message)))
@@ -153,21 +164,29 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 asked.append(message)
                 if len(answers) == self.limits.questions_in_flight:
                     await send(error=to_message(LimitError(reason="TOO_MANY_QUESTIONS"), message.request))
-                elif self.fail is not None and "fail" in message.turns[-1].text:
+                elif message.after and (session, message.after) not in self.conversations:
+                    gone = UnknownReferenceError(reason="CONVERSATION_GONE")
+                    await send(error=to_message(gone, message.request))
+                elif self.fail is not None and "fail" in message.question:
                     await send(error=to_message(self.fail, message.request))
                 else:
-                    answers[message.request] = asyncio.create_task(answer(message))
+                    earlier = self.conversations[session, message.after] if message.after else []
+                    self.talks.append([*earlier, *(turn.text for turn in message.history), message.question])
+                    answers[message.request] = asyncio.create_task(answer(message, self.talks[-1]))
             elif kind == "cancel":
                 self.cancelled.set()
                 tasks.append(asyncio.create_task(stop(message.request)))
 
         async def listen() -> None:
             async for request in request_iterator:
-                kind = request.WhichOneof("request")
-                async with self.heard:
-                    self.diary.append((session, kind, getattr(request, kind)))
-                    await take(kind, getattr(request, kind))
-                    self.heard.notify_all()
+                self.messages.append([field.name for field, _ in request.ListFields()])
+                for field, parts in request.ListFields():
+                    kind = field.name.removesuffix("s")
+                    for part in parts if field.is_repeated else [parts]:
+                        async with self.heard:
+                            self.diary.append((session, kind, part))
+                            await take(kind, part)
+                            self.heard.notify_all()
 
         listening, breaking = asyncio.create_task(listen()), asyncio.create_task(broken.wait())
         try:

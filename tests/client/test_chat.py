@@ -8,7 +8,6 @@ from typer.testing import CliRunner, Result
 from device_client import cli
 from device_client.fake import FakeEncoder
 from shared.rpc.errors import LimitError
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from tests.client.conftest import FakeServer
 from tests.client.test_cli import command
 
@@ -26,14 +25,9 @@ def test_each_question_has_the_turns_before_it(
     result = chat(serving, "one\n\n  two \nthree", small, small, "--features", 9, "--seed", 5)
     assert result.exit_code == 0 and result.stdout == "yes to one\nyes to two\nyes to three\n"
     first, second, third = serving.said("ask")
-    assert [(turn.role, turn.text) for turn in third.turns] == [
-        (pb.ROLE_USER, "one"),
-        (pb.ROLE_ASSISTANT, "yes to one"),
-        (pb.ROLE_USER, "two"),
-        (pb.ROLE_ASSISTANT, "yes to two"),
-        (pb.ROLE_USER, "three"),
-    ]
-    assert len(second.turns) == 3 and len(first.turns) == 1 and first.sampling.seed == 5
+    assert serving.talks[2] == ["one", "yes to one", "two", "yes to two", "three"]
+    assert [one.after for one in (first, second, third)] == [0, 1, 2] and not third.history
+    assert first.sampling.seed == 5
     assert all(len(one.refs) == 2 for one in (first, second, third))
     assert serving.kinds().count("view") == 1  # both are one picture, and sent once
     lines = result.stderr.splitlines()
@@ -50,11 +44,11 @@ def test_thinking_and_questions_without_an_answer_are_no_turns(
     serving.speech = [{"text": "hm", "thinking": True}, {"text": "42"}]
     result = chat(serving, "one\ntwo\n", small, "--show-thinking")
     assert result.stdout == "42\n42\n" and result.stderr.count("hm\n") == 2
-    assert [turn.text for turn in serving.said("ask")[1].turns] == ["one", "42", "two"]
+    assert serving.talks[1] == ["one", "42", "two"]
     serving.speech, serving.done = serving.speech[:1], {"unanswered": True}
     result = chat(serving, "three\nfour\n", small)
     assert result.exit_code == 0 and result.stderr.count("no answer: the model ended while it was thinking") == 2
-    assert [turn.text for turn in serving.said("ask")[3].turns] == ["four"]
+    assert serving.talks[3] == ["four"]
 
 
 def test_a_terminal_is_prompted(

@@ -12,7 +12,7 @@ from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
 from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
 from device_client.report import Report
-from device_client.session import Retry, Sampling, Session
+from device_client.session import SEED_BITS, Retry, Sampling, Session
 from edge_server.credentials import write
 from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, make_server
 from shared.rpc.errors import CorruptPacketError, DeadlineError, LimitError, MismatchError, TokenError, UnavailableError
@@ -44,9 +44,79 @@ async def test_a_second_question_costs_only_the_question(server: FakeServer, beg
     assert first.views_sent == 21 == encoder.encoded
     assert (second.bytes_picture, second.views_sent) == (0, 0)
     assert server.kinds().count("picture") == 1
-    assert [turn.text for turn in server.said("ask")[1].turns] == ["one", "yes to one", "two"]
+    assert server.talks[1] == ["one", "yes to one", "two"]
     if first.bytes_up is not None and second.bytes_up is not None:
         assert second.bytes_up < 300 < first.bytes_up
+
+
+async def test_what_the_server_said_itself_is_not_repeated(server: FakeServer, begin: Begin) -> None:
+    session = begin()
+    await session.ask([], "one").result()
+    talk = [("one", "yes to one")]
+    await session.ask([], "two", history=talk).result()
+    server.conversations.clear()  # it cannot keep all
+    report = await session.ask([], "three", history=talk).result()
+    assert report.reconnects == 0 and server.sessions == 1
+    await session.ask([], "four", history=[("one", "something else")]).result()
+    await begin().ask([], "five", history=talk).result()
+    assert [(ask.after, [turn.text for turn in ask.history]) for ask in server.said("ask")] == [
+        (0, []),
+        (1, []),
+        (1, []),
+        (0, ["one", "yes to one"]),
+        (0, ["one", "something else"]),
+        (0, ["one", "yes to one"]),
+    ]
+    roles = [turn.role for turn in server.said("ask")[-1].history]
+    assert roles == [pb.ROLE_USER, pb.ROLE_ASSISTANT]
+
+
+async def test_what_is_ready_leaves_as_one_message(server: FakeServer, begin: Begin, small: Path) -> None:
+    picture = begin().open(small)
+    await begin().ask([picture], "new?").result()
+    server.stored.clear()
+    await begin().ask([picture], "encoded already?").result()
+    assert server.messages == [["hello"], ["pictures", "asks"], ["views"], ["hello"], ["pictures", "views", "asks"]]
+
+
+@pytest.mark.parametrize(("length", "messages"), [(10, 1), (20_000, 2)])
+async def test_a_message_is_no_longer_than_others_can_wait(
+    length: int, messages: int, server: FakeServer, begin: Begin
+) -> None:
+    session = begin()
+    await session.connect()
+    await asyncio.gather(*(session.ask([], letter * length).result() for letter in "ab"))
+    assert server.messages == [["hello"], *[["asks"]] * messages]
+    assert [ask.question[0] for ask in server.said("ask")] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("draws", "sampling", "seeded"),
+    [
+        (False, Sampling(), False),
+        (True, Sampling(), True),
+        (True, Sampling(temperature=0), False),
+        (False, Sampling(temperature=0.5), True),
+    ],
+)
+async def test_only_what_is_drawn_has_a_seed(
+    draws: bool, sampling: Sampling, seeded: bool, server: FakeServer, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.getrandbits", lambda bits: 2**bits - 1)
+    server.draws, server.lose = draws, [2]
+    await begin().ask([], "which one is it?", sampling=sampling).result()
+    assert [ask.sampling.seed for ask in server.said("ask")] == [2**SEED_BITS - 1 if seeded else 0] * 2
+
+
+async def test_each_server_knows_a_picture_by_another_name(server: FakeServer, begin: Begin, small: Path) -> None:
+    for letter in (b"a", b"a", b"b"):
+        server.picture_key = letter * 16
+        await begin().ask([begin().open(small)], "seen it?").result()
+    first, second, third = (announced.picture_id for announced in server.said("picture"))
+    assert len(first) == 8 and first == second != third
+    server.picture_key = b"short"
+    with pytest.raises(ReplyError, match="key has 5 bytes, allowed are 16 to 64"):
+        await begin().connect()
 
 
 async def test_nothing_more_is_encoded_once_the_server_has_the_picture(
@@ -365,12 +435,12 @@ async def test_a_closed_encoder_refuses(small: Path) -> None:
 
 @pytest.mark.parametrize("welcomed", [False, True])
 async def test_bytes_that_are_no_response_end_the_session(small: Path, welcomed: bool) -> None:
-    limits = pb.Limits(packet_bytes=1000)
-    welcome = pb.Welcome(model_id=FakeEncoder().model_id, codec_id=FakeEncoder().codec_id, limits=limits)
+    told = {"limits": pb.Limits(packet_bytes=1000), "picture_key": bytes(16)}
+    welcome = pb.Welcome(model_id=FakeEncoder().model_id, codec_id=FakeEncoder().codec_id, **told)
 
     async def babble(requests: Any, _: Any) -> AsyncIterator[bytes]:
         async for request in requests:
-            hello = request.WhichOneof("request") == "hello"
+            hello = request.HasField("hello")
             yield pb.SessionResponse(welcome=welcome).SerializeToString() if hello and welcomed else b"\xff\xff"
 
     running = make_server()

@@ -96,7 +96,7 @@ def test_the_golden_packets_cover_the_format(name: str) -> None:
         assert len({*(table % (1 << codec.config.fraction)).tolist()}) == 4
 
 
-@pytest.mark.parametrize("part", ["embed_w", "embed_b", "around_w", "own_w", "own_b", "mid_w", "mid_b", "out_w", "out_b"])
+@pytest.mark.parametrize("part", "embed_w embed_b around_w own_w own_b mid_w mid_b out_w out_b".split())
 def test_every_part_of_the_context_model_matters_to_some_packet(part: str) -> None:
     """Else the golden packets would not notice what became of it."""
     codec = Codec.load(GOLDEN / "four-qualities")

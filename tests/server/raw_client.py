@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 
 from shared.rpc.channel import CHUNK_BYTES
+from shared.rpc.picture_id import ID_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 
 ANSWERED = 20.0  # seconds after which a test fails instead of hanging
@@ -18,14 +19,24 @@ class RawClient:
     def __init__(self, channel: grpc.aio.Channel, **call: Any) -> None:
         self.channel = channel
         self.stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
+        self.acknowledged: list[tuple[int, int]] = []  # views, by ref and index
         self.call = self.stub.Session(**call)
 
     async def send(self, **request: Any) -> None:
         await self.call.write(tofc_pb2.SessionRequest(**request))
 
     async def receive(self) -> tofc_pb2.SessionResponse:
+        """The next response; acknowledgements of views, which come when the server likes, are noted and passed over."""
         async with asyncio.timeout(ANSWERED):
-            return await self.call.read()
+            while self._noted(response := await self.call.read()):
+                pass
+            return response
+
+    def _noted(self, response: tofc_pb2.SessionResponse) -> bool:
+        if response is grpc.aio.EOF or not response.HasField("view_ack"):
+            return False
+        self.acknowledged += [(response.view_ack.ref, index) for index in response.view_ack.indexes]
+        return True
 
     async def expect(self, kind: str) -> Any:
         """The next response, which must be of this kind."""
@@ -40,33 +51,37 @@ class RawClient:
 
     async def picture(self, ref: int, name: str, rows: int = 0, columns: int = 0) -> bool:
         """Announces; whether the server has it already."""
-        await self.send(picture=tofc_pb2.Picture(ref=ref, picture_id=picture_id(name), rows=rows, columns=columns))
+        announced = tofc_pb2.Picture(ref=ref, picture_id=picture_id(name), rows=rows, columns=columns, reply=True)
+        await self.send(pictures=[announced])
         state = await self.expect("picture_state")
         assert state.ref == ref
         return state.complete
 
     async def view(self, ref: int, index: int, packet: bytes) -> None:
-        await self.send(view=tofc_pb2.View(ref=ref, index=index, packet=packet))
-        ack = await self.expect("view_ack")
-        assert (ack.ref, ack.index) == (ref, index)
+        await self.send(views=[tofc_pb2.View(ref=ref, index=index, packet=packet)])
+
+    async def taken(self, ref: int, index: int) -> None:
+        """Reads until this view is acknowledged, which must be the next thing said."""
+        async with asyncio.timeout(ANSWERED):
+            while (ref, index) not in self.acknowledged:
+                response = await self.call.read()
+                assert self._noted(response), response
 
     async def image(self, ref: int, name: str, data: bytes, *, size: tuple[int, int], **picture: Any) -> None:
         """Announces and sends an image file, which the server must not have yet."""
-        await self.send(picture=image_picture(ref, name, size, **picture))
-        assert not (await self.expect("picture_state")).complete
+        await self.send(pictures=[image_picture(ref, name, size, **picture, reply=False)])
         await self.chunks(ref, data)
 
     async def chunks(self, ref: int, data: bytes, length: int = CHUNK_BYTES) -> None:
         for offset in range(0, len(data), length):
             chunk = data[offset : offset + length]
             total = 0 if offset else len(data)
-            await self.send(image_chunk=tofc_pb2.ImageChunk(ref=ref, offset=offset, total=total, data=chunk))
+            await self.send(image_chunks=[tofc_pb2.ImageChunk(ref=ref, offset=offset, total=total, data=chunk)])
             ack = await self.expect("image_ack")
             assert (ack.ref, ack.offset) == (ref, offset)
 
     async def ask(self, request: int, text: str, refs: tuple[int, ...] = (), **more: Any) -> None:
-        turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text=text)]
-        await self.send(ask=tofc_pb2.Ask(request=request, refs=refs, turns=turns, **more))
+        await self.send(asks=[tofc_pb2.Ask(request=request, refs=refs, question=text, **more)])
 
     async def answer(self, request: int) -> tuple[str, tofc_pb2.Done]:
         """Text until Done of the only question in flight."""
@@ -98,11 +113,11 @@ class RawClient:
 
 
 def picture_id(name: str) -> bytes:
-    return name.encode().ljust(16, b"\0")
+    return name.encode().ljust(ID_BYTES, b"\0")
 
 
 def image_picture(
     ref: int, name: str, size: tuple[int, int], *, kind: int = tofc_pb2.IMAGE_FORMAT_JPEG, **picture: Any
 ) -> tofc_pb2.Picture:
     image = tofc_pb2.Image(format=kind, width=size[0], height=size[1])  # type: ignore[arg-type]
-    return tofc_pb2.Picture(ref=ref, picture_id=picture_id(name), image=image, **picture)
+    return tofc_pb2.Picture(**{"ref": ref, "picture_id": picture_id(name), "image": image, "reply": True, **picture})

@@ -36,7 +36,7 @@ from shared.rpc.tofc.v1 import tofc_pb2
 SETTINGS = st.integers(0, 2)
 client, small = st.integers(0, 1), st.integers(0, 4)
 uint32 = small | st.integers(0, 2**32 - 1)
-turns = st.builds(tofc_pb2.Turn, role=st.integers(-1, 4), text=st.text(max_size=30))
+history = st.builds(tofc_pb2.Turn, role=st.integers(-1, 4), text=st.text(max_size=30))
 sampling = st.builds(
     tofc_pb2.Sampling,
     max_tokens=uint32,
@@ -45,15 +45,16 @@ sampling = st.builds(
     top_k=st.none() | uint32,
 )
 asks = st.builds(
-    tofc_pb2.Ask, request=uint32, refs=st.lists(small, max_size=9), turns=st.lists(turns, max_size=4),
-    sampling=st.none() | sampling, deadline_ms=uint32, thinking=st.booleans(),
+    tofc_pb2.Ask, request=uint32, refs=st.lists(small, max_size=9), question=st.text(max_size=30),
+    history=st.lists(history, max_size=4), sampling=st.none() | sampling, deadline_ms=uint32, thinking=st.booleans(),
+    after=small,
 )  # fmt: skip
 step = st.one_of(
     st.builds(picture, client, small, st.integers(0, 2), small, small),
     st.builds(view, client, small, small, st.sampled_from(PACKETS) | st.binary(max_size=20)),
     st.builds(ask, client, small, small, pause=small),
     st.builds(cancel, client, small),
-    st.builds(lambda who, asked: said(who, ask=asked), client, asks),
+    st.builds(lambda who, asked: said(who, asks=[asked]), client, asks),
     st.builds(Step, client, st.sampled_from(Kind), st.integers(0, 63), st.binary(max_size=12)),
     st.builds(hello, client),
 )
@@ -104,7 +105,12 @@ def test_good_sessions_end_well(steps: list[Step]) -> None:
 
 
 def test_a_client_that_reads_nothing_loses_its_place() -> None:
-    steps = [hello(0), Step(0, Kind.READ_NOT), *(picture(0, 1, 0) for _ in range(60)), Step(0, Kind.WAIT, 1)]
+    steps = [
+        hello(0),
+        Step(0, Kind.READ_NOT),
+        *(picture(0, 1, 0, reply=True) for _ in range(60)),
+        Step(0, Kind.WAIT, 1),
+    ]
     assert converse(0, [steps])[0].status is grpc.StatusCode.DEADLINE_EXCEEDED
 
 

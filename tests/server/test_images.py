@@ -70,7 +70,7 @@ async def test_a_file_is_sent_once_and_asked_about_twice(serve: Serve, connect: 
     text, done = await client.answer(1)
     assert (text, done.usage.visual_tokens) == ("A?", 1)
     assert done.timing.decode_ms > 0
-    await client.send(picture=image_picture(2, "a", SIZE))
+    await client.send(pictures=[image_picture(2, "a", SIZE)])
     assert (await client.expect("picture_state")).complete
     await client.ask(2, "!", refs=(2, 1))
     assert (await client.answer(2))[0] == "AA!"
@@ -82,7 +82,7 @@ async def test_a_file_is_sent_once_and_asked_about_twice(serve: Serve, connect: 
 async def test_crops_and_chunks(serve: Serve, connect: Connect) -> None:
     client = connect(await serve(limits=LIMITS))
     await client.hello()
-    await client.send(picture=image_picture(1, "b", (448, 448), rows=2, columns=2))
+    await client.send(pictures=[image_picture(1, "b", (448, 448), rows=2, columns=2)])
     await client.expect("picture_state")
     data = jpeg("B", (448, 448))
     await client.ask(1, "?", refs=(1,))  # a question waits for a file under way
@@ -104,11 +104,11 @@ async def test_a_file_may_begin_again(serve: Serve, connect: Connect) -> None:
     server = await serve(limits=LIMITS)
     client = connect(server)
     await client.hello()
-    await client.send(picture=image_picture(1, "a", SIZE))
+    await client.send(pictures=[image_picture(1, "a", SIZE)])
     await client.expect("picture_state")
     wrong, right = jpeg("W", (400, 400)), jpeg("R")
     start = tofc_pb2.ImageChunk(ref=1, total=len(wrong), data=wrong[:100])
-    await client.send(image_chunk=start)
+    await client.send(image_chunks=[start])
     await client.expect("image_ack")
     assert server.service.pictures.size == OVERHEAD + 100
     await client.chunks(1, right, 200)
@@ -138,7 +138,7 @@ async def test_two_sessions_send_one_picture_and_the_tower_sees_it_once(serve: S
     data = jpeg("S", (448, 448))
     for client in clients:
         await client.hello()
-        await client.send(picture=image_picture(1, "s", (448, 448), rows=2, columns=2))
+        await client.send(pictures=[image_picture(1, "s", (448, 448), rows=2, columns=2)])
         assert not (await client.expect("picture_state")).complete
     for client in clients:
         await client.chunks(1, data)
@@ -154,7 +154,7 @@ async def test_a_slow_tower_is_no_missing_view(serve: Serve, connect: Connect, g
     await client.hello()
     await client.image(1, "a", jpeg("A"), size=SIZE)
     await client.ask(1, "?", refs=(1,))
-    await client.picture(2, "never sent")
+    await client.picture(2, "unsent")
     await client.ask(2, "?", refs=(2,))  # put later: when its time is over, so was that of the first
     error = await client.expect("error")
     assert (error.request, error.reason) == (2, "VIEWS_MISSING")
@@ -172,7 +172,7 @@ async def test_without_the_option_no_images_are_taken(serve: Serve, connect: Con
     client = connect(await serve())
     welcome = await client.hello()
     assert welcome.limits.image_bytes == 0
-    await client.send(picture=image_picture(1, "a", SIZE))
+    await client.send(pictures=[image_picture(1, "a", SIZE)])
     said = await client.failed(grpc.StatusCode.FAILED_PRECONDITION, "IMAGES_NOT_TAKEN")
     assert "edge-server serve --take-images" in said
 
@@ -183,7 +183,7 @@ async def test_a_server_that_lacks_jpeg_xl_says_so(
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
     client = connect(await serve(limits=LIMITS))
     await client.hello()
-    await client.send(picture=image_picture(1, "a", SIZE, kind=tofc_pb2.IMAGE_FORMAT_JXL))
+    await client.send(pictures=[image_picture(1, "a", SIZE, kind=tofc_pb2.IMAGE_FORMAT_JXL)])
     said = await client.failed(grpc.StatusCode.FAILED_PRECONDITION, "CODEC_MISSING")
     assert "the server" in said and "pip install pillow-jxl-plugin" in said
 
@@ -208,7 +208,7 @@ async def test_announcements_that_are_refused(
     server = await serve(limits=LIMITS)
     client = connect(server)
     await client.hello()
-    await client.send(picture=image_picture(1, "a", **picture))
+    await client.send(pictures=[image_picture(1, "a", **picture)])
     await client.failed(INVALID, reason)
     await forgotten(server)
 
@@ -216,28 +216,28 @@ async def test_announcements_that_are_refused(
 @pytest.mark.parametrize(
     ("requests", "reason"),
     [
-        ([{"image_chunk": {"ref": 1, "total": 0, "data": b"x"}}], "IMAGE_TOO_LARGE"),
-        ([{"image_chunk": {"ref": 1, "total": 100_001, "data": b"x"}}], "IMAGE_TOO_LARGE"),
-        ([{"image_chunk": {"ref": 1, "total": 9}}], "IMAGE_CHUNK_INVALID"),
-        ([{"image_chunk": {"ref": 1, "total": 90_000, "data": bytes(CHUNK_BYTES + 1)}}], "IMAGE_CHUNK_INVALID"),
-        ([{"image_chunk": {"ref": 1, "total": 2, "data": b"xyz"}}], "IMAGE_CHUNK_INVALID"),
+        ([{"image_chunks": [{"ref": 1, "total": 0, "data": b"x"}]}], "IMAGE_TOO_LARGE"),
+        ([{"image_chunks": [{"ref": 1, "total": 100_001, "data": b"x"}]}], "IMAGE_TOO_LARGE"),
+        ([{"image_chunks": [{"ref": 1, "total": 9}]}], "IMAGE_CHUNK_INVALID"),
+        ([{"image_chunks": [{"ref": 1, "total": 90_000, "data": bytes(CHUNK_BYTES + 1)}]}], "IMAGE_CHUNK_INVALID"),
+        ([{"image_chunks": [{"ref": 1, "total": 2, "data": b"xyz"}]}], "IMAGE_CHUNK_INVALID"),
         (
             [
-                {"image_chunk": {"ref": 1, "total": 9, "data": b"xyz"}},
-                {"image_chunk": {"ref": 1, "offset": 4, "data": b"x"}},
+                {"image_chunks": [{"ref": 1, "total": 9, "data": b"xyz"}]},
+                {"image_chunks": [{"ref": 1, "offset": 4, "data": b"x"}]},
             ],
             "IMAGE_CHUNK_INVALID",
         ),
-        ([{"image_chunk": {"ref": 2, "total": 9, "data": b"xyz"}}], "PICTURE_UNKNOWN"),
-        ([{"view": {"ref": 1, "index": 0, "packet": b"x"}}], "VIEW_OF_IMAGE"),
+        ([{"image_chunks": [{"ref": 2, "total": 9, "data": b"xyz"}]}], "PICTURE_UNKNOWN"),
+        ([{"views": [{"ref": 1, "index": 0, "packet": b"x"}]}], "VIEW_OF_IMAGE"),
         (
             [
-                {"picture": {"ref": 3, "picture_id": picture_id("packets")}},
-                {"image_chunk": {"ref": 3, "total": 9, "data": b"xyz"}},
+                {"pictures": [{"ref": 3, "picture_id": picture_id("packets")}]},
+                {"image_chunks": [{"ref": 3, "total": 9, "data": b"xyz"}]},
             ],
             "NO_IMAGE",
         ),
-        ([{"picture": {"ref": 1, "picture_id": picture_id("a")}}], "DUPLICATE_REF"),
+        ([{"pictures": [{"ref": 1, "picture_id": picture_id("a")}]}], "DUPLICATE_REF"),
     ],
 )
 async def test_chunks_that_are_refused(
@@ -246,7 +246,7 @@ async def test_chunks_that_are_refused(
     server = await serve(limits=LIMITS)
     client = connect(server)
     await client.hello()
-    await client.send(picture=image_picture(1, "a", SIZE))
+    await client.send(pictures=[image_picture(1, "a", SIZE)])
     for request in requests:
         await client.send(**request)
     kinds = []
@@ -288,7 +288,7 @@ async def test_files_that_cannot_be_used_leave_nothing(
     client = connect(server)
     await client.hello()
     format_ = tofc_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{kind}")
-    await client.send(picture=image_picture(1, "a", SIZE, kind=format_))
+    await client.send(pictures=[image_picture(1, "a", SIZE, kind=format_)])
     await client.expect("picture_state")
     await client.ask(1, "?", refs=(1,))  # nobody may be left waiting
     await client.chunks(1, data)
@@ -311,9 +311,9 @@ async def test_who_goes_in_the_middle_of_a_file_leaves_nothing(serve: Serve, con
     server = await serve(limits=LIMITS)
     client = connect(server)
     await client.hello()
-    await client.send(picture=image_picture(1, "a", SIZE))
+    await client.send(pictures=[image_picture(1, "a", SIZE)])
     await client.expect("picture_state")
-    await client.send(image_chunk=tofc_pb2.ImageChunk(ref=1, total=5000, data=bytes(4000)))
+    await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, total=5000, data=bytes(4000))])
     await client.expect("image_ack")
     assert server.service.pictures.size == OVERHEAD + 4000
     await vanishes(client, server)
@@ -355,9 +355,9 @@ async def test_files_in_line_are_bounded_by_the_pictures_memory(
     await client.hello()
     for ref in (1, 2):
         await client.image(ref, str(ref), jpeg("A"), size=SIZE)
-    await client.send(picture=image_picture(3, "3", SIZE))
+    await client.send(pictures=[image_picture(3, "3", SIZE)])
     await client.expect("picture_state")
-    await client.send(image_chunk=tofc_pb2.ImageChunk(ref=3, total=2000, data=bytes(2000)))
+    await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=3, total=2000, data=bytes(2000))])
     await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "CACHE_FULL")
     await forgotten(server)
 

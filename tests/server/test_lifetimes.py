@@ -45,7 +45,7 @@ async def test_cancel_stops_the_engine(serve: Serve, connect: Connect, engine: F
     await client.ask(1, "never answered")
     await within(engine.busy.wait())
     for _ in range(2):  # a second cancel is harmless
-        await client.send(cancel=tofc_pb2.Cancel(request=1))
+        await client.send(cancels=[tofc_pb2.Cancel(request=1)])
     text, done = await client.answer(1)
     assert (text, done.finish_reason) == ("", CANCELLED)
     assert done.usage.prompt_tokens == len("never answered")
@@ -59,7 +59,7 @@ async def test_cancel_of_a_question_that_waits_for_views(serve: Serve, connect: 
     await client.hello()
     await client.picture(1, "p")
     await client.ask(1, "?", refs=(1,))
-    await client.send(cancel=tofc_pb2.Cancel(request=1))
+    await client.send(cancels=[tofc_pb2.Cancel(request=1)])
     assert (await client.answer(1))[1].finish_reason == CANCELLED
     assert not engine.prompts
     await client.end()
@@ -73,7 +73,7 @@ async def test_cancel_of_one_leaves_the_other(
     await client.hello()
     await client.ask(1, "one")
     await client.ask(2, "two")
-    await client.send(cancel=tofc_pb2.Cancel(request=2))
+    await client.send(cancels=[tofc_pb2.Cancel(request=2)])
     assert (await client.answer(2))[1].finish_reason == CANCELLED
     gate.set()
     assert (await client.answer(1))[0] == "one"
@@ -155,6 +155,7 @@ async def test_a_call_that_is_cancelled_stops_the_engine(serve: Serve, connect: 
 async def fill(client: RawClient, ref: int, name: str) -> None:
     assert not await client.picture(ref, name)
     await client.view(ref, 0, name.encode())
+    await client.taken(ref, 0)
 
 
 async def test_an_evicted_picture_is_asked_for_again(serve: Serve, connect: Connect) -> None:
@@ -186,7 +187,7 @@ async def test_pictures_in_use_are_not_evicted(
     await fill(one, 2, "b")
     await one.ask(1, "?", refs=(1, 2))
     await within(engine.busy.wait())
-    await two.send(picture=tofc_pb2.Picture(ref=1, picture_id=b"c" * 16))
+    await two.send(pictures=[tofc_pb2.Picture(ref=1, picture_id=b"c" * 8)])
     await two.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "CACHE_FULL")
     gate.set()
     assert (await one.answer(1))[0] == "ab?"

@@ -5,8 +5,10 @@ from typing import Any
 import grpc
 import pytest
 
-from edge_server.fake import CORRUPT
+from edge_server.conversations import KEPT
+from edge_server.fake import CORRUPT, fake_backend
 from edge_server.settings import SessionLimits
+from shared.model.generation import Defaults
 from shared.rpc.channel import UP_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect, Serve
@@ -51,7 +53,7 @@ async def test_views_in_any_order_and_twice(serve: Serve, connect: Connect) -> N
     client = connect(await serve())
     await client.hello()
     await client.picture(5, "p", rows=2, columns=1)
-    for index, packet in ((2, b"3"), (0, b"1"), (0, b"x"), (1, b"2"), (1, b"y")):
+    for index, packet in ((2, b"3"), (0, b"1"), (0, b"1"), (1, b"2"), (1, b"2")):
         await client.view(5, index, packet)
     await client.ask(1, "?", refs=(5,))
     assert (await client.answer(1))[0] == "123?"
@@ -83,7 +85,7 @@ async def test_two_clients_fill_and_share_one_picture(serve: Serve, connect: Con
     assert await three.picture(2, "shared", rows=1, columns=1)
     await three.ask(1, "!", refs=(2,))
     assert (await three.answer(1))[0] == "ab!"
-    await three.send(picture=tofc_pb2.Picture(ref=3, picture_id=picture_id("shared"), rows=2, columns=2))
+    await three.send(pictures=[tofc_pb2.Picture(ref=3, picture_id=picture_id("shared"), rows=2, columns=2)])
     await three.failed(PRECONDITION, "LAYOUT_MISMATCH")
 
 
@@ -98,6 +100,75 @@ async def test_a_picture_without_its_sender_is_dropped(serve: Serve, connect: Co
     await two.hello()
     assert len(server.service.pictures) == 0
     assert not await two.picture(1, "half")  # another layout is no contradiction any more
+
+
+async def test_acknowledgements_are_gathered(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    await client.picture(1, "p", rows=2, columns=3)
+    await client.picture(2, "q", rows=1, columns=1)
+    for index in range(3):
+        await client.view(1, index, b"x")
+    await client.view(2, 1, b"y")  # the fourth untold
+    for view in ((1, 0), (1, 1), (1, 2), (2, 1)):
+        await client.taken(*view)
+    await client.view(2, 0, b"y")  # completes its picture
+    await client.taken(2, 0)
+    await client.view(1, 3, b"x")  # untold
+    await client.view(2, 0, b"y")  # of a picture that is whole already
+    await client.call.done_writing()
+    assert await client.receive() is grpc.aio.EOF
+    assert client.acknowledged.count((2, 0)) == 2
+
+
+async def test_a_new_picture_is_announced_without_a_reply(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    announced = tofc_pb2.Picture(ref=1, picture_id=picture_id("p"))
+    await client.send(pictures=[announced])
+    await client.view(1, 0, b"p")
+    await client.taken(1, 0)  # nothing was said before it
+    await client.send(pictures=[announced])
+    assert (await client.expect("picture_state")).complete
+
+
+async def test_parts_of_a_request_are_taken_in_order(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.send(
+        hello={"model_id": "fake-model", "codec_id": "fake-codec"},
+        pictures=[{"ref": 1, "picture_id": picture_id("p")}, {"ref": 2, "picture_id": picture_id("q")}],
+        views=[{"ref": 1, "packet": b"p"}, {"ref": 2, "packet": b"q"}],
+        asks=[{"request": 1, "refs": [2, 1], "question": "?"}, {"request": 2}],
+        cancels=[{"request": 2}],
+    )
+    await client.expect("welcome")
+    texts, reasons = {1: "", 2: ""}, {}
+    while len(reasons) < 2:
+        response = await client.receive()
+        if response.HasField("token"):
+            texts[response.token.request] += response.token.text
+        else:
+            reasons[response.done.request] = response.done.finish_reason
+    assert texts == {1: "qp?", 2: ""}
+    assert reasons == {1: tofc_pb2.FINISH_REASON_STOP, 2: tofc_pb2.FINISH_REASON_CANCELLED}
+
+
+async def test_a_part_of_unknown_kind_is_not_passed_over(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    call = tofc_pb2.SessionRequest.FromString(b"\x2a\x02\x08\x01" + b"\x7a\x00")  # question 1, and field 15
+    await client.call.write(call)
+    assert "(15)" in await client.failed(INVALID, "UNKNOWN_REQUEST")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+async def test_welcome_says_how_pictures_are_named_and_answers_drawn(
+    temperature: float, serve: Serve, connect: Connect
+) -> None:
+    servers = [await serve(fake_backend(defaults=Defaults(temperature=temperature))) for _ in range(2)]
+    one, same, other = [await connect(server).hello() for server in (servers[0], *servers)]
+    assert len(one.picture_key) == 16 and one.picture_key == same.picture_key != other.picture_key
+    assert one.draws == (temperature > 0)
 
 
 async def test_text_comes_in_whole_characters(serve: Serve, connect: Connect) -> None:
@@ -170,18 +241,18 @@ PICTURE = {"ref": 1, "picture_id": picture_id("p"), "rows": 1, "columns": 1}
 @pytest.mark.parametrize(
     "request_, status, reason",
     [
-        ({"picture": {**PICTURE, "ref": 2, "picture_id": b"short"}}, INVALID, "PICTURE_ID_INVALID"),
-        ({"picture": {**PICTURE, "ref": 2, "columns": 0}}, INVALID, "LAYOUT_INVALID"),
-        ({"picture": {**PICTURE, "ref": 2, "rows": 5}}, INVALID, "TOO_MANY_VIEWS"),
-        ({"picture": {**PICTURE, "ref": 2, "rows": 2**32 - 1, "columns": 2**32 - 1}}, INVALID, "TOO_MANY_VIEWS"),
-        ({"picture": {**PICTURE, "picture_id": picture_id("q")}}, grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_REF"),
-        ({"view": {"ref": 2, "index": 0, "packet": b"x"}}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
-        ({"view": {"ref": 1, "index": 2, "packet": b"x"}}, INVALID, "VIEW_INDEX_INVALID"),
-        ({"view": {"ref": 1, "index": 0, "packet": b"123456789"}}, INVALID, "PACKET_TOO_LARGE"),
-        ({"view": {"ref": 1, "index": 0, "packet": CORRUPT}}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
-        ({"view": {"ref": 1, "index": 0, "packet": b""}}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
-        ({"ask": {"request": 0}}, INVALID, "REQUEST_ZERO"),
-        ({"cancel": {"request": 0}}, grpc.StatusCode.NOT_FOUND, "QUESTION_UNKNOWN"),
+        ({"pictures": [{**PICTURE, "ref": 2, "picture_id": b"short"}]}, INVALID, "PICTURE_ID_INVALID"),
+        ({"pictures": [{**PICTURE, "ref": 2, "columns": 0}]}, INVALID, "LAYOUT_INVALID"),
+        ({"pictures": [{**PICTURE, "ref": 2, "rows": 5}]}, INVALID, "TOO_MANY_VIEWS"),
+        ({"pictures": [{**PICTURE, "ref": 2, "rows": 2**32 - 1, "columns": 2**32 - 1}]}, INVALID, "TOO_MANY_VIEWS"),
+        ({"pictures": [{**PICTURE, "picture_id": picture_id("q")}]}, grpc.StatusCode.ALREADY_EXISTS, "DUPLICATE_REF"),
+        ({"views": [{"ref": 2, "index": 0, "packet": b"x"}]}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
+        ({"views": [{"ref": 1, "index": 2, "packet": b"x"}]}, INVALID, "VIEW_INDEX_INVALID"),
+        ({"views": [{"ref": 1, "index": 0, "packet": b"123456789"}]}, INVALID, "PACKET_TOO_LARGE"),
+        ({"views": [{"ref": 1, "index": 0, "packet": CORRUPT}]}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
+        ({"views": [{"ref": 1, "index": 0, "packet": b""}]}, grpc.StatusCode.DATA_LOSS, "CORRUPT_PACKET"),
+        ({"asks": [{"request": 0}]}, INVALID, "REQUEST_ZERO"),
+        ({"cancels": [{"request": 0}]}, grpc.StatusCode.NOT_FOUND, "QUESTION_UNKNOWN"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -206,12 +277,10 @@ USER, ASSISTANT, SYSTEM = tofc_pb2.ROLE_USER, tofc_pb2.ROLE_ASSISTANT, tofc_pb2.
     [
         ({"refs": [2]}, grpc.StatusCode.NOT_FOUND, "PICTURE_UNKNOWN"),
         ({"refs": [1, 1, 1]}, INVALID, "TOO_MANY_PICTURES"),
-        ({"turns": []}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": ASSISTANT, "text": "a"}]}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": USER}, {"role": SYSTEM}, {"role": USER}]}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": 9}, {"role": USER}]}, INVALID, "TURNS_INVALID"),
-        ({"turns": [{"role": USER}] * 513}, INVALID, "QUESTION_TOO_LONG"),
-        ({"turns": [{"role": USER, "text": "ä" * 5}, {"role": USER, "text": "ä" * 6}]}, INVALID, "QUESTION_TOO_LONG"),
+        ({"history": [{"role": USER}, {"role": SYSTEM}]}, INVALID, "TURNS_INVALID"),
+        ({"history": [{"role": 9}]}, INVALID, "TURNS_INVALID"),
+        ({"history": [{"role": USER}] * 512}, INVALID, "QUESTION_TOO_LONG"),
+        ({"history": [{"role": USER, "text": "ä" * 5}], "question": "ä" * 6}, INVALID, "QUESTION_TOO_LONG"),
         ({"sampling": {"max_tokens": 17}}, INVALID, "TOO_MANY_TOKENS"),
         ({"sampling": {"temperature": -1.0}}, INVALID, "INVALID_REQUEST"),
         ({"sampling": {"temperature": float("nan")}}, INVALID, "INVALID_REQUEST"),
@@ -226,7 +295,7 @@ async def test_a_question_that_is_refused_leaves_the_session_open(
     await client.hello()
     await client.picture(1, "p")
     await client.view(1, 0, b"p")
-    await client.send(ask={"request": 3, "turns": [{"role": USER, "text": "?"}], **ask})
+    await client.send(asks=[{"request": 3, "question": "?", **ask}])
     error = await client.expect("error")
     assert (error.request, error.status, error.reason) == (3, status.value[0], reason)
     assert error.message
@@ -237,9 +306,35 @@ async def test_a_question_that_is_refused_leaves_the_session_open(
 async def test_a_system_turn_and_earlier_turns_are_read(serve: Serve, connect: Connect) -> None:
     client = connect(await serve())
     await client.hello()
-    turns = [(SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b"), (USER, "c")]
-    await client.send(ask=tofc_pb2.Ask(request=1, turns=[tofc_pb2.Turn(role=role, text=text) for role, text in turns]))
+    turns = [(SYSTEM, "s"), (USER, "a"), (ASSISTANT, "b")]
+    history = [tofc_pb2.Turn(role=role, text=text) for role, text in turns]
+    await client.ask(1, "c", history=history)
     assert (await client.answer(1))[0] == "sabc"
+
+
+async def test_a_question_goes_on_from_another(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(limits=SessionLimits(question_bytes=11)))
+    await client.hello()
+    await client.ask(1, "a", history=[tofc_pb2.Turn(role=SYSTEM, text="s")])
+    assert (await client.answer(1))[0] == "sa"
+    await client.ask(2, "b", after=1)
+    assert (await client.answer(2))[0] == "sasab"
+    await client.ask(3, "c", after=1, history=[tofc_pb2.Turn(role=USER, text="-")])
+    assert (await client.answer(3))[0] == "sasa-c"  # what comes after another question is not in it
+    for after, ask, reason in (
+        (1, {"history": [tofc_pb2.Turn(role=SYSTEM)]}, "TURNS_INVALID"),  # no longer the first turn
+        (2, {"question": "abc"}, "QUESTION_TOO_LONG"),
+        (3, {}, "CONVERSATION_GONE"),  # 12 bytes with its answer, so that nothing could follow
+        (4, {}, "CONVERSATION_GONE"),
+    ):
+        await client.send(asks=[{"request": 10 * after + len(ask), "after": after, **ask}])
+        assert (await client.expect("error")).reason == reason
+    for number in range(50, 50 + KEPT):
+        await client.ask(number, "x")
+        await client.answer(number)
+    await client.ask(60, "d", after=1)
+    error = await client.expect("error")
+    assert (error.status, error.reason) == (5, "CONVERSATION_GONE")
 
 
 async def test_a_number_is_used_once(serve: Serve, connect: Connect) -> None:
@@ -250,8 +345,8 @@ async def test_a_number_is_used_once(serve: Serve, connect: Connect) -> None:
     await client.ask(1, "two")
     error = await client.expect("error")
     assert (error.request, error.reason) == (1, "DUPLICATE_REQUEST")
-    await client.send(cancel=tofc_pb2.Cancel(request=1))  # crossed its Done: nothing happens
-    await client.send(cancel=tofc_pb2.Cancel(request=2))
+    await client.send(cancels=[tofc_pb2.Cancel(request=1)])  # crossed its Done: nothing happens
+    await client.send(cancels=[tofc_pb2.Cancel(request=2)])
     error = await client.expect("error")
     assert (error.request, error.reason) == (2, "QUESTION_UNKNOWN")
 
@@ -265,7 +360,7 @@ async def test_numbers_of_a_session_run_out(serve: Serve, connect: Connect) -> N
         await client.picture(number, str(number))
     await client.ask(5, "?")
     assert (await client.expect("error")).reason == "SESSION_USED_UP"
-    await client.send(picture=tofc_pb2.Picture(ref=5, picture_id=picture_id("5")))
+    await client.send(pictures=[tofc_pb2.Picture(ref=5, picture_id=picture_id("5"))])
     await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "SESSION_USED_UP")
 
 
@@ -282,7 +377,6 @@ async def test_a_message_beyond_the_transports_cap_never_arrives(serve: Serve) -
 
 async def test_a_prompt_must_fit_the_model(serve: Serve, connect: Connect) -> None:
     from edge_server.engine.fake import FakeEngine
-    from edge_server.fake import fake_backend
 
     client = connect(await serve(fake_backend(engine=FakeEngine(lambda prompt: [65], max_positions=10))))
     await client.hello()

@@ -10,6 +10,7 @@ from benchmarks.fuzz.streams import JumpingLoop
 from edge_server import outbox as outbox_module
 from edge_server import session
 from edge_server.answer import Question, Workshop
+from edge_server.conversations import Conversations
 from edge_server.engine.base import Sampling
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import decode_bytes, fake_backend
@@ -28,7 +29,8 @@ LIMITS = SessionLimits(pictures_under_way=1, views_per_picture=1)
 
 
 def picture(ref: int) -> tofc_pb2.SessionRequest:
-    return tofc_pb2.SessionRequest(picture=tofc_pb2.Picture(ref=ref, picture_id=picture_id(str(ref))))
+    announced = tofc_pb2.Picture(ref=ref, picture_id=picture_id(str(ref)), reply=True)
+    return tofc_pb2.SessionRequest(pictures=[announced])
 
 
 class Unread:
@@ -87,7 +89,7 @@ async def test_views_are_taken_only_as_fast_as_their_acknowledgements_are_read(s
         yield picture(1)
         yield picture(2)  # lets go of the first, whose views are then acknowledged without decoding
         while True:
-            yield tofc_pb2.SessionRequest(view=tofc_pb2.View(ref=1, index=0, packet=b"x"))
+            yield tofc_pb2.SessionRequest(views=[tofc_pb2.View(ref=1, index=0, packet=b"x")])
             taken += 1
             await asyncio.sleep(0)
 
@@ -105,8 +107,7 @@ async def test_a_picture_is_let_go_though_its_question_could_not_ask_for_it_agai
         yield picture(1)
         for _ in range(WAITING - 1):  # with the welcome: as much as fits
             yield picture(2)
-        turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text="?")]
-        yield tofc_pb2.SessionRequest(ask=tofc_pb2.Ask(request=1, refs=[1], turns=turns))
+        yield tofc_pb2.SessionRequest(asks=[tofc_pb2.Ask(request=1, refs=[1], question="?")])
         await asyncio.Event().wait()
 
     pictures = PictureCache(10_000)
@@ -141,10 +142,9 @@ async def test_an_answer_that_nobody_reads_ends_its_session(
 
     async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
         yield HELLO
-        turns = [tofc_pb2.Turn(role=tofc_pb2.ROLE_USER, text="x" * (WAITING + 2))]
-        yield tofc_pb2.SessionRequest(
-            ask=tofc_pb2.Ask(request=1, turns=turns, sampling=tofc_pb2.Sampling(max_tokens=1000))
-        )
+        sampling = tofc_pb2.Sampling(max_tokens=1000)
+        ask = tofc_pb2.Ask(request=1, question="x" * (WAITING + 2), sampling=sampling)
+        yield tofc_pb2.SessionRequest(asks=[ask])
         if not leaves:
             await asyncio.Event().wait()
 
@@ -187,6 +187,7 @@ async def test_a_cancel_that_comes_while_done_waits_for_room_changes_nothing(sho
         pictures=[],
         gone=[],
         deadline_ms=0,
+        conversations=Conversations(0),
     )
     question.task = asyncio.create_task(question.answer(shop, outbox, "session"))
     assert isinstance(shop.engine, FakeEngine)

@@ -43,20 +43,20 @@ FINISH_REASON_LENGTH: FinishReason
 FINISH_REASON_CANCELLED: FinishReason
 
 class SessionRequest(_message.Message):
-    __slots__ = ("hello", "picture", "view", "ask", "cancel", "image_chunk")
+    __slots__ = ("hello", "pictures", "views", "image_chunks", "asks", "cancels")
     HELLO_FIELD_NUMBER: _ClassVar[int]
-    PICTURE_FIELD_NUMBER: _ClassVar[int]
-    VIEW_FIELD_NUMBER: _ClassVar[int]
-    ASK_FIELD_NUMBER: _ClassVar[int]
-    CANCEL_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    ASKS_FIELD_NUMBER: _ClassVar[int]
+    CANCELS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
-    picture: Picture
-    view: View
-    ask: Ask
-    cancel: Cancel
-    image_chunk: ImageChunk
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., picture: _Optional[_Union[Picture, _Mapping]] = ..., view: _Optional[_Union[View, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., image_chunk: _Optional[_Union[ImageChunk, _Mapping]] = ...) -> None: ...
+    pictures: _containers.RepeatedCompositeFieldContainer[Picture]
+    views: _containers.RepeatedCompositeFieldContainer[View]
+    image_chunks: _containers.RepeatedCompositeFieldContainer[ImageChunk]
+    asks: _containers.RepeatedCompositeFieldContainer[Ask]
+    cancels: _containers.RepeatedCompositeFieldContainer[Cancel]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., pictures: _Optional[_Iterable[_Union[Picture, _Mapping]]] = ..., views: _Optional[_Iterable[_Union[View, _Mapping]]] = ..., image_chunks: _Optional[_Iterable[_Union[ImageChunk, _Mapping]]] = ..., asks: _Optional[_Iterable[_Union[Ask, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
     __slots__ = ("welcome", "picture_state", "view_ack", "token", "done", "error", "need_picture", "image_ack")
@@ -89,16 +89,20 @@ class Hello(_message.Message):
     def __init__(self, client_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("server_version", "model_id", "codec_id", "limits")
+    __slots__ = ("server_version", "model_id", "codec_id", "limits", "picture_key", "draws")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CODEC_ID_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_KEY_FIELD_NUMBER: _ClassVar[int]
+    DRAWS_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     model_id: str
     codec_id: str
     limits: Limits
-    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    picture_key: bytes
+    draws: bool
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., draws: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels")
@@ -121,18 +125,20 @@ class Limits(_message.Message):
     def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ...) -> None: ...
 
 class Picture(_message.Message):
-    __slots__ = ("ref", "picture_id", "rows", "columns", "image")
+    __slots__ = ("ref", "picture_id", "rows", "columns", "image", "reply")
     REF_FIELD_NUMBER: _ClassVar[int]
     PICTURE_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
     ref: int
     picture_id: bytes
     rows: int
     columns: int
     image: Image
-    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+    reply: bool
+    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., reply: _Optional[bool] = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("format", "width", "height")
@@ -183,28 +189,32 @@ class ImageAck(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class ViewAck(_message.Message):
-    __slots__ = ("ref", "index")
+    __slots__ = ("ref", "indexes")
     REF_FIELD_NUMBER: _ClassVar[int]
-    INDEX_FIELD_NUMBER: _ClassVar[int]
+    INDEXES_FIELD_NUMBER: _ClassVar[int]
     ref: int
-    index: int
-    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
+    indexes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ref: _Optional[int] = ..., indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("request", "refs", "turns", "sampling", "deadline_ms", "thinking")
+    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "after")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
-    TURNS_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     THINKING_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     request: int
     refs: _containers.RepeatedScalarFieldContainer[int]
-    turns: _containers.RepeatedCompositeFieldContainer[Turn]
+    question: str
+    history: _containers.RepeatedCompositeFieldContainer[Turn]
     sampling: Sampling
     deadline_ms: int
     thinking: bool
-    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: _Optional[bool] = ...) -> None: ...
+    after: int
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: _Optional[bool] = ..., after: _Optional[int] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "text")

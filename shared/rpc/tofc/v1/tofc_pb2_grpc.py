@@ -50,7 +50,7 @@ class TofcServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Session(self, request_iterator, context):
-        """A session. The first request is Hello, the first response Welcome.
+        """A session. The first request begins with Hello, the first response is Welcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,89 @@
+"""What a question costs on the socket: the device's own client and a real server, a picture made of fake packets."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+from PIL import Image
+
+from device_client.fake import FakeEncoder
+from device_client.link import Target
+from device_client.report import Report
+from device_client.session import Session
+from edge_server.fake import fake_backend
+from edge_server.server import start
+from edge_server.settings import ServerSettings
+from edge_server.thinking import Marks
+from shared.model.views import ViewRule
+from tests.client.test_meter import linux
+
+pytestmark = linux
+RULE = ViewRule(global_size=336, crop_size=224, max_side=1344)
+QUESTION = "is there a rocket?"
+# What every message costs: a frame (9), gRPC's prefix (5); and once for all that is said without hearing anything
+# new, a stream's window update (13).
+FRAME, UPDATE = 14, 13
+ASK = 8  # around the text: the part, its number, a picture, and the text's own head
+AFTER = 2  # which question it follows
+ANNOUNCEMENT = 14  # the part, a number, 8 bytes of name
+VIEW = 6  # around the packet: the part, a picture, and the packet's own head
+PLACE = 2  # more where a picture has several: which view it is, or how many there are
+SESSION = 400  # preface, settings, headers, Hello
+
+
+@pytest_asyncio.fixture
+async def session() -> AsyncIterator[Session]:
+    """A session that has been used for a question without a picture."""
+    backend = fake_backend(lambda prompt: b"yes", marks=Marks(begin=256, end=257))
+    server = await start(ServerSettings(model=Path("unused"), port=0, grace=0.0), lambda _: backend)
+    encoder = FakeEncoder(model_id="fake-model", codec_id="fake-codec", packet_bytes=80, rule=RULE)
+    async with Session(Target(address=server.address), encoder) as made:
+        yield made
+    await server.stop()
+
+
+def picture(folder: Path, side: int) -> Path:
+    path = folder / f"{side}.png"
+    Image.linear_gradient("L").resize((side, side)).convert("RGB").save(path)
+    return path
+
+
+def up(report: Report) -> int:
+    """Bytes up beside packets and the question's text."""
+    assert report.answer == "yes" and report.bytes_up is not None
+    return report.bytes_up - report.bytes_picture - len(report.question)
+
+
+async def test_a_picture_costs_little_beside_its_packet(session: Session, tmp_path: Path) -> None:
+    first = up(await session.ask([], QUESTION).result())
+    assert first <= SESSION
+    seen = session.open(picture(tmp_path, 300))
+    new = await session.ask([seen], QUESTION).result()
+    assert (new.bytes_picture, new.views_sent) == (80, 1)
+    assert up(new) <= UPDATE + FRAME + ANNOUNCEMENT + ASK + FRAME + VIEW
+    again = await session.ask([seen], "and a dog?").result()
+    assert again.bytes_picture == 0
+    assert up(again) <= UPDATE + FRAME + ASK
+
+
+async def test_a_view_costs_little_beside_its_packet(session: Session, tmp_path: Path) -> None:
+    await session.ask([], QUESTION).result()
+    report = await session.ask([session.open(picture(tmp_path, 600))], QUESTION).result()
+    assert report.views_sent > 8  # more than may be unacknowledged
+    views = report.views_sent * (FRAME + VIEW + PLACE)
+    updates = UPDATE * (1 + report.views_sent // 4)  # acknowledgements are heard between views
+    assert up(report) <= FRAME + ANNOUNCEMENT + 2 * PLACE + ASK + views + updates
+
+
+async def test_a_conversation_is_not_sent_again(session: Session) -> None:
+    history: list[tuple[str, str]] = []
+    for number in range(4):
+        report = await session.ask([], QUESTION, history=history).result()
+        history.append((QUESTION, report.answer))
+        assert number == 0 or up(report) <= UPDATE + FRAME + ASK + AFTER
+
+
+async def test_questions_go_on_costing_little(session: Session) -> None:
+    # gRPC must not fall back to two window updates for each before a long conversation is over.
+    reports = [await session.ask([], QUESTION).result() for _ in range(101)]
+    assert max(map(up, reports[1:])) <= UPDATE + FRAME + ASK
