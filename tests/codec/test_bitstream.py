@@ -18,6 +18,7 @@ from tests.codec.plain import PlainDecoder, crc
 
 GOLDEN = Path(__file__).parent / "golden"
 CODECS = ["one-quality", "four-qualities"]
+PARTS = ["embed_w", "embed_b", "around_w", "own_w", "own_b", "mid_w", "mid_b", "out_w", "out_b"]  # of the context model
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bitstream.md"
 
 
@@ -96,7 +97,7 @@ def test_the_golden_packets_cover_the_format(name: str) -> None:
         assert len({*(table % (1 << codec.config.fraction)).tolist()}) == 4
 
 
-@pytest.mark.parametrize("part", "embed_w embed_b around_w own_w own_b mid_w mid_b out_w out_b".split())
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_of_the_context_model_matters_to_some_packet(part: str) -> None:
     """Else the golden packets would not notice what became of it."""
     codec = Codec.load(GOLDEN / "four-qualities")

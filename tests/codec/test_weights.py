@@ -121,6 +121,7 @@ def test_the_fake_codec_is_as_cheap_as_one_that_expects_nothing() -> None:
         ({"channels": 0}, "channels = 0; must be an integer from 1"),
         ({"context_hidden": True}, "context_hidden"),
         ({"reach": 5}, "reach = 5; must be an integer from 1 to 4"),
+        ({"crop_features": 0}, "crop_features = 0; must be null or 1 to 256"),
         ({"components": 1.0}, "components"),
         ({"fraction": 9}, "fraction = 9"),
         ({"fraction": 6}, "a multiple of 64"),

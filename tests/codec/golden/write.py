@@ -34,7 +34,7 @@ VIEWS = (
 
 
 def codecs() -> dict[str, CodecWeights]:
-    """One that is all defaults but small, and one with slices, near neighbours only, and means and scales that go far."""
+    """One that is all defaults but small, and one with slices and near neighbours whose means and scales go far."""
     plain = fake_weights(D=12, M=6, H=4, seed=1, slices=1, hidden=5)
     rich = fake_weights(D=12, M=7, H=4, seed=4, Q=4, slices=4, hidden=6)
     strong = replace(
