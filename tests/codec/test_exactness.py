@@ -207,11 +207,11 @@ def _job(made: Path, name: str, folder: Path, codec: Codec, views: Views, packet
 
 
 def _damaged(packet: bytes, place: int) -> list[bytes]:
-    """Shorter, and with one byte changed; the checksums are right."""
+    """Shorter, longer, and with one byte changed; the checksums are right."""
     content = content_of(packet)
     at = min(1 + place % max(len(content) - 1, 1), len(content) - 1)
     changed = content[:at] + bytes([content[at] ^ 1 << place % 8]) + content[at + 1 :]
-    return [mended(content[:-1]), mended(changed)]
+    return [mended(content[:-1]), mended(content + b"\0"), mended(changed)]
 
 
 @pytest.mark.parametrize("cell", [*FAST, *SLOW], ids=lambda cell: cell.name)
