@@ -22,7 +22,7 @@ from lab.nano.answerer import Answerer, config
 from lab.nano.source import Mix, NanoSource
 from shared.codec.codec import Codec
 from shared.codec.context import Context, around, stages
-from shared.codec.weights import CodecWeights
+from shared.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import load_tokenizer
 from tests.e2e.conftest import MODEL
@@ -123,6 +123,18 @@ def test_tables_count_what_training_pictures_need(exported: tuple[CodecModel, Co
     assert one < two
     decoded = Codec(counted).decode(Codec(counted).encode(views[0]))
     assert np.abs(decoded.features - views[0]).mean() < np.abs(views[0] - weights.mean).mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["embed_b", "own_b", "mid_b"])
+def test_what_is_cut_off_in_the_runtime_is_rounded(name: str) -> None:
+    model = _model(_views())
+    bias = model.context.get_parameter(name)
+    bias.uniform_(0, 4)
+    activation = model.context.integers()[name] >> WEIGHT_BITS
+    assert (
+        activation == (bias.double() * 2**ACTIVATION_BITS).round()
+    ).double().mean() > 0.99  # halves go up, not to even
 
 
 @torch.no_grad()
