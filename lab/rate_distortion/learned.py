@@ -46,11 +46,11 @@ class Recipe:
     latent: int = 96
     prices: tuple[float, ...] = (0.0003, 0.0007, 0.0016, 0.0037, 0.0085, 0.02)
     finest: float = 8.0  # gain of the highest rate in the beginning: y is small then, and would all be rounded away
-    steps: int = 12_000
+    steps: int = 9000
     batch: int = 8
     crop: int = 128  # px
-    kernels: float = 2e-3  # learning rate of convolutions
-    rest: float = 1e-3
+    kernels: float = 2e-3  # learning rate of convolutions in the beginning; falls with the square of what is left
+    rest: float = 3e-3
     save: int = 250
 
 
@@ -145,7 +145,7 @@ def train(
         error = nn.functional.mse_loss(seen.x_hat, x)
         # Over the root of the price, so that no rate's gradient drowns the others'.
         ((bits + price * 255**2 * error) * (recipe.prices[0] / price) ** 0.5).backward()
-        optimiser.step(min(1.0, (step + 1) / 100, 2 * (1 - step / recipe.steps)))
+        optimiser.step(min(1.0, (step + 1) / 100) * (1 - step / recipe.steps) ** 2)
         if step % 8 not in (3, 7):
             for name, value in (("bits", bits), ("dB", -10 * error.log10())):
                 name = f"{name} {chosen}"
