@@ -2,9 +2,8 @@
 
     training pictures ─ shrink by any factor ─ crop ─ hyperprior ─ bits + λ·255²·squared error, a λ for each rate
 
-Kind to it: it sees the very world that it is judged in, as many new pictures as it can take, backgrounds of the
-training split, as nano's own codec does; sizes of a picture and of its strings and the rate are counted as two
-bytes. Promises that training goes on where it stopped, with the pictures that it would have seen.
+Kind to it: it learns on the very world that it is judged in, with backgrounds of the training split and a new
+picture every time; the picture's size, its strings' lengths and the rate are counted as two bytes together. Promises that training goes on where it stopped, with the pictures that it would have seen.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class Recipe:
 
     channels: int = 64
     latent: int = 96
-    prices: tuple[float, ...] = (0.0003, 0.0007, 0.0016, 0.0037, 0.0085, 0.02)
+    prices: tuple[float, ...] = (0.00005, 0.00015, 0.0004, 0.0012, 0.0035, 0.01)
     finest: float = 8.0  # gain of the highest rate in the beginning: y is small then, and would all be rounded away
     steps: int = 9000
     batch: int = 8
     crop: int = 128  # px
-    kernels: float = 2e-3  # learning rate of convolutions in the beginning; falls with the square of what is left
+    kernels: float = 1e-3  # learning rate of convolutions in the beginning
     rest: float = 3e-3
     save: int = 250
 
@@ -86,10 +85,7 @@ class _Optimiser:
         self.kernels = [weight for weight in self.weights if weight.ndim == 4]
         self.matrices = [nn.Parameter(kernel.detach().flatten(1)) for kernel in self.kernels]  # the same memory
         self.parts: list[tuple[float, torch.optim.Optimizer]] = [
-            (
-                recipe.kernels,
-                torch.optim.Muon(self.matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            ),
+            (recipe.kernels, torch.optim.Muon(self.matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")),
             (recipe.rest, torch.optim.Adam([weight for weight in self.weights if weight.ndim != 4])),
         ]
 
@@ -145,7 +141,7 @@ def train(
         error = nn.functional.mse_loss(seen.x_hat, x)
         # Over the root of the price, so that no rate's gradient drowns the others'.
         ((bits + price * 255**2 * error) * (recipe.prices[0] / price) ** 0.5).backward()
-        optimiser.step(min(1.0, (step + 1) / 100) * (1 - step / recipe.steps) ** 2)
+        optimiser.step((1 - step / recipe.steps) / (1 + step / 100) ** 0.5)
         if step % 8 not in (3, 7):
             for name, value in (("bits", bits), ("dB", -10 * error.log10())):
                 name = f"{name} {chosen}"
