@@ -3,7 +3,8 @@
     training pictures ─ shrink by any factor ─ crop ─ hyperprior ─ bits + λ·255²·squared error, a λ for each rate
 
 Kind to it: it learns on the very world that it is judged in, with backgrounds of the training split and a new
-picture every time; the picture's size, its strings' lengths and the rate are counted as two bytes together. Promises that training goes on where it stopped, with the pictures that it would have seen.
+picture every time; the picture's size, its strings' lengths and the rate are counted as two bytes together.
+Promises that training goes on where it stopped, with the pictures that it would have seen.
 """
 
 from __future__ import annotations
