@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -21,11 +21,12 @@ import torch
 
 from lab.nano.answerer import merging
 from lab.nano.features import Kind, Sizes
-from lab.rate_distortion import methods
+from lab.rate_distortion import learned, methods
 from lab.rate_distortion.hull import bytes_at, hull
-from lab.rate_distortion.images import files
+from lab.rate_distortion.images import ImageFile, files
 from lab.rate_distortion.measure import Bench
 from lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
+from lab.resume import fingerprint
 from lab.world.assets import Split
 from shared.codec.codec import Codec
 from shared.codec.weights import TENSOR_FILE
@@ -68,6 +69,8 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
     tensors = (bench.checkpoint.path / TENSOR_FILE).read_bytes()  # presets change nothing of a setting
     sets = {OURS: methods.ours(codec, tensors)}
     sets |= methods.others(bench.pictures("world", "train"), bench.answerer, bench.packer, run, model)
+    weights = run / "learned" / "mean-scale.pt"
+    image_codec = learned.train(bench.assets, weights, log=log)
     found: dict[str, Any] = {
         "command": "tofc-lab rate-distortion",
         "date": date.today().isoformat(),
@@ -92,14 +95,16 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
             ]
             for method, settings in sets.items()
         }
-        for name in IMAGE_CODECS[kind]:
-            tried[TITLES[name]] = [
+        ways: dict[str, Sequence[ImageFile]] = {TITLES[name]: files(name) for name in IMAGE_CODECS[kind]}
+        ways[learned.TITLE] = learned.settings(image_codec, fingerprint(weights), kind)
+        for title, way in ways.items():
+            tried[title] = [
                 Tried(
                     name=str(file),
                     features=None,
                     measure=lambda kind, split, file=file: bench.file(file, kind, split),  # type: ignore[misc]
                 )
-                for file in files(name)
+                for file in way
             ]
         found["kinds"][kind], chosen = _kind(bench, kind, tried, log)
         # A setting of features is a rate, whatever the picture; image files are tried anew on each kind.
