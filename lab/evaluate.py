@@ -31,7 +31,7 @@ class Outcome:
 
 
 def coded(codec: Codec, n: int | None, quality: int) -> Reduce:
-    """Through the codec and back: what the edge server decodes. ``n`` None: only crops are merged, as the codec says."""
+    """Through the codec and back: what the edge server decodes. ``n`` None: merges crops only, as the codec says."""
     crop = codec.config.crop_features
 
     def reduce(view):  # type: ignore[no-untyped-def]  # the alias says it
