@@ -472,7 +472,7 @@ def rate_distortion(
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/rate_distortion.json"),
     picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("docs/rate_distortion.png"),
 ) -> None:
-    """Bytes at equal answers: packets, image codecs, TOFC as published and simple codecs. Hours, resumable."""
+    """Bytes at equal answers: packets, image codecs, TOFC as published, simple codecs. Hours, resumable."""
     from lab.rate_distortion import compare, figure
     from lab.rate_distortion.measure import Bench
 

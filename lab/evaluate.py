@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lab.nano.answerer import Answerer, Reduce, ask, picture
+from lab.nano.answerer import CROP_CELLS, Answerer, Reduce, ask, picture
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
 from shared.codec.codec import Codec
@@ -31,10 +31,12 @@ class Outcome:
 
 
 def coded(codec: Codec, n: int | None, quality: int) -> Reduce:
-    """Through the codec and back: what the edge server decodes. ``n`` None: not merged."""
+    """Through the codec and back: what the edge server decodes. ``n`` None: merges crops only, as the codec says."""
+    crop = codec.config.crop_features
 
     def reduce(view):  # type: ignore[no-untyped-def]  # the alias says it
-        packet = codec.encode(view, min(n or len(view), len(view)), quality)
+        most = crop if crop is not None and len(view) == CROP_CELLS else len(view)
+        packet = codec.encode(view, min(n or len(view), most), quality)
         decoded = codec.decode(packet)
         return decoded.features, decoded.positions, len(packet)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -21,11 +21,12 @@ import torch
 
 from lab.nano.answerer import merging
 from lab.nano.features import Kind, Sizes
-from lab.rate_distortion import methods
+from lab.rate_distortion import learned, methods
 from lab.rate_distortion.hull import bytes_at, hull
-from lab.rate_distortion.images import files
+from lab.rate_distortion.images import ImageFile, files
 from lab.rate_distortion.measure import Bench
 from lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
+from lab.resume import fingerprint
 from lab.world.assets import Split
 from shared.codec.codec import Codec
 from shared.codec.weights import TENSOR_FILE
@@ -46,6 +47,7 @@ IMAGE_CODECS: dict[str, tuple[str, ...]] = {
     "easy": ("avif", "webp"),
     "large": ("avif", "webp"),
 }
+CROPS = (None, 4)  # features of a crop at most
 TITLES = {"avif": "AVIF", "webp": "WebP", "jpeg": "JPEG", "jxl": "JPEG XL"}
 DROPS = {"1 point": 0.01, "3 points": 0.03}
 FARTHEST = 0.12  # settings that lose more are of no interest
@@ -68,6 +70,8 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
     tensors = (bench.checkpoint.path / TENSOR_FILE).read_bytes()  # presets change nothing of a setting
     sets = {OURS: methods.ours(codec, tensors)}
     sets |= methods.others(bench.pictures("world", "train"), bench.answerer, bench.packer, run, model)
+    weights = run / "learned" / "mean-scale.pt"
+    image_codec = learned.train(bench.assets, weights, log=log)
     found: dict[str, Any] = {
         "command": "tofc-lab rate-distortion",
         "date": date.today().isoformat(),
@@ -79,34 +83,40 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
         "kinds": {},
     }
     for kind in KINDS:
-        tried: dict[str, list[Tried]] = {
-            method: [
-                Tried(
-                    name=one.name,
-                    features=one.features,
-                    measure=lambda kind, split, one=one, method=method: bench.reduced(  # type: ignore[misc]
-                        f"{method}-{one.name}", one.make, kind, split, one.identity
-                    ),
-                )
-                for one in settings
-            ]
+        crops = CROPS if kind == "large" else (None,)
+        tried = {
+            method: [_tried(bench, method, one, crop) for one in settings for crop in crops]
             for method, settings in sets.items()
         }
-        for name in IMAGE_CODECS[kind]:
-            tried[TITLES[name]] = [
+        ways: dict[str, Sequence[ImageFile]] = {TITLES[name]: files(name) for name in IMAGE_CODECS[kind]}
+        ways[learned.TITLE] = learned.settings(image_codec, fingerprint(weights), kind)
+        for title, way in ways.items():
+            tried[title] = [
                 Tried(
                     name=str(file),
                     features=None,
                     measure=lambda kind, split, file=file: bench.file(file, kind, split),  # type: ignore[misc]
                 )
-                for file in files(name)
+                for file in way
             ]
         found["kinds"][kind], chosen = _kind(bench, kind, tried, log)
-        # A setting of features is a rate, whatever the picture; image files are tried anew on each kind.
+        # A setting of features is a rate, whatever the picture, but for its crops; files are tried anew on each kind.
         sets = {method: [one for one in ways if one.name in chosen[method]] for method, ways in sets.items()}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _tried(bench: Bench, method: str, setting: methods.Setting, crop: int | None) -> Tried:
+    """A way to send features, with at most ``crop`` of a crop."""
+    name = setting.name if crop is None else f"{setting.name}, {crop} of a crop"
+    return Tried(
+        name=name,
+        features=setting.features,
+        measure=lambda kind, split: bench.reduced(
+            f"{method}-{name}", lambda: setting.reduce(crop), kind, split, setting.identity
+        ),
+    )
 
 
 def _kind(
@@ -121,7 +131,7 @@ def _kind(
     chosen: dict[str, list[str]] = {}
     for method, settings in tried.items():
         kept = list(range(len(settings)))
-        if kind == "world" or settings[0].features is None:
+        if kind != "easy" or settings[0].features is None:
             kept = _choose(whole("validation"), [one.measure(kind, "validation") for one in settings])
         chosen[method] = [settings[i].name for i in kept]
         if kind == "world" and method == OURS:  # and what shows whether fewer visual tokens cost answers

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 from PIL import Image
 
@@ -21,6 +22,17 @@ from shared.model.tower import Tower
 SCALES = (0.7, 0.5, 0.35)
 #: on each codec's own scale, the lowest also at full size; a first sweep over more of both had nothing else on its hull
 QUALITIES = {"jpeg": (8, 15, 25, 40), "webp": (3, 10, 25, 45), "avif": (5, 12, 22, 35), "jxl": (20, 38, 55, 72)}
+
+
+class ImageFile(Protocol):
+    """A way to send a picture as one: its name, and what the tower behind ``encode`` sees of it."""
+
+    def __str__(self) -> str: ...
+
+    @property
+    def folder(self) -> str: ...
+
+    def through(self, encode: Callable[[Image.Image], Seen]) -> Callable[[Image.Image], Seen]: ...
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lab.nano.answerer import Reduce, merging
 from lab.nano.features import Cached, Kind, Sizes
 from lab.nano.packing import Packer
 from lab.nano.unpack import answerer_of
-from lab.rate_distortion.images import File, tower_id
+from lab.rate_distortion.images import ImageFile, tower_id
 from lab.rate_distortion.outcomes import Outcomes
 from lab.report import encoder
 from lab.world.assets import Split
@@ -46,7 +46,7 @@ class Bench:
         self.packer = Packer(load_tokenizer(self.checkpoint))
         self._loaded: dict[tuple[Kind, Split], list[Cached]] = {}
 
-    def pictures(self, kind: Kind, split: Split, file: File | None = None) -> list[Cached]:
+    def pictures(self, kind: Kind, split: Split, file: ImageFile | None = None) -> list[Cached]:
         """Features of the pictures themselves, or as the tower sees them through an image file."""
         if file is None and (kind, split) in self._loaded:
             return self._loaded[kind, split]
@@ -65,7 +65,7 @@ class Bench:
         """Answers from features that went through what ``make`` gives; ``identity`` changes with what it does."""
         return self._kept(f"{name}-{_digest(identity)}", kind, split, lambda: (self.pictures(kind, split), make()))
 
-    def file(self, file: File, kind: Kind, split: Split) -> Outcomes:
+    def file(self, file: ImageFile, kind: Kind, split: Split) -> Outcomes:
         """Answers when the server's tower sees an image file."""
         return self._kept(file.folder, kind, split, lambda: (self.pictures(kind, split, file), merging()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from lab.codec.sensitivity import sensitivity
 from lab.evaluate import coded
-from lab.nano.answerer import Answerer, Reduce
+from lab.nano.answerer import CROP_CELLS, Answerer, Reduce
 from lab.nano.features import Cached
 from lab.nano.packing import Packer
 from lab.nano.rough import Rough
@@ -24,22 +24,31 @@ MERGED = (36, 24, 16, 12)
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One point of a method. ``identity`` changes with what ``make`` makes."""
+    """One point of a method. ``identity`` changes with what ``make`` makes of a number of features."""
 
     name: str
     features: int  # of a view at most
-    make: Callable[[], Reduce]
+    make: Callable[[int], Reduce]
     identity: bytes = b""
+
+    def reduce(self, crop: int | None = None) -> Reduce:
+        """With at most ``crop`` features of a crop."""
+        whole = self.make(self.features)
+        if crop is None or crop >= self.features:
+            return whole
+        of_crop = self.make(crop)
+        return lambda view: (of_crop if len(view) == CROP_CELLS else whole)(view)
 
 
 def ours(codec: Codec, identity: bytes) -> list[Setting]:
     """Every number of features at every quality."""
 
+    codec = Codec(replace(codec.weights, config=replace(codec.config, crop_features=None)))  # which is tried here
     return [
         Setting(
             name=f"{n} features, quality {quality}",
             features=n,
-            make=lambda n=n, quality=quality: coded(codec, n, quality),  # type: ignore[misc]
+            make=lambda n, quality=quality: coded(codec, n, quality),  # type: ignore[misc]
             identity=identity,
         )
         for n, quality in product(MERGED, range(codec.config.qualities))
@@ -61,7 +70,7 @@ def others(
             Setting(
                 name=f"{count} components, step {step:g}, {n} features",
                 features=n,
-                make=lambda count=count, step=step, n=n, measure=measure: simple.Components(  # type: ignore[misc]
+                make=lambda n, count=count, step=step, measure=measure: simple.Components(  # type: ignore[misc]
                     x, measure, count, step
                 ).reduce(n),
                 identity=identity,
@@ -72,7 +81,7 @@ def others(
         Setting(
             name=f"{bits} bits, {n} features",
             features=n,
-            make=lambda bits=bits, n=n: simple.levels(x, bits, n),  # type: ignore[misc]
+            make=lambda n, bits=bits: simple.levels(x, bits, n),  # type: ignore[misc]
             identity=identity,
         )
         for n, bits in product((36, 12), (1, 2, 3, 4, 8))
@@ -81,7 +90,7 @@ def others(
         Setting(
             name=f"{n} features",
             features=n,
-            make=lambda n=n: simple.outstanding(x, projector, n),  # type: ignore[misc]
+            make=lambda n: simple.outstanding(x, projector, n),
             identity=identity,
         )
         for n in (36, 24, 12)
@@ -100,7 +109,7 @@ def others(
         Setting(
             name=f"step {step:g}, {n} features",
             features=n,
-            make=lambda step=step, n=n: model(step).reduce(n),  # type: ignore[misc]
+            make=lambda n, step=step: model(step).reduce(n),  # type: ignore[misc]
             identity=identity,
         )
         for step, n in product((2.0, 4.0, 8.0), (36, 24, 12))
