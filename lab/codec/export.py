@@ -27,13 +27,14 @@ RESIDUAL_RANGE = 31
 RATES: tuple[Rate, ...] = ((12, 1), (12, 2), (12, 3), (16, 3), (16, 4), (24, 5), (None, 6), (None, 7))
 PRESETS = {"low": 2, "medium": 4, "high": 5, "max": 7}
 PRESET = "high"
+CROP_FEATURES = 4
 SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
 
 
 def _rates(qualities: int) -> dict[str, Any]:
     """nano's; a codec of other qualities has each of them, unmerged, until its hull is measured."""
     if qualities == 8:
-        return {"rates": RATES, "presets": PRESETS, "preset": PRESET}
+        return {"rates": RATES, "presets": PRESETS, "preset": PRESET, "crop_features": CROP_FEATURES}
     return {
         "rates": tuple((None, quality) for quality in range(qualities)),
         "presets": {"low": 0, "high": qualities - 1},
