@@ -24,8 +24,10 @@ from shared.codec.weights import CodecConfig, CodecWeights, Rate
 
 RESIDUAL_RANGE = 31
 #: (features, quality) by ascending bytes: on or next to the hull on validation pictures (`tofc-lab rate-distortion`)
-RATES: tuple[Rate, ...] = ((12, 1), (12, 2), (12, 3), (16, 3), (16, 4), (24, 5), (None, 6), (None, 7))
-PRESETS = {"low": 2, "medium": 4, "high": 5, "max": 7}
+RATES: tuple[Rate, ...] = (
+    (12, 1), (12, 3), (12, 4), (12, 5), (16, 5), (16, 6), (16, 7), (24, 7), (None, 7)
+)  # fmt: skip
+PRESETS = {"low": 1, "medium": 3, "high": 5, "max": 8}
 PRESET = "high"
 CROP_FEATURES = 4
 SMOOTHING = 200.0  # counts that the trained distribution is worth against what was seen
