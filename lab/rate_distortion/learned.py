@@ -29,10 +29,11 @@ from shared.model.image_file import scaled_size
 
 HEADER = 2  # bytes
 TITLE = "learned image codec (trained here)"
-#: 336 px become 320, 256, 192 and 128: at multiples of 64 px nothing is padded. Those of easy-VQA have 64 px
+#: 336 px become 320, 256, 192 and 128: at multiples of 64 px nothing is padded. Those of easy-VQA have 64 px, where
+#: even the highest rate loses too much: they are also coded enlarged
 SCALES: dict[Kind, tuple[float, ...]] = {
     "world": tuple(side / 336 for side in (320, 256, 192, 128)),
-    "easy": (1.0,),
+    "easy": (1.0, 2.0),
     "large": (0.7, 0.5, 0.35),
 }
 VALIDATION = 1000  # of easy-VQA's training pictures: the first ones choose settings
