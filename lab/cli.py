@@ -37,8 +37,8 @@ Assets = Annotated[Path, typer.Option(help="Folder of fonts and photographs.", e
 Run = Annotated[Path, typer.Option(help="Folder of checkpoints, features and logs of this run.", envvar="TOFC_LAB_RUN")]
 ASSETS, RUN = Path("runs/assets"), Path("runs/nano")
 SIZES: Sizes = {
-    ("world", "train"): 10_000,
-    ("large", "train"): 500,
+    ("world", "train"): 24_000,
+    ("large", "train"): 1600,
     ("easy", "train"): 2500,
     ("world", "validation"): 300,
 }
@@ -210,7 +210,7 @@ def experts(
     run: Run = RUN,
     out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("benchmarks/results/experts.json"),
 ) -> None:
-    """Bits a feature with 1, 4 and 16 experts, chosen by a router or by trying all. Minutes for each."""
+    """Bits a feature with hyperpriors of 1, 4 and 16 experts, and with the context model. Minutes for each."""
     from lab.codec.experts import trial
     from lab.nano import features
     from shared.codec.codec import Codec
