@@ -74,11 +74,15 @@ class Spending:
 
     def next(self, features: NDArray[np.float32]) -> Rate:
         """The rate of the next view, whose features are [N, D]. Raises EncoderError when it cannot be paid for."""
-        if self._choice.budget is None:
-            return self._capped(self._choice.of(self._codec.config), len(features))
+        most = len(features)
+        if len(self._cells) > 1:  # a crop: the view of the whole picture is the last
+            most = min(most, self._codec.config.crop_features or most)
         share = self._left * self._cells[0] // sum(self._cells)
+        self._cells.pop(0)
+        if self._choice.budget is None:
+            return self._capped(self._choice.of(self._codec.config), most)
         for rate in reversed(self._codec.config.rates):
-            capped = self._capped(rate, len(features))
+            capped = self._capped(rate, most)
             size = len(self._codec.encode(features, *capped))
             if size <= share:
                 break
@@ -86,14 +90,12 @@ class Spending:
             if size > self._left:
                 raise EncoderError(
                     f"--budget-bytes {self._choice.budget} is too little for this picture: {self._left} bytes are left "
-                    f"for the last {len(self._cells)} of its views, and the next takes {size} at the lowest rate; "
+                    f"for the last {len(self._cells) + 1} of its views, and the next takes {size} at the lowest rate; "
                     "give more"
                 )
         self._left -= size
-        self._cells.pop(0)
         return capped
 
-    def _capped(self, rate: Rate, total: int) -> tuple[int, int]:
-        is_crop = len(self._cells) > 1  # the view of the whole picture is the last
-        most = self._codec.config.crop_features if is_crop else None
-        return min(rate[0] or total, most or total, total), rate[1]
+    @staticmethod
+    def _capped(rate: Rate, most: int) -> tuple[int, int]:
+        return min(rate[0] or most, most), rate[1]

@@ -1,5 +1,6 @@
 """Presets and byte budgets: what a picture's packets may take."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,14 @@ def _tower_features() -> list[np.ndarray]:
 
 def _cap(rate: tuple[int | None, int], total: int) -> tuple[int, int]:
     return min(rate[0] or total, total), rate[1]
+
+
+@pytest.mark.parametrize("choice", [RateChoice(), RateChoice(features=9), RateChoice(budget=2 * MOST)])
+def test_crops_keep_no_more_than_the_codec_says(choice: RateChoice) -> None:
+    config = replace(CODEC.config, crop_features=3)
+    codec = Codec(replace(CODEC.weights, config=config))
+    spending = Spending(codec, choice, [len(view) for view in VIEWS])
+    assert [spending.next(view)[0] for view in VIEWS] == [3, 3, choice.features or 36]
 
 
 def test_settings_are_equal_exactly_when_packets_are() -> None:
