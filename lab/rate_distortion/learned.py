@@ -34,7 +34,7 @@ TITLE = "learned image codec (trained here)"
 SCALES: dict[Kind, tuple[float, ...]] = {
     "world": tuple(side / 336 for side in (320, 256, 192, 128)),
     "easy": (1.0, 2.0),
-    "large": (0.7, 0.5, 0.35),
+    "large": (0.5, 0.35),
 }
 VALIDATION = 1000  # of easy-VQA's training pictures: the first ones choose settings
 
