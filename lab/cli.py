@@ -214,10 +214,11 @@ def experts(
     from lab.codec.experts import trial
     from lab.nano import features
     from shared.codec.codec import Codec
+    from shared.model.checkpoint import Checkpoint
 
     folder = features.folder(run)
     world, validation = features.load(folder, "world", "train", 6000), features.load(folder, "world", "validation", 300)
-    trial(Codec.load(model), world, validation, out, quality=4)
+    trial(Codec.load(model), world, validation, out, codec_id=Checkpoint.open(model).codec_id, quality=4)
 
 
 @nano.command()
@@ -360,7 +361,7 @@ def train_codec(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
     steps: Annotated[int | None, typer.Option(help="Steps through the decoder.", min=0)] = None,
-    settle: Annotated[int | None, typer.Option(help="Steps of the entropy model at the end.", min=0)] = None,
+    settle: Annotated[int | None, typer.Option(help="Steps of the context model at the end.", min=0)] = None,
     components: Annotated[int | None, typer.Option(help="Numbers coded of a feature.", min=1, max=4096)] = None,
     bits: Annotated[str | None, typer.Option(help="Of a feature, by quality: 8,12,19,36")] = None,
     batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 4,

@@ -1,4 +1,4 @@
-"""The two entropy models of compressai that training needs, without the rest of compressai.
+"""The two entropy models of compressai that training and baselines need, without the rest of compressai.
 
 ``import compressai`` loads image models, torchvision and a plotting stack, and its metadata pins
 numpy below 2; the entropy models need none of that. The package is therefore entered by its

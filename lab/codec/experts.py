@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.codec.compressai_parts import EntropyBottleneck, GaussianConditional
-from lab.codec.model import SCALE_MIN, SCALES, CodecModel, bound, scale_of, ste_round
+from lab.codec.model import SCALE_MIN, SCALES, CodecModel, bound, index_of, scale_of, ste_round
 from lab.codec.places import Places, Pool
 from lab.nano.features import Cached
 from lab.nano.source import pool
@@ -70,7 +70,7 @@ class Trial(nn.Module):
         with torch.no_grad():
             for one in self.experts:  # scales begin with the components' own
                 assert isinstance(one, HyperSynthesis)
-                one.b2[components:] = 4.1 * torch.log(spread.clamp(0.15) / SCALE_MIN)
+                one.b2[components:] = index_of(spread)
 
     def forward(self, q: Tensor, _: Places) -> tuple[Tensor, Tensor]:
         """Whole steps → (what training minimises, bits as coded), each the mean of a feature."""
@@ -103,7 +103,7 @@ class ContextTrial(nn.Module):
         super().__init__()
         self.model = CodecModel(dim=len(spread), components=len(spread), hidden=hidden, qualities=1)
         with torch.no_grad():
-            self.model.context.out_b[0, 1] = 4.1 * torch.log(spread.clamp(0.15) / SCALE_MIN)
+            self.model.context.out_b[0, 1] = index_of(spread)
 
     def forward(self, q: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """As ``Trial`` has it."""
@@ -117,13 +117,19 @@ def trial(
     validation: list[Cached],
     out: Path,
     *,
+    codec_id: str,
     quality: int,
     steps: int = 2000,
     seed: int = 0,
     log: Any = print,
 ) -> list[dict[str, Any]]:
-    """Bits a feature on validation pictures for each of ``VARIANTS``; written to ``out`` (JSON) as they come."""
-    found: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+    """Bits a feature on validation pictures for each of ``VARIANTS``; written to ``out`` (JSON) as they come.
+
+    Goes on with a file of the same codec, quality, steps and seed, else begins anew.
+    """
+    basis = {"codec_id": codec_id, "quality": quality, "steps": steps, "seed": seed}
+    kept = json.loads(out.read_text()) if out.exists() else {}
+    found: list[dict[str, Any]] = kept["bits"] if kept.get("basis") == basis else []
 
     def symbols(pictures: list[Cached]) -> Pool:
         seen = pool(pictures, codec.components, seed)
@@ -154,10 +160,8 @@ def trial(
             optimiser.step()
         with torch.inference_mode():
             bits = float(model.eval()(*unseen.all())[1])
-        found.append(
-            {"experts": experts, "chooser": chooser, "hyper": hyper, "quality": quality, "bits": round(bits, 3)}
-        )
+        found.append({"experts": experts, "chooser": chooser, "hyper": hyper, "bits": round(bits, 3)})
         log(found[-1], flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        out.write_text(json.dumps({"basis": basis, "bits": found}, indent=1) + "\n")
     return found

@@ -1,6 +1,6 @@
 """From a trained model to the codec's two files: integer weights and stored tables.
 
-Promises that the exported context model is the trained one, rounded. The tables hold what was counted
+Promises that the exported context model is the trained one, rounded and clipped to its integers. The tables hold what was counted
 on training features, smoothed by the trained distributions; they are the last thing computed in floats.
 """
 

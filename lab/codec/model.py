@@ -33,6 +33,11 @@ def scale_of(index: Tensor) -> Tensor:
     return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
 
 
+def index_of(scale: Tensor) -> Tensor:
+    """Scale in quantisation steps → scale index, inside the tables' range."""
+    return torch.log(scale.clamp(SCALE_MIN, SCALE_MAX) / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
+
+
 def ste_round(x: Tensor) -> Tensor:
     """Round, gradient of the identity."""
     return x + (x.round() - x).detach()
@@ -113,9 +118,7 @@ class CodecModel(nn.Module):
                 cost = sum(float(-(p * p.log2()).sum()) for p in counts) / ALONE
                 low, high = (middle, high) if cost > wanted else (low, middle)
             self.log_step[quality] += (low + high) / 2
-            spread = self.quantise(x, quality).std(0).clamp(SCALE_MIN, SCALE_MAX)
-            index = torch.log(spread / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
-            self.context.out_b[quality, 1] = index
+            self.context.out_b[quality, 1] = index_of(self.quantise(x, quality).std(0))
 
     def project(self, x: Tensor) -> Tensor:
         """Features [T, D] → components [T, M]."""

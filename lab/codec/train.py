@@ -45,7 +45,7 @@ class Recipe:
     settle: int = 16_000  # steps of the context model at the end
     save: int = 100  # steps between checkpoints
     rate: float = 2e-3
-    entropy: float = 1.0  # of the rate
+    context: float = 1.0  # of the rate
     measured: int = 40  # batches that the sensitivity is measured on
     plain: float = 0.1  # of the start: what any direction that passes the projector is worth beside the sensitivity
     rate_weight: float = 4e-3
@@ -125,7 +125,7 @@ def train(
         torch.manual_seed((seed << 32) + step)  # of what dropout leaves out, so that a resumed run goes on as it would
         rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
         for _ in range(recipe.follow):
-            follower.step(recipe.entropy * recipe.rate, finest)
+            follower.step(recipe.context * recipe.rate, finest)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         batch, counted = next(batches)
@@ -169,7 +169,7 @@ def train(
     follower.freeze()
     while settled < recipe.settle:
         torch.manual_seed((seed << 32) + total + settled)
-        spent = follower.step(recipe.entropy * recipe.rate * min(1.0, 2 * (1 - settled / recipe.settle)))
+        spent = follower.step(recipe.context * recipe.rate * min(1.0, 2 * (1 - settled / recipe.settle)))
         settled += 1
         running["settled bits"] = 0.99 * running.get("settled bits", spent) + 0.01 * spent  # of all qualities
         if settled % 500 == 0:

@@ -24,7 +24,7 @@ from shared.codec.merge import merge
 from shared.model.prompt import token_id
 
 SIDES = (4, 6)  # grid sides of a crop and of the global view
-CROP_CELLS = SIDES[0] ** 2
+CROP_CELLS = SIDES[0] ** 2  # which no whole view has
 SLOT = {4: 0, 6: 16}  # where each side's slots begin in the grid embedding
 SLOTS = 16 + 36
 #: layer and head that are taught each kind of look: names in the first, where features still say where they are

@@ -100,7 +100,8 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
                 for file in way
             ]
         found["kinds"][kind], chosen = _kind(bench, kind, tried, log)
-        # A setting of features is a rate, whatever the picture, but for its crops; files are tried anew on each kind.
+        # A setting of features is a rate, whatever the picture; files are tried anew on each kind, and so are crops,
+        # whose names are no setting's: large pictures come last.
         sets = {method: [one for one in ways if one.name in chosen[method]] for method, ways in sets.items()}
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
