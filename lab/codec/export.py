@@ -1,7 +1,8 @@
 """From a trained model to the codec's two files: integer weights and stored tables.
 
-Promises that the exported context model is the trained one, rounded and clipped to its integers. The tables hold what was counted
-on training features, smoothed by the trained distributions; they are the last thing computed in floats.
+Promises that the exported context model is the trained one, rounded and clipped to its integers. The tables hold
+what was counted on training features, smoothed by the trained distributions; they are the last thing computed in
+floats.
 """
 
 from __future__ import annotations
