@@ -82,7 +82,8 @@ class Link:
         # In flight, as the server counts them; one that was given up has no queue any more.
         self.questions: dict[int, asyncio.Queue[Event] | None] = {}
         self.pictures: dict[int, PictureListener] = {}  # by ref
-        self.conversations: OrderedDict[Conversation, int] = OrderedDict()  # their last question's number
+        # Their last question's number. Least recently used first, as the server keeps them.
+        self._conversations: OrderedDict[Conversation, int] = OrderedDict()
         self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
         self._unacknowledged: Counter[tuple[int, int]] = Counter()  # what is sent again has two acks to come
@@ -182,9 +183,21 @@ class Link:
 
     def remember(self, conversation: Conversation, request: int) -> None:
         """This was answered: a question that goes on from it need not repeat it."""
-        self.conversations[conversation] = request
-        if len(self.conversations) > CONVERSATIONS:
-            self.conversations.popitem(last=False)
+        self._conversations[conversation] = request
+        self._conversations.move_to_end(conversation)
+        if len(self._conversations) > CONVERSATIONS:
+            self._conversations.popitem(last=False)
+
+    def known(self, conversation: Conversation) -> int:
+        """The last question of one that the server is taken to know, which counts as a use of it; else 0."""
+        if conversation in self._conversations:
+            self._conversations.move_to_end(conversation)
+        return self._conversations.get(conversation, 0)
+
+    def unlearn(self, conversation: Conversation, request: int) -> None:
+        """The server does not know it up to this question any more. (It may up to a later one with the same words.)"""
+        if self._conversations.get(conversation) == request:
+            del self._conversations[conversation]
 
     def _over(self, request: int) -> asyncio.Queue[Event] | None:
         """The question takes no place any more; returns who listened."""

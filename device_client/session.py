@@ -119,6 +119,7 @@ class _Course:
     sampling: Sampling
     thinking: bool  # whether it is wanted
     said: Transcript = field(default_factory=Transcript)
+    after: int = 0  # the question that it was said to go on from, instead of all turns
     losses: int = 0
     first_token_ms: float = 0.0
     shipments: list[Shipment] = field(default_factory=list)
@@ -258,7 +259,8 @@ class Session:
                         self._forget(link, request, course, queue, cancel=False)
                         link = None  # a slow tower outlasted the server's patience: ask again
                         continue
-                    if error.reason == "CONVERSATION_GONE" and link.conversations.pop(course.history, 0):
+                    if error.reason == "CONVERSATION_GONE" and course.after:
+                        link.unlearn(course.history, course.after)
                         self._forget(link, request, course, queue, cancel=False)
                         link = None  # the server did not keep it: ask again, with all turns
                         continue
@@ -316,13 +318,13 @@ class Session:
             course.refs[delivery.ref] = (picture, delivery)
         refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
         left_ms = 0 if deadline is None else max(1, int((deadline - asyncio.get_running_loop().time()) * 1e3))
-        after = link.conversations.get(course.history, 0)
+        course.after = link.known(course.history)
         ask = pb.Ask(
             request=request,
             refs=refs,
             question=course.question,
-            after=after,
-            history=() if after else course.turns,
+            after=course.after,
+            history=() if course.after else course.turns,
             sampling=course.drawn(link.welcome),
             deadline_ms=left_ms,
             thinking=course.thinking,

@@ -10,7 +10,7 @@ import pytest
 from device_client.encoder import EncoderThread
 from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
-from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
+from device_client.link import CONVERSATIONS, VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
 from device_client.report import Report
 from device_client.session import SEED_BITS, Retry, Sampling, Session
 from edge_server.credentials import write
@@ -69,6 +69,27 @@ async def test_what_the_server_said_itself_is_not_repeated(server: FakeServer, b
     ]
     roles = [turn.role for turn in server.said("ask")[-1].history]
     assert roles == [pb.ROLE_USER, pb.ROLE_ASSISTANT]
+
+
+async def test_two_questions_go_on_from_one_that_the_server_lost(server: FakeServer, begin: Begin) -> None:
+    session = begin()
+    await session.ask([], "one").result()
+    server.conversations.clear()
+    talk = [("one", "yes to one")]
+    reports = await asyncio.gather(*(session.ask([], text, history=talk).result() for text in ("two", "three")))
+    assert [report.answer for report in reports] == ["yes to two", "yes to three"]
+    assert [ask.after for ask in server.said("ask")] == [0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("use", [{"question": "two", "history": [("one", "yes to one")]}, {"question": "one"}])
+async def test_what_is_used_is_known_longest(use: dict[str, Any], server: FakeServer, begin: Begin) -> None:
+    session = begin()
+    for question in ("one", *map(str, range(CONVERSATIONS - 1))):
+        await session.ask([], question).result()
+    await session.ask([], **use).result()
+    await session.ask([], "one more").result()
+    await session.ask([], "still known?", history=[("one", "yes to one")]).result()
+    assert server.said("ask")[-1].after == (1 if "history" in use else CONVERSATIONS + 1)
 
 
 async def test_what_is_ready_leaves_as_one_message(server: FakeServer, begin: Begin, small: Path) -> None:
