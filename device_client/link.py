@@ -233,10 +233,17 @@ class Link:
             return  # the reader sees the same end, with its reason
 
     def _batch(self) -> pb.SessionRequest:
-        """What the outbox holds, as one message as far as it fits into one."""
+        """What the outbox holds, as one message as far as it fits into one.
+
+        The server takes a message's pictures before its questions: pictures that came ahead of the questions before
+        them would be too many under way, and the server would let go of those that the questions are about.
+        """
         batch = self._outbox.popleft()
         size = batch.ByteSize()
-        while self._outbox and (size := size + self._outbox[0].ByteSize()) <= BATCH_BYTES:
+        while self._outbox and not (batch.asks and self._outbox[0].pictures):
+            size += self._outbox[0].ByteSize()
+            if size > BATCH_BYTES:
+                break
             batch.MergeFrom(self._outbox.popleft())
         return batch
 

@@ -100,6 +100,14 @@ async def test_what_is_ready_leaves_as_one_message(server: FakeServer, begin: Be
     assert server.messages == [["hello"], ["pictures", "asks"], ["views"], ["hello"], ["pictures", "views", "asks"]]
 
 
+async def test_pictures_do_not_overtake_questions(server: FakeServer, begin: Begin, small: Path, wide: Path) -> None:
+    session = begin()
+    await session.connect()
+    pictures = [session.open(path) for path in (small, wide)]
+    await asyncio.gather(*(session.ask([picture], "in order?").result() for picture in pictures))
+    assert [kind for kind in server.kinds() if kind in ("picture", "ask")] == ["picture", "ask"] * 2
+
+
 @pytest.mark.parametrize(("length", "messages"), [(10, 1), (20_000, 2)])
 async def test_a_message_is_no_longer_than_others_can_wait(
     length: int, messages: int, server: FakeServer, begin: Begin
