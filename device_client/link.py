@@ -253,9 +253,9 @@ class Link:
             while (response := await self._call.read()) is not grpc.aio.EOF:
                 self._dispatch(_parsed(response))
         except grpc.aio.AioRpcError as error:
-            ended = from_call(error)
-            lost = ended.status in _LOST or error.details() == _WRITE_FAILED
-            failure = LinkLost(f"the link was lost ({_short(ended.message)})") if lost else ended
+            failure = _ended(error)
+            if isinstance(failure, UnavailableError):
+                failure = LinkLost(f"the link was lost ({_short(failure.message)})")
         except Exception as error:  # whatever it was, nobody may wait for ever
             failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
             self._call.cancel()
@@ -310,14 +310,14 @@ async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
         await call.write(pb.SessionRequest(hello=hello))
         response = await call.read()
     except grpc.aio.AioRpcError as error:
-        raise from_call(error) from None
+        raise _ended(error) from None
     except asyncio.InvalidStateError:  # refused before the first write: the status says why
         response = grpc.aio.EOF
     if response is grpc.aio.EOF:
         code, details = await call.code(), await call.details()
         if code is grpc.StatusCode.OK:
             raise ReplyError("the server ended the session without a Welcome; its log may say why")
-        raise from_call(
+        raise _ended(
             grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details=details)
         )
     response = _parsed(response)
@@ -328,6 +328,14 @@ async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
         raise ReplyError(f"the server's first word was {kind!r}, not 'welcome'; is this a TOFC server of this version?")
     welcome: pb.Welcome = response.welcome
     return welcome
+
+
+def _ended(error: grpc.aio.AioRpcError) -> TofcError:
+    """Why gRPC ended the call: UnavailableError if the link was lost, under whatever status."""
+    ended = from_call(error)
+    if ended.status in _LOST or error.details() == _WRITE_FAILED:
+        return ended if isinstance(ended, UnavailableError) else UnavailableError(ended.message)
+    return ended
 
 
 def _parsed(response: pb.SessionResponse | None) -> pb.SessionResponse:

@@ -10,7 +10,7 @@ import pytest
 from device_client.encoder import EncoderThread
 from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
-from device_client.link import CONVERSATIONS, VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
+from device_client.link import _WRITE_FAILED, CONVERSATIONS, VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
 from device_client.report import Report
 from device_client.session import SEED_BITS, Retry, Sampling, Session
 from edge_server.credentials import write
@@ -216,6 +216,27 @@ async def test_another_answer_after_a_lost_link_begins_again(server: FakeServer,
         pieces.append((piece.text, piece.again))
         server.word = "no"
     assert pieces == [("yes", False), (" to", False), ("no", True), (" to", False), (" sure?", False)]
+
+
+async def test_a_link_lost_while_hello_is_written_is_repaired(
+    server: FakeServer, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = begin()
+    await session.connect()
+    assert session._link is not None
+    call = type(session._link._call)
+    session._link.end(LinkLost("cut here"))
+    lost = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), _WRITE_FAILED)
+
+    async def write_once(*_: object) -> None:
+        monkeypatch.undo()
+        raise lost
+
+    monkeypatch.setattr(call, "write", write_once)
+    assert (await session.ask([], "still there?").result()).answer == "yes to still there?"
+    monkeypatch.setattr(call, "write", write_once)
+    with pytest.raises(UnavailableError, match=r"no edge server at .* \(Internal error from Core\)"):
+        await begin().connect()
 
 
 async def test_a_server_that_lost_the_picture_with_the_link_gets_it_again(
