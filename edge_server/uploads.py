@@ -133,7 +133,12 @@ class Uploads:
 
 
 def _lasting(announced: tofc_pb2.Picture) -> tofc_pb2.Picture:
-    """What an announcement says about its picture, without the wish for a reply, which is its own."""
+    """What an announcement says about its picture, without the wish for a reply, which is its own.
+
+    Nor what this version does not know, which no limit counts: taken off before it is copied, because a copy frees
+    the memory of what it loses only when it goes itself.
+    """
+    announced.DiscardUnknownFields()
     lasting = tofc_pb2.Picture()
     lasting.CopyFrom(announced)
     lasting.ClearField("reply")

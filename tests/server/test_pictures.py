@@ -1,14 +1,21 @@
-"""The bounded cache of decoded pictures."""
+"""The bounded cache of decoded pictures, and what a session keeps of those it was told of."""
 
 import asyncio
 import contextlib
+import resource
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from edge_server.pictures import OVERHEAD, Picture, PictureCache
+from edge_server.settings import SessionLimits
+from edge_server.uploads import Uploads
 from shared.rpc.errors import LimitError, MismatchError
+from shared.rpc.tofc.v1 import tofc_pb2
+from tests.server.raw_client import picture_id
 
 ROWS = np.zeros((4, 8), np.float32)  # 128 bytes
 ONE = OVERHEAD + ROWS.nbytes
@@ -89,3 +96,24 @@ def test_the_bound_holds_whatever_happens() -> None:
             cache.put(picture, int(rng.integers(picture.count)), view, 1.0)
         assert 0 <= cache.size <= cache.capacity
         assert cache.size == sum(one.size for one in cache._pictures.values())
+
+
+UNKNOWN = b"\xfa\x01" + b"\xa0\x8d\x06" + bytes(100_000)  # field 31, so many bytes
+
+
+def resident() -> int:
+    """Bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_an_announcement_costs_what_this_version_knows_of_it() -> None:
+    uploads = Uploads(PictureCache(10_000_000), SessionLimits(views_per_picture=1), None)
+    before = resident()
+    for ref in range(1000):
+        announced = tofc_pb2.Picture(ref=ref, picture_id=picture_id(str(ref)), reply=True)
+        uploads.announce(tofc_pb2.Picture.FromString(announced.SerializeToString() + UNKNOWN))
+    assert resident() - before < 20e6
+    kept = uploads.get(999)
+    assert kept is not None and kept.ByteSize() < 20
+    uploads.announce(kept)  # the same, though it says less
