@@ -19,7 +19,7 @@ from edge_server.engine.base import Engine, Finish, Generation, Sampling
 from edge_server.images import Darkroom
 from edge_server.outbox import Outbox
 from edge_server.pictures import Picture
-from edge_server.settings import SessionLimits
+from edge_server.settings import MOST_TURNS, SessionLimits
 from edge_server.text import Decode
 from edge_server.thinking import Marks, Part, Speech
 from shared.model.generation import GREEDY, Defaults
@@ -34,7 +34,6 @@ ROLES: dict[int, Literal["system", "user", "assistant"]] = {
     tofc_pb2.ROLE_ASSISTANT: "assistant",
     tofc_pb2.ROLE_SYSTEM: "system",
 }
-MOST_TURNS = 512  # also empty ones cost the prompt tokens
 FINISH = {Finish.STOP: tofc_pb2.FINISH_REASON_STOP, Finish.LENGTH: tofc_pb2.FINISH_REASON_LENGTH}
 
 

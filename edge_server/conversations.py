@@ -6,10 +6,13 @@ Promises to keep few, and none that no question could follow. Leaves what a ques
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from edge_server.settings import MOST_TURNS
 from shared.model.prompt import Turn
 from shared.rpc.errors import UnknownReferenceError
 
-KEPT = 8  # the last ones; a question after another one says its history itself
+# The last ones, as the protocol says; a question after another one says its history itself. At most 2 MB a session:
+# so often 511 turns, with 32 KiB of text that Python may hold in four times as many bytes.
+KEPT = 8
 
 
 class Conversations:
@@ -23,7 +26,8 @@ class Conversations:
     def add(self, number: int, turns: Sequence[Turn], answer: str) -> None:
         """A question was answered. Without text it was not, and nothing can go on from it."""
         turns = [*turns, Turn(role="assistant", text=answer)]
-        if answer and sum(len(turn.text.encode()) for turn in turns) <= self._question_bytes:
+        room = len(turns) < MOST_TURNS and sum(len(turn.text.encode()) for turn in turns) <= self._question_bytes
+        if answer and room:
             self._turns[number] = turns
             if len(self._turns) > KEPT:
                 self._turns.popitem(last=False)

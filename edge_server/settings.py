@@ -13,6 +13,7 @@ from shared.rpc.tofc.v1 import tofc_pb2
 MIB = 1024 * 1024
 IMAGE_BYTES = 8 * MIB  # `--take-images`: a photograph in good quality
 IMAGE_PIXELS = 25_000_000
+MOST_TURNS = 512  # of a question, those before it included; also empty ones cost the prompt tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 
 from edge_server.conversations import KEPT
 from edge_server.fake import CORRUPT, fake_backend
-from edge_server.settings import SessionLimits
+from edge_server.settings import MOST_TURNS, SessionLimits
 from shared.model.generation import Defaults
 from shared.rpc.channel import UP_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
@@ -279,7 +279,7 @@ USER, ASSISTANT, SYSTEM = tofc_pb2.ROLE_USER, tofc_pb2.ROLE_ASSISTANT, tofc_pb2.
         ({"refs": [1, 1, 1]}, INVALID, "TOO_MANY_PICTURES"),
         ({"history": [{"role": USER}, {"role": SYSTEM}]}, INVALID, "TURNS_INVALID"),
         ({"history": [{"role": 9}]}, INVALID, "TURNS_INVALID"),
-        ({"history": [{"role": USER}] * 512}, INVALID, "QUESTION_TOO_LONG"),
+        ({"history": [{"role": USER}] * MOST_TURNS}, INVALID, "QUESTION_TOO_LONG"),
         ({"history": [{"role": USER, "text": "ä" * 5}], "question": "ä" * 6}, INVALID, "QUESTION_TOO_LONG"),
         ({"sampling": {"max_tokens": 17}}, INVALID, "TOO_MANY_TOKENS"),
         ({"sampling": {"temperature": -1.0}}, INVALID, "INVALID_REQUEST"),
@@ -335,6 +335,18 @@ async def test_a_question_goes_on_from_another(serve: Serve, connect: Connect) -
     await client.ask(60, "d", after=1)
     error = await client.expect("error")
     assert (error.status, error.reason) == (5, "CONVERSATION_GONE")
+
+
+async def test_what_no_question_can_follow_is_not_kept(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve())
+    await client.hello()
+    for number, earlier in enumerate((MOST_TURNS - 3, MOST_TURNS - 2), 1):
+        await client.ask(number, "a", history=[tofc_pb2.Turn(role=USER)] * earlier)
+        await client.answer(number)
+    await client.ask(3, "b", after=1)
+    assert (await client.answer(3))[0] == "aab"
+    await client.ask(4, "b", after=2)
+    assert (await client.expect("error")).reason == "CONVERSATION_GONE"
 
 
 async def test_a_number_is_used_once(serve: Serve, connect: Connect) -> None:
