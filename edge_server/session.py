@@ -12,7 +12,8 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Coroutine, Iterator
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -42,6 +43,8 @@ from shared.rpc.errors import (
 from shared.rpc.tofc.v1 import tofc_pb2
 
 log = logging.getLogger(__name__)
+
+PARTS = 64  # of a request, which may have 18 000: so many are taken, then others have their turn
 
 
 class Session:
@@ -162,16 +165,17 @@ class Session:
     async def _take_parts(self, request: tofc_pb2.SessionRequest, group: asyncio.TaskGroup) -> None:
         if unknown := UnknownFieldSet(request):  # to leave a part out in silence would let its client wait for ever
             raise _unknown(f"a request with a part of unknown kind ({unknown[0].field_number})")
-        for announced in request.pictures:
-            await self._picture(announced)
-        for view in request.views:
-            await self._view(view, group)
-        for chunk in request.image_chunks:
-            await self._image_chunk(chunk, group)
-        for ask in request.asks:
-            await self._ask(ask, group)
-        for cancel in request.cancels:
-            await self._cancel(cancel)
+        for count, taken in enumerate(self._parts(request, group), 1):
+            await taken
+            if count % PARTS == 0:
+                await asyncio.sleep(0)
+
+    def _parts(self, request: tofc_pb2.SessionRequest, group: asyncio.TaskGroup) -> Iterator[Coroutine[Any, Any, None]]:
+        yield from (self._picture(announced) for announced in request.pictures)
+        yield from (self._view(view, group) for view in request.views)
+        yield from (self._image_chunk(chunk, group) for chunk in request.image_chunks)
+        yield from (self._ask(ask, group) for ask in request.asks)
+        yield from (self._cancel(cancel) for cancel in request.cancels)
 
     async def _picture(self, announced: tofc_pb2.Picture) -> None:
         picture = self._uploads.announce(announced)

@@ -1,4 +1,4 @@
-"""A client that does not read: what it may make the server hold, and for how long."""
+"""A client that does not read, or says much at once: what it may make the server hold, and for how long."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -116,6 +116,32 @@ async def test_a_picture_is_let_go_though_its_question_could_not_ask_for_it_agai
     await until(lambda: any(held.questions for held in (pictures.get(picture_id("1")),) if held))
     await stop(serving)
     assert len(pictures) == 0
+
+
+async def test_others_have_their_turn_while_a_long_request_is_taken(shop: Workshop) -> None:
+    turns = taken = 0
+
+    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+        nonlocal taken
+        yield HELLO
+        announced = tofc_pb2.Picture(ref=1, picture_id=picture_id("1"))  # nothing is said to that
+        begun = turns
+        yield tofc_pb2.SessionRequest(pictures=[announced] * (10 * session.PARTS))
+        taken = turns - begun
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    unread = Unread()
+    unread.opened.set()
+    waiting = asyncio.create_task(others())
+    serving = session_of(shop, PictureCache(10_000), Outbox(unread.write)).run(requests())
+    assert await asyncio.wait_for(serving, ANSWERED) is None
+    await stop(waiting)
+    assert taken >= 10
 
 
 @pytest.mark.parametrize(("hellos", "reason"), [(1, "NOT_READ"), (2, "HELLO_TWICE")])
