@@ -30,7 +30,7 @@ from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.version import software_version
 
 BATCH_BYTES = CHUNK_BYTES  # of what leaves as one message: a cancel soon gets its turn
-CONVERSATIONS = 8  # the last ones that the server is taken to know; it says when it does not
+CONVERSATIONS = 8  # the last ones, which a server keeps as the protocol says; it tells when it does not
 VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures together
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take

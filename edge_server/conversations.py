@@ -10,8 +10,8 @@ from edge_server.settings import MOST_TURNS
 from shared.model.prompt import Turn
 from shared.rpc.errors import UnknownReferenceError
 
-# The last ones, as the protocol says; a question after another one says its history itself. At most 2 MB a session:
-# so often 511 turns, with 32 KiB of text that Python may hold in four times as many bytes.
+# The last ones used, as the protocol says; a question after another one says its history itself. At most 2 MB a
+# session: so often 511 turns, with 32 KiB of text (`question_bytes`) that Python may hold in four times as many bytes.
 KEPT = 8
 
 
