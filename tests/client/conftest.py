@@ -16,6 +16,7 @@ from device_client.fake import FakeEncoder
 from device_client.link import Target
 from device_client.rate import RateChoice
 from device_client.session import Retry, Session
+from edge_server.receipts import Receipts
 from shared.codec.fake import fake_weights
 from shared.rpc.channel import bind, make_server
 from shared.rpc.errors import LimitError, TofcError, UnavailableError, UnknownReferenceError, abort, to_message
@@ -90,9 +91,12 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         async def send(**response: Any) -> None:
             await asyncio.shield(write(pb.SessionResponse(**response)))  # a write that is cancelled ends the call
 
+        receipts = Receipts()
+
         async def acknowledge(view: pb.View) -> None:
             await self.acking.wait()
-            await send(view_ack=pb.ViewAck(ref=view.ref, indexes=[view.index]))
+            for ack in receipts.add(view.ref, view.index, last=complete(view.ref)):
+                await send(view_ack=ack)
 
         def complete(ref: int) -> bool:
             picture = refs[ref]
