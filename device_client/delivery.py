@@ -54,9 +54,9 @@ class Delivery:
         link.pictures[ref] = self
 
     @property
-    def stated(self) -> bool:
-        """Whether the server replied to the last announcement, or need not."""
-        return self._state.done()
+    def unheard(self) -> bool:
+        """Whether the last announcement asked for a reply that has not come. (A new picture's asks for none.)"""
+        return not self._state.done()
 
     @property
     def complete(self) -> bool:

@@ -335,7 +335,7 @@ class Session:
         if ref not in course.refs:
             raise ReplyError(f"the server misses picture {ref}, which the question did not name")
         picture, delivery = course.refs[ref]
-        if delivery.stated:  # else it is on its way again already, for another question
+        if not delivery.unheard:  # else the server asked before it heard the last announcement, which is enough
             course.shipments.append(delivery.start(picture, again=True))
 
     def _forget(self, link: Link, request: int, course: _Course, queue: asyncio.Queue[Event], *, cancel: bool) -> None:
