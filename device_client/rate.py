@@ -81,8 +81,7 @@ class Spending:
         self._cells.pop(0)
         if self._choice.budget is None:
             return self._capped(self._choice.of(self._codec.config), most)
-        for rate in reversed(self._codec.config.rates):
-            capped = self._capped(rate, most)
+        for capped in dict.fromkeys(self._capped(rate, most) for rate in reversed(self._codec.config.rates)):
             size = len(self._codec.encode(features, *capped))
             if size <= share:
                 break

@@ -90,6 +90,22 @@ def test_crops_keep_no_more_than_the_codec_says(choice: RateChoice) -> None:
     assert [spending.next(view)[0] for view in VIEWS] == [3, 3, choice.features or 36]
 
 
+def test_a_view_is_encoded_once_at_each_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = tuple((features, quality) for quality in (0, 1) for features in (2, 3, 16, None))
+    config = replace(CODEC.config, crop_features=3, rates=rates, presets={"all": len(rates) - 1}, preset="all")
+    codec, tried = Codec(replace(CODEC.weights, config=config)), []
+    really = codec.encode
+
+    def encode(features: np.ndarray, *rate: int) -> bytes:
+        tried.append(rate)
+        return really(features, *rate)
+
+    monkeypatch.setattr(codec, "encode", encode)
+    least = len(really(VIEWS[0], 2, 0))
+    Spending(codec, RateChoice(budget=2 * least), [16, 16]).next(VIEWS[0])
+    assert tried == [(3, 1), (2, 1), (3, 0), (2, 0)]
+
+
 def test_settings_are_equal_exactly_when_packets_are() -> None:
     config = CODEC.config
     same = [RateChoice(), RateChoice(preset="high"), RateChoice(preset=config.preset)]
