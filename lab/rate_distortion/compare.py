@@ -132,7 +132,7 @@ def _kind(
     chosen: dict[str, list[str]] = {}
     for method, settings in tried.items():
         kept = list(range(len(settings)))
-        if kind != "easy" or settings[0].features is None:
+        if kind == "world" or settings[0].features is None:
             kept = _choose(whole("validation"), [one.measure(kind, "validation") for one in settings])
         chosen[method] = [settings[i].name for i in kept]
         if kind == "world" and method == OURS:  # and what shows whether fewer visual tokens cost answers
@@ -167,7 +167,7 @@ def _kind(
     for method in measured:
         with np.errstate(invalid="ignore"):
             result["methods"][method]["ours"] = {
-                family: {drop: _interval(curves[OURS][family][drop] / values) for drop, values in at.items()}
+                family: {drop: _interval(_ratio(curves[OURS][family][drop], values)) for drop, values in at.items()}
                 for family, at in curves[method].items()
             }
     return result, chosen
@@ -195,6 +195,11 @@ def _at(
         name: np.array([bytes_at(s, a, w - drop) or np.inf for s, a, w in zip(size, accuracy, wanted, strict=True)])
         for name, drop in DROPS.items()
     }
+
+
+def _ratio(ours: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Infinite where either is not reached."""
+    return np.where(np.isfinite(values), ours / values, np.inf)
 
 
 def _interval(values: np.ndarray[Any, Any]) -> list[float | None]:
