@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from lab.codec.places import Places, Pool
 from lab.nano.rough import Coarsen
+from shared.codec.merge import merge
 
 #: features [N, D] → what tells them apart when they are merged
 Project = Callable[[NDArray[np.float32]], NDArray[np.floating]]
+
+
+def merged_by(
+    view: NDArray[np.float32], keep: int, project: Project | None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Features [N, D] → plain means of clusters [keep, D], which ``project`` tells apart, and the cells they are of."""
+    found = merge(view if project is None or keep == len(view) else project(view), keep)
+    return found.means(view), found.centres.astype(np.int64)
 
 
 class Batch(Protocol):

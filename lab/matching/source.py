@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lab.codec.places import Places, Pool
-from lab.codec.source import Project
+from lab.codec.source import Project, merged_by
 from lab.codec.team import Team
 from lab.matching.pictures import Seen
 from lab.matching.teacher import Answer, Packed, Shown, Teacher
 from lab.nano.rough import Coarsen
-from shared.codec.merge import merge
 from shared.model.prompt import Layout
 
 Asked = Mapping[str, Sequence[tuple[str, Answer]]]  # by the picture's digest
@@ -67,13 +66,8 @@ def show(seen: Seen, views: Sequence[NDArray[np.float32]], cells: Sequence[NDArr
 
 def merged(seen: Seen, share: float = 1.0, project: Project | None = None) -> Shown:
     """A picture with each view merged to a share of its features, which ``project`` tells apart."""
-    views = seen.views()
-    found = []
-    for view in views:
-        keep = max(min(2, len(view)), round(len(view) * share))
-        found.append(merge(view if project is None or keep == len(view) else project(view), keep))
-    means = [one.means(view) for one, view in zip(found, views, strict=True)]
-    return show(seen, means, [one.centres.astype(np.int64) for one in found])
+    found = [merged_by(view, max(min(2, len(view)), round(len(view) * share)), project) for view in seen.views()]
+    return show(seen, [means for means, _ in found], [cells for _, cells in found])
 
 
 class MatchingSource:

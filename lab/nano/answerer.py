@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from lab.codec.source import Project
+from lab.codec.source import Project, merged_by
 from lab.nano.features import Cached
 from lab.nano.packing import Asked, Batch, Look, Picture
 from lab.world import questions
-from shared.codec.merge import merge
 from shared.model.prompt import token_id
 
 SIDES = (4, 6)  # grid sides of a crop and of the global view
@@ -127,9 +126,8 @@ def merging(n: int | None = None, share: float = 1.0, project: Project | None = 
 
     def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], int]:
         keep = min(len(view), n or len(view), max(2, round(len(view) * share)))
-        merged = merge(view if project is None or keep == len(view) else project(view), keep)
-        centroids = merged.means(view)
-        return centroids, merged.centres.astype(np.int64), 2 * centroids.size
+        means, cells = merged_by(view, keep, project)
+        return means, cells, 2 * means.size
 
     return reduce
 
