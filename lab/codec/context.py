@@ -1,7 +1,6 @@
 """The context model while it is trained: floats, with gradients. ``shared.codec.context`` is what it becomes.
 
-Promises the runtime's structure, its clipping of activations included; rounding comes once, at the end. Weights
-have 10 bits behind the point and activations 8, which costs less than 0.1 % of the bits.
+Promises the runtime's structure, its clipping of activations included; rounding comes once, at the end.
 """
 
 from __future__ import annotations
