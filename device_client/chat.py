@@ -1,7 +1,8 @@
 """A conversation about pictures: a question a line on stdin, each asked with the turns before it.
 
-Promises that pictures are sent once, and that what the model thought is no part of a turn. Leaves showing answers
-to `ask`.
+Promises that pictures are sent once, that what the model thought is no part of a turn, and that a conversation goes
+on when it has become too long for the server or the model: its older half is then forgotten. Leaves showing answers to
+`ask`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from device_client.picture import Picture
 from device_client.render import truth
 from device_client.session import Sampling, Session
 from device_client.waiting import waiting
+from shared.rpc.errors import TofcError
 
 READER = "tofc-stdin"  # the thread that waits for a line
+TOO_LONG = ("QUESTION_TOO_LONG", "PROMPT_TOO_LONG")  # what fewer turns may cure
 
 
 async def converse(
@@ -29,15 +32,26 @@ async def converse(
         question = line.strip()
         if not question:
             continue
-        answer = session.ask(
-            pictures, question, history=turns, sampling=sampling, thinking=thinking, timeout_s=timeout_s
-        )
-        with waiting(session.encoder) as over:
-            await stream(answer, over)
-        assert answer.report is not None, "it was iterated to its end"
-        print(truth(answer.report, None), file=sys.stderr, flush=True)
-        if answer.report.answer.strip():
-            turns.append((question, answer.report.answer))
+        report = None
+        while report is None:
+            answer = session.ask(
+                pictures, question, history=turns, sampling=sampling, thinking=thinking, timeout_s=timeout_s
+            )
+            try:
+                with waiting(session.encoder) as over:
+                    await stream(answer, over)
+                report = answer.report
+            except TofcError as error:
+                if error.reason not in TOO_LONG or not turns:
+                    raise
+                forgotten = (len(turns) + 1) // 2
+                del turns[:forgotten]
+                print(
+                    f"the conversation is too long: the first {forgotten} answers in it are forgotten", file=sys.stderr
+                )
+        print(truth(report, None), file=sys.stderr, flush=True)
+        if report.answer.strip():
+            turns.append((question, report.answer))
 
 
 async def _line() -> str:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -132,6 +133,45 @@ Device = Annotated[
     ),
 ]
 
+Mode = Annotated[
+    str,
+    typer.Option(
+        envvar="TOFC_DEVICE_MODE",
+        help="features: packets. image: a compressed picture, for comparison; the server then runs the tower.",
+        metavar="MODE",
+    ),
+]
+FileCodec = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        envvar="TOFC_DEVICE_CODEC",
+        help="Of --mode image: jpeg, webp, avif or jxl.",
+        show_default=_FORM.codec,
+        metavar="CODEC",
+    ),
+]
+FileQuality = Annotated[
+    int | None,
+    typer.Option(
+        "--quality",
+        envvar="TOFC_DEVICE_QUALITY",
+        help="Of --mode image: 1 to 100, on the codec's own scale.",
+        show_default=str(_FORM.quality),
+        metavar="Q",
+    ),
+]
+FileScale = Annotated[
+    float | None,
+    typer.Option(
+        "--scale",
+        envvar="TOFC_DEVICE_SCALE",
+        help="Of --mode image: sides are multiplied by it first; at most 1.",
+        show_default=str(_FORM.scale),
+        metavar="S",
+    ),
+]
+
 
 @app.callback()
 def _commands() -> None:
@@ -176,41 +216,10 @@ def ask(
     budget_bytes: Budget = None,
     dtype: Dtype = None,
     device: Device = None,
-    mode: Annotated[
-        str,
-        typer.Option(
-            envvar="TOFC_DEVICE_MODE",
-            help="features: packets. image: a compressed picture, for comparison; the server then runs the tower.",
-            metavar="MODE",
-        ),
-    ] = "features",
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            envvar="TOFC_DEVICE_CODEC",
-            help="Of --mode image: jpeg, webp, avif or jxl.",
-            show_default=_FORM.codec,
-            metavar="CODEC",
-        ),
-    ] = None,
-    quality: Annotated[
-        int | None,
-        typer.Option(
-            envvar="TOFC_DEVICE_QUALITY",
-            help="Of --mode image: 1 to 100, on the codec's own scale.",
-            show_default=str(_FORM.quality),
-            metavar="Q",
-        ),
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(
-            envvar="TOFC_DEVICE_SCALE",
-            help="Of --mode image: sides are multiplied by it first; at most 1.",
-            show_default=str(_FORM.scale),
-            metavar="S",
-        ),
-    ] = None,
+    mode: Mode = "features",
+    codec: FileCodec = None,
+    quality: FileQuality = None,
+    scale: FileScale = None,
     max_tokens: MaxTokens = 0,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -227,14 +236,8 @@ def ask(
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
-        choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
-        compute = Compute(dtype=dtype, device=device or "cpu")
-        packets = {"--preset": preset, "--features": features, "--budget-bytes": budget_bytes}
-        form = _form(mode, {**packets, "--dtype": dtype, "--device": device}, codec, quality, scale)
-
-        def open_encoder() -> Encoder:
-            return TowerEncoder.open(model, choice, compute) if form is None else ImageEncoder.open(model, form)
-
+        packets = _Packets(preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device)
+        open_encoder = _opener(model, packets, mode, codec, quality, scale)
         if batch is not None:
             if words or more or as_json:
                 raise UseError("--batch takes its pictures and questions from the file; give no others, and no --json")
@@ -265,6 +268,10 @@ def chat(
     budget_bytes: Budget = None,
     dtype: Dtype = None,
     device: Device = None,
+    mode: Mode = "features",
+    codec: FileCodec = None,
+    quality: FileQuality = None,
+    scale: FileScale = None,
     max_tokens: MaxTokens = 0,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -281,11 +288,10 @@ def chat(
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
-        choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
-        compute = Compute(dtype=dtype, device=device or "cpu")
+        packets = _Packets(preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device)
+        open_encoder = _opener(model, packets, mode, codec, quality, scale)
         _check_exist(pictures)
-        encoder = TowerEncoder.open(model, choice, compute)
-        asyncio.run(_chat(pictures, target, encoder, sampling, show_thinking, limit))
+        asyncio.run(_chat(pictures, target, open_encoder(), sampling, show_thinking, limit))
 
 
 @app.command()
@@ -409,25 +415,40 @@ async def _batch(
     return failed
 
 
-def _form(
-    mode: str, packets: dict[str, object], codec: str | None, quality: int | None, scale: float | None
-) -> ImageForm | None:
-    """How pictures are sent: None as packets, whose options are ``packets``. Raises UseError, ImageFileError."""
+@dataclass(frozen=True, kw_only=True)
+class _Packets:
+    """The options that belong to packets; None where not given."""
+
+    preset: str | None
+    features: int | None
+    budget_bytes: int | None
+    dtype: str | None
+    device: str | None
+
+
+def _opener(
+    model: Path, packets: _Packets, mode: str, codec: str | None, quality: int | None, scale: float | None
+) -> Callable[[], Encoder]:
+    """How pictures are sent. Raises UseError, ImageFileError for options that do not go together."""
     if mode not in MODES:
         raise UseError(f"--mode {mode} is not known; choose one of {', '.join(MODES)}")
     if mode == "image":
-        for option, given in packets.items():
+        for name, given in asdict(packets).items():
             if given is not None:
+                option = "--" + name.replace("_", "-")
                 raise UseError(f"{option} belongs to --mode features; a picture's file is made smaller by --quality")
-        return ImageForm(
+        form = ImageForm(
             codec=_FORM.codec if codec is None else codec,
             quality=_FORM.quality if quality is None else quality,
             scale=_FORM.scale if scale is None else scale,
         )
+        return lambda: ImageEncoder.open(model, form)
     for option, value in (("--codec", codec), ("--quality", quality), ("--scale", scale)):
         if value is not None:
             raise UseError(f"{option} {value} belongs to --mode image; add that, or leave {option} out")
-    return None
+    choice = RateChoice(preset=packets.preset, features=packets.features, budget=packets.budget_bytes)
+    compute = Compute(dtype=packets.dtype, device=packets.device or "cpu")
+    return lambda: TowerEncoder.open(model, choice, compute)
 
 
 def _check_exist(pictures: list[Path]) -> None:

@@ -461,11 +461,15 @@ def _check_limits(limits: pb.Limits, course: _Course) -> None:
             "--mode image out",
             reason="IMAGES_NOT_TAKEN",
         )
+    if limits.question_bytes and size > limits.question_bytes:
+        raise LimitError(
+            f"{size} bytes of question, this server allows {limits.question_bytes}; shorten it",
+            reason="QUESTION_TOO_LONG",
+        )
     for found, most, what, remedy in (
         (len(pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer"),
         (views, limits.views_per_picture, "views of one picture", "scale the picture down"),
         (pixels, limits.image_pixels, "pixels of one picture", "lower --scale"),
-        (size, limits.question_bytes, "bytes of question", "shorten it"),
         (course.sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens"),
     ):
         if most and found > most:

@@ -367,7 +367,9 @@ def train_codec(
     batch: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 4,
     turns: Annotated[int, typer.Option(help="Questions about each.", min=1)] = 8,
     tokens: Annotated[int, typer.Option(help="How much of an answer is matched.", min=1)] = 32,
-    judged: Annotated[int, typer.Option(help="Held-out pictures at most.", min=1)] = 100,
+    judged: Annotated[
+        int, typer.Option(help="Held-out pictures at most, and as many to choose rates on.", min=1)
+    ] = 100,
     lora: Annotated[
         int, typer.Option(help="Rank of adapters trained on the decoder; 0: it stays as it is.", min=0)
     ] = 0,
@@ -417,7 +419,9 @@ def judge_codec(
     device: str = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
     tokens: Annotated[int, typer.Option(help="How much of an answer is matched.", min=1)] = 32,
-    judged: Annotated[int, typer.Option(help="Held-out pictures at most.", min=1)] = 100,
+    judged: Annotated[
+        int, typer.Option(help="Held-out pictures at most, and as many to choose rates on.", min=1)
+    ] = 100,
     beside: Annotated[Path | None, typer.Option(help="Another codec's report.json, to compare bytes with.")] = None,
 ) -> None:
     """Bytes, divergence and agreement of any codec, on the pictures that train-codec holds out."""
@@ -426,7 +430,7 @@ def judge_codec(
     with _sentences():
         from lab.codec.team import Team
         from lab.matching.judge import compare
-        from lab.matching.run import Bench, Job, all_rates
+        from lab.matching.run import Bench, Job
         from shared.codec.codec import Codec
 
         job = Job(
@@ -442,8 +446,7 @@ def judge_codec(
         )
         loaded = Codec.load(codec)
         bench = Bench(job, Team(), _named_bar, typer.echo)
-        costs = bench.judge(loaded, all_rates(bench.teacher, loaded.config.qualities))
-        report = bench.report(costs)
+        report = bench.report(bench.judge(loaded)[1])
         if beside is not None:
             report["beside"] = compare(report, json.loads(beside.read_text()))
             ratio = report["beside"]["bytes at equal divergence"]

@@ -23,16 +23,15 @@ def draw(log: Path, report: dict[str, Any], out: Path) -> None:
     bits = left.twinx()
     bits.plot([line["step"] for line in taught], [line["bits a feature"] for line in taught], color="C1", marker=".")
     bits.set_ylabel("bits a feature", color="C1")
-    counts = sorted({row["features"] or 0 for row in report["rates"]})
-    for count in counts:
-        rows = [row for row in report["rates"] if (row["features"] or 0) == count]
-        label = f"{count} features a view" if count else "not merged"
-        middle.plot([row["bytes"] for row in rows], [row["divergence"] for row in rows], marker=".", label=label)
-        right.plot([row["bytes"] for row in rows], [row["agreement"] for row in rows], marker=".", label=label)
+    sizes = [row["bytes"] for row in report["rates"]]
+    for axes, measure in ((middle, "divergence"), (right, "agreement")):
+        axes.plot(sizes, [row[measure] for row in report["rates"]], marker="o")
+        for row in report["rates"]:
+            note = f"{row['features'] or 'all'}"
+            axes.annotate(note, (row["bytes"], row[measure]), (4, 4), textcoords="offset points", fontsize=8)
     middle.set(xscale="log", yscale="log", xlabel="bytes of a picture", ylabel="divergence, nats a token")
     right.set(xscale="log", xlabel="bytes of a picture", ylabel="answers that agree")
-    middle.set_title(f"{report['pictures']['held out']} held-out pictures")
+    middle.set_title(f"{report['pictures']['held out']} held-out pictures, each rate with its features of a view")
     right.set_title(f"{report['questions']['held out']} questions about them")
-    right.legend()
     figure.savefig(out, dpi=110)
     plt.close(figure)

@@ -31,6 +31,7 @@ from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
 from shared.codec.codec import Codec
+from shared.codec.weights import CodecConfig, Rate
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.device import devices
 from shared.model.generation import stop_tokens
@@ -82,15 +83,17 @@ class Bench:
             return Tower(self.checkpoint, dtype, str(device))
 
         seen = pictures.look(found, self.checkpoint.config, open_tower, folder, team, self._track("features"), say)
-        self.training, self.held_out = pictures.divide(seen)
-        self.held_out = self.held_out[: job.judged]
+        self.training, held_out = pictures.divide(seen)
+        # Rates are chosen on other pictures than they are reported on.
+        self.held_out, self.choosing = held_out[::2][: job.judged], (held_out[1::2] or held_out)[: job.judged]
         ends = stop_tokens(self.checkpoint)
         self.teacher = Teacher(self.checkpoint, device=device, dtype=dtype, ends=ends)
         self.grid = self._own_grid()
         self.reference = torch.zeros(self.teacher.cells, self.checkpoint.config.hidden, device=device)
         if self.grid is not None:
             self.reference = self.grid
-        self.asked = self._answers({one.digest: ask[one.path] for one in [*self.training, *self.held_out]}, team)
+        self.seen = {one.digest: one for one in [*self.training, *self.choosing, *self.held_out]}
+        self.asked = self._answers({digest: ask[one.path] for digest, one in self.seen.items()}, team)
 
     def _track(self, what: str) -> Track:
         return lambda items, total: self.track(items, total, what)
@@ -105,24 +108,32 @@ class Bench:
         """The model's own answers, kept on disk picture by picture."""
         folder = self.job.run / "answers" / f"{self.model_id}-{self.job.dtype}-{self.job.tokens}"
         folder.mkdir(parents=True, exist_ok=True)
-        seen = {one.digest: one for one in [*self.training, *self.held_out]}
-        files = {digest: folder / f"{digest}.json" for digest in seen}
+        files = {digest: folder / f"{digest}.json" for digest in self.seen}
         known = {digest: json.loads(file.read_text()) for digest, file in files.items() if file.exists()}
-        todo = [digest for digest in sorted(seen) if set(ask[digest]) - set(known.get(digest, {}))]
+        todo = [digest for digest in sorted(self.seen) if set(ask[digest]) - set(known.get(digest, {}))]
         mine = todo[team.rank :: team.size]
         for digest in self._track("answers")(mine, len(mine)):
             lacking = [question for question in ask[digest] if question not in known.get(digest, {})]
-            given = self.teacher.answer(merged(seen[digest]), lacking, self.job.tokens, self.reference)
+            given = self.teacher.answer(merged(self.seen[digest]), lacking, self.job.tokens, self.reference)
             partial = files[digest].with_suffix(".partial")
             partial.write_text(json.dumps(known.get(digest, {}) | dict(zip(lacking, given, strict=True))))
             partial.replace(files[digest])
         team.wait()
         found = {digest: json.loads(file.read_text()) for digest, file in files.items()}
-        return {digest: [(q, tuple(found[digest][q])) for q in ask[digest]] for digest in seen}
+        return {digest: [(q, tuple(found[digest][q])) for q in ask[digest]] for digest in self.seen}
 
-    def judge(self, codec: Codec, rates: Sequence[tuple[int | None, int]]) -> list[Cost]:
-        """What a codec costs and spoils on the held-out pictures."""
-        return judge(self.teacher, codec, self.held_out, self.asked, self.reference, rates, self._track("held-out"))
+    def judge(self, codec: Codec) -> tuple[CodecConfig, list[Cost]]:
+        """A codec's configuration with the rates that are worth having, and what these cost and spoil.
+
+        They are chosen on some of the held-out pictures among every number of features with every quality, and
+        measured on the others.
+        """
+        every = [(n, quality) for n in counts(self.teacher) for quality in range(codec.config.qualities)]
+        chosen = on_the_hull(codec.config, self._costs(codec, self.choosing, every))
+        return chosen, self._costs(codec, self.held_out, chosen.rates)
+
+    def _costs(self, codec: Codec, seen: Sequence[Seen], rates: Sequence[Rate]) -> list[Cost]:
+        return judge(self.teacher, codec, seen, self.asked, self.reference, rates, self._track("held-out"))
 
     def report(self, costs: Sequence[Cost]) -> dict[str, Any]:
         """The frame of a report in JSON."""
@@ -130,18 +141,17 @@ class Bench:
             "model_id": self.model_id,
             "date": date.today().isoformat(),
             "seed": self.job.seed,
-            "pictures": {"training": len(self.training), "held out": len(self.held_out)},
+            "pictures": {
+                "training": len(self.training),
+                "choosing rates": len(self.choosing),
+                "held out": len(self.held_out),
+            },
             "questions": {
                 "training": sum(len(self.asked[one.digest]) for one in self.training),
                 "held out": sum(len(self.asked[one.digest]) for one in self.held_out),
             },
             "rates": rows(costs),
         }
-
-
-def all_rates(teacher: Teacher, qualities: int) -> list[tuple[int | None, int]]:
-    """Every number of features with every quality."""
-    return [(n, quality) for n in counts(teacher) for quality in range(qualities)]
 
 
 def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> Path:
@@ -188,8 +198,8 @@ def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Cal
     grids = {side: table[teacher.first[side] : teacher.first[side] + side * side] for side in teacher.sides}
     say("counting symbols for the tables")
     weights = export(model, grids, table.shape[1], _views(bench.training, job.seed))
-    costs = bench.judge(Codec(weights), all_rates(teacher, weights.config.qualities))
-    weights = replace(weights, config=on_the_hull(weights.config, costs))
+    config, costs = bench.judge(Codec(weights))
+    weights = replace(weights, config=config)
     model_id = bench.model_id
     if (adapters := teacher.adapters) is not None:
         say("writing the adapted model")
@@ -198,9 +208,8 @@ def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Cal
     report = bench.report(costs) | {"warm": job.recipe.warm, "recipe": asdict(job.recipe), "mix": asdict(job.mix)}
     (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     figure.draw(job.run / "codec.jsonl", report, job.out / "report.png")
-    for name, index in weights.config.presets.items():
-        rate = weights.config.rates[index]
-        one = next(cost for cost in costs if (cost.features, cost.quality) == rate)
+    for name, index in config.presets.items():
+        one = costs[index]
         say(f"{name:7} {one.bytes:7.1f} B  divergence {one.divergence:.4f}  answers that agree {one.agreement:.3f}")
 
 

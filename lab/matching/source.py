@@ -33,7 +33,7 @@ class Mix:
     batch: int = 4  # pictures
     turns: int = 8  # questions about each at most
     merged: float = 0.4  # of the batches
-    pool: int = 200_000  # features that the context model is trained on
+    pool: int = 2_500_000_000  # bytes of features, in half precision, that the context model is trained on
     sample: int = 15_000  # features that the transform begins with
 
 
@@ -106,7 +106,9 @@ class MatchingSource:
         return torch.from_numpy(np.concatenate([one.features for one in found])[: self.mix.sample])
 
     def pool(self, project: Project) -> Pool:
-        found = self._gather(np.random.default_rng([self.seed, 37]), self.mix.pool, 0.5, project)
+        found = self._gather(
+            np.random.default_rng([self.seed, 37]), self.mix.pool // (2 * self.projector.shape[1]), 0.5, project
+        )
         features = np.concatenate([one.features.astype(np.float16) for one in found])
         return Pool(torch.from_numpy(features), [view for one in found for view in one.views()])
 
@@ -115,10 +117,12 @@ class MatchingSource:
     ) -> list[Shown]:
         """Pictures at random until they have ``most`` features."""
         found: list[Shown] = []
+        count = 0
         for index in rng.permutation(len(self.seen)):
             share = float(rng.uniform(0.15, 1.0)) if rng.random() < share_merged else 1.0
             found.append(merged(self.seen[index], share, project))
-            if sum(len(one.features) for one in found) >= most:
+            count += len(found[-1].features)
+            if count >= most:
                 break
         return found
 

@@ -7,7 +7,8 @@ from typer.testing import CliRunner, Result
 
 from device_client import cli
 from device_client.fake import FakeEncoder
-from shared.rpc.errors import LimitError
+from shared.model.checkpoint import Origin
+from shared.rpc.errors import InvalidRequestError, LimitError
 from tests.client.conftest import FakeServer
 from tests.client.test_cli import command
 
@@ -49,6 +50,32 @@ def test_thinking_and_questions_without_an_answer_are_no_turns(
     result = chat(serving, "three\nfour\n", small)
     assert result.exit_code == 0 and result.stderr.count("no answer: the model ended while it was thinking") == 2
     assert serving.talks[3] == ["four"]
+
+
+def test_a_conversation_that_becomes_too_long_forgets_its_older_half(
+    serving: FakeServer,
+    encoders: list[FakeEncoder],
+    small: Path,
+) -> None:
+    serving.limits.question_bytes = 45  # four turns of "q", "yes to q" and a question are 40
+    result = chat(serving, "a\nb\nc\nd\ne\nf\ng\n", small)
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1] == "yes to g"
+    assert result.stderr.count("the conversation is too long: the first 3 answers in it are forgotten") == 1
+    assert serving.talks[4] == ["a", "yes to a", "b", "yes to b", "c", "yes to c", "d", "yes to d", "e"]
+    assert serving.talks[5] == ["d", "yes to d", "e", "yes to e", "f"]
+    assert serving.talks[6] == [*serving.talks[5], "yes to f", "g"]
+    serving.fail = InvalidRequestError("the model reads at most 9", reason="PROMPT_TOO_LONG")
+    result = chat(serving, "one\nfail\n", small)  # too long by itself
+    assert result.exit_code == 5 and "the first 1 answers" in result.stderr and "at most 9" in result.stderr
+
+
+def test_pictures_as_files(serving: FakeServer, small: Path) -> None:
+    origin = Origin.read(cli.NANO)
+    serving.model_id, serving.codec_id = origin.model_id, origin.codec_id
+    serving.limits.image_bytes = serving.limits.image_pixels = 1_000_000
+    result = chat(serving, "one\ntwo\n", small, "--mode", "image", "--codec", "webp")
+    assert result.exit_code == 0 and result.stdout == "yes to one\nyes to two\n"
+    assert "(as webp, quality 75, 1 view" in result.stderr and serving.kinds().count("image_chunk") == 1
 
 
 def test_a_terminal_is_prompted(

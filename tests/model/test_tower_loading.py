@@ -34,8 +34,9 @@ def by_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Modu
 @pytest.mark.parametrize("stored", [HALF, FULL])
 @pytest.mark.parametrize("wanted", [HALF, FULL])
 def test_weights_and_features_are_those_of_transformers(
-    tmp_path: Path, stored: torch.dtype, wanted: torch.dtype
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, wanted: torch.dtype
 ) -> None:
+    monkeypatch.setattr("shared.model.tower.BLOCK", 100)  # of 256 tokens
     fake.write(tmp_path, dtype=stored)
     checkpoint = Checkpoint.open(tmp_path)
     ours, theirs = Tower(checkpoint, wanted), by_transformers(checkpoint, wanted)
