@@ -1,6 +1,6 @@
 """Packets and turns → the embeddings a decoder reads.
 
-    packet ─ codec ─ x̂ [n, D] ─ projector ─ [n, H] ─ + grid embedding [n, H] ─ view [n, H]
+    packet ─ codec ─ q [n, M] ─ synthesis and projector in one ─ [n, H] ─ + grid embedding [n, H] ─ view [n, H]
     turns ─ chat template ─ token ids [T] ─ token embedding ─ [T, H], views on the <im_patch> rows
 
 Promises that a view's rows and a prompt's length are checked before anything of their size is
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.base import Prompt
+from edge_server.projection import PacketProjection
 from shared.codec.codec import Codec
 from shared.codec.packet import PacketError
 from shared.model.config import CheckpointError, SplitConfig
@@ -88,24 +89,27 @@ class SplitAssembler:
         self._projector = projector
         self._tokenizer = tokenizer
         self._embed = embed
+        self._projection = PacketProjection(codec, projector.weight, projector.bias)
 
     def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
         try:
-            decoded = self._codec.decode(packet)
+            parsed = self._codec.parse(packet)
         except PacketError as error:
             raise CorruptPacketError(str(error), reason=error.reason) from error
         kind, size = ("global view", self._config.global_size) if last else ("crop", self._config.crop_size)
-        if decoded.grid != self._config.grid(size):
+        if parsed.grid != self._config.grid(size):
             raise InvalidRequestError(
-                f"the packet is of a grid of {decoded.grid} x {decoded.grid} features, a {kind} of {size} px has "
+                f"the packet is of a grid of {parsed.grid} x {parsed.grid} features, a {kind} of {size} px has "
                 f"{self._config.grid(size)} x {self._config.grid(size)}; send each view under its own index",
                 reason="GRID_MISMATCH",
             )
-        return self.place(decoded.features, decoded.grid, decoded.positions)
+        return self._placed(self._projection.rows(parsed), parsed.grid, parsed.positions)
 
     def place(self, features: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
         """Features [n, D] of cells [n] of a grid → rows [n, H]."""
-        rows = self._projector.project(features)  # [n, D] → [n, H]
+        return self._placed(self._projector.project(features), grid, cells)
+
+    def _placed(self, rows: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
         rows += self._codec.grid_embedding(grid, cells)
         return rows
 

@@ -28,13 +28,20 @@ from shared.codec.weights import CodecWeights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Decoded:
-    """What a packet says."""
+class Parsed:
+    """What a packet says, in integers."""
 
-    features: NDArray[np.float32]  # [n, D]
+    q: NDArray[np.int64]  # [n, M], whole steps
     positions: NDArray[np.int64]  # [n], ascending raster index in the grid: the cell of each feature
     grid: int  # side
     quality: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoded(Parsed):
+    """What a packet says, and what the encoder saw, about."""
+
+    features: NDArray[np.float32]  # [n, D]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +96,11 @@ class Codec:
 
     def decode(self, data: bytes) -> Decoded:
         """A packet → features and where they belong. Raises ``PacketError`` for anything that is no packet."""
+        parsed = self.parse(data)
+        return Decoded(**vars(parsed), features=self.dequantise(parsed.q, parsed.quality))
+
+    def parse(self, data: bytes) -> Parsed:
+        """As ``decode``, without the features: all that needs to be exact."""
         limit = self.payload.max_feature_bits
         layout, payload = packet.read(
             data, max_side=self.config.max_grid, max_feature_bits=limit, qualities=self.config.qualities
@@ -101,8 +113,7 @@ class Codec:
         # Many byte strings lead to the same symbols; only the one that an encoder writes is taken.
         if packet.write(layout, self.payload.encode(symbols), qualities=self.config.qualities) != data:
             raise PacketError("NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged")
-        x = self.dequantise(symbols.q, layout.quality)
-        return Decoded(features=x, positions=cells, grid=layout.grid, quality=layout.quality)
+        return Parsed(q=symbols.q, positions=cells, grid=layout.grid, quality=layout.quality)
 
     def explain(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> Explanation:
         """Encodes as ``encode`` does and says where the bits went."""
