@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_server.projection import PacketProjection
 from shared.codec.codec import Codec
 from shared.codec.fake import fake_features, fake_weights
 from shared.model.views import ViewRule, plan, views
@@ -86,8 +85,6 @@ def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, 
     """At the released model's shapes: one view, a 1080p picture, the largest picture."""
     crops = {(p := plan(*size, RULE)).rows * p.columns + 1: size for size in ((1920, 1080), (3024, 3024))}
     codec = Codec(fake_weights(6144, 64, 4096, seed=SEED, slices=12, hidden=96))
-    projector = np.random.default_rng(SEED).standard_normal((4096, 6144), np.float32)
-    projection = PacketProjection(codec, projector)
     seen = [fake_features(codec.weights, GLOBAL, seed=SEED)]
     seen += [fake_features(codec.weights, CROP, seed=SEED + i) for i in range(1, max(sizes))]
     found: dict[str, Any] = {"picture of so many views, px": {str(k): list(v) for k, v in crops.items()}}
@@ -100,14 +97,11 @@ def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, 
                     codec.encode(view, n) for view in seen[:count]
                 ]
             )
-            works[f"decode and project, {count} views"] = (
+            works[f"decode, {count} views"] = (
                 lambda count=count, packets=packets: [  # type: ignore[misc]
-                    projection.rows(codec.parse(packet)) for packet in packets[:count]
+                    codec.decode(packet) for packet in packets[:count]
                 ]
             )
-        works["the same by way of the features, 1 view"] = lambda packet=packets[0]: (  # type: ignore[misc]
-            codec.decode(packet).features @ projector.T
-        )
         mean = round(statistics.mean(map(len, packets)))
         found[f"{n} features a view"] = {"bytes a view": mean, "ms": medians(works, rounds)}
     return found

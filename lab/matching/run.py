@@ -84,7 +84,7 @@ class Bench:
 
         seen = pictures.look(found, self.checkpoint.config, open_tower, folder, team, self._track("features"), say)
         self.training, held_out = pictures.divide(seen)
-        # Rates are chosen on other pictures than they are reported on.
+        # Rates are chosen on other pictures than they are reported on, where there are two.
         self.held_out, self.choosing = held_out[::2][: job.judged], (held_out[1::2] or held_out)[: job.judged]
         ends = stop_tokens(self.checkpoint)
         self.teacher = Teacher(self.checkpoint, device=device, dtype=dtype, ends=ends)
@@ -110,8 +110,9 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         files = {digest: folder / f"{digest}.json" for digest in self.seen}
         known = {digest: json.loads(file.read_text()) for digest, file in files.items() if file.exists()}
-        todo = [digest for digest in sorted(self.seen) if set(ask[digest]) - set(known.get(digest, {}))]
-        mine = todo[team.rank :: team.size]
+        # Shared out before looking at what is there: others write meanwhile.
+        shared = sorted(self.seen)[team.rank :: team.size]
+        mine = [digest for digest in shared if set(ask[digest]) - set(known.get(digest, {}))]
         for digest in self._track("answers")(mine, len(mine)):
             lacking = [question for question in ask[digest] if question not in known.get(digest, {})]
             given = self.teacher.answer(merged(self.seen[digest]), lacking, self.job.tokens, self.reference)

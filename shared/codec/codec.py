@@ -100,7 +100,7 @@ class Codec:
         return Decoded(**vars(parsed), features=self.dequantise(parsed.q, parsed.quality))
 
     def parse(self, data: bytes) -> Parsed:
-        """As ``decode``, without the features: all that needs to be exact."""
+        """As ``decode``, without the features: all that needs to be exact. Raises ``PacketError``."""
         limit = self.payload.max_feature_bits
         layout, payload = packet.read(
             data, max_side=self.config.max_grid, max_feature_bits=limit, qualities=self.config.qualities
@@ -165,7 +165,7 @@ class Codec:
         return self._chooser.choose(y, grid, cells, level)
 
     def dequantise(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
-        """Quantised components [n, M] → features [n, D]: the first floats on the decoder's side."""
+        """Quantised components [n, M] → features [n, D]."""
         y = q.astype(np.float32) * self.weights.step[quality]
         x: NDArray[np.float32] = y @ self._synthesis
         x += self.weights.mean  # in place: new memory costs more than the sums
