@@ -3,8 +3,8 @@
     q [n, M] ─ × step ─ synthesis [M, D] ─ projector [D, H] ─→ rows [n, H]
                         └────── one product, [M, H] ──────┘
 
-Promises what decoding and then projecting gives, up to rounding, in a hundredth of the multiplications at the released shapes
-(M = 64, D = 6144, H = 4096). Leaves positions to whoever assembles prompts.
+Promises what decoding and then projecting gives, up to rounding, in a hundredth of the multiplications at the released
+shapes (M = 64, D = 6144, H = 4096). Leaves positions to whoever assembles prompts.
 """
 
 from __future__ import annotations
