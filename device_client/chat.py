@@ -11,11 +11,14 @@ import asyncio
 import contextlib
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 
 from device_client.ask import stream
 from device_client.picture import Picture
 from device_client.render import truth
-from device_client.session import Sampling, Session
+from device_client.report import Report
+from device_client.session import Answer, Sampling, Session
 from device_client.waiting import waiting
 from shared.rpc.errors import TofcError
 
@@ -32,26 +35,31 @@ async def converse(
         question = line.strip()
         if not question:
             continue
-        report = None
-        while report is None:
-            answer = session.ask(
-                pictures, question, history=turns, sampling=sampling, thinking=thinking, timeout_s=timeout_s
-            )
-            try:
-                with waiting(session.encoder) as over:
-                    await stream(answer, over)
-                report = answer.report
-            except TofcError as error:
-                if error.reason not in TOO_LONG or not turns:
-                    raise
-                forgotten = (len(turns) + 1) // 2
-                del turns[:forgotten]
-                print(
-                    f"the conversation is too long: the first {forgotten} answers in it are forgotten", file=sys.stderr
-                )
+        ask = partial(
+            session.ask, pictures, question, history=turns, sampling=sampling, thinking=thinking, timeout_s=timeout_s
+        )
+        report = await _answered(ask, turns, session)
         print(truth(report, None), file=sys.stderr, flush=True)
         if report.answer.strip():
             turns.append((question, report.answer))
+
+
+async def _answered(ask: Callable[[], Answer], turns: list[tuple[str, str]], session: Session) -> Report:
+    """Show the answer to what ``ask`` asks after ``turns``, of which the older half goes while they are too long."""
+    while True:
+        answer = ask()
+        try:
+            with waiting(session.encoder) as over:
+                await stream(answer, over)
+        except TofcError as error:
+            if error.reason not in TOO_LONG or not turns:
+                raise
+            forgotten = (len(turns) + 1) // 2
+            del turns[:forgotten]
+            print(f"the conversation is too long: the first {forgotten} answers in it are forgotten", file=sys.stderr)
+        else:
+            assert answer.report is not None, "it was iterated to its end"
+            return answer.report
 
 
 async def _line() -> str:

@@ -29,7 +29,18 @@ from device_client.errors import INTERRUPTED, LINES_FAILED, EncoderError, UseErr
 from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
 from device_client.options import (
+    FORM,
+    Budget,
+    Device,
+    Dtype,
+    Features,
+    FileCodec,
+    FileQuality,
+    FileScale,
     MaxTokens,
+    Mode,
+    Model,
+    Preset,
     Seed,
     Server,
     ShowThinking,
@@ -51,7 +62,6 @@ NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 MODES = ("features", "image")
 SERVER = f"127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT = 300.0
-_FORM = ImageForm()
 
 
 class Program(typer.Typer):
@@ -78,99 +88,6 @@ app = Program(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[
-    Path,
-    typer.Option(
-        "--model", envvar="TOFC_MODEL", help="Checkpoint directory, whole or its device half.", metavar="PATH"
-    ),
-]
-Features = Annotated[
-    int | None,
-    typer.Option(
-        "--features",
-        "-n",
-        envvar="TOFC_DEVICE_FEATURES",
-        help="Features kept of each view at most; fewer are fewer bytes.",
-        show_default="the preset's",
-        metavar="N",
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_PRESET",
-        help="How fine packets are; nano has low, medium, high and max.",
-        show_default="the codec's",
-        metavar="NAME",
-    ),
-]
-Budget = Annotated[
-    int | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_BUDGET_BYTES",
-        help="The most that the packets of a picture may take, instead of a preset.",
-        show_default=False,
-        metavar="B",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_DTYPE",
-        help="float32; bfloat16, half the memory, slow on a CPU without it; int8, half of that again, on CPUs.",
-        show_default="as stored",
-        metavar="TYPE",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_ACCELERATOR",
-        help="What the tower computes on: cpu, cuda, cuda:1, …",
-        show_default="cpu",
-        metavar="DEVICE",
-    ),
-]
-
-Mode = Annotated[
-    str,
-    typer.Option(
-        envvar="TOFC_DEVICE_MODE",
-        help="features: packets. image: a compressed picture, for comparison; the server then runs the tower.",
-        metavar="MODE",
-    ),
-]
-FileCodec = Annotated[
-    str | None,
-    typer.Option(
-        "--codec",
-        envvar="TOFC_DEVICE_CODEC",
-        help="Of --mode image: jpeg, webp, avif or jxl.",
-        show_default=_FORM.codec,
-        metavar="CODEC",
-    ),
-]
-FileQuality = Annotated[
-    int | None,
-    typer.Option(
-        "--quality",
-        envvar="TOFC_DEVICE_QUALITY",
-        help="Of --mode image: 1 to 100, on the codec's own scale.",
-        show_default=str(_FORM.quality),
-        metavar="Q",
-    ),
-]
-FileScale = Annotated[
-    float | None,
-    typer.Option(
-        "--scale",
-        envvar="TOFC_DEVICE_SCALE",
-        help="Of --mode image: sides are multiplied by it first; at most 1.",
-        show_default=str(_FORM.scale),
-        metavar="S",
-    ),
-]
 
 
 @app.callback()
@@ -438,9 +355,9 @@ def _opener(
                 option = "--" + name.replace("_", "-")
                 raise UseError(f"{option} belongs to --mode features; a picture's file is made smaller by --quality")
         form = ImageForm(
-            codec=_FORM.codec if codec is None else codec,
-            quality=_FORM.quality if quality is None else quality,
-            scale=_FORM.scale if scale is None else scale,
+            codec=FORM.codec if codec is None else codec,
+            quality=FORM.quality if quality is None else quality,
+            scale=FORM.scale if scale is None else scale,
         )
         return lambda: ImageEncoder.open(model, form)
     for option, value in (("--codec", codec), ("--quality", quality), ("--scale", scale)):

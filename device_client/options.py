@@ -1,6 +1,7 @@
-"""Options that several commands of `device-client` have: the server, and how an answer is drawn.
+"""Options that several commands of `device-client` have: the server, what is sent, and how an answer is drawn.
 
-Promises that each is an environment variable too (TOFC_DEVICE_…). Leaves what they mean to `session` and `link`.
+Promises that each is an environment variable too (TOFC_DEVICE_…). Leaves what they mean to `encoder`, `session`
+and `link`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,104 @@ from typing import Annotated
 
 import typer
 
+from device_client.picture import ImageForm
+
+FORM = ImageForm()  # of a picture's file where nothing is given
 _CHECKPOINT = "the checkpoint's"
 
 Server = Annotated[str, typer.Option(envvar="TOFC_DEVICE_SERVER", help="The edge server.", metavar="HOST:PORT")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model", envvar="TOFC_MODEL", help="Checkpoint directory, whole or its device half.", metavar="PATH"
+    ),
+]
+Features = Annotated[
+    int | None,
+    typer.Option(
+        "--features",
+        "-n",
+        envvar="TOFC_DEVICE_FEATURES",
+        help="Features kept of each view at most; fewer are fewer bytes.",
+        show_default="the preset's",
+        metavar="N",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_PRESET",
+        help="How fine packets are; nano has low, medium, high and max.",
+        show_default="the codec's",
+        metavar="NAME",
+    ),
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_BUDGET_BYTES",
+        help="The most that the packets of a picture may take, instead of a preset.",
+        show_default=False,
+        metavar="B",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_DTYPE",
+        help="float32; bfloat16, half the memory, slow on a CPU without it; int8, half of that again, on CPUs.",
+        show_default="as stored",
+        metavar="TYPE",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_ACCELERATOR",
+        help="What the tower computes on: cpu, cuda, cuda:1, …",
+        show_default="cpu",
+        metavar="DEVICE",
+    ),
+]
+
+Mode = Annotated[
+    str,
+    typer.Option(
+        envvar="TOFC_DEVICE_MODE",
+        help="features: packets. image: a compressed picture, for comparison; the server then runs the tower.",
+        metavar="MODE",
+    ),
+]
+FileCodec = Annotated[
+    str | None,
+    typer.Option(
+        "--codec",
+        envvar="TOFC_DEVICE_CODEC",
+        help="Of --mode image: jpeg, webp, avif or jxl.",
+        show_default=FORM.codec,
+        metavar="CODEC",
+    ),
+]
+FileQuality = Annotated[
+    int | None,
+    typer.Option(
+        "--quality",
+        envvar="TOFC_DEVICE_QUALITY",
+        help="Of --mode image: 1 to 100, on the codec's own scale.",
+        show_default=str(FORM.quality),
+        metavar="Q",
+    ),
+]
+FileScale = Annotated[
+    float | None,
+    typer.Option(
+        "--scale",
+        envvar="TOFC_DEVICE_SCALE",
+        help="Of --mode image: sides are multiplied by it first; at most 1.",
+        show_default=str(FORM.scale),
+        metavar="S",
+    ),
+]
 MaxTokens = Annotated[
     int,
     typer.Option(

@@ -461,19 +461,16 @@ def _check_limits(limits: pb.Limits, course: _Course) -> None:
             "--mode image out",
             reason="IMAGES_NOT_TAKEN",
         )
-    if limits.question_bytes and size > limits.question_bytes:
-        raise LimitError(
-            f"{size} bytes of question, this server allows {limits.question_bytes}; shorten it",
-            reason="QUESTION_TOO_LONG",
-        )
-    for found, most, what, remedy in (
-        (len(pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer"),
-        (views, limits.views_per_picture, "views of one picture", "scale the picture down"),
-        (pixels, limits.image_pixels, "pixels of one picture", "lower --scale"),
-        (course.sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens"),
+    exceeded = "LIMIT_EXCEEDED"
+    for found, most, what, remedy, reason in (
+        (len(pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer", exceeded),
+        (views, limits.views_per_picture, "views of one picture", "scale the picture down", exceeded),
+        (pixels, limits.image_pixels, "pixels of one picture", "lower --scale", exceeded),
+        (size, limits.question_bytes, "bytes of question", "shorten it", "QUESTION_TOO_LONG"),
+        (course.sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens", exceeded),
     ):
         if most and found > most:
-            raise LimitError(f"{found} {what}, this server allows {most}; {remedy}", reason="LIMIT_EXCEEDED")
+            raise LimitError(f"{found} {what}, this server allows {most}; {remedy}", reason=reason)
 
 
 def _ms_since(begun: float) -> float:
