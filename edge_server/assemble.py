@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.base import Prompt
-from edge_server.projection import PacketProjection
 from shared.codec.codec import Codec
 from shared.codec.packet import PacketError
 from shared.model.config import CheckpointError, SplitConfig
@@ -89,7 +88,7 @@ class SplitAssembler:
         self._projector = projector
         self._tokenizer = tokenizer
         self._embed = embed
-        self._projection = PacketProjection(codec, projector.weight, projector.bias)
+        self._rows = codec.dequantise.before(projector.weight, projector.bias)  # past the features
 
     def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
         try:
@@ -103,7 +102,7 @@ class SplitAssembler:
                 f"{self._config.grid(size)} x {self._config.grid(size)}; send each view under its own index",
                 reason="GRID_MISMATCH",
             )
-        return self._placed(self._projection.rows(parsed), parsed.grid, parsed.positions)
+        return self._placed(self._rows(parsed.q, parsed.quality), parsed.grid, parsed.positions)
 
     def place(self, features: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
         """Features [n, D] of cells [n] of a grid → rows [n, H]."""

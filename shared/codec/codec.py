@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shared.codec import packet
 from shared.codec.context import Context
+from shared.codec.dequantiser import Dequantiser
 from shared.codec.merge import Merged, merge
 from shared.codec.packet import Layout, PacketError
 from shared.codec.payload import PayloadCoder
@@ -77,7 +78,7 @@ class Codec:
         self._mean = weights.mean.astype(np.float64)
         self._analysis = (weights.analysis.astype(np.float64) / weights.step[-1][:, None]).T  # [D, M]
         self._ratio = weights.step[-1].astype(np.float64) / weights.step  # [Q, M]
-        self._synthesis = np.ascontiguousarray(weights.synthesis.T)  # [M, D]
+        self.dequantise = Dequantiser.of(weights)  # quantised components [n, M], quality → features [n, D]
         self.payload = PayloadCoder(weights, context)  # symbols alone, for tools that look inside a packet
 
     @classmethod
@@ -163,13 +164,6 @@ class Codec:
             raise ValueError(f"quality {level}; this codec has 0 (the coarsest) to {self.config.qualities - 1}")
         y: NDArray[np.float64] = components * self._ratio[level]  # in this quality's steps
         return self._chooser.choose(y, grid, cells, level)
-
-    def dequantise(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
-        """Quantised components [n, M] → features [n, D]."""
-        y = q.astype(np.float32) * self.weights.step[quality]
-        x: NDArray[np.float32] = y @ self._synthesis
-        x += self.weights.mean  # in place: new memory costs more than the sums
-        return x
 
     def grid_embedding(self, grid: int, positions: NDArray[np.integer]) -> NDArray[np.float32]:
         """What the server adds to projected features at ``positions`` [n] → [n, H]; zeros where none was learned."""

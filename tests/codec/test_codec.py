@@ -193,6 +193,17 @@ def test_the_decoder_needs_no_floats_before_the_dequantiser(codec: Codec, monkey
     assert seen[0].dtype.kind == "i" and (seen[0] == seen[1]).all()
 
 
+@pytest.mark.parametrize("quality", range(3))
+def test_a_layer_behind_the_features_is_part_of_one_product(codec: Codec, quality: int) -> None:
+    dim, rng = codec.config.feature_dim, np.random.default_rng(quality)
+    weight, bias = rng.standard_normal((7, dim), np.float32), rng.standard_normal(7, np.float32)
+    parsed = codec.parse(packet := codec.encode(fake_features(codec.weights, 36, seed=quality), 12, quality))
+    wanted = codec.decode(packet).features @ weight.T
+    close = {"rtol": 1e-4, "atol": 1e-4 * np.abs(wanted).max()}
+    np.testing.assert_allclose(codec.dequantise.before(weight)(parsed.q, quality), wanted, **close)
+    np.testing.assert_allclose(codec.dequantise.before(weight, bias)(parsed.q, quality), wanted + bias, **close)
+
+
 def test_grid_embeddings(codec: Codec) -> None:
     positions = np.array([0, 7, 35])
     rows = codec.grid_embedding(6, positions)
