@@ -1,13 +1,18 @@
 """What a question costs on the socket: the device's own client and a real server, a picture made of fake packets."""
 
+import socket
+import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from PIL import Image
 
 from device_client.fake import FakeEncoder
 from device_client.link import Target
+from device_client.meter import Traffic, tcp_bytes
 from device_client.report import Report
 from device_client.session import Session
 from edge_server.fake import fake_backend
@@ -28,7 +33,20 @@ AFTER = 2  # which question it follows
 ANNOUNCEMENT = 14  # the part, a number, 8 bytes of name
 VIEW = 6  # around the packet: the part, a picture, and the packet's own head
 PLACE = 2  # more where a picture has several: which view it is, or how many there are
+SENT_AGAIN = 208  # in struct tcp_info: tcpi_bytes_retrans
 SESSION = 400  # preface, settings, headers, Hello
+
+
+@pytest.fixture(autouse=True)
+def what_is_sent_again_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine acknowledges late, and its kernel then sends a segment twice."""
+
+    def sent_once(connected: socket.socket) -> Traffic | None:
+        traffic = tcp_bytes(connected)
+        (again,) = struct.unpack_from("<Q", connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), SENT_AGAIN)
+        return traffic and replace(traffic, up=traffic.up - again)
+
+    monkeypatch.setattr("device_client.meter.tcp_bytes", sent_once)
 
 
 @pytest_asyncio.fixture
@@ -71,7 +89,8 @@ async def test_a_view_costs_little_beside_its_packet(session: Session, tmp_path:
     report = await session.ask([session.open(picture(tmp_path, 600))], QUESTION).result()
     assert report.views_sent > 8  # more than may be unacknowledged
     views = report.views_sent * (FRAME + VIEW + PLACE)
-    updates = UPDATE * (1 + report.views_sent)  # at worst an acknowledgement is heard before each view
+    # Views are acknowledged by fours; what is heard, the end of the question before too, may take two updates.
+    updates = UPDATE * 2 * (1 + report.views_sent // 4)
     assert up(report) <= FRAME + ANNOUNCEMENT + 2 * PLACE + ASK + views + updates
 
 
