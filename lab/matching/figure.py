@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 
 def draw(log: Path, report: dict[str, Any], out: Path) -> None:
@@ -29,9 +30,14 @@ def draw(log: Path, report: dict[str, Any], out: Path) -> None:
         for row in report["rates"]:
             note = f"{row['features'] or 'all'}"
             axes.annotate(note, (row["bytes"], row[measure]), (4, 4), textcoords="offset points", fontsize=8)
-    middle.set(xscale="log", yscale="log", xlabel="bytes of a picture", ylabel="divergence, nats a token")
-    right.set(xscale="log", xlabel="bytes of a picture", ylabel="answers that agree")
-    middle.set_title(f"{report['pictures']['held out']} held-out pictures, each rate with its features of a view")
+        axes.set(xscale="log", xlabel="bytes of a picture; features of a view at each point")
+        axes.margins(x=0.1)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+    middle.set(yscale="log", ylabel="divergence, nats a token")
+    right.set_ylabel("answers that agree")
+    middle.set_title(f"{report['pictures']['held out']} held-out pictures")
     right.set_title(f"{report['questions']['held out']} questions about them")
     figure.savefig(out, dpi=110)
     plt.close(figure)

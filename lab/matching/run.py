@@ -54,7 +54,7 @@ class Job:
     dtype: str = "float32"
     seed: int = 0
     tokens: int = 32
-    judged: int = 100  # held-out pictures at most
+    judged: int = 100  # held-out pictures at most, and as many to choose rates on
     lora: int = 0
     recipe: train.Recipe = field(default_factory=train.Recipe)
     mix: Mix = field(default_factory=Mix)
@@ -126,8 +126,7 @@ class Bench:
     def judge(self, codec: Codec) -> tuple[CodecConfig, list[Cost]]:
         """A codec's configuration with the rates that are worth having, and what these cost and spoil.
 
-        They are chosen on some of the held-out pictures among every number of features with every quality, and
-        measured on the others.
+        They are chosen among every number of features with every quality, whatever rates it came with.
         """
         every = [(n, quality) for n in counts(self.teacher) for quality in range(codec.config.qualities)]
         chosen = on_the_hull(codec.config, self._costs(codec, self.choosing, every))

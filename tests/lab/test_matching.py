@@ -18,7 +18,7 @@ from lab import fake
 from lab.codec.places import places_of
 from lab.codec.team import Team
 from lab.matching import questions
-from lab.matching.judge import compare, delta_rate, judge, on_the_hull
+from lab.matching.judge import Cost, compare, delta_rate, judge, on_the_hull
 from lab.matching.pictures import Seen, divide, find, look
 from lab.matching.source import MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
@@ -260,7 +260,7 @@ def test_too_little_memory_is_said_before_the_decoder_is_read(
 
 
 def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
-    checkpoint: Checkpoint, data: Path, tmp_path: Path
+    checkpoint: Checkpoint, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
     pytest.importorskip("matplotlib")
@@ -273,13 +273,21 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
         mix=Mix(batch=2, turns=2),
     )  # fmt: skip
     said: list[str] = []
+    tried: list[int] = []
+
+    def watched(*given: Any) -> list[Cost]:
+        tried.append(len(given[5]))
+        return judge(*given)
+
+    monkeypatch.setattr("lab.matching.run.judge", watched)
     train_codec(job, through, said.append)
     once = {file.name: file.read_bytes() for file in job.out.iterdir()}
     assert once.keys() == {"codec.json", "codec.safetensors", "report.json", "report.png"}
     report = json.loads(once["report.json"])
     assert report["pictures"] == {"training": 2, "choosing rates": 1, "held out": 1}
     rates = [[row["features"], row["quality"]] for row in report["rates"]]
-    assert rates == json.loads(once["codec.json"])["rates"] and 1 <= len(rates) <= 12
+    assert rates == json.loads(once["codec.json"])["rates"]
+    assert tried == [12, len(rates)]  # every number of features with each quality, then those that are worth it
     train_codec(job, through, said.append)  # everything is there already
     assert {file.name: file.read_bytes() for file in job.out.iterdir()} == once
     for name in ("codec.json", "codec.safetensors"):
