@@ -35,29 +35,31 @@ async def converse(
         question = line.strip()
         if not question:
             continue
-        ask = partial(
-            session.ask, pictures, question, history=turns, sampling=sampling, thinking=thinking, timeout_s=timeout_s
-        )
+        ask = partial(session.ask, pictures, question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
         report = await _answered(ask, turns, session)
         print(truth(report, None), file=sys.stderr, flush=True)
         if report.answer.strip():
             turns.append((question, report.answer))
 
 
-async def _answered(ask: Callable[[], Answer], turns: list[tuple[str, str]], session: Session) -> Report:
-    """Show the answer to what ``ask`` asks after ``turns``, of which the older half goes while they are too long."""
+async def _answered(ask: Callable[..., Answer], turns: list[tuple[str, str]], session: Session) -> Report:
+    """Show the answer to what ``ask`` asks after ``turns``, of which the older half goes while they are too long.
+
+    They all stay where even the question alone is.
+    """
+    told = list(turns)
     while True:
-        answer = ask()
+        answer = ask(history=told)
         try:
             with waiting(session.encoder) as over:
                 await stream(answer, over)
         except TofcError as error:
-            if error.reason not in TOO_LONG or not turns:
+            if error.reason not in TOO_LONG or not told:
                 raise
-            forgotten = (len(turns) + 1) // 2
-            del turns[:forgotten]
-            print(f"the conversation is too long: the first {forgotten} answers in it are forgotten", file=sys.stderr)
+            del told[: (len(told) + 1) // 2]
+            print(f"too long: asked again with the last {len(told)} answers instead of {len(turns)}", file=sys.stderr)
         else:
+            turns[:] = told
             assert answer.report is not None, "it was iterated to its end"
             return answer.report
 

@@ -403,9 +403,7 @@ def train_codec(
             recipe=replace(Recipe(), **{name: value for name, value in given.items() if value is not None}),
             mix=Mix(batch=batch, turns=turns),
         )
-        typer.echo(
-            f"{train_codec(job, _named_bar, typer.echo)}: codec.json, codec.safetensors, report.json, report.png"
-        )
+        train_codec(job, _named_bar, typer.echo)
 
 
 @app.command("judge-codec")
@@ -445,10 +443,15 @@ def judge_codec(
             judged=judged,
         )
         loaded = Codec.load(codec)
+        other = None if beside is None else json.loads(beside.read_text())
         bench = Bench(job, Team(), _named_bar, typer.echo)
+        if other is not None:
+            bench.check_comparable(other)
         report = bench.report(bench.judge(loaded)[1])
-        if beside is not None:
-            report["beside"] = compare(report, json.loads(beside.read_text()))
+        if bench.team.rank:
+            return
+        if other is not None:
+            report["beside"] = compare(report, other)
             ratio = report["beside"]["bytes at equal divergence"]
             said = "they share no divergence" if ratio is None else f"{ratio:.3f} × the bytes at equal divergence"
             typer.echo(f"{beside} beside {codec}: {said}")

@@ -20,9 +20,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from datetime import date
 from importlib import metadata, util
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.fuzz.worker import TARGETS, target
@@ -31,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 SHARES = {"packet": 0.9, "stream": 0.1}
 SLICE = 50_000  # cases of all targets and one job
-INTERRUPTED = (72, 130, -signal.SIGINT)  # how a process says that it was: libFuzzer, Atheris, Python
+INTERRUPTED = (72, 130, -signal.SIGINT, -signal.SIGTERM)  # how a process says that it was: libFuzzer, Atheris, Python
 SEEN = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")  # libFuzzer's progress
 
 
@@ -68,33 +70,37 @@ class Campaign:
         """Lets every job run its part of so many cases of one target; adds up what they did."""
         each = -(-cases // self.jobs)
         running = []
-        for job in range(self.jobs):
-            self.state["slices"] += 1  # a seed of its own for each; 0 would be a random one
-            work = self.folder / f"job-{job}"
-            work.mkdir(parents=True, exist_ok=True)
-            (work / "state.json").unlink(missing_ok=True)
-            seed = self.state["seed"] * 1_000_003 + self.state["slices"]
-            command = [sys.executable, "-m", "benchmarks.fuzz.worker", name, self.folder, work, each, seed]
-            with (work / "log").open("w") as log:
-                running.append((work, subprocess.Popen([str(word) for word in command], cwd=ROOT, stderr=log)))
-        began = time.perf_counter()
-        try:
-            for _, process in running:
-                process.wait()
-        except KeyboardInterrupt:
-            for _, process in running:  # it was told as well
-                process.wait()
-            raise
-        finally:
-            self.state["targets"][name]["seconds"] += time.perf_counter() - began
-            for work, process in running:
-                self._add(name, work, process.returncode)
-            self._file.write_text(json.dumps(self.state))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for _ in range(self.jobs):
+                self.state["slices"] += 1  # a seed of its own for each; 0 would be a random one
+                # A new one: a process that outlived an earlier campaign must not write into this one's figures.
+                work = Path(stack.enter_context(TemporaryDirectory(dir=self.folder, prefix="job-")))
+                seed = self.state["seed"] * 1_000_003 + self.state["slices"]
+                command = [sys.executable, "-m", "benchmarks.fuzz.worker", name, self.folder, work, each, seed]
+                with (work / "log").open("w") as log:
+                    running.append((work, subprocess.Popen([str(word) for word in command], cwd=ROOT, stderr=log)))
+            began = time.perf_counter()
+            try:
+                for _, process in running:
+                    process.wait()
+            except KeyboardInterrupt:
+                for _, process in running:
+                    process.terminate()
+                    process.wait()
+                raise
+            finally:
+                self.state["targets"][name]["seconds"] += time.perf_counter() - began
+                for work, process in running:
+                    self._add(name, work, process.returncode)
+                self._file.write_text(json.dumps(self.state))
 
     def _add(self, name: str, work: Path, code: int | None) -> None:
         total, log = self.state["targets"][name], (work / "log").read_text(errors="replace")
         found, state = SEEN.findall(log), work / "state.json"
         if not state.exists():
+            if code in INTERRUPTED:
+                return
             raise SystemExit(f"the fuzzing process ended with {code} before its first thousand cases:\n{log[-2000:]}")
         done = json.loads(state.read_text())
         for key in ("cases", "cpu_seconds"):
@@ -150,6 +156,7 @@ def main() -> None:
         return replay(chosen.replay)
     if util.find_spec("atheris") is None:
         raise SystemExit("atheris is not installed; it is part of tofc[dev] on Linux x86-64 with Python below 3.14")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     campaign = Campaign(chosen.folder.resolve(), chosen.seed, max(chosen.jobs, 1))
     try:
         while (left := chosen.cases - campaign.cases) > 0:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+PATIENCE = timedelta(days=1)  # with a member that does something alone; torch's own ends after minutes
 
 
 class Team:
@@ -20,9 +25,9 @@ class Team:
     def __init__(self) -> None:
         self._accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
 
-            self._accelerator = Accelerator()
+            self._accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         self.rank: int = self._accelerator.process_index if self._accelerator else 0
         self.size: int = self._accelerator.num_processes if self._accelerator else 1
 
@@ -42,6 +47,14 @@ class Team:
     def mean(self, values: Tensor) -> Tensor:
         """The mean of all members' ``values``."""
         return self._accelerator.reduce(values, reduction="mean") if self._accelerator else values
+
+    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of all members' ``values``."""
+        if not self._accelerator:
+            return values
+        summed = self._accelerator.reduce(torch.from_numpy(values).to(self._accelerator.device), reduction="sum")
+        found: NDArray[np.float64] = summed.cpu().numpy()
+        return found
 
     def wait(self) -> None:
         """Until every member is here."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lab.codec.team import Team
 from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, merged, show
 from lab.matching.teacher import Teacher
@@ -55,11 +56,17 @@ def judge(
     reference: Tensor,
     rates: Sequence[Rate],
     track: Track,
+    team: Team,
 ) -> list[Cost]:
-    """Every rate on every picture; ``reference`` is the model's own grid table [G, H], the codec brings its own."""
+    """Every rate on every picture, shared out among the team; the same result for all its members.
+
+    ``reference`` is the model's own grid table [G, H], the codec brings its own.
+    """
     grid = grid_table(teacher, codec)
-    size, nats, tokens, agreed, questions = (np.zeros(len(rates)) for _ in range(5))
-    for one in track(seen, len(seen)):
+    totals = np.zeros((5, len(rates)))
+    size, nats, tokens, agreed, questions = totals
+    mine = seen[team.rank :: team.size]
+    for one in track(mine, len(mine)):
         whole = teacher.pack([merged(one)], [asked[one.digest]])
         with teacher.plain():
             wanted = teacher.logits(whole, whole.features, reference).log_softmax(-1)
@@ -78,6 +85,7 @@ def judge(
             tokens[index] += len(got)
             agreed[index] += int((missed == 0).sum())
             questions[index] += number
+    size, nats, tokens, agreed, questions = team.total(totals)
     return [
         Cost(
             features=n,

@@ -31,7 +31,7 @@ from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
 from shared.codec.codec import Codec
-from shared.codec.weights import CodecConfig, Rate
+from shared.codec.weights import CodecConfig, CodecWeights, Rate
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.device import devices
 from shared.model.generation import stop_tokens
@@ -68,7 +68,7 @@ class Bench:
     """A job's model, pictures, questions and the model's answers: everything but the codec."""
 
     def __init__(self, job: Job, team: Team, track: NamedTrack, say: Callable[[str], None]) -> None:
-        self.job, self.track = job, track
+        self.job, self.team, self.track = job, team, track
         self.checkpoint = Checkpoint.open(job.model)
         if self.checkpoint.side is not None:
             raise CheckpointError(f"{job.model} is the {self.checkpoint.side} half of a model; a whole one is needed")
@@ -86,6 +86,8 @@ class Bench:
         self.training, held_out = pictures.divide(seen)
         # Rates are chosen on other pictures than they are reported on, where there are two.
         self.held_out, self.choosing = held_out[::2][: job.judged], (held_out[1::2] or held_out)[: job.judged]
+        if len(held_out) == 1:
+            say("one picture is held out: rates are chosen and reported on it; from 15 on there are two")
         ends = stop_tokens(self.checkpoint)
         self.teacher = Teacher(self.checkpoint, device=device, dtype=dtype, ends=ends)
         self.grid = self._own_grid()
@@ -93,7 +95,7 @@ class Bench:
         if self.grid is not None:
             self.reference = self.grid
         self.seen = {one.digest: one for one in [*self.training, *self.choosing, *self.held_out]}
-        self.asked = self._answers({digest: ask[one.path] for digest, one in self.seen.items()}, team)
+        self.asked = self._answers({digest: ask[one.path] for digest, one in self.seen.items()})
 
     def _track(self, what: str) -> Track:
         return lambda items, total: self.track(items, total, what)
@@ -104,14 +106,14 @@ class Bench:
             return None
         return grid_table(self.teacher, Codec.load(self.checkpoint.path))
 
-    def _answers(self, ask: dict[str, Sequence[str]], team: Team) -> Asked:
+    def _answers(self, ask: dict[str, Sequence[str]]) -> Asked:
         """The model's own answers, kept on disk picture by picture."""
         folder = self.job.run / "answers" / f"{self.model_id}-{self.job.dtype}-{self.job.tokens}"
         folder.mkdir(parents=True, exist_ok=True)
         files = {digest: folder / f"{digest}.json" for digest in self.seen}
         known = {digest: json.loads(file.read_text()) for digest, file in files.items() if file.exists()}
         # Shared out before looking at what is there: others write meanwhile.
-        shared = sorted(self.seen)[team.rank :: team.size]
+        shared = sorted(self.seen)[self.team.rank :: self.team.size]
         mine = [digest for digest in shared if set(ask[digest]) - set(known.get(digest, {}))]
         for digest in self._track("answers")(mine, len(mine)):
             lacking = [question for question in ask[digest] if question not in known.get(digest, {})]
@@ -119,7 +121,7 @@ class Bench:
             partial = files[digest].with_suffix(".partial")
             partial.write_text(json.dumps(known.get(digest, {}) | dict(zip(lacking, given, strict=True))))
             partial.replace(files[digest])
-        team.wait()
+        self.team.wait()
         found = {digest: json.loads(file.read_text()) for digest, file in files.items()}
         return {digest: [(q, tuple(found[digest][q])) for q in ask[digest]] for digest in self.seen}
 
@@ -133,13 +135,28 @@ class Bench:
         return chosen, self._costs(codec, self.held_out, chosen.rates)
 
     def _costs(self, codec: Codec, seen: Sequence[Seen], rates: Sequence[Rate]) -> list[Cost]:
-        return judge(self.teacher, codec, seen, self.asked, self.reference, rates, self._track("held-out"))
+        return judge(self.teacher, codec, seen, self.asked, self.reference, rates, self._track("held-out"), self.team)
+
+    @property
+    def judged_on(self) -> str:
+        """Names the held-out pictures with all questions about them and the model's own answers."""
+        told = json.dumps([[one.digest, self.asked[one.digest]] for one in [*self.choosing, *self.held_out]])
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+    def check_comparable(self, report: dict[str, Any]) -> None:
+        """Raises ``ValueError`` where another codec's report is not of what this bench judges on."""
+        if (theirs := report.get("judged on")) != self.judged_on:
+            raise ValueError(
+                f"the report to compare with was judged on {theirs}, here it is {self.judged_on}; that takes the same "
+                "model, pictures, questions, --tokens, --judged and --dtype"
+            )
 
     def report(self, costs: Sequence[Cost]) -> dict[str, Any]:
         """The frame of a report in JSON."""
         return {
             "model_id": self.model_id,
             "date": date.today().isoformat(),
+            "judged on": self.judged_on,
             "seed": self.job.seed,
             "pictures": {
                 "training": len(self.training),
@@ -154,7 +171,7 @@ class Bench:
         }
 
 
-def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> Path:
+def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None:
     """Train, judge on held-out pictures and write ``job.out``: codec.json, codec.safetensors, report.json, report.png.
 
     With adapters also ``model``, a whole checkpoint with them inside, which the codec is for.
@@ -165,6 +182,9 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> Path
     if team.rank:
 
         def say(text: str) -> None: ...
+
+        def track(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+            return items
 
     job.run.mkdir(parents=True, exist_ok=True)
     bench = Bench(job, team, track, say)
@@ -186,19 +206,24 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> Path
         )
         if team.rank == 0:
             (job.run / "codec.basis").write_text(basis)
-    if team.rank == 0:
-        _finish(job, bench, source, model, say)
+    _finish(job, bench, source, model, say)
     team.wait()
-    return job.out
+    say(f"{job.out}: codec.json, codec.safetensors, report.json, report.png")
 
 
 def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Callable[[str], None]) -> None:
     table = source.grid.detach().cpu().numpy().astype(np.float16)
     teacher = bench.teacher
     grids = {side: table[teacher.first[side] : teacher.first[side] + side * side] for side in teacher.sides}
-    say("counting symbols for the tables")
-    weights = export(model, grids, table.shape[1], _views(bench.training, job.seed))
+    counted = job.run / "counted"
+    if bench.team.rank == 0:
+        say("counting symbols for the tables")
+        export(model, grids, table.shape[1], _views(bench.training, job.seed)).save(counted, bench.model_id)
+    bench.team.wait()
+    weights = CodecWeights.load(counted)
     config, costs = bench.judge(Codec(weights))
+    if bench.team.rank:
+        return
     weights = replace(weights, config=config)
     model_id = bench.model_id
     if (adapters := teacher.adapters) is not None:

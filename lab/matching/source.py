@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lab.codec.places import Places, Pool
+from lab.codec.places import Places, Pool, View
 from lab.codec.source import Project, merged_by
 from lab.codec.team import Team
 from lab.matching.pictures import Seen
@@ -102,29 +102,29 @@ class MatchingSource:
         return found
 
     def sample(self) -> Tensor:
-        found = self._gather(np.random.default_rng([self.seed, 23]), self.mix.sample, 0.0)
-        return torch.from_numpy(np.concatenate([one.features for one in found])[: self.mix.sample])
+        found = [one.features for one in self._gather(np.random.default_rng([self.seed, 23]), self.mix.sample, 0.0)]
+        return torch.from_numpy(np.concatenate(found)[: self.mix.sample])
 
     def pool(self, project: Project) -> Pool:
-        found = self._gather(
-            np.random.default_rng([self.seed, 37]), self.mix.pool // (2 * self.projector.shape[1]), 0.5, project
-        )
-        features = np.concatenate([one.features.astype(np.float16) for one in found])
-        return Pool(torch.from_numpy(features), [view for one in found for view in one.views()])
+        most = self.mix.pool // (2 * self.projector.shape[1])
+        features, views = list[NDArray[np.float16]](), list[View]()
+        for one in self._gather(np.random.default_rng([self.seed, 37]), most, 0.5, project):
+            features.append(one.features.astype(np.float16))  # at once: together they are gigabytes
+            views += one.views()
+        return Pool(torch.from_numpy(np.concatenate(features)), views)
 
     def _gather(
         self, rng: np.random.Generator, most: int, share_merged: float, project: Project | None = None
-    ) -> list[Shown]:
+    ) -> Iterator[Shown]:
         """Pictures at random until they have ``most`` features."""
-        found: list[Shown] = []
         count = 0
         for index in rng.permutation(len(self.seen)):
             share = float(rng.uniform(0.15, 1.0)) if rng.random() < share_merged else 1.0
-            found.append(merged(self.seen[index], share, project))
-            count += len(found[-1].features)
+            found = merged(self.seen[index], share, project)
+            count += len(found.features)
+            yield found
             if count >= most:
                 break
-        return found
 
     def batches(self, first: int) -> Iterator[tuple[Batch, bool]]:
         return map(self._draw, count(first))

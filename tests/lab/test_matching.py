@@ -5,16 +5,20 @@ The training itself needs `make lab`; what it is made from does not.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from typer.testing import CliRunner
 
 from edge_server.engine.qwen3 import load_qwen3
 from lab import fake
+from lab.cli import app
 from lab.codec.places import places_of
 from lab.codec.team import Team
 from lab.matching import questions
@@ -32,6 +36,18 @@ from shared.model.room import RoomError
 from shared.model.tower import Tower
 
 QUESTIONS = ("how many cats are there?", "what is in the picture?", "is the dog left of the tree?")
+
+
+class Half(Team):
+    """One of two members, the other of which is done."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank, self.size, self.others = rank, 2, np.zeros(1)
+
+    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        self.found = values
+        return values + self.others
 
 
 def through(items: Iterable[Any], *_: Any) -> Iterable[Any]:
@@ -190,11 +206,17 @@ def test_real_packets_are_judged_and_only_rates_worth_having_stay(teacher: Teach
         for one in seen
     }
     rates = [(None, 2), (4, 0)]
-    fine, coarse = judge(teacher, codec, seen, asked, zeros(teacher), rates, through)
+    fine, coarse = judge(teacher, codec, seen, asked, zeros(teacher), rates, through, Team())
     assert fine.bytes == round(sum(len(codec.encode(view, None, 2)) for one in seen for view in one.views()) / 3, 1)
     assert fine.bytes > coarse.bytes > 0 and fine.divergence > 0 and 0 <= fine.agreement <= 1
-    again = judge(teacher, codec, seen, asked, zeros(teacher), rates, through)
+    again = judge(teacher, codec, seen, asked, zeros(teacher), rates, through, Team())
     assert again == [fine, coarse]
+    first, other = Half(0), Half(1)
+    judge(teacher, codec, seen, asked, zeros(teacher), rates, through, other)
+    first.others = other.found
+    assert judge(teacher, codec, seen, asked, zeros(teacher), rates, through, first) == [
+        replace(one, divergence=pytest.approx(one.divergence)) for one in (fine, coarse)
+    ]
     config = on_the_hull(codec.config, [fine, coarse])
     assert set(config.rates) <= set(rates) and config.presets.keys() == {"low", "medium", "high", "max"}
 
@@ -290,6 +312,16 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     assert tried == [12, len(rates)]  # every number of features with each quality, then those that are worth it
     train_codec(job, through, said.append)  # everything is there already
     assert {file.name: file.read_bytes() for file in job.out.iterdir()} == once
+    judging = [
+        "judge-codec", "--model", checkpoint.path, "--data", data, "--codec", job.out, "--run", job.run,
+        "--beside", job.out / "report.json", "--out", tmp_path / "judged.json", "--tokens",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, [*judging, 3])))
+    assert result.exit_code == 0, result.output
+    judged = json.loads((tmp_path / "judged.json").read_text())
+    assert judged["rates"] == report["rates"] and judged["beside"]["report"] == report
+    result = CliRunner().invoke(app, list(map(str, [*judging, 2])))
+    assert result.exit_code == 2 and f"judged on {report['judged on']}, here it is" in result.output
     for name in ("codec.json", "codec.safetensors"):
         (checkpoint.path / name).write_bytes(once[name])
     try:
