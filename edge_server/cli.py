@@ -189,8 +189,6 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=number, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
-    # It warns that it has no class for the whole model: none is wanted, only the decoder's.
-    logging.getLogger("transformers.configuration_utils").setLevel(logging.ERROR)
 
 
 def _give_up(error: Exception) -> NoReturn:

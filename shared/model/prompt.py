@@ -78,12 +78,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
 
     Runs no code of the checkpoint. Raises ``CheckpointError``.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     if not (checkpoint.path / "tokenizer.json").exists():
         raise CheckpointError(f"{checkpoint.path} has no tokenizer.json; copy the model's tokenizer files there")
     load: Any = AutoTokenizer.from_pretrained
-    tokenizer: PreTrainedTokenizerFast = load(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    tokenizer: PreTrainedTokenizerFast = load(
+        checkpoint.path,
+        config=PreTrainedConfig(),  # else it reads the whole model's, which it has no class for, and says so at length
+        local_files_only=True,
+        trust_remote_code=False,
+    )
     for name in IMAGE_TOKENS:
         token_id(tokenizer, name)
     if token_id(tokenizer, IM_PATCH) != checkpoint.config.image_token_id:
