@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import Step3p7VisionConfig, Step3p7VisionModel
 from transformers.activations import QuickGELUActivation
+from transformers.models.step3p7.modeling_step3p7 import apply_rotary_pos_emb_vision
 from transformers.utils import logging as transformers_logging
 
 from shared.model.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ from shared.model.released_names import VISION
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE_BLOCK = 1 << 20  # bytes
-BLOCK = 1024  # tokens
+BLOCK = 676  # tokens: a quarter of a view of 728 px
 
 
 class Tower:
@@ -126,8 +127,32 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, i
     for name in ("downsampler1", "downsampler2"):
         setattr(loaded, name, _Folded(getattr(loaded, name)))
     for layer in model.layers:
-        layer.mlp = _Mlp(layer.mlp)
+        layer.self_attn, layer.mlp = _Attention(layer.self_attn), _Mlp(layer.mlp)
     return loaded
+
+
+class _Attention(torch.nn.Module):
+    """transformers' own, with queries and keys turned a block of tokens at a time, in their place.
+
+    Turning happens in float32, and all at once holds six copies of a view beside each other.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = attention.q_proj, attention.k_proj, attention.v_proj
+        self.out_proj, self.head_dim = attention.out_proj, attention.head_dim
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
+    ) -> tuple[torch.Tensor, None]:  # [B, N, C]
+        of_heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (project(hidden_states).view(of_heads) for project in (self.q_proj, self.k_proj, self.v_proj))
+        blocks = (tensor.split(BLOCK, dim=-2) for tensor in position_embeddings)
+        for some_q, some_k, cos, sin in zip(q.split(BLOCK, dim=1), k.split(BLOCK, dim=1), *blocks, strict=True):
+            for turned, to in zip(apply_rotary_pos_emb_vision(some_q, some_k, cos, sin), (some_q, some_k), strict=True):
+                to.copy_(turned)
+        mixed = torch.nn.functional.scaled_dot_product_attention(*(one.transpose(1, 2) for one in (q, k, v)))
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
 class _Mlp(torch.nn.Module):
