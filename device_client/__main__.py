@@ -1,6 +1,22 @@
-"""`python -m device_client`, the same as the command `device-client`; leaves everything to `cli`."""
+"""The command `device-client`, also as `python -m device_client`.
 
-from device_client.cli import app
+Promises that Ctrl-C ends it quietly from its first moment, while libraries are still being imported, and that gRPC's
+own log stays out of what a person reads. Leaves everything else to `cli`.
+"""
+
+import os
+import sys
+
+
+def main() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; what matters is raised
+    try:
+        from device_client.cli import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
-    app()
+    main()

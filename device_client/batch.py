@@ -22,6 +22,7 @@ from device_client.picture import Picture
 from device_client.report import Report
 from device_client.session import Sampling, Session
 from shared.rpc.errors import TofcError
+from shared.sentence import sentence
 
 _KEPT = 8  # opened pictures, as packets: questions about one picture usually follow each other
 _RESULTS = {field.name for field in fields(Report)} - {"question"} | {"error"}
@@ -41,9 +42,9 @@ class Line:
 def read_lines(file: Path) -> list[Line]:
     """Every line that is not blank. Raises UseError if the file cannot be read or is empty."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UseError(f"{file} cannot be read ({error}); give a UTF-8 file of JSON lines") from None
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")  # a line that is none fails alone
+    except OSError as error:
+        raise UseError(f"{sentence(error)}; give a UTF-8 file of JSON lines") from None
     lines = [_parse(number, raw, file.parent) for number, raw in enumerate(text.split("\n"), 1) if raw.strip()]
     if not lines:
         raise UseError(
@@ -56,7 +57,8 @@ def _parse(number: int, raw: str, folder: Path) -> Line:
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return Line(number=number, fields={}, problem=f"not JSON: {error}")
+        where = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        return Line(number=number, fields={}, problem=f"not JSON: {where}")
     if not isinstance(fields, dict):
         return Line(number=number, fields={}, problem=f"a {type(fields).__name__}, where an object is needed")
     images = fields.get("images", [fields["image"]] if "image" in fields else None)
@@ -68,13 +70,15 @@ def _parse(number: int, raw: str, folder: Path) -> Line:
     return Line(number=number, fields=fields, images=tuple(folder / one for one in images), question=question)
 
 
-def prepare_out(out: Path, lines: list[Line], *, resume: bool) -> int:
-    """Make ``out`` ready to append to; returns how many lines it has already.
+def prepare_out(out: Path, lines: list[Line], *, resume: bool) -> tuple[int, int]:
+    """Make ``out`` ready to append to; returns how many lines it has already, and how many of them failed.
 
     Raises UseError if it exists without ``resume``, or holds something else than the answers to ``lines``.
     """
+    if not out.parent.is_dir():
+        raise UseError(f"the folder of --out {out} does not exist; make it first")
     if not out.exists():
-        return 0
+        return 0, 0
     if not resume:
         raise UseError(f"{out} exists; go on where it ends with --resume, or name another file with --out")
     data = out.read_bytes()
@@ -90,7 +94,7 @@ def prepare_out(out: Path, lines: list[Line], *, resume: bool) -> int:
     if len(whole) < len(data):  # the process ended within a line
         with out.open("r+b") as file:
             file.truncate(len(whole))
-    return len(done)
+    return len(done), sum("error" in json.loads(line) for line in done)
 
 
 def _belongs(line: Line, written: bytes) -> bool:
@@ -133,8 +137,8 @@ async def run(
                     raise
                 if error is session.encoder.broken:  # no picture can be encoded
                     raise
-                outcome = {"error": str(error)}
-                complain(f"line {line.number}: {error}")
+                outcome = {"error": sentence(error)}
+                complain(f"line {line.number}: {outcome['error']}")
             file.write(json.dumps({**_given(line.fields), **outcome}, ensure_ascii=False) + "\n")
             file.flush()
             yield "error" not in outcome

@@ -1,8 +1,8 @@
 """A conversation about pictures: a question a line on stdin, each asked with the turns before it.
 
 Promises that pictures are sent once, that what the model thought is no part of a turn, and that a conversation goes
-on when it has become too long for the server or the model: its older half is then forgotten. Leaves showing answers to
-`ask`.
+on: after a question that is refused, and when it has become too long for the server or the model, whereupon its older
+half is forgotten. Leaves showing answers to `ask`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 from device_client.ask import stream
+from device_client.errors import UseError, exit_code
 from device_client.picture import Picture
 from device_client.render import truth
 from device_client.report import Report
@@ -28,18 +29,31 @@ TOO_LONG = ("QUESTION_TOO_LONG", "PROMPT_TOO_LONG")  # what fewer turns may cure
 
 async def converse(
     session: Session, pictures: list[Picture], *, sampling: Sampling, thinking: bool, timeout_s: float | None
-) -> None:
-    """Until the end of stdin. A question without an answer is no turn. Raises what ends an answer."""
+) -> int:
+    """Until the end of stdin; returns the exit code of the last question that had no answer, 0 where all had one.
+
+    Such a question is no turn. Raises what every further question would end with too.
+    """
     turns: list[tuple[str, str]] = []
+    code = 0
     while line := await _line():
         question = line.strip()
         if not question:
             continue
         ask = partial(session.ask, pictures, question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
-        report = await _answered(ask, turns, session)
+        try:
+            report = await _answered(ask, turns, session)
+        except (UseError, TofcError) as error:
+            of_the_question = isinstance(error, UseError) or error.reason in TOO_LONG
+            if not (of_the_question or (turns and _is_terminal())):  # a person may wait and ask again
+                raise
+            code = exit_code(error)
+            print(f"device-client: {error}", file=sys.stderr, flush=True)
+            continue
         print(truth(report, None), file=sys.stderr, flush=True)
         if report.answer.strip():
             turns.append((question, report.answer))
+    return code
 
 
 async def _answered(ask: Callable[..., Answer], turns: list[tuple[str, str]], session: Session) -> Report:
@@ -57,9 +71,10 @@ async def _answered(ask: Callable[..., Answer], turns: list[tuple[str, str]], se
             if error.reason not in TOO_LONG or not told:
                 raise
             del told[: (len(told) + 1) // 2]
-            print(f"too long: asked again with the last {len(told)} answers instead of {len(turns)}", file=sys.stderr)
         else:
-            turns[:] = told
+            if forgotten := len(turns) - len(told):
+                print(f"the conversation became too long: the first {forgotten} answers are forgotten", file=sys.stderr)
+                del turns[:forgotten]
             assert answer.report is not None, "it was iterated to its end"
             return answer.report
 
@@ -85,8 +100,9 @@ async def _line() -> str:
 
     def read() -> None:
         try:
-            line: str | Exception = sys.stdin.readline()
-        except (OSError, ValueError) as error:  # closed, or not UTF-8
+            # What is not UTF-8 is told of its question, which it does not end the conversation with.
+            line: str | Exception = sys.stdin.buffer.readline().decode(errors="surrogateescape")
+        except (OSError, ValueError) as error:  # closed
             line = error
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(tell, line)

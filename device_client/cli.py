@@ -57,6 +57,7 @@ from device_client.rate import RateChoice
 from device_client.session import Sampling, Session
 from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
 from shared.rpc.errors import TofcError
+from shared.sentence import sentence
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 MODES = ("features", "image")
@@ -83,7 +84,7 @@ class Program(typer.Typer):
 
 
 app = Program(
-    help="Ask an edge server about pictures; only a few hundred bytes of each leave this device.",
+    help="Ask an edge server about pictures; some fifty bytes of each leave this device.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -92,7 +93,7 @@ app = Program(
 
 @app.callback()
 def _commands() -> None:
-    """Ask an edge server about pictures; only a few hundred bytes of each leave this device."""
+    """Ask an edge server about pictures; some fifty bytes of each leave this device."""
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
 
 
@@ -208,7 +209,8 @@ def chat(
         packets = _Packets(preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device)
         open_encoder = _opener(model, packets, mode, codec, quality, scale)
         _check_exist(pictures)
-        asyncio.run(_chat(pictures, target, open_encoder(), sampling, show_thinking, limit))
+        if code := asyncio.run(_chat(pictures, target, open_encoder(), sampling, show_thinking, limit)):
+            raise typer.Exit(code)
 
 
 @app.command()
@@ -280,11 +282,11 @@ async def _chat(
     sampling: Sampling,
     thinking: bool,
     timeout_s: float | None,
-) -> None:
+) -> int:
     thread = EncoderThread(encoder)
     pictures = [thread.open(path) for path in paths]
     async with Session(target, thread) as session:
-        await converse(session, pictures, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
+        return await converse(session, pictures, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
 
 
 async def _batch(
@@ -304,11 +306,11 @@ async def _batch(
     from device_client.waiting import Doing
 
     lines = batches.read_lines(file)
-    done = batches.prepare_out(out, lines, resume=resume)
+    done, failed = batches.prepare_out(out, lines, resume=resume)
     if done == len(lines):
-        typer.echo(f"{out} holds all {done} answers already", err=True)
-        return 0
-    failed = 0
+        told = f"; {failed} of them failed, ask those again from a file of their own" if failed else ""
+        typer.echo(f"{out} holds all {done} answers already{told}", err=True)
+        return failed
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with Session(target, open_encoder()) as session:
         with Progress(*columns, Doing(session.encoder), console=Console(stderr=True)) as progress:
@@ -328,7 +330,7 @@ async def _batch(
             except TofcError as error:
                 raise type(error)(f"{error} | answers so far are in {out}, --resume goes on there") from error
     if failed:
-        typer.echo(f"{failed} of {len(lines) - done} lines failed; {out} says why in their field error", err=True)
+        typer.echo(f"{failed} of {len(lines)} lines failed; {out} says why in their field error", err=True)
     return failed
 
 
@@ -375,7 +377,7 @@ def _check_exist(pictures: list[Path]) -> None:
 
 
 def _limit(timeout: float) -> float | None:
-    if timeout < 0:
+    if not timeout >= 0:
         raise UseError(f"--timeout {timeout:g} cannot be; give seconds, or 0 for no limit")
     return timeout or None
 
@@ -408,12 +410,8 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, EncoderError, TofcError) as error:
-        typer.echo(f"device-client: {error}", err=True)
+        typer.echo(f"device-client: {sentence(error)}", err=True)
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
         typer.echo("device-client: stopped", err=True)
         raise typer.Exit(INTERRUPTED) from None
-
-
-if __name__ == "__main__":
-    app()

@@ -122,7 +122,7 @@ class Link:
                 ) from None
             except UnavailableError as error:
                 if error.reason == UnavailableError.reason:
-                    raise _unreachable(target.address, error.message) from None
+                    raise _unreachable(target, error.message) from None
                 raise
             _check_ids(welcome, model_id, codec_id)
             if len(welcome.picture_key) not in KEY_BYTES:
@@ -354,14 +354,21 @@ def _check_ids(welcome: pb.Welcome, model_id: str, codec_id: str) -> None:
             )
 
 
-def _unreachable(address: str, message: str) -> TofcError:
+def _unreachable(target: Target, message: str) -> TofcError:
+    address = target.address
     if refused := re.search(r"SSL_ERROR_SSL.*OPENSSL_internal:([^:]*)|Hostname Verification Check failed", message):
         return TlsError(
             f"no trusted TLS with {address} ({refused[1] or refused[0]}); give its authority with --tls-ca FILE.pem, "
             "the name in its certificate with --server HOST:PORT, or leave TLS out if the server has none"
         )
+    cause = _short(message)
+    if cause.startswith("Socket closed") and not target.security.encrypted:  # it listens, and hangs up on what it hears
+        return UnavailableError(
+            f"whoever listens at {address} is no edge server without TLS ({cause}); if it is one with TLS, give "
+            "--tls-ca FILE.pem and --token-file FILE, else name another with --server HOST:PORT"
+        )
     return UnavailableError(
-        f"no edge server at {address} ({_short(message)}); start one with `edge-server serve --model PATH`, "
+        f"no edge server at {address} ({cause}); start one with `edge-server serve --model PATH`, "
         "or name another with --server HOST:PORT"
     )
 

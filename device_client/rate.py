@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +59,7 @@ class RateChoice:
 
 
 DEFAULT = RateChoice()
+ROOM = 1.4  # what a budget needs over the sum of the lowest rates, since views are paid for before all are seen
 
 
 class Spending:
@@ -71,6 +73,7 @@ class Spending:
         self._codec, self._choice = codec, choice
         self._cells = list(cells)  # of the views to come
         self._left = choice.budget or 0
+        self._least: list[int] = []  # bytes of each view at the lowest rate
 
     def next(self, features: NDArray[np.float32]) -> Rate:
         """The rate of the next view, whose features are [N, D]. Raises EncoderError when it cannot be paid for."""
@@ -81,16 +84,20 @@ class Spending:
         self._cells.pop(0)
         if self._choice.budget is None:
             return self._capped(self._choice.of(self._codec.config), most)
-        for capped in dict.fromkeys(self._capped(rate, most) for rate in reversed(self._codec.config.rates)):
+        lowest, *others = dict.fromkeys(self._capped(rate, most) for rate in self._codec.config.rates)
+        self._least.append(len(self._codec.encode(features, *lowest)))
+        for capped in reversed(others):
             size = len(self._codec.encode(features, *capped))
             if size <= share:
                 break
         else:  # the lowest, on the others' account
+            capped, size = lowest, self._least[-1]
             if size > self._left:
+                views = len(self._least) + len(self._cells)
+                least = sum(self._least) + len(self._cells) * max(self._least)
                 raise EncoderError(
-                    f"--budget-bytes {self._choice.budget} is too little for this picture: {self._left} bytes are left "
-                    f"for the last {len(self._cells) + 1} of its views, and the next takes {size} at the lowest rate; "
-                    "give more"
+                    f"--budget-bytes {self._choice.budget} is too little for this picture, which has {views} "
+                    f"view{'s' * (views > 1)}; {ceil(least * ROOM / 10) * 10} should be enough"
                 )
         self._left -= size
         return capped

@@ -80,15 +80,17 @@ def input_size(image: Image.Image, rule: ViewRule) -> tuple[int, int]:
 def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
     """Re-encode pictures with Pillow at `input_size`, quality 75. Sizes add up over the pictures.
 
-    None for what these formats cannot hold: WebP ends at 16383 px a side.
+    None for what these formats cannot hold (WebP ends at 16383 px a side), or the model's views (a picture may be
+    narrower than they allow where its file is sent scaled down).
     """
     jpeg = webp = 0
     sizes = []
     for picture in pictures:
         assert picture.image is not None, "pixels go with the last view"
-        size = input_size(picture.image, rule)
-        image = picture.image if size == picture.image.size else picture.image.resize(size, Image.Resampling.BILINEAR)
         try:
+            size = input_size(picture.image, rule)
+            same = size == picture.image.size
+            image = picture.image if same else picture.image.resize(size, Image.Resampling.BILINEAR)
             jpeg += _encoded(image, "JPEG")
             webp += _encoded(image, "WEBP")
         except (OSError, ValueError):

@@ -221,6 +221,12 @@ class Session:
         """
         if not question.strip():
             raise UseError("the question is empty; ask something, for instance: what is in the picture?")
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise UseError(
+                f"the question is no UTF-8 text at character {error.start + 1}; check the encoding of its source"
+            ) from None
         earlier = tuple((asked, said) for asked, said in history)
         course = _Course(pictures=pictures, question=question, history=earlier, sampling=sampling, thinking=thinking)
         return Answer(lambda answer: self._pieces(answer, course, timeout_s))
@@ -362,14 +368,14 @@ class Session:
                     encoder = self.encoder.encoder
                     link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
                 except UnavailableError as error:
-                    failed += 1
+                    failed += error.reason != "LOADING"  # it will be there
                     if first:  # never there: waiting would only hide it
                         raise
                     if failed >= self._retry.connects:
                         raise LinkLost(
                             f"{self._target.address} was lost and did not come back in {failed} tries ({error.message})"
                         ) from None
-                    await self._sleep(self._retry.wait_s(failed))
+                    await self._sleep(self._retry.wait_s(max(failed, 1)))
                     continue
                 self._link = link
                 if self._closed:  # meanwhile

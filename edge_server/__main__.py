@@ -1,5 +1,22 @@
-"""`python -m edge_server` is the command `edge-server`; leaves everything to `cli`."""
+"""The command `edge-server`, also as `python -m edge_server`.
 
-from edge_server.cli import app
+Promises that Ctrl-C ends it quietly from its first moment, while libraries are still being imported, and that gRPC's
+own log stays out of what a person reads. Leaves everything else to `cli`.
+"""
 
-app(prog_name="edge-server")
+import os
+import sys
+
+
+def main() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; what matters is raised
+    try:
+        from edge_server.cli import app
+
+        app(prog_name="edge-server")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

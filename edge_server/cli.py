@@ -1,7 +1,7 @@
 """The command `edge-server`: serve a model, or ask a server what it is.
 
-Promises that every option is also an environment variable (TOFC_SERVER_…) and that a mistake ends with
-a sentence and exit code 1. Leaves what options mean to `settings`.
+Promises that every option is also an environment variable (TOFC_SERVER_…) and that a mistake ends with a sentence and
+an exit code: 2 for wrong use, 1 for what a machine or a server refuses. Leaves what options mean to `settings`.
 """
 
 import asyncio
@@ -14,17 +14,25 @@ import typer
 
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from shared.rpc.channel import ClientSecurity, dial, read_token
-from shared.rpc.errors import TofcError, from_call
+from shared.rpc.errors import TofcError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+from shared.sentence import sentence
 
 if TYPE_CHECKING:
     from edge_server.server import RunningServer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__.splitlines()[0])
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Serve a model to devices, or ask a server what it is.",
+)
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 BASE = ServerSettings(model=NANO)
 INFO_TIMEOUT = 10.0  # seconds
+MOST_DAYS = 36_500
+WRONG_USE = (ValueError, OSError, UnsafeAddressError)
 
 
 def _variable(name: str) -> str:
@@ -44,7 +52,7 @@ def serve(
     host: Annotated[
         str, typer.Option(envvar=_variable("HOST"), help="Beyond this machine: TLS and token.")
     ] = BASE.host,
-    port: Annotated[int, typer.Option(envvar=_variable("PORT"), help="0: any free one.")] = BASE.port,
+    port: Annotated[int, typer.Option(envvar=_variable("PORT"), help="0: any free one.", min=0, max=65535)] = BASE.port,
     tls_cert: Annotated[Path | None, typer.Option(envvar=_variable("TLS_CERT"), help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="Its key, PEM.")] = None,
     token_file: Annotated[
@@ -61,35 +69,39 @@ def serve(
     device: Annotated[str, typer.Option(envvar=_variable("DEVICE"), help="cpu, cuda, cuda:1, …")] = BASE.device,
     dtype: Annotated[str, typer.Option(envvar=_variable("DTYPE"), help="float32, bfloat16 or float16.")] = BASE.dtype,
     max_new_tokens: Annotated[
-        int, typer.Option(envvar=_variable("MAX_NEW_TOKENS"), help="The most an answer may have.")
+        int, typer.Option(envvar=_variable("MAX_NEW_TOKENS"), help="The most an answer may have.", min=1)
     ] = BASE.limits.new_tokens,
-    sessions: Annotated[int, typer.Option(envvar=_variable("SESSIONS"), help="Open at once.")] = BASE.sessions,
+    sessions: Annotated[int, typer.Option(envvar=_variable("SESSIONS"), help="Open at once.", min=1)] = BASE.sessions,
     questions: Annotated[
-        int, typer.Option(envvar=_variable("QUESTIONS"), help="In flight in one session.")
+        int, typer.Option(envvar=_variable("QUESTIONS"), help="In flight in one session.", min=1)
     ] = BASE.limits.questions_in_flight,
     views: Annotated[
-        int, typer.Option(envvar=_variable("VIEWS"), help="Of one picture. 0: what the model's rule makes.")
+        int, typer.Option(envvar=_variable("VIEWS"), help="Of one picture. 0: what the model's rule makes.", min=0)
     ] = BASE.limits.views_per_picture,
     queue: Annotated[
-        int, typer.Option(envvar=_variable("QUEUE"), help="Questions that may wait for the engine.")
+        int, typer.Option(envvar=_variable("QUEUE"), help="Questions that may wait for the engine.", min=1)
     ] = BASE.engine_queue,
     parallel: Annotated[
-        int, typer.Option(envvar=_variable("PARALLEL"), help="Questions that are answered in turns.")
+        int, typer.Option(envvar=_variable("PARALLEL"), help="Questions that are answered in turns.", min=1)
     ] = BASE.engine_parallel,
     cache_mib: Annotated[
-        int, typer.Option(envvar=_variable("CACHE_MIB"), help="Memory for pictures, MiB.")
+        int, typer.Option(envvar=_variable("CACHE_MIB"), help="Memory for pictures, MiB.", min=1)
     ] = BASE.cache_bytes // MIB,
-    threads: Annotated[int, typer.Option(envvar=_variable("THREADS"), help="For decoding packets.")] = BASE.threads,
+    threads: Annotated[
+        int, typer.Option(envvar=_variable("THREADS"), help="For decoding packets.", min=1)
+    ] = BASE.threads,
     picture_timeout: Annotated[
         float, typer.Option(envvar=_variable("PICTURE_TIMEOUT"), help="Seconds a question waits for views.")
     ] = BASE.picture_timeout,
     grace: Annotated[
-        float, typer.Option(envvar=_variable("GRACE"), help="Seconds for streams to end when stopping.")
+        float, typer.Option(envvar=_variable("GRACE"), help="Seconds for streams to end when stopping.", min=0)
     ] = BASE.grace,
     log_level: Annotated[str, typer.Option(envvar=_variable("LOG_LEVEL"), help="debug, info, warning, …")] = "info",
 ) -> None:
     """Serves a model until SIGTERM or SIGINT."""
     try:
+        if not model.is_dir():  # before seconds of imports
+            raise ValueError(f"--model {model} is no folder; give a checkpoint's, whole or its server half")
         from edge_server.server import run  # only here: the other commands do without its packages
 
         _log_to_stderr(log_level)
@@ -154,7 +166,7 @@ def credentials(
     names: Annotated[
         list[str], typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several.")
     ],
-    days: Annotated[int, typer.Option(envvar=_variable("DAYS"), help="Lifetime.")] = 365,
+    days: Annotated[int, typer.Option(envvar=_variable("DAYS"), help="Lifetime.", max=MOST_DAYS)] = 365,
 ) -> None:
     """Write a certificate and a token for serving beyond this machine; keep those that are still good."""
     try:
@@ -192,10 +204,6 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _give_up(error: Exception) -> NoReturn:
-    sentence = f"{error}; pip install 'tofc[server]'" if isinstance(error, ModuleNotFoundError) else error
-    typer.echo(f"edge-server: {sentence}", err=True)
-    raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    app(prog_name="edge-server")
+    told = f"{error}; pip install 'tofc[server]'" if isinstance(error, ModuleNotFoundError) else sentence(error)
+    typer.echo(f"edge-server: {told}", err=True)
+    raise typer.Exit(2 if isinstance(error, WRONG_USE) else 1)

@@ -10,6 +10,7 @@ the authority that signs is never written. Leaves handing the clients' folder ov
 import datetime
 import ipaddress
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 DAYS = 365
 RENEWAL_DAYS = 14  # a certificate with less than this left is written anew
 TOKEN_BYTES = 32
+LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+HOST_NAME = re.compile(rf"(\*\.)?{LABEL}(\.{LABEL})*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,12 @@ def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
-        return x509.DNSName(host)  # raises ValueError itself for what is not ASCII
+        if not HOST_NAME.fullmatch(host):
+            raise ValueError(
+                f"{host!r} is no host name; give what clients write before the port, for instance edge.example.org or "
+                "192.0.2.7 (a name in other letters in its xn-- form)"
+            ) from None
+        return x509.DNSName(host)
 
 
 def _name(common: str) -> x509.Name:

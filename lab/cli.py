@@ -6,6 +6,7 @@ work is in the modules named by the commands.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,10 +26,29 @@ from rich.progress import (
     track,
 )
 
+from shared.sentence import sentence
+
 if TYPE_CHECKING:
     from lab.nano.features import Sizes
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+class Lab(typer.Typer):
+    """What is wrong with the input is a sentence, whichever command finds it."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+        try:
+            with _sentences():
+                return super().__call__(*arguments, **settings)
+        except typer.Exit as end:
+            sys.exit(end.exit_code)
+
+
+app = Lab(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train nano, or a codec for another checkpoint; open, check and split checkpoints; measure.",
+)
 nano = typer.Typer(no_args_is_help=True, help="Train nano: assets → tower → features → decoder → codec → export.")
 app.add_typer(nano, name="nano")
 
@@ -55,7 +75,7 @@ def _sentences() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:  # compressai_parts says what to install
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {sentence(error)}", err=True)
         raise typer.Exit(2) from None
 
 
@@ -81,7 +101,10 @@ def _named_bar(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
 def _numbers(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
-    found = tuple(float(one) for one in text.split(","))
+    try:
+        found = tuple(float(one) for one in text.split(","))
+    except ValueError:
+        found = (0.0,)
     if any(one <= 0 for one in found) or list(found) != sorted(set(found)):
         raise ValueError(f"--bits {text}: numbers above 0, each larger than the one before, as in 8,12,19,36")
     return found
@@ -430,6 +453,7 @@ def judge_codec(
         from lab.matching.judge import compare
         from lab.matching.run import Bench, Job
         from shared.codec.codec import Codec
+        from shared.model.checkpoint import Checkpoint, check_codec_model
 
         job = Job(
             model=model,
@@ -443,6 +467,10 @@ def judge_codec(
             judged=judged,
         )
         loaded = Codec.load(codec)
+        whole = Checkpoint.open(model)
+        check_codec_model(codec, whole.model_id)
+        if (takes := loaded.config.feature_dim) != whole.config.feature_dim:
+            raise ValueError(f"the codec in {codec} takes features of {takes}, {model} has {whole.config.feature_dim}")
         other = None if beside is None else json.loads(beside.read_text())
         bench = Bench(job, Team(), _named_bar, typer.echo)
         if other is not None:

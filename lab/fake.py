@@ -154,7 +154,8 @@ def write(
     """A whole checkpoint in ``out``: configuration, weights drawn from ``seed``, tokenizer and chat template.
 
     Weights go into files of at most ``shard_bytes``, one after another; those that are there already are kept.
-    ``tell`` hears the bytes that are done, and all of them. Raises ``RoomError`` before anything is written.
+    ``tell`` hears the bytes that are done, and all of them. Raises ``RoomError``, and ``ValueError`` where ``out`` has
+    weights of another checkpoint, before anything is written.
     """
     words = tokenizer(shape)
     raw = config(words, shape=shape, tied=tied, image_size=image_size)
@@ -162,6 +163,10 @@ def write(
     shapes = vision_shapes(parsed) | projector_shapes(parsed) | decoder_shapes(parsed)
     sizes = {name: prod(one) * dtype.itemsize for name, one in shapes.items()}
     files = shards.plan(sizes, shard_bytes)
+    found = sorted(file.name for file in out.glob("model*.safetensors"))
+    same = (out / "config.json").exists() and json.loads((out / "config.json").read_text()) == raw
+    if found and not (same and set(found) <= set(files)):
+        raise ValueError(f"{out} holds another checkpoint ({found[0]}, …); name a new folder")
     need_disk(sum(sizes.values()), out, "the checkpoint")
     out.mkdir(parents=True, exist_ok=True)
     words.save_pretrained(out)

@@ -4,7 +4,11 @@ from importlib import metadata
 
 import pytest
 
-COMMANDS = {"device-client": "device_client.cli:app", "edge-server": "edge_server.cli:app", "tofc-lab": "lab.cli:app"}
+COMMANDS = {
+    "device-client": "device_client.__main__:main",
+    "edge-server": "edge_server.__main__:main",
+    "tofc-lab": "lab.cli:app",
+}
 
 
 def test_the_distribution_has_these_commands() -> None:

@@ -145,7 +145,13 @@ class CodecConfig:
     @classmethod
     def load(cls, directory: Path) -> CodecConfig:
         """codec.json of a directory. Raises ``CodecError``; a missing file is a ``FileNotFoundError``."""
-        return cls.parse((directory / CONFIG_FILE).read_bytes())
+        try:
+            return cls.parse((directory / CONFIG_FILE).read_bytes())
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{directory} has no {CONFIG_FILE}; a checkpoint gets a codec from `tofc-lab train-codec`, and has it "
+                "beside its weights after `tofc-lab split MODEL --codec FOLDER --out HALVES`"
+            ) from None
 
     def text(self) -> str:
         """What ``parse`` reads."""

@@ -170,6 +170,8 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
     its header, before any pixel is decoded).
     """
     shown = "the picture" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes) and Path(source).is_fifo():  # it would be waited for, and can be read only once
+        raise ImageError(f"{shown} is a pipe; write the picture to a file first")
     try:
         with warnings.catch_warnings():
             # Pillow warns about large headers; the check below is stricter and clearer

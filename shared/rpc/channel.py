@@ -6,8 +6,10 @@ address beyond this machine without TLS and a token. Leaves the checking of toke
 gRPC accepts unknown option names without a word, so no other module spells one.
 """
 
+import errno
 import ipaddress
 import json
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,17 +213,34 @@ def make_server(
     )
 
 
+def _require_free(host: str, port: int) -> None:
+    """Raises OSError where another process listens on any address of a name: gRPC is content with the other ones."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return  # gRPC says what is wrong with a name
+    for family, kind, _, _, address in found if port else ():
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            try:
+                tried.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise
+
+
 def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity = ServerSecurity()) -> int:
     """Gives a server its port (0: any free one) and returns it. Raises UnsafeAddressError, UnavailableError."""
     _require_safe("listening on", host, security.encrypted, security.token)
     target = join_address(host, port)
     try:
+        _require_free(host, port)
         if security.certificate is not None and security.key is not None:
             credentials = grpc.ssl_server_credentials([(security.key, security.certificate)])
             bound = server.add_secure_port(target, credentials)
         else:
             bound = server.add_insecure_port(target)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise UnavailableError(
             f"cannot listen on {target}: the port is taken, the address is not this machine's, or certificate and key "
             f"do not fit ({error})",

@@ -67,12 +67,12 @@ async def test_resume_goes_on_behind_the_last_whole_line(
         file.write('{"image": "small.png", "quest')  # where the process ended
     with pytest.raises(UseError, match="exists; go on where it ends with --resume"):
         batch.prepare_out(out, lines, resume=False)
-    done = batch.prepare_out(out, lines, resume=True)
+    done, _ = batch.prepare_out(out, lines, resume=True)
     assert done == 2
     encoder = FakeEncoder()
     await run(begin(encoder), lines[done:], out)
     assert [line["answer"] for line in read(out)] == [f"yes to number {n}" for n in range(4)]
-    assert batch.prepare_out(out, lines, resume=True) == 4
+    assert batch.prepare_out(out, lines, resume=True) == (4, 0)
 
 
 def test_resume_refuses_the_answers_to_other_questions(tmp_path: Path) -> None:
@@ -88,8 +88,20 @@ def test_resume_refuses_the_answers_to_other_questions(tmp_path: Path) -> None:
 def test_no_questions(tmp_path: Path) -> None:
     with pytest.raises(UseError, match="has no lines"):
         batch.read_lines(write(tmp_path / "empty.jsonl", ""))
-    with pytest.raises(UseError, match="cannot be read"):
+    with pytest.raises(UseError, match=r"none.jsonl: no such file or directory; give a UTF-8 file"):
         batch.read_lines(tmp_path / "none.jsonl")
+
+
+async def test_a_line_that_is_no_utf_8_fails_alone(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    questions = write(tmp_path / "q.jsonl", *[{"image": "small.png", "question": one} for one in ("one", "XX")])
+    questions.write_bytes(questions.read_bytes().replace(b"XX", b"\xff"))
+    out = tmp_path / "out.jsonl"
+    answered, said = await run(begin(), batch.read_lines(questions), out)
+    assert answered == [True, False] and said[0].startswith("line 2: the question is no UTF-8 text at character 1")
+    with pytest.raises(UseError, match=r"the folder of --out .* does not exist"):
+        batch.prepare_out(tmp_path / "nowhere" / "out.jsonl", [], resume=False)
 
 
 async def test_a_picture_that_cannot_be_encoded_does_not_stop_the_others(
@@ -138,7 +150,7 @@ async def test_a_lone_surrogate_is_that_lines_error(
     out = tmp_path / "out.jsonl"
     answered, _ = await run(begin(), lines, out)
     assert answered == [True, False, False]
-    assert read(out)[0]["id"] == "\ud800" and batch.prepare_out(out, lines, resume=True) == 3
+    assert read(out)[0]["id"] == "\ud800" and batch.prepare_out(out, lines, resume=True) == (3, 2)
 
 
 async def test_fields_named_like_results_are_kept(
@@ -150,7 +162,7 @@ async def test_fields_named_like_results_are_kept(
     (found,) = read(out)
     assert found["answer"] == "yes to one" and "error" not in found
     assert (found["answer_given"], found["answer_given_given"], found["error_given"]) == ("old", "label", "none")
-    assert batch.prepare_out(out, lines, resume=True) == 1
+    assert batch.prepare_out(out, lines, resume=True) == (1, 0)
 
 
 async def test_a_lost_server_ends_the_batch(server: FakeServer, begin: Begin, small: Path, tmp_path: Path) -> None:

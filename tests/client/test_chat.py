@@ -60,13 +60,14 @@ def test_a_conversation_that_becomes_too_long_forgets_its_older_half(
     serving.limits.question_bytes = 45  # four turns of "q", "yes to q" and a question are 40
     result = chat(serving, "a\nb\nc\nd\ne\nf\ng\n", small)
     assert result.exit_code == 0 and result.stdout.splitlines()[-1] == "yes to g"
-    assert result.stderr.count("too long: asked again with the last 2 answers instead of 5") == 1
+    assert result.stderr.count("the conversation became too long: the first 3 answers are forgotten") == 1
     assert serving.talks[4] == ["a", "yes to a", "b", "yes to b", "c", "yes to c", "d", "yes to d", "e"]
     assert serving.talks[5] == ["d", "yes to d", "e", "yes to e", "f"]
     assert serving.talks[6] == [*serving.talks[5], "yes to f", "g"]
     serving.fail = InvalidRequestError("the model reads at most 9", reason="PROMPT_TOO_LONG")
-    result = chat(serving, "one\nfail\n", small)  # too long by itself
-    assert result.exit_code == 5 and "the last 0 answers instead of 1" in result.stderr and "at most 9" in result.stderr
+    result = chat(serving, "one\nfail\ntwo\n", small)  # too long by itself
+    assert result.exit_code == 5 and "forgotten" not in result.stderr and "at most 9" in result.stderr
+    assert result.stdout == "yes to one\nyes to two\n" and serving.talks[-1] == ["one", "yes to one", "two"]
 
 
 def test_pictures_as_files(serving: FakeServer, small: Path) -> None:
@@ -101,7 +102,8 @@ def test_what_ends_a_conversation(
     result = chat(serving, "one\nfail\ntwo\n", small)
     assert result.exit_code == 5 and result.stdout == "yes to one\n" and "too long" in result.stderr
     assert chat(serving, "one\n", tmp_path / "none.png").exit_code == 2
-    assert chat(serving, b"\xff\xfe\n", small).exit_code == 2
+    result = chat(serving, b"\xff\xfe\n", small)
+    assert result.exit_code == 2 and "no UTF-8 text at character 1" in result.stderr
     assert command("chat", small, "--timeout", "-1").exit_code == 2
 
 

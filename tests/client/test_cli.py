@@ -217,7 +217,7 @@ def test_batch(serving: FakeServer, encoders: list[FakeEncoder], small: Path, tm
     again = ask(serving, *arguments)
     assert again.exit_code == 2 and "--resume" in again.stderr
     resumed = ask(serving, *arguments, "--resume")
-    assert resumed.exit_code == 0 and "holds all 2 answers already" in resumed.stderr
+    assert resumed.exit_code == 4 and "holds all 2 answers already; 1 of them failed" in resumed.stderr
 
 
 def test_ctrl_c_cancels_and_ends_quietly(

@@ -269,7 +269,7 @@ async def test_reconnecting_is_bounded_and_waits_longer_each_time(
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
-        server.refusal = UnavailableError("loading", reason="LOADING")
+        server.refusal = UnavailableError("stopping", reason="STOPPING")
 
     server.lose = [1]
     session = begin(retry=Retry(connects=4, first_s=1.0, most_s=3.0), sleep=sleep)
@@ -277,6 +277,19 @@ async def test_reconnecting_is_bounded_and_waits_longer_each_time(
         await session.ask([session.open(small)], "there?").result()
     assert [round(wait) for wait in waits[:1]] == [1]
     assert 0.8 <= waits[1] <= 1.2 and 1.6 <= waits[2] <= 2.4 and 2.4 <= waits[3] <= 3.6 and len(waits) == 4
+
+
+async def test_a_server_that_loads_its_model_anew_is_waited_for(server: FakeServer, begin: Begin, small: Path) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        server.refusal = UnavailableError("loading", reason="LOADING") if len(waits) < 9 else None
+
+    server.lose = [1]
+    session = begin(retry=Retry(connects=2), sleep=sleep)
+    report = await session.ask([session.open(small)], "there?").result()
+    assert report.answer == "yes to there?" and len(waits) == 9
 
 
 @pytest.mark.parametrize(

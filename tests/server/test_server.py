@@ -32,6 +32,7 @@ from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
 
+ADDRESSES = ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET, "127.0.0.1"))
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -159,20 +160,32 @@ def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
     for arguments, sentence in (
         (["serve", "--model", str(tmp_path), "--port", "0"], "config.json"),
         (["serve", "--host", "0.0.0.0"], "needs TLS and a token"),
-        (["serve", "--port", "70000"], "port is 70000"),
         (["serve", "--log-level", "loud"], "log level 'loud'"),
         (["serve", "--port", "0", "--device", "nonsense"], "device is 'nonsense'; torch finds on this machine: cpu"),
         (["serve", "--port", "0", "--device", "cuda:99"], "device is 'cuda:99'"),
         (["serve", "--port", "0", "--dtype", "float8"], "dtype is 'float8'; allowed are float32"),
         (["serve", "--token-file", str(tmp_path / "none")], "none"),
-        (["info", "127.0.0.1"], "cannot be reached"),
         (["info", "example.org:1"], "dialling 'example.org' needs TLS and a token"),
         (["info", "::1:x"], "is not HOST:PORT"),
+        (["serve", "--model", str(tmp_path / "none")], "is no folder; give a checkpoint's"),
+        (["credentials", "--out", str(tmp_path), "--host", "https://a.org:1"], "'https://a.org:1' is no host name"),
+        (["credentials", "--out", str(tmp_path), "--host", ""], "'' is no host name"),
     ):
         found = runner.invoke(app, arguments)
-        assert found.exit_code == 1, (arguments, found.output)
+        assert found.exit_code == 2, (arguments, found.output)
         assert sentence in found.output
         assert found.output.startswith("edge-server: ")
+    assert runner.invoke(app, ["serve", "--port", "70000"]).exit_code == 2
+    found = runner.invoke(app, ["info", "127.0.0.1"])
+    assert found.exit_code == 1 and found.output.startswith("edge-server: ") and "cannot be reached" in found.output
+
+
+async def test_a_name_is_free_on_all_its_addresses_or_taken(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = int((await serve()).address.rpartition(":")[2])
+    both = [(family, socket.SOCK_STREAM, 0, "", (host, port)) for family, host in ADDRESSES]
+    monkeypatch.setattr("shared.rpc.channel.socket.getaddrinfo", lambda *_, **__: both)
+    with pytest.raises(UnavailableError, match="cannot listen on localhost"):
+        await start(ServerSettings(model=Path("unused"), host="localhost", port=port), lambda _: fake_backend())
 
 
 @pytest.mark.parametrize(

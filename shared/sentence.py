@@ -1,0 +1,21 @@
+"""What went wrong, as one line for a person.
+
+Promises a file's name before the system's word about it, instead of a number that means nothing to most. Leaves exit
+codes and what to do next to the commands.
+"""
+
+
+def sentence(error: BaseException) -> str:
+    """
+    >>> try:
+    ...     open("/nowhere/at/all")
+    ... except OSError as error:
+    ...     sentence(error)
+    '/nowhere/at/all: no such file or directory'
+    >>> sentence(ValueError("0 is too little"))
+    '0 is too little'
+    """
+    if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
+        told = error.strerror[0].lower() + error.strerror[1:]
+        return told if error.filename is None else f"{error.filename}: {told}"
+    return str(error)
