@@ -243,7 +243,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity
     except (RuntimeError, OSError) as error:
         raise UnavailableError(
             f"cannot listen on {target}: the port is taken, the address is not this machine's, or certificate and key "
-            f"do not fit ({error})",
+            f"do not fit ({getattr(error, 'strerror', None) or error})",
             reason="CANNOT_LISTEN",
         ) from error
     return int(bound)

@@ -91,6 +91,16 @@ def test_a_terminal_is_prompted(
     assert result.stderr.startswith("> picture 100 B") and result.stderr.endswith("\n> \n")
 
 
+def test_a_person_may_ask_again_after_what_would_end_a_file_of_questions(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_client.chat._is_terminal", lambda: True)
+    serving.fail = LimitError("full")
+    result = chat(serving, "one\nfail\ntwo\n", small)
+    assert result.exit_code == 5 and result.stdout == "yes to one\nyes to two\n" and "full" in result.stderr
+    assert serving.talks[-1] == ["one", "yes to one", "two"]
+
+
 def test_what_ends_a_conversation(
     serving: FakeServer,
     encoders: list[FakeEncoder],
