@@ -47,7 +47,7 @@ class ImageUploads:
                 "with its image",
                 reason="NO_IMAGE",
             )
-        picture = self._pictures.get(announced.picture_id)
+        picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
         if picture is None or picture.complete:  # acknowledged and forgotten, as views are
             self._drop(chunk.ref)
             return 0

@@ -146,7 +146,7 @@ class Darkroom:
                     took = 0.0
 
     def _unfinished(self, announced: tofc_pb2.Picture) -> Picture | None:
-        picture = self.pictures.get(announced.picture_id)
+        picture = self.pictures.get(announced.picture_id, (announced.rows, announced.columns))
         return None if picture is None or picture.complete else picture
 
     async def _run(self, work: Callable[[], T]) -> tuple[T, float]:

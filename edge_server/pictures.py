@@ -88,11 +88,15 @@ class PictureCache:
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def get(self, picture_id: bytes) -> Picture | None:
-        """The picture, which counts as a use of it; None when it is not held."""
+    def get(self, picture_id: bytes, layout: tuple[int, int] | None = None) -> Picture | None:
+        """The picture, which counts as a use of it; None when it is not held, or with other (rows, columns).
+
+        (It may have gone, and have been announced anew by others: views of the one would not fit the other.)
+        """
         picture = self._pictures.get(picture_id)
-        if picture is not None:
-            self._pictures.move_to_end(picture_id)
+        if picture is None or layout not in (None, (picture.rows, picture.columns)):
+            return None
+        self._pictures.move_to_end(picture_id)
         return picture
 
     def open(self, picture_id: bytes, rows: int, columns: int) -> Picture:
@@ -100,18 +104,18 @@ class PictureCache:
 
         Raises MismatchError when it is held with another layout, LimitError when there is no room.
         """
-        picture = self.get(picture_id)
-        if picture is None:
-            picture = Picture(picture_id, rows, columns)
-            self._make_room(picture.size)
-            self._pictures[picture_id] = picture
-            self.size += picture.size
-        elif (picture.rows, picture.columns) != (rows, columns):
+        if (held := self.get(picture_id, (rows, columns))) is not None:
+            return held
+        if (other := self._pictures.get(picture_id)) is not None:
             raise MismatchError(
-                f"picture {picture_id.hex()} is known with {picture.rows} x {picture.columns} crops, now it is "
+                f"picture {picture_id.hex()} is known with {other.rows} x {other.columns} crops, now it is "
                 f"announced with {rows} x {columns}; hash the picture again",
                 reason="LAYOUT_MISMATCH",
             )
+        picture = Picture(picture_id, rows, columns)
+        self._make_room(picture.size)
+        self._pictures[picture_id] = picture
+        self.size += picture.size
         return picture
 
     def put(self, picture: Picture, index: int, view: NDArray[np.float32], decode_ms: float) -> None:

@@ -211,7 +211,7 @@ class Session:
         try:
             # A view that is there already, or of a picture that has gone since, is acknowledged and
             # forgotten: a question that names the picture asks for it again.
-            picture = self._pictures.get(announced.picture_id)
+            picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
             if picture is not None and not picture.has(view.index):
                 loop = asyncio.get_running_loop()
                 rows, took = await loop.run_in_executor(

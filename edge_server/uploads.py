@@ -65,7 +65,7 @@ class Uploads:
         try:
             for ref in refs:
                 announced = self._announced[ref]
-                held = self._pictures.get(announced.picture_id)
+                held = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
                 if held is None or not (held.complete or self._under_way.get(announced.picture_id) is held):
                     gone.append(ref)
                 picture = self._pictures.open(announced.picture_id, announced.rows, announced.columns)

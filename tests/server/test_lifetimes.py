@@ -207,6 +207,27 @@ async def test_abandoned_pictures_make_room_for_newer_ones(serve: Serve, connect
     assert (await client.answer(1))[0] == "1?"
 
 
+async def test_views_of_a_picture_that_came_back_with_another_layout_are_forgotten(
+    serve: Serve, connect: Connect
+) -> None:
+    server = await serve(limits=SessionLimits(pictures_under_way=1, views_per_picture=5))
+    early, late = connect(server), connect(server)
+    await early.hello()
+    await late.hello()
+    await early.picture(1, "p", rows=2, columns=2)
+    await early.picture(2, "q")  # one too many: the first is let go
+    await late.picture(1, "p")
+    for index in (3, 0):  # there is no such view now, and one that is something else
+        await early.view(1, index, b"lost")
+    await early.ask(1, "?", refs=(1,))
+    error = await early.expect("error")
+    assert (error.request, error.reason) == (1, "LAYOUT_MISMATCH")
+    await late.view(1, 0, b"good")
+    await late.ask(1, "?", refs=(1,))
+    assert (await late.answer(1))[0] == "good?"
+    await early.end()
+
+
 async def test_stopping_tells_every_session(serve: Serve, connect: Connect, engine: FakeEngine) -> None:
     server = await serve(fake_backend(engine=engine))
     busy, quiet = connect(server), connect(server)
