@@ -34,7 +34,7 @@ BASELINE = "import torch, transformers, numpy; from transformers import Qwen3For
 def peak_mb(pid: int) -> float:
     """Peak resident memory of a running process in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM"))
 
 
 def run_measured(command: list[str]) -> float:
@@ -44,7 +44,7 @@ def run_measured(command: list[str]) -> float:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return usage.ru_maxrss / 1000
+    return usage.ru_maxrss * 1.024e-3
 
 
 def ask(model: Path, questions: Path, out: Path) -> tuple[float, float]:

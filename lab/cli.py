@@ -154,9 +154,9 @@ def pictures(
     assets: Assets = ASSETS,
     count: Annotated[int, typer.Option(help="336 px pictures; a twentieth as many large ones more.")] = 3000,
     turns: Annotated[int, typer.Option(help="Questions about each.")] = 8,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="0: those that nano and its codec were trained on.")] = 1,
 ) -> None:
-    """Draw training pictures as files with questions.jsonl, as a user of `train-codec` has them."""
+    """Draw pictures of nano's world as files with questions.jsonl, as a user of `train-codec` has them."""
     from lab.nano.files import draw
 
     draw(assets, out, {"world": count, "large": count // 20}, turns, seed, _named_bar)

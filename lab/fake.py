@@ -165,6 +165,10 @@ def write(
     files = shards.plan(sizes, shard_bytes)
     found = sorted(file.name for file in out.glob("model*.safetensors"))
     same = (out / "config.json").exists() and json.loads((out / "config.json").read_text()) == raw
+    index = shards.index(files, sizes)
+    index["metadata"]["seed"] = seed
+    if len(files) > 1:
+        same = same and (out / shards.INDEX).exists() and json.loads((out / shards.INDEX).read_text()) == index
     if found and not (same and set(found) <= set(files)):
         raise ValueError(f"{out} holds another checkpoint ({found[0]}, …); name a new folder")
     need_disk(sum(sizes.values()), out, "the checkpoint")
@@ -174,7 +178,7 @@ def write(
     ends = [words.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>")]
     _write_json(out / "generation_config.json", {"eos_token_id": ends})
     if len(files) > 1:
-        _write_json(out / shards.INDEX, shards.index(files, sizes))
+        _write_json(out / shards.INDEX, index)
     done = 0
     for file, names in files.items():
         if len(files) == 1 or not (out / file).exists():

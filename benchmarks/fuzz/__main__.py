@@ -49,6 +49,7 @@ class Campaign:
     def __init__(self, folder: Path, seed: int, jobs: int) -> None:
         self.folder = folder
         self.jobs = jobs
+        self.broken = ""  # why it makes no sense to go on
         self._file = folder / "campaign.json"
         fresh = {"seed": seed, "slices": 0, "findings": {}, "targets": {name: nothing() for name in TARGETS}}
         self.state: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else fresh
@@ -98,11 +99,8 @@ class Campaign:
     def _add(self, name: str, work: Path, code: int | None) -> None:
         total, log = self.state["targets"][name], (work / "log").read_text(errors="replace")
         found, state = SEEN.findall(log), work / "state.json"
-        if not state.exists():
-            if code in INTERRUPTED:
-                return
-            raise SystemExit(f"the fuzzing process ended with {code} before its first thousand cases:\n{log[-2000:]}")
-        done = json.loads(state.read_text())
+        nothing_done = {"cases": 0, "cpu_seconds": 0.0, "slowest_ms": 0.0, "outcomes": {}, "findings": {}}
+        done = json.loads(state.read_text()) if state.exists() else nothing_done
         for key in ("cases", "cpu_seconds"):
             total[key] += done[key]
         total["slowest_ms"] = max(total["slowest_ms"], done["slowest_ms"])
@@ -111,6 +109,9 @@ class Campaign:
             total[key] = max(total[key], value) if key != "corpus" else value
         if code not in (0, *INTERRUPTED):
             done["findings"][f"the {name} process ended with {code}"] = 1
+            print(log[-2000:], file=sys.stderr)
+        if code and not done["cases"] and code not in INTERRUPTED:
+            self.broken = f"a {name} process ended with {code} before its first thousand cases"
         self.state["findings"] = dict(Counter(self.state["findings"]) + Counter(done["findings"]))
 
     def result(self) -> dict[str, Any]:
@@ -163,6 +164,8 @@ def main() -> None:
             part = min(left, SLICE * campaign.jobs)
             for name, share in SHARES.items():
                 campaign.slice(name, max(round(part * share), 1))
+                if campaign.broken:
+                    raise SystemExit(campaign.broken)
             chosen.out.write_text(json.dumps(campaign.result(), indent=1) + "\n")
             print(campaign, flush=True)
     except KeyboardInterrupt:

@@ -20,7 +20,8 @@ class Follower:
 
     def __init__(self, model: CodecModel, seen: Pool, seed: int, batch: int = 1600, team: Team | None = None) -> None:
         self.model, self.seen, self.batch, self.team = model, seen, batch, team or Team()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.steps = seed, 0
+        self.generator = torch.Generator()
         self.parameters = list(model.context.parameters())
         self.optimiser = torch.optim.AdamW(self.parameters, weight_decay=0.05)
         self.frozen = False
@@ -36,7 +37,9 @@ class Follower:
         """One step at a quality, a random one when none is given; returns the bits of a feature."""
         self.optimiser.param_groups[0]["lr"] = rate
         if quality is None:
-            quality = int(torch.randint(self.model.qualities, (1,), generator=self.generator))
+            quality = int(torch.randint(self.model.qualities, (1,), generator=self._draws(0)))  # the same for all
+        self._draws(1 + self.team.rank)
+        self.steps += 1
         features, places = self.seen.draw(self.generator, self.batch)
         device = self.model.mean.device
         with torch.no_grad():
@@ -51,11 +54,15 @@ class Follower:
         self.optimiser.zero_grad()
         return bits.item()
 
+    def _draws(self, which: int) -> torch.Generator:
+        """Begins one of this step's random sequences."""
+        return self.generator.manual_seed((self.seed << 48) + (self.steps << 16) + which)
+
     def state_dict(self) -> dict[str, Any]:
-        """For :meth:`load_state_dict`: optimiser and random state."""
-        return {"optimiser": self.optimiser.state_dict(), "random": self.generator.get_state()}
+        """For :meth:`load_state_dict`: optimiser and number of steps."""
+        return {"optimiser": self.optimiser.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What :meth:`state_dict` gave."""
         self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["random"])
+        self.steps = state["steps"]

@@ -1,7 +1,8 @@
 """Several processes that train one codec, a share of each batch in every one; mostly there is only one.
 
-Promises that all members hold the same weights after every step, because they take the same mean gradient. Leaves
-starting processes and talking between them to accelerate (``accelerate launch -m lab.cli train-codec …``).
+Promises that all members hold the same weights after every step, because they begin alike and take the same mean
+gradient. Leaves starting processes and talking between them to accelerate
+(``accelerate launch -m lab.cli train-codec …``).
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ class Team:
         if self._accelerator and wanted == "cuda":
             return torch.device(self._accelerator.device)
         return torch.device(wanted)
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """All take those of rank 0, in place: what each computed for itself may differ in the last bit."""
+        if self._accelerator:
+            for one in tensors:
+                torch.distributed.broadcast(one.data, 0)
 
     def average(self, parameters: Iterable[Tensor]) -> None:
         """Gradients become their mean over all members."""

@@ -85,7 +85,10 @@ def train(
     finest, wanted_bits = model.qualities - 1, recipe.bits[-1]
     warm = recipe.warm if start is None else 0
     if (state := resume.load(saved, basis)) is None:
+        if team.rank == 0:
+            (out / "codec.jsonl").unlink(missing_ok=True)  # of another training
         measure = _begin(model, source, recipe, start, seed)
+        team.agree([*model.parameters(), *model.buffers(), *extra, measure])
         space = model.mean.cpu(), (model.analysis / model.log_step[-1, :, None].exp()).detach().cpu()
     else:
         measure, space = state["measure"].to(device), state["space"]

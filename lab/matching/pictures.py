@@ -102,12 +102,12 @@ def look(
     ]
 
 
-def divide(seen: Sequence[Seen]) -> tuple[list[Seen], list[Seen]]:
-    """(to train on, to judge by): the pictures with the lowest digests judge."""
+def divide(seen: Sequence[Seen], most: int) -> tuple[list[Seen], list[Seen]]:
+    """(to train on, to judge by): the pictures with the lowest digests judge, a tenth of all and ``most``."""
     if len(seen) < 2:
         raise ValueError(f"only {len(seen)} pictures could be read; at least 2 are needed")
     ordered = sorted(seen, key=lambda one: one.digest)
-    kept = max(1, round(HELD_OUT * len(ordered)))
+    kept = max(1, min(round(HELD_OUT * len(ordered)), most))
     return ordered[kept:], ordered[:kept]
 
 

@@ -5,6 +5,7 @@ Promises that every picture has at least one question; knows no answers.
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ def read(file: Path | None, data: Path, pictures: Sequence[Path]) -> dict[Path, 
             raise ValueError(f"{file} has no questions; write one a line")
         return dict.fromkeys(pictures, lines)
     found: dict[Path, list[str]] = {}
+    chosen = {path.resolve(): path.resolve() for path in pictures}
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if not line.strip():
             continue
@@ -47,5 +49,9 @@ def read(file: Path | None, data: Path, pictures: Sequence[Path]) -> dict[Path, 
             raise ValueError(f"{file}, line {number}: image and question must be texts that are not empty")
         if not (data / image).is_file():
             raise ValueError(f"{file}, line {number}: {image} is not in {data}")
-        found.setdefault((data / image).resolve(), []).append(question)
+        named = (data / image).resolve()
+        if named not in chosen:  # a second copy of a picture, or none that was taken
+            twins = (path for path in pictures if filecmp.cmp(path, named, shallow=False))
+            chosen[named] = next(twins, named).resolve()
+        found.setdefault(chosen[named], []).append(question)
     return {path: tuple(found.get(path.resolve(), GENERAL)) for path in pictures}

@@ -67,7 +67,14 @@ class Job:
 class Bench:
     """A job's model, pictures, questions and the model's answers: everything but the codec."""
 
-    def __init__(self, job: Job, team: Team, track: NamedTrack, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        team: Team,
+        track: NamedTrack,
+        say: Callable[[str], None],
+        complain: Callable[[str], None] | None = None,
+    ) -> None:
         self.job, self.team, self.track = job, team, track
         self.checkpoint = Checkpoint.open(job.model)
         if self.checkpoint.side is not None:
@@ -82,10 +89,11 @@ class Bench:
         def open_tower() -> Tower:
             return Tower(self.checkpoint, dtype, str(device))
 
-        seen = pictures.look(found, self.checkpoint.config, open_tower, folder, team, self._track("features"), say)
-        self.training, held_out = pictures.divide(seen)
+        config, tell = self.checkpoint.config, complain or say
+        seen = pictures.look(found, config, open_tower, folder, team, self._track("features"), tell)
+        self.training, held_out = pictures.divide(seen, 2 * job.judged)
         # Rates are chosen on other pictures than they are reported on, where there are two.
-        self.held_out, self.choosing = held_out[::2][: job.judged], (held_out[1::2] or held_out)[: job.judged]
+        self.held_out, self.choosing = held_out[::2], held_out[1::2] or held_out
         if len(held_out) == 1:
             say("one picture is held out: rates are chosen and reported on it; from 15 on there are two")
         ends = stop_tokens(self.checkpoint)
@@ -108,7 +116,7 @@ class Bench:
 
     def _answers(self, ask: dict[str, Sequence[str]]) -> Asked:
         """The model's own answers, kept on disk picture by picture."""
-        folder = self.job.run / "answers" / f"{self.model_id}-{self.job.dtype}-{self.job.tokens}"
+        folder = self.job.run / "answers" / f"{self.model_id}-{self.job.dtype}-{self.job.tokens}{self.grid_id}"
         folder.mkdir(parents=True, exist_ok=True)
         files = {digest: folder / f"{digest}.json" for digest in self.seen}
         known = {digest: json.loads(file.read_text()) for digest, file in files.items() if file.exists()}
@@ -136,6 +144,13 @@ class Bench:
 
     def _costs(self, codec: Codec, seen: Sequence[Seen], rates: Sequence[Rate]) -> list[Cost]:
         return judge(self.teacher, codec, seen, self.asked, self.reference, rates, self._track("held-out"), self.team)
+
+    @property
+    def grid_id(self) -> str:
+        """Of the model's own grid, which answers depend on; empty without one."""
+        if self.grid is None:
+            return ""
+        return "-" + hashlib.sha256(self.grid.cpu().numpy().tobytes()).hexdigest()[:8]
 
     @property
     def judged_on(self) -> str:
@@ -179,6 +194,7 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
     Raises ``CheckpointError``, ``RoomError``, ``ValueError`` for what is wrong with model, data or questions.
     """
     team = Team()
+    complain = say  # about a member's own share, so all may
     if team.rank:
 
         def say(text: str) -> None: ...
@@ -187,7 +203,7 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
             return items
 
     job.run.mkdir(parents=True, exist_ok=True)
-    bench = Bench(job, team, track, say)
+    bench = Bench(job, team, track, say, complain)
     if job.lora:
         bench.teacher.adapt(job.lora)
     source = MatchingSource(
@@ -195,17 +211,19 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
     )
     basis = _basis(job, bench)
     finished = job.run / "codec.pt"
-    if finished.exists() and (note := job.run / "codec.basis").exists() and note.read_text() == basis:
+    note, state = job.run / "codec.basis", None
+    if finished.exists() and note.exists() and note.read_text() == basis:
+        state = resume.load(job.run / "codec.ckpt", basis)  # what was trained beside the codec is there alone
+    if state is not None:
         model = train.new_model(job.recipe, source.projector.shape[1])
         model.load_state_dict(torch.load(finished, weights_only=True, map_location="cpu"))
-        if (state := resume.load(job.run / "codec.ckpt", basis)) is not None:
-            source.extra.load_state_dict(state["extra"])
+        source.extra.load_state_dict(state["extra"])
     else:
         model = train.train(
             source, job.run, basis=basis, recipe=job.recipe, seed=job.seed, team=team, log=lambda text, **_: say(text)
         )
         if team.rank == 0:
-            (job.run / "codec.basis").write_text(basis)
+            note.write_text(basis)
     _finish(job, bench, source, model, say)
     team.wait()
     say(f"{job.out}: codec.json, codec.safetensors, report.json, report.png")
@@ -248,5 +266,6 @@ def _views(seen: Sequence[Seen], seed: int) -> Iterable[tuple[NDArray[np.float32
 def _basis(job: Job, bench: Bench) -> str:
     """Names everything that the training depends on."""
     asked = {digest: bench.asked[digest] for digest in sorted(one.digest for one in bench.training)}
-    said = json.dumps([bench.model_id, job.dtype, job.seed, job.lora, asdict(job.recipe), asdict(job.mix), asked])
+    of_model = [bench.model_id, bench.grid_id, job.dtype]
+    said = json.dumps([of_model, job.seed, job.lora, bench.team.size, asdict(job.recipe), asdict(job.mix), asked])
     return hashlib.sha256(said.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""nano's training pictures as files with questions, for what takes a folder of pictures."""
+"""Pictures of nano's world as files with questions, for what takes a folder of pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def draw(
     seed: int,
     track: Callable[[Iterable[Any], int, str], Iterable[Any]],
 ) -> None:
-    """``out/KIND-NUMBER.png`` of the training split and ``out/questions.jsonl``; answers are not written."""
+    """``out/KIND-NUMBER.png`` on the training split's backgrounds and ``out/questions.jsonl``; no answers are written.
+
+    With another ``seed`` than nano's own they are pictures that neither nano nor its codec has seen.
+    """
     out.mkdir(parents=True, exist_ok=True)
     lines = []
     for kind, count in counts.items():

@@ -99,7 +99,7 @@ def zeros(teacher: Teacher) -> torch.Tensor:
 
 def test_a_picture_counts_once_and_some_only_judge(data: Path, seen: list[Seen]) -> None:
     assert len(find(data)) == 4 and len(seen) == 3  # `again` is the same, `broken` is none
-    training, held_out = divide(seen)
+    training, held_out = divide(seen, 200)
     assert len(held_out) == 1 and {one.digest for one in [*training, *held_out]} == {one.digest for one in seen}
     crops = next(one for one in seen if one.rows)
     assert len(crops.sides) == crops.rows * crops.columns + 1 and crops.sides[-1] == 6
@@ -127,6 +127,8 @@ def test_questions_come_from_a_file_or_are_general(data: Path, tmp_path: Path) -
     own.write_text('{"image": "1.png", "question": "why?"}\n')
     found = questions.read(own, data, pictures)
     assert found == {pictures[0]: questions.GENERAL, pictures[1]: ("why?",)}
+    own.write_text('{"image": "again.png", "question": "who?"}\n')  # a copy of the first
+    assert questions.read(own, data, pictures) == {pictures[0]: ("who?",), pictures[1]: questions.GENERAL}
 
 
 @pytest.mark.parametrize(
