@@ -10,6 +10,7 @@ name and "_given": "answer" becomes "answer_given".
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from device_client.errors import NO_SERVER, EncoderError, UseError, exit_code
+from device_client.link import NOT_BACK
 from device_client.picture import Picture
 from device_client.report import Report
 from device_client.session import Sampling, Session
@@ -133,7 +135,8 @@ async def run(
                 report = await answer.result()
                 outcome = {key: value for key, value in report.to_json().items() if key != "question"}
             except (ValueError, OSError, EncoderError, TofcError) as error:
-                if exit_code(error) == NO_SERVER and not await _still_there(session):
+                gone = getattr(error, "reason", "") == NOT_BACK  # this line may be good: --resume asks it again
+                if gone or (exit_code(error) == NO_SERVER and not await _still_there(session, timeout_s)):
                     raise
                 if error is session.encoder.broken:  # no picture can be encoded
                     raise
@@ -155,11 +158,12 @@ def _given(found: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-async def _still_there(session: Session) -> bool:
+async def _still_there(session: Session, timeout_s: float | None) -> bool:
     """Whether the server lives after a line went wrong on it: then only that line is bad."""
     try:
-        await session.connect()
-    except TofcError:
+        async with asyncio.timeout(timeout_s):
+            await session.connect()
+    except (TofcError, TimeoutError):
         return False
     return True
 

@@ -84,6 +84,8 @@ async def _line() -> str:
 
     Read in a thread of its own that nobody waits for: Ctrl-C leaves it where it is.
     """
+    if sys.stdin is None:  # closed before the start
+        return ""
     terminal = _is_terminal()
     if terminal:
         print("> ", end="", file=sys.stderr, flush=True)
@@ -115,4 +117,4 @@ async def _line() -> str:
 
 
 def _is_terminal() -> bool:
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from device_client.encoder import EncoderThread
 from device_client.link import Event, Link
@@ -28,8 +28,7 @@ from shared.rpc.tofc.v1 import tofc_pb2 as pb
 class Shipment:
     """What one announcement led to; grows while views are sent."""
 
-    sent: list[Encoded] = field(default_factory=list)
-    fresh: list[Encoded] = field(default_factory=list)  # of those, the ones that were encoded for it
+    fresh: list[Encoded] = field(default_factory=list)  # what was encoded for it, without the packets
     n_bytes: int = 0  # of packets, or of the image file as far as it was sent
     n_views: int = 0
     upload_ms: float = 0.0  # from the end of encoding to the last acknowledgement: what encoding did not hide
@@ -108,9 +107,8 @@ class Delivery:
                     await self._link.send_view(self.ref, index, encoded.packet)
                     shipment.n_bytes += len(encoded.packet)
                     shipment.n_views += 1
-                shipment.sent.append(encoded)
-                if not known:
-                    shipment.fresh.append(encoded)
+                if not known:  # a link holds it to its end: without what may be a megabyte
+                    shipment.fresh.append(replace(encoded, packet=b""))
         except Exception as error:
             self._failed = True
             for queue in self.waiting:

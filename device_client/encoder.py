@@ -220,11 +220,12 @@ class EncoderThread:
                 raise EncoderError(
                     f"{picture.source} gave {len(picture.packets)} packets, not the {picture.n_packets} planned for it"
                 ) from None
-            except (RuntimeError, MemoryError) as error:  # what torch raises, when memory is short for instance
+            except Exception as error:
                 picture.steps = None  # a generator that raised is over: the next try begins again
                 picture.packets.clear()
-                if isinstance(error, EncoderError):
+                if isinstance(error, EncoderError) or not isinstance(error, (RuntimeError, MemoryError, ValueError)):
                     raise
+                # What torch raises when memory is short, for instance, or the codec for features that are none.
                 raise EncoderError(f"{picture.source} could not be encoded ({error})") from error
         if len(picture.packets) == picture.n_packets:
             picture.steps = picture.image = None

@@ -32,6 +32,7 @@ from shared.rpc.version import software_version
 BATCH_BYTES = CHUNK_BYTES  # of what leaves as one message: a cancel soon gets its turn
 CONVERSATIONS = 8  # the last ones, which a server keeps as the protocol says; it tells when it does not
 VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures together
+NOT_BACK = "NOT_BACK"  # a link that was lost, in a question's time
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
 _LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})

@@ -30,7 +30,7 @@ from typing import Self
 from device_client.delivery import Delivery, Shipment
 from device_client.encoder import Encoder, EncoderThread
 from device_client.errors import ReplyError, UseError
-from device_client.link import SESSION_CLOSED, Conversation, Event, Link, LinkLost, Target
+from device_client.link import NOT_BACK, SESSION_CLOSED, Conversation, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
 from device_client.picture import Picture
 from device_client.report import Report, spent
@@ -38,6 +38,7 @@ from device_client.transcript import Piece, Transcript
 from shared.rpc.errors import DeadlineError, LimitError, MismatchError, TofcError, UnavailableError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 
+UINT32 = 2**32 - 1
 SEED_BITS = 14  # of a seed chosen here: two bytes on the link, and another answer each time it is asked again
 _FINISH = {
     pb.FINISH_REASON_STOP: "stop",
@@ -239,6 +240,9 @@ class Session:
     ) -> AsyncGenerator[Piece, None]:
         begun = time.perf_counter()
         deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+        late = DeadlineError(
+            f"no answer within {timeout_s or 0:g} s; give it more time (--timeout) or fewer tokens (--max-tokens)"
+        )
         before = self._charged
         link: Link | None = None
         request, queue = 0, asyncio.Queue[Event]()
@@ -248,22 +252,25 @@ class Session:
             while True:
                 try:
                     if link is None:
-                        async with _until(deadline, timeout_s):
+                        async with _until(deadline, late if self._link is None else self._not_back(timeout_s)):
                             connected = await self._connected()
+                        async with _until(deadline, late):
                             request, queue = await connected.new_question()
                         link = connected
                         self._pose(link, request, queue, course, deadline)
                         asked = True
-                    async with _until(deadline, timeout_s):
+                    async with _until(deadline, late):
                         event = await queue.get()
                     if isinstance(event, Exception):
                         raise event
                 except TofcError as error:
                     if link is None:  # the tries to connect are used up
                         raise
-                    if error.reason == "VIEWS_MISSING" and any(one.under_way for _, one in course.refs.values()):
+                    if error.reason == "VIEWS_MISSING" and any(
+                        not (one.complete or one.failed) for _, one in course.refs.values()
+                    ):
                         self._forget(link, request, course, queue, cancel=False)
-                        link = None  # a slow tower outlasted the server's patience: ask again
+                        link = None  # a slow tower or link outlasted the server's patience: ask again
                         continue
                     if error.reason == "CONVERSATION_GONE" and course.after:
                         link.unlearn(course.history, course.after)
@@ -310,6 +317,8 @@ class Session:
         deadline: float | None,
     ) -> None:
         """Announce what the link does not know yet and put the question; views follow as they are encoded."""
+        if link.failure is not None:  # while this question waited for its turn; deliveries may be the next link's
+            raise link.failure
         _check_limits(link.limits, course)
         course.said.restart()
         course.refs.clear()
@@ -323,7 +332,9 @@ class Session:
             delivery.waiting.add(queue)
             course.refs[delivery.ref] = (picture, delivery)
         refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
-        left_ms = 0 if deadline is None else max(1, int((deadline - asyncio.get_running_loop().time()) * 1e3))
+        left_ms = 0
+        if deadline is not None:
+            left_ms = int(min(max((deadline - asyncio.get_running_loop().time()) * 1e3, 1), UINT32))
         course.after = link.known(course.history)
         ask = pb.Ask(
             request=request,
@@ -367,8 +378,12 @@ class Session:
                 try:
                     encoder = self.encoder.encoder
                     link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
-                except UnavailableError as error:
-                    failed += error.reason != "LOADING"  # it will be there
+                except (UnavailableError, LimitError) as error:
+                    if isinstance(error, LimitError) and error.reason != "TOO_MANY_SESSIONS":
+                        raise
+                    # It will be there; and the session that it has no room beside may be this one's own, whose
+                    # end it has not heard of yet.
+                    failed += error.reason not in ("LOADING", "TOO_MANY_SESSIONS")
                     if first:  # never there: waiting would only hide it
                         raise
                     if failed >= self._retry.connects:
@@ -384,6 +399,11 @@ class Session:
                 self.connect_ms = _ms_since(begun)
                 return link
             raise LinkLost(SESSION_CLOSED)
+
+    def _not_back(self, timeout_s: float | None) -> LinkLost:
+        return LinkLost(
+            f"{self._target.address} was lost and did not come back within {timeout_s or 0:g} s", reason=NOT_BACK
+        )
 
     async def _leave(self, link: Link) -> None:
         await link.close()
@@ -445,14 +465,12 @@ class Session:
 
 
 @asynccontextmanager
-async def _until(deadline: float | None, timeout_s: float | None) -> AsyncIterator[None]:
+async def _until(deadline: float | None, late: TofcError) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout_at(deadline):
             yield
     except TimeoutError:
-        raise DeadlineError(
-            f"no answer within {timeout_s:g} s; give it more time (--timeout) or fewer tokens (--max-tokens)"
-        ) from None
+        raise late from None
 
 
 def _check_limits(limits: pb.Limits, course: _Course) -> None:

@@ -59,7 +59,13 @@ def load(settings: ServerSettings) -> Backend:
     defaults = Defaults.read(checkpoint.path)
     use_one_blas_thread()
     codec = Codec.load(checkpoint.path)
-    model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
+    try:
+        model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
+    except (RuntimeError, MemoryError) as error:  # what torch raises when memory is short
+        raise CheckpointError(
+            f"the decoder in {checkpoint.path} could not be loaded on {settings.device} in {settings.dtype} ({error}); "
+            "take --dtype bfloat16, or a device with more memory"
+        ) from error
     assembler = SplitAssembler(
         config=checkpoint.config,
         codec=codec,

@@ -17,6 +17,7 @@ from shared.rpc.tofc.v1 import tofc_pb2
 
 @dataclass(kw_only=True, eq=False)
 class _Arriving:
+    picture_id: bytes
     total: int
     data: bytearray = field(default_factory=bytearray)
 
@@ -51,7 +52,7 @@ class ImageUploads:
         if picture is None or picture.complete:  # acknowledged and forgotten, as views are
             self._drop(chunk.ref)
             return 0
-        file = self._add(chunk)
+        file = self._add(chunk, announced.picture_id)
         if file is None:
             return 0
         try:
@@ -75,7 +76,7 @@ class ImageUploads:
         for ref in list(self._arriving):
             self._drop(ref)
 
-    def _add(self, chunk: tofc_pb2.ImageChunk) -> bytes | None:
+    def _add(self, chunk: tofc_pb2.ImageChunk, picture_id: bytes) -> bytes | None:
         """The whole file when this was its last chunk; its memory is then the caller's to free.
 
         Chunks of a file whose begin was not kept are forgotten.
@@ -83,7 +84,9 @@ class ImageUploads:
         self._check(chunk)
         if chunk.offset == 0:
             self._drop(chunk.ref)
-            self._arriving[chunk.ref] = _Arriving(total=chunk.total)
+            for ref in [ref for ref, one in self._arriving.items() if self._pictures.get(one.picture_id) is None]:
+                self._drop(ref)  # what was let go is sent from its begin, if at all
+            self._arriving[chunk.ref] = _Arriving(picture_id=picture_id, total=chunk.total)
         file = self._arriving.get(chunk.ref)
         if file is None:
             return None

@@ -97,7 +97,10 @@ def compress(image: Image.Image, codec: str, quality: int, scale: float = 1.0) -
     resized = image.convert("RGB")
     plain.paste(resized if resized.size == size else resized.resize(size, Image.Resampling.LANCZOS))
     try:
-        return min((_saved(plain, codec, settings) for settings in _settings(codec, quality)), key=len)
+        files = [_saved(plain, codec, settings) for settings in _settings(codec, quality)]
+        if codec == "jxl" and not _taken(files[0]):  # repeated parts in a frame of their own, which is not decoded
+            files = [_saved(plain, codec, _settings(codec, quality)[0] | {"effort": 6})]
+        return min(files, key=len)
     except (OSError, ValueError, RuntimeError) as error:
         raise ImageFileError("IMAGE_INVALID", f"{codec} cannot hold this picture ({error})") from error
 
@@ -114,6 +117,14 @@ def _settings(codec: str, quality: int) -> list[dict[str, Any]]:
             return [{"quality": quality, "speed": 4, "autotiling": False, "max_threads": 1}]
         case _:  # its 100 is lossless: another kind of file, and this plugin fails to write it
             return [{"quality": min(quality, 99), "effort": 7, "num_threads": 1}]
+
+
+def _taken(data: bytes) -> bool:
+    try:
+        size_of(data, "jxl")
+    except HeaderError:
+        return False
+    return True
 
 
 def _saved(image: Image.Image, codec: str, settings: dict[str, Any]) -> bytes:

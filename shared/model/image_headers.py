@@ -86,8 +86,9 @@ def _avif(data: bytes) -> tuple[int, int]:
 
 
 def _av1(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The size that the only sequence header of a row of AV1 units sets for every frame."""
+    """The size that the only sequence header of a row of AV1 units sets for its only frame."""
     size: tuple[int, int] | None = None
+    frames = 0
     while at < end:
         head = data[at]
         kind = head >> 3 & 15
@@ -98,6 +99,9 @@ def _av1(data: bytes, at: int, end: int) -> tuple[int, int]:
             size = _sequence(data[at : at + length])
         elif kind == 1 or (kind in (3, 4, 6) and size is None):
             raise HeaderError("it does not have one AV1 sequence header before its frame")
+        frames += kind in (3, 6)
+        if frames > 1 or kind in (7, 8) or (kind == 4 and not frames):  # each is decoded, and a kilobyte holds one
+            raise HeaderError("it has more than one AV1 frame")
         at += length
     if size is None or at != end:
         raise HeaderError("its AV1 units do not fill mdat")
@@ -117,18 +121,40 @@ def _sequence(data: bytes) -> tuple[int, int]:
 def _jxl(data: bytes) -> tuple[int, int]:
     if data[:2] != b"\xff\x0a":
         raise HeaderError("it does not begin as a bare JPEG XL codestream does")
-    bits = _Bits(data[2:16], most_first=False)
+    bits = _Bits(data[2:34], most_first=False)
     small = bits.take(1)
     height = _jxl_side(bits, small)
     ratio = bits.take(3)
     width = height * _JXL_RATIOS[ratio - 1][0] // _JXL_RATIOS[ratio - 1][1] if ratio else _jxl_side(bits, small)
     if not bits.take(1):  # all default: one upright frame of 8 bits, no preview, no further channels
         raise HeaderError("its JPEG XL metadata is not that of a plain lossy picture")
+    if not bits.take(1):
+        raise HeaderError("its JPEG XL colours are not transformed in the usual way")
+    bits.align()
+    if not _jxl_only_frame(bits):
+        raise HeaderError("it has more than one JPEG XL frame")
     return width, height
+
+
+def _jxl_only_frame(bits: _Bits) -> bool:
+    """Whether a frame header (ISO/IEC 18181-1, F.2) is that of a whole picture after which nothing comes."""
+    if bits.take(1):  # all default, and the last
+        return True
+    regular, modular = bits.take(2) == 0, bits.take(1)
+    flags = (0, 1, 17, 1 << 10)[selector := bits.take(2)] + bits.take((0, 4, 8, 0)[selector])
+    bits.take(2)  # upsampling
+    bits.take(2 if modular else 6)  # size of groups, or scales of the colours
+    if not regular or flags & _JXL_ELSEWHERE or bits.take(2):  # several passes say more; encoders write one
+        return False
+    return not bits.take(1) and bits.take(2) == 0 and bool(bits.take(1))  # not cropped, replaces, is the last
 
 
 def _jxl_side(bits: _Bits, small: int) -> int:
     return 8 * (bits.take(5) + 1) if small else 1 + bits.take((9, 13, 18, 30)[bits.take(2)])
+
+
+#: flags of what a frame takes from earlier ones (patches, its coarse part), of splines, and of what is not known
+_JXL_ELSEWHERE = ~(0x01 | 0x80)
 
 
 class _Bits:
@@ -139,6 +165,10 @@ class _Bits:
         self._value = int.from_bytes(data[:32], "big" if most_first else "little")
         self._total = 8 * min(len(data), 32)
         self._at = 0
+
+    def align(self) -> None:
+        """On to the next whole byte."""
+        self._at += -self._at % 8
 
     def take(self, count: int) -> int:
         self._at += count

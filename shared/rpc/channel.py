@@ -220,13 +220,13 @@ def _require_free(host: str, port: int) -> None:
     except socket.gaierror:
         return  # gRPC says what is wrong with a name
     for family, kind, _, _, address in found if port else ():
-        with socket.socket(family, kind) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
-            try:
+        try:
+            with socket.socket(family, kind) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
                 tried.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise
+        except OSError as error:  # of another kind for an address family that this machine does not have
+            if error.errno == errno.EADDRINUSE:
+                raise
 
 
 def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity = ServerSecurity()) -> int:

@@ -1,11 +1,13 @@
 """`device-client chat`: questions from stdin, each with the turns before it."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from device_client import cli
+from device_client.chat import _line
 from device_client.fake import FakeEncoder
 from shared.model.checkpoint import Origin
 from shared.rpc.errors import InvalidRequestError, LimitError
@@ -115,6 +117,11 @@ def test_what_ends_a_conversation(
     result = chat(serving, b"\xff\xfe\n", small)
     assert result.exit_code == 2 and "no UTF-8 text at character 1" in result.stderr
     assert command("chat", small, "--timeout", "-1").exit_code == 2
+
+
+def test_a_closed_stdin_is_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert asyncio.run(_line()) == ""
 
 
 def test_ctrl_c_ends_quietly(

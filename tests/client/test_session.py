@@ -10,12 +10,29 @@ import pytest
 from device_client.encoder import EncoderThread
 from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
-from device_client.link import _WRITE_FAILED, CONVERSATIONS, VIEWS_IN_FLIGHT, Link, LinkLost, Target, TlsError
+from device_client.link import (
+    _WRITE_FAILED,
+    CONVERSATIONS,
+    NOT_BACK,
+    VIEWS_IN_FLIGHT,
+    Link,
+    LinkLost,
+    Target,
+    TlsError,
+)
 from device_client.report import Report
-from device_client.session import SEED_BITS, Retry, Sampling, Session
+from device_client.session import SEED_BITS, Retry, Sampling, Session, _Course
 from edge_server.credentials import write
 from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, make_server
-from shared.rpc.errors import CorruptPacketError, DeadlineError, LimitError, MismatchError, TokenError, UnavailableError
+from shared.rpc.errors import (
+    CorruptPacketError,
+    DeadlineError,
+    LimitError,
+    MismatchError,
+    TofcError,
+    TokenError,
+    UnavailableError,
+)
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from tests.client.conftest import Begin, FakeServer
 
@@ -279,17 +296,49 @@ async def test_reconnecting_is_bounded_and_waits_longer_each_time(
     assert 0.8 <= waits[1] <= 1.2 and 1.6 <= waits[2] <= 2.4 and 2.4 <= waits[3] <= 3.6 and len(waits) == 4
 
 
-async def test_a_server_that_loads_its_model_anew_is_waited_for(server: FakeServer, begin: Begin, small: Path) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [UnavailableError("loading", reason="LOADING"), LimitError("our own lost session", reason="TOO_MANY_SESSIONS")],
+)
+async def test_a_server_that_will_have_room_is_waited_for(
+    server: FakeServer, begin: Begin, small: Path, refusal: TofcError
+) -> None:
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
-        server.refusal = UnavailableError("loading", reason="LOADING") if len(waits) < 9 else None
+        server.refusal = refusal if len(waits) < 9 else None
 
     server.lose = [1]
     session = begin(retry=Retry(connects=2), sleep=sleep)
     report = await session.ask([session.open(small)], "there?").result()
     assert report.answer == "yes to there?" and len(waits) == 9
+    server.lose, server.refusal = [2], None
+
+    async def never(seconds: float) -> None:
+        server.refusal = refusal
+        await asyncio.sleep(0)
+
+    session = begin(sleep=never)
+    with pytest.raises(LinkLost, match=r"did not come back within 0\.2 s") as lost:
+        await session.ask([session.open(small)], "there?", timeout_s=0.2).result()
+    assert lost.value.reason == NOT_BACK
+
+
+async def test_a_question_whose_link_went_while_it_waited_begins_again(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    session = begin()
+    seen = session.open(small)
+    await session.connect()
+    link = session._link
+    assert link is not None
+    link.end(LinkLost("gone"))
+    course = _Course(pictures=[seen], question="?", history=(), sampling=Sampling(), thinking=False)
+    with pytest.raises(LinkLost, match="gone"):
+        session._pose(link, 1, asyncio.Queue(), course, None)
+    assert not session._deliveries
+    assert (await session.ask([seen], "and now?").result()).answer == "yes to and now?"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from shared.model import image_file
 from shared.model.image_file import CODECS, ImageFileError, compress, decompress, missing, scaled_size
-from shared.model.image_headers import JPEG_SCANS, HeaderError, size_of
+from shared.model.image_headers import JPEG_SCANS, HeaderError, _av1, size_of
 
 SIZES = ((1, 1), (8, 8), (17, 300), (300, 17), (256, 192), (192, 256), (128, 64), (120, 100), (513, 90))
 SIGN = Path(__file__).resolve().parents[2] / "models" / "nano" / "example.jpg"
@@ -104,6 +104,36 @@ def test_only_the_announced_format_is_decoded(codec: str) -> None:
             with pytest.raises(ImageFileError) as refused:
                 decompress(compress(drawn(), other, 50), codec, max_pixels=10**6)
             assert refused.value.reason == "IMAGE_INVALID"
+
+
+def test_a_file_of_many_frames_is_refused_before_any_is_decoded() -> None:
+    avif = compress(drawn(), "avif", 50)
+    frames = avif[avif.index(b"mdat") + 4 :]
+    assert _av1(frames, 0, len(frames)) == (160, 120)
+    last = frames
+    while last[0] >> 3 != 6:  # headers, of less than 128 bytes
+        last = last[2 + last[1] :]
+    with pytest.raises(HeaderError, match="more than one AV1 frame"):
+        _av1(frames + last, 0, len(frames + last))
+    if not missing("jxl"):
+        jxl = int.from_bytes(compress(drawn(), "jxl", 50), "little")
+        size = (jxl.bit_length() + 7) // 8
+        said = set()
+        for bit in range(100):  # one of them says that the frame is the last
+            try:
+                size_of((jxl ^ 1 << bit).to_bytes(size, "little"), "jxl")
+            except HeaderError as error:
+                said.add(str(error))
+        assert "it has more than one JPEG XL frame" in said
+
+
+def test_jpeg_xl_keeps_to_one_frame_where_its_encoder_would_make_more() -> None:
+    if missing("jxl"):
+        pytest.skip("pillow-jxl-plugin is not installed")
+    page = Image.new("RGB", (400, 300), "white")
+    for y in range(0, 300, 12):
+        ImageDraw.Draw(page).text((5, y), "the same words again and again " * 3, fill="black")
+    assert size_of(compress(page, "jxl", 20), "jxl") == page.size
 
 
 def test_a_header_that_lies_about_its_size() -> None:

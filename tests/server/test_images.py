@@ -5,6 +5,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,20 @@ async def test_files_in_line_are_bounded_by_the_pictures_memory(
     await client.expect("picture_state")
     await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=3, total=2000, data=bytes(2000))])
     await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "CACHE_FULL")
+    await forgotten(server)
+
+
+async def test_half_a_file_takes_no_memory_once_its_picture_was_let_go(serve: Serve, connect: Connect) -> None:
+    server = await serve(fake_backend(looker=FakeLooker()), limits=replace(LIMITS, pictures_under_way=2))
+    client = connect(server)
+    await client.hello()
+    for ref in range(1, 9):
+        await client.send(pictures=[image_picture(ref, str(ref), SIZE)])
+        await client.expect("picture_state")
+        await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=ref, total=2000, data=bytes(1000))])
+        await client.expect("image_ack")
+    assert server.service.pictures.size <= 3 * (OVERHEAD + 1000)
+    await client.end()
     await forgotten(server)
 
 
