@@ -44,8 +44,13 @@ class Cell:
     dtypes: list[str] = field(default_factory=list)  # of the towers to look through; none: torch is not imported
 
 
+def available() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads(number: int) -> Cell:
-    here = min(number, os.cpu_count() or 1)
+    here = min(number, available())
     missing = "" if here == number else f"{number} threads on {here} processors"
     environment = dict.fromkeys(THREADS, str(number))
     return Cell(f"threads-{number}", environment, lambda found: found.get("threads", number) == number, missing)
