@@ -117,4 +117,4 @@ async def _line() -> str:
 
 
 def _is_terminal() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
+    return sys.stdin.isatty()

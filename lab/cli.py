@@ -104,8 +104,8 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
     try:
         found = tuple(float(one) for one in text.split(","))
     except ValueError:
-        found = (0.0,)
-    if any(one <= 0 for one in found) or list(found) != sorted(set(found)):
+        found = ()
+    if not found or any(one <= 0 for one in found) or list(found) != sorted(set(found)):
         raise ValueError(f"--bits {text}: numbers above 0, each larger than the one before, as in 8,12,19,36")
     return found
 
@@ -453,7 +453,6 @@ def judge_codec(
         from lab.matching.judge import compare
         from lab.matching.run import Bench, Job
         from shared.codec.codec import Codec
-        from shared.model.checkpoint import Checkpoint, check_codec_model
 
         job = Job(
             model=model,
@@ -467,12 +466,8 @@ def judge_codec(
             judged=judged,
         )
         loaded = Codec.load(codec)
-        whole = Checkpoint.open(model)
-        check_codec_model(codec, whole.model_id)
-        if (takes := loaded.config.feature_dim) != whole.config.feature_dim:
-            raise ValueError(f"the codec in {codec} takes features of {takes}, {model} has {whole.config.feature_dim}")
         other = None if beside is None else json.loads(beside.read_text())
-        bench = Bench(job, Team(), _named_bar, typer.echo)
+        bench = Bench(job, Team(), _named_bar, typer.echo, codec=codec)
         if other is not None:
             bench.check_comparable(other)
         report = bench.report(bench.judge(loaded)[1])

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack
 from datetime import date
 from importlib import metadata, util
 from pathlib import Path
@@ -72,11 +71,12 @@ class Campaign:
         each = -(-cases // self.jobs)
         running = []
         self.folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            for _ in range(self.jobs):
+        # A new one: a process that outlived an earlier campaign must not write into this one's figures.
+        with TemporaryDirectory(dir=self.folder, prefix="slice-") as slice_folder:
+            for job in range(self.jobs):
                 self.state["slices"] += 1  # a seed of its own for each; 0 would be a random one
-                # A new one: a process that outlived an earlier campaign must not write into this one's figures.
-                work = Path(stack.enter_context(TemporaryDirectory(dir=self.folder, prefix="job-")))
+                work = Path(slice_folder, f"job-{job}")
+                work.mkdir()
                 seed = self.state["seed"] * 1_000_003 + self.state["slices"]
                 command = [sys.executable, "-m", "benchmarks.fuzz.worker", name, self.folder, work, each, seed]
                 with (work / "log").open("w") as log:
@@ -99,8 +99,7 @@ class Campaign:
     def _add(self, name: str, work: Path, code: int | None) -> None:
         total, log = self.state["targets"][name], (work / "log").read_text(errors="replace")
         found, state = SEEN.findall(log), work / "state.json"
-        nothing_done = {"cases": 0, "cpu_seconds": 0.0, "slowest_ms": 0.0, "outcomes": {}, "findings": {}}
-        done = json.loads(state.read_text()) if state.exists() else nothing_done
+        done = json.loads(state.read_text()) if state.exists() else nothing() | {"findings": {}}
         for key in ("cases", "cpu_seconds"):
             total[key] += done[key]
         total["slowest_ms"] = max(total["slowest_ms"], done["slowest_ms"])
@@ -110,8 +109,8 @@ class Campaign:
         if code not in (0, *INTERRUPTED):
             done["findings"][f"the {name} process ended with {code}"] = 1
             print(log[-2000:], file=sys.stderr)
-        if code and not done["cases"] and code not in INTERRUPTED:
-            self.broken = f"a {name} process ended with {code} before its first thousand cases"
+            if not done["cases"]:
+                self.broken = f"a {name} process ended with {code} before its first thousand cases"
         self.state["findings"] = dict(Counter(self.state["findings"]) + Counter(done["findings"]))
 
     def result(self) -> dict[str, Any]:

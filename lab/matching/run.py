@@ -32,7 +32,7 @@ from lab.matching.source import Asked, MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
 from shared.codec.codec import Codec
 from shared.codec.weights import CodecConfig, CodecWeights, Rate
-from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.checkpoint import Checkpoint, CheckpointError, check_codec_model
 from shared.model.device import devices
 from shared.model.generation import stop_tokens
 from shared.model.tower import Tower
@@ -74,7 +74,9 @@ class Bench:
         track: NamedTrack,
         say: Callable[[str], None],
         complain: Callable[[str], None] | None = None,
+        codec: Path | None = None,
     ) -> None:
+        """``codec``: the one that will be judged; another model's is refused before anything slow."""
         self.job, self.team, self.track = job, team, track
         self.checkpoint = Checkpoint.open(job.model)
         if self.checkpoint.side is not None:
@@ -84,6 +86,11 @@ class Bench:
         device, dtype = team.device(job.device), getattr(torch, job.dtype)
         say(f"{len(found)} pictures; identifying the model")
         self.model_id = self.checkpoint.model_id
+        if codec is not None:
+            check_codec_model(codec, self.model_id)
+            takes, has = CodecConfig.load(codec).feature_dim, self.checkpoint.config.feature_dim
+            if takes != has:
+                raise ValueError(f"the codec in {codec} takes features of {takes}, {job.model} has {has}")
         folder = job.run / "features" / f"{self.model_id}-{job.dtype}"
 
         def open_tower() -> Tower:

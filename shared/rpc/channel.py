@@ -219,7 +219,7 @@ def _require_free(host: str, port: int) -> None:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except socket.gaierror:
         return  # gRPC says what is wrong with a name
-    for family, kind, _, _, address in found if port else ():
+    for family, kind, _, _, address in found:
         try:
             with socket.socket(family, kind) as tried:
                 tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
@@ -234,7 +234,8 @@ def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity
     _require_safe("listening on", host, security.encrypted, security.token)
     target = join_address(host, port)
     try:
-        _require_free(host, port)
+        if port:  # else the system chooses a free one
+            _require_free(host, port)
         if security.certificate is not None and security.key is not None:
             credentials = grpc.ssl_server_credentials([(security.key, security.certificate)])
             bound = server.add_secure_port(target, credentials)
