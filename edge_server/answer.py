@@ -34,6 +34,7 @@ ROLES: dict[int, Literal["system", "user", "assistant"]] = {
     tofc_pb2.ROLE_ASSISTANT: "assistant",
     tofc_pb2.ROLE_SYSTEM: "system",
 }
+ROOM = 8  # of what the model reads, this share is kept for an answer in a conversation
 FINISH = {Finish.STOP: tofc_pb2.FINISH_REASON_STOP, Finish.LENGTH: tofc_pb2.FINISH_REASON_LENGTH}
 
 
@@ -173,7 +174,7 @@ class Question:
         rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
         loop = asyncio.get_running_loop()
         assembled = await loop.run_in_executor(
-            shop.pool, shop.assembler.prompt, self.turns, rows, shop.engine.max_positions - 1
+            shop.pool, shop.assembler.prompt, self.turns, rows, self._most(shop.engine.max_positions)
         )
         self._prompt, self._visual = len(assembled.prompt.embeds), assembled.visual_tokens
         inside = shop.marks is not None and shop.marks.left_open(assembled.ids, shop.decode)
@@ -189,6 +190,11 @@ class Question:
         if generation.finish is None:
             raise InternalError("the engine ended the answer without saying why; ask again")
         return generation.finish
+
+    def _most(self, positions: int) -> int:
+        """Tokens that the prompt may have. Earlier turns make way for an answer that would be cut short beside them."""
+        room = min(self.sampling.max_tokens, positions // ROOM) if len(self.turns) > 1 else 1
+        return positions - max(room, 1)
 
     async def _views(self, timeout: float) -> None:
         began = time.perf_counter()

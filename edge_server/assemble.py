@@ -55,8 +55,8 @@ class Assembler(Protocol):
 def too_long(length: int, most: int) -> InvalidRequestError:
     """The error for a prompt that leaves the model no room to answer."""
     return InvalidRequestError(
-        f"the question and its pictures are {length} tokens, the model reads at most {most}; ask about fewer pictures, "
-        "keep fewer features of each, or shorten the conversation",
+        f"the question and its pictures are {length} tokens, at most {most} leave room for an answer; ask about fewer "
+        "pictures, keep fewer features of each, or shorten the conversation",
         reason="PROMPT_TOO_LONG",
     )
 

@@ -22,8 +22,6 @@ from shared.model.generation import GREEDY, Defaults, stop_tokens
 from shared.model.projector import Projector
 from shared.model.prompt import load_tokenizer
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
@@ -50,8 +48,6 @@ def load(settings: ServerSettings) -> Backend:
     from edge_server.engine.qwen3 import embedder, load_qwen3
     from edge_server.engine.transformers import TransformersEngine
 
-    if settings.dtype not in DTYPES:
-        raise ValueError(f"dtype is {settings.dtype!r}; allowed are {', '.join(DTYPES)}")
     if settings.device not in (found := devices()):
         raise ValueError(f"device is {settings.device!r}; torch finds on this machine: {', '.join(found)}")
     checkpoint = _whole(settings) if settings.take_images else Checkpoint.open(settings.model, "server")

@@ -102,8 +102,6 @@ def serve(
     try:
         if not model.is_dir():  # before seconds of imports
             raise ValueError(f"--model {model} is no folder; give a checkpoint's, whole or its server half")
-        from edge_server.server import run  # only here: the other commands do without its packages
-
         _log_to_stderr(log_level)
         settings = ServerSettings(
             model=model,
@@ -129,6 +127,8 @@ def serve(
             picture_timeout=picture_timeout,
             grace=grace,
         )
+        from edge_server.server import run  # only here: what is wrong above is said before seconds of imports
+
         asyncio.run(run(settings, _announce))
     except (TofcError, ValueError, OSError, ModuleNotFoundError) as error:  # Checkpoint-, CodecError are ValueErrors
         _give_up(error)

@@ -11,6 +11,7 @@ from shared.rpc.channel import DEFAULT_PORT, UP_BYTES, ServerSecurity, read_toke
 from shared.rpc.tofc.v1 import tofc_pb2
 
 MIB = 1024 * 1024
+DTYPES = ("float32", "bfloat16", "float16")
 IMAGE_BYTES = 8 * MIB  # `--take-images`: a photograph in good quality
 IMAGE_PIXELS = 25_000_000
 MOST_TURNS = 512  # of a question, those before it included; also empty ones cost the prompt tokens
@@ -90,6 +91,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 0 (any free one) to 65535")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; allowed are {', '.join(DTYPES)}")
         for name in ("sessions", "engine_queue", "engine_parallel", "cache_bytes", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

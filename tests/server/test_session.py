@@ -398,3 +398,19 @@ async def test_a_prompt_must_fit_the_model(serve: Serve, connect: Connect) -> No
     error = await client.expect("error")
     assert (error.request, error.reason) == (2, "PROMPT_TOO_LONG")
     assert "10 tokens" in error.message and "at most 9" in error.message
+
+
+async def test_earlier_turns_leave_room_for_an_answer(serve: Serve, connect: Connect) -> None:
+    from edge_server.engine.fake import FakeEngine
+
+    client = connect(await serve(fake_backend(engine=FakeEngine(lambda prompt: [65], max_positions=80))))
+    await client.hello()
+    turns = [tofc_pb2.Turn(role=USER, text="a" * 30), tofc_pb2.Turn(role=ASSISTANT, text="b" * 30)]
+    await client.ask(1, "c" * 10, history=turns)
+    assert (await client.answer(1))[0] == "A"
+    await client.ask(2, "c" * 11, history=turns)
+    error = await client.expect("error")
+    assert (error.request, error.reason) == (2, "PROMPT_TOO_LONG")
+    assert "at most 70" in error.message
+    await client.ask(3, "c" * 11, history=turns, sampling=tofc_pb2.Sampling(max_tokens=1))
+    assert (await client.answer(3))[0] == "A"
