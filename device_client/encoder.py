@@ -105,6 +105,7 @@ class TowerEncoder:
         try:
             import torch
 
+            from shared.model.room import RoomError
             from shared.model.tower import Tower
         except ImportError as error:
             raise EncoderError(f"the vision tower needs {error.name}: pip install 'tofc[device]'") from error
@@ -112,7 +113,7 @@ class TowerEncoder:
             self._codec = Codec.load(self._checkpoint.path)
             dtype = getattr(torch, self._compute.dtype_of(self._checkpoint))
             self._tower = Tower(self._checkpoint, dtype, self._compute.device)
-        except ValueError as error:  # the model's fault, not that of the picture that is waiting
+        except (ValueError, RoomError) as error:  # the model's fault, not that of the picture that is waiting
             raise EncoderError(str(error)) from error
         except (RuntimeError, MemoryError) as error:  # what torch raises when an accelerator's memory is short
             raise EncoderError(f"the vision tower could not be loaded ({error})") from error

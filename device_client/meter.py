@@ -102,7 +102,8 @@ async def attach(address: str) -> Meter | None:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         return None
-    wanted = {(_plain(entry[4][0]), port) for entry in found}
+    hosts = {_plain(entry[4][0]) for entry in found}
+    here = any(ipaddress.ip_address(one).is_loopback for one in hosts)  # gRPC resolves names itself: also to ::1
     best: tuple[int, socket.socket] | None = None
     for inode, candidate in _sockets():
         try:
@@ -110,7 +111,10 @@ async def attach(address: str) -> Meter | None:
         except OSError:
             peer = None
         internet = candidate.family in (socket.AF_INET, socket.AF_INET6)  # others name their peers differently
-        fits = internet and peer is not None and (_plain(peer[0]), peer[1]) in wanted and inode not in _claimed
+        fits = internet and peer is not None and peer[1] == port and inode not in _claimed
+        if fits:
+            there = _plain(peer[0])
+            fits = there in hosts or (here and ipaddress.ip_address(there).is_loopback)
         if fits and (best is None or inode > best[0]):
             if best is not None:
                 best[1].close()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab import shards
-from shared.codec.weights import CodecConfig
+from shared.codec.weights import CodecWeights
 from shared.model import tensor_files
 from shared.model.checkpoint import FORMAT, Checkpoint, CheckpointError, Side, check_codec_model, codec_hash, model_hash
 from shared.model.config import SplitConfig, read_json
@@ -102,7 +102,8 @@ def split(
     codec_id = codec_hash(codec)
     _check_codec(codec, whole.config)
     here = [side for side in SIDES if not (out / side).exists()]
-    need_disk(sum(_size(part) for side in here for part in _parts(whole, side).values()), out, "the split")
+    size = sum(_size(part) for side in here for part in _parts(whole, side).values())
+    need_disk(size - sum(_begun(out / f".{side}.partial") for side in here), out, "the split")
     model_id = _identify(whole, out, tell)
     check_codec_model(codec, model_id)
     for side in SIDES:
@@ -122,7 +123,7 @@ def split(
 
 
 def _check_codec(codec: Path, config: SplitConfig) -> None:
-    sizes = CodecConfig.load(codec)
+    sizes = CodecWeights.load(codec).config  # all of it: what is damaged is found before gigabytes are copied
     if (sizes.feature_dim, sizes.hidden) != (config.feature_dim, config.hidden):
         raise CheckpointError(
             f"the codec in {codec} is of a model with features of {sizes.feature_dim} and a decoder {sizes.hidden} "
@@ -213,6 +214,11 @@ def _write_sums(half: Path, sums: dict[str, str]) -> None:
     new = half / f"{SUMS}.new"
     new.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     new.replace(half / SUMS)
+
+
+def _begun(partial: Path) -> int:
+    """Bytes of an interrupted half; they are kept, or given back before others are written."""
+    return sum(file.stat().st_size for file in partial.glob("*"))
 
 
 def _size(tensors: Mapping[str, StoredTensor]) -> int:

@@ -171,7 +171,8 @@ def write(
         same = same and (out / shards.INDEX).exists() and json.loads((out / shards.INDEX).read_text()) == index
     if found and not (same and set(found) <= set(files)):
         raise ValueError(f"{out} holds another checkpoint ({found[0]}, …); name a new folder")
-    need_disk(sum(sizes.values()), out, "the checkpoint")
+    there = sum(file.stat().st_size for file in out.glob("model*.safetensors*"))  # kept, or written over
+    need_disk(sum(sizes.values()) - there, out, "the checkpoint")
     out.mkdir(parents=True, exist_ok=True)
     words.save_pretrained(out)
     _write_json(out / "config.json", raw)

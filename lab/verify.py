@@ -99,6 +99,7 @@ def verify(
         need_memory(
             int(1.1 * numbers * dtype.itemsize), f"the largest part of {model} as {dtype}".replace("torch.", "")
         )
+    load_tokenizer(server)  # to hear now of what is wrong with it
     image = example(device.config.rule) if picture is None else open_image(picture)
     yield from _processors(server, torchvision)
     pair = _Pair(device=device, server=server, other=WholeModel(model, dtype), image=image, dtype=dtype)

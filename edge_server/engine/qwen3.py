@@ -5,6 +5,7 @@ Leaves running it to `transformers`.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,16 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 from edge_server.assemble import Embed
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import CheckpointError
+from shared.model.released_names import DECODER
+from shared.model.room import need_memory
 
 
 def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3ForCausalLM:
-    """The decoder in evaluation mode. Raises CheckpointError when tensors are missing or too many."""
+    """The decoder in evaluation mode.
+
+    Raises CheckpointError when tensors are missing or too many, RoomError where a CPU's memory is too small.
+    """
+    need_room(checkpoint, device, dtype)
     config = Qwen3Config(**checkpoint.config.text)
     with torch.device("meta"):  # a skeleton: the checkpoint's tensors become its parameters
         model = Qwen3ForCausalLM(config)
@@ -35,6 +42,13 @@ def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtyp
     model.tie_weights()
     loaded: Qwen3ForCausalLM = model.to(device).eval()  # type: ignore[arg-type]
     return loaded
+
+
+def need_room(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> None:
+    """Raises RoomError if the decoder does not fit beside what else is in memory; an accelerator says so itself."""
+    if torch.device(device).type == "cpu":
+        numbers = sum(prod(one.shape) for name, one in checkpoint.stored.items() if name.startswith(DECODER))
+        need_memory(numbers * dtype.itemsize, f"the decoder in {str(dtype).removeprefix('torch.')}")
 
 
 def embedder(model: Qwen3ForCausalLM) -> Embed:

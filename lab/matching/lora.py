@@ -61,13 +61,19 @@ class Adapters:
         return {f"{name}.weight": layer.get_delta_weight("default").detach() for name, layer in self.layers.items()}
 
 
+def need_room(checkpoint: Checkpoint, out: Path) -> None:
+    """Raises ``RoomError`` if the adapted model will not fit the disk below ``out``."""
+    files = {one.file for one in checkpoint.stored.values()}
+    need_disk(sum(file.stat().st_size for file in files), out, "the adapted model")
+
+
 def merge(checkpoint: Checkpoint, deltas: dict[str, Tensor], out: Path) -> str:
     """Write a whole checkpoint with ``deltas`` added to its weights, file by file; returns its model's id.
 
     Raises ``CheckpointError`` if a tensor to add to is not there, ``RoomError`` if the disk is too small.
     """
     files = sorted({one.file for one in checkpoint.stored.values()})
-    need_disk(sum(file.stat().st_size for file in files), out, "the adapted model")
+    need_room(checkpoint, out)
     if lacking := sorted(deltas.keys() - checkpoint.stored.keys()):
         raise CheckpointError(f"{checkpoint.path} has no tensor {lacking[0]} to add an adapter to")
     out.mkdir(parents=True, exist_ok=True)

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_server.engine.qwen3 import need_room
 from lab import resume
 from lab.codec import train
 from lab.codec.export import export
 from lab.codec.team import Team
-from lab.matching import figure, pictures, questions
+from lab.matching import figure, lora, pictures, questions
 from lab.matching.judge import Cost, counts, grid_table, judge, on_the_hull, rows
-from lab.matching.lora import merge
 from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
@@ -35,6 +35,8 @@ from shared.codec.weights import CodecConfig, CodecWeights, Rate
 from shared.model.checkpoint import Checkpoint, CheckpointError, check_codec_model
 from shared.model.device import devices
 from shared.model.generation import stop_tokens
+from shared.model.prompt import load_tokenizer
+from shared.model.tensor_files import read_metadata
 from shared.model.tower import Tower
 
 NamedTrack = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -84,6 +86,8 @@ class Bench:
         found = pictures.find(job.data)
         ask = questions.read(job.questions, job.data, list(found.values()))  # before anything slow
         device, dtype = team.device(job.device), getattr(torch, job.dtype)
+        load_tokenizer(self.checkpoint)  # here, too, only to hear now of what is wrong
+        need_room(self.checkpoint, str(device), dtype)
         say(f"{len(found)} pictures; identifying the model")
         self.model_id = self.checkpoint.model_id
         if codec is not None:
@@ -116,8 +120,12 @@ class Bench:
         return lambda items, total: self.track(items, total, what)
 
     def _own_grid(self) -> torch.Tensor | None:
-        """That of a codec beside the model, which the model was then trained with."""
-        if not (self.checkpoint.path / "codec.json").exists():
+        """That of a codec beside the model which names no model: this one was trained with it.
+
+        Codecs that name theirs came later, and what they add is no part of the model's own answers.
+        """
+        codec = self.checkpoint.path / "codec.safetensors"
+        if not codec.exists() or "model_id" in read_metadata(codec):
             return None
         return grid_table(self.teacher, Codec.load(self.checkpoint.path))
 
@@ -210,6 +218,8 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
             return items
 
     job.run.mkdir(parents=True, exist_ok=True)
+    if job.lora:
+        lora.need_room(Checkpoint.open(job.model), job.out)
     bench = Bench(job, team, track, say, complain)
     if job.lora:
         bench.teacher.adapt(job.lora)
@@ -253,7 +263,7 @@ def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Cal
     model_id = bench.model_id
     if (adapters := teacher.adapters) is not None:
         say("writing the adapted model")
-        model_id = merge(bench.checkpoint, adapters.deltas(), job.out / "model")
+        model_id = lora.merge(bench.checkpoint, adapters.deltas(), job.out / "model")
     weights.save(job.out, model_id)
     report = bench.report(costs) | {"warm": job.recipe.warm, "recipe": asdict(job.recipe), "mix": asdict(job.mix)}
     (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")

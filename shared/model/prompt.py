@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 IM_PATCH = "<im_patch>"
+THINKING_TOKENS = ("<think>", "</think>")
 IMAGE_TOKENS = (IM_PATCH, "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")
 
 
@@ -96,6 +97,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
             f"{IM_PATCH} is token {token_id(tokenizer, IM_PATCH)} of the tokenizer in {checkpoint.path}, but "
             f"{checkpoint.config.image_token_id} in its configuration; they are of different models"
         )
+    lacking = [name for name in THINKING_TOKENS if name not in tokenizer.get_added_vocab()]
+    if len(lacking) == 1:  # without both, a model does not think aloud
+        token_id(tokenizer, lacking[0])
     if not tokenizer.chat_template:
         raise CheckpointError(f"{checkpoint.path} has no chat template; copy the model's chat_template.jinja there")
     return tokenizer

@@ -30,6 +30,7 @@ from shared.model.config import CheckpointError
 from shared.model.int8 import Int8Linear
 from shared.model.mapped import Mapped
 from shared.model.released_names import VISION
+from shared.model.room import need_memory
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE_BLOCK = 1 << 20  # bytes
@@ -46,7 +47,9 @@ class Tower:
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        """Read the tower's tensors into ``dtype``. Raises ``CheckpointError`` if they do not fit.
+        """Read the tower's tensors into ``dtype``.
+
+        Raises ``CheckpointError`` if they do not fit each other, ``RoomError`` if they do not fit a CPU's memory.
 
         ``torch.int8``, on a CPU: the transformer's linear layers in it, everything else in bfloat16.
         """
@@ -93,6 +96,10 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, i
     mapped = Mapped({name: one for name, one in checkpoint.stored.items() if name.startswith(VISION)})
     state = {name.removeprefix(VISION): tensor for name, tensor in mapped.tensors.items()}
     types = {tensor.dtype for tensor in state.values()}
+    if device.type == "cpu":
+        kind = torch.int8 if int8 else dtype
+        copied = sum(tensor.numel() for tensor in state.values() if tensor.dtype != kind)  # the rest stays in its file
+        need_memory(copied * kind.itemsize, f"the vision tower in {str(kind).removeprefix('torch.')}")
     logging: Any = transformers_logging  # untyped
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -58,6 +58,18 @@ async def test_sockets_of_other_families_are_passed_over() -> None:
 
 
 @linux
+async def test_this_machine_has_several_addresses() -> None:
+    """GRPC resolves names on its own, and finds ::1 where the system says 127.0.0.1 alone."""
+    with (
+        socket.create_server(("127.0.0.2", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        meter = await attach(f"127.0.0.1:{listener.getsockname()[1]}")
+        assert meter is not None
+        meter.close()
+
+
+@linux
 async def test_the_socket_itself_is_left_as_it_was() -> None:
     """File status flags are shared between duplicates: a blocking socket would stop gRPC."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as here:

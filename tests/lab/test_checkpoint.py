@@ -236,13 +236,40 @@ def test_too_small_a_disk_is_said_before_the_work(whole: Path, tmp_path: Path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_there_needs_no_room_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = 0
+
+    def stop(what: str, done: int, total: int) -> None:
+        nonlocal needed
+        if what == "server" and done > (needed := total) / 2:
+            raise KeyboardInterrupt
+
+    fake.write(tmp_path / "fake")
+    with pytest.raises(KeyboardInterrupt):
+        split(whole, tmp_path / "halves", shard_bytes=15_000, tell=stop)
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed * 3 // 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    split(whole, tmp_path / "halves", shard_bytes=15_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    fake.write(tmp_path / "fake")
+
+
+def test_a_damaged_codec_is_refused_before_anything_is_copied(whole: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(whole, tmp_path / "own")
+    whole_codec = (own / "codec.safetensors").read_bytes()
+    (own / "codec.safetensors").write_bytes(whole_codec[:-500])
+    with pytest.raises(ValueError, match=r"codec\.safetensors"):
+        split(own, tmp_path / "halves")
+    assert not (tmp_path / "halves").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn])
 def test_weights_of_another_type_are_named(whole: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     own = shutil.copytree(whole, tmp_path / "own")
     tensors = load_file(own / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
     save_file(tensors, own / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has type '?(I8|F64|F8_E4M3)"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has type (I8|F64|F8_E4M3), expected is one of"):
         split(own, tmp_path / "halves")
 
 
@@ -258,11 +285,29 @@ def test_a_tensor_too_many_and_a_truncated_shard_are_named(whole: Path, tmp_path
         split(own, tmp_path / "halves")
 
 
+def test_a_tensor_that_its_shard_lacks_is_named_with_its_shape(whole: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    many = tmp_path / "many"
+    fake.write(many, shard_bytes=50_000)
+    name = "model.norm.weight"
+    shard = many / json.loads((many / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(shard)
+    del tensors[name]
+    save_file(tensors, shard)
+    with pytest.raises(CheckpointError, match=r"has no tensor model\.norm\.weight, expected with shape \(32,\)"):
+        Checkpoint.open(many)
+
+
 def test_a_tokenizer_that_lacks_a_token_is_refused(whole: Path, tmp_path: Path) -> None:
     own = shutil.copytree(whole, tmp_path / "own")
     words = own / "tokenizer.json"
     words.write_text(words.read_text().replace("<patch_newline>", "<patch_other>"))
     with pytest.raises(CheckpointError, match="no token <patch_newline>"):
+        split(own, tmp_path / "halves")
+    shutil.copyfile(whole / "tokenizer.json", words)
+    words.write_text(words.read_text().replace("</think>", "</thought>"))
+    with pytest.raises(CheckpointError, match="no token </think>"):
         split(own, tmp_path / "halves")
 
 
@@ -282,3 +327,16 @@ def test_a_model_is_a_folder_or_in_the_hub_s_cache(tmp_path: Path) -> None:
         CheckpointError, match=r"nobody/nothing is neither a folder nor in the hub's cache .* leave --off"
     ):
         locate("nobody/nothing", offline=True)
+
+
+def test_a_model_in_the_hub_s_cache_is_split_offline(
+    whole: Path, halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "models--some--model"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(whole, cached / "snapshots" / revision)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = locate("some/model", offline=True)
+    assert split(found, tmp_path / "halves").model_id == halves.model_id

@@ -3,7 +3,12 @@
 The training itself needs `make lab`; what it is made from does not.
 """
 
+import importlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +23,7 @@ from typer.testing import CliRunner
 
 from edge_server.engine.qwen3 import load_qwen3
 from lab import fake
+from lab.checkpoint import split
 from lab.cli import app
 from lab.codec.places import places_of
 from lab.codec.team import Team
@@ -36,6 +42,23 @@ from shared.model.room import RoomError
 from shared.model.tower import Tower
 
 QUESTIONS = ("how many cats are there?", "what is in the picture?", "is the dog left of the tree?")
+
+
+MEMBER = """
+import sys
+from pathlib import Path
+
+from lab.codec.train import Recipe
+from lab.matching.run import Job, train_codec
+from lab.matching.source import Mix
+
+model, data, run = map(Path, sys.argv[1:])
+recipe = Recipe(components=6, hidden=8, warm=2, steps=2, follow=1, settle=3, measured=2, bits=(8.0, 16.0))
+job = Job(
+    model=model, data=data, run=run, out=run / "codec", tokens=2, lora=2, recipe=recipe, mix=Mix(batch=1, turns=2)
+)
+train_codec(job, lambda items, *_: items, print)
+"""
 
 
 class Half(Team):
@@ -91,6 +114,14 @@ def seen(checkpoint: Checkpoint, data: Path, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def teacher(checkpoint: Checkpoint) -> Teacher:
     return Teacher(checkpoint, device=torch.device("cpu"), dtype=torch.float32, ends=[2])
+
+
+@pytest.fixture(scope="module")
+def run() -> Any:
+    """The module that brings all together, which needs `make lab`."""
+    pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
+    pytest.importorskip("matplotlib")
+    return importlib.import_module("lab.matching.run")
 
 
 def zeros(teacher: Teacher) -> torch.Tensor:
@@ -277,22 +308,57 @@ def test_too_little_memory_is_said_before_the_decoder_is_read(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.model.room.free_memory", lambda: 1000)
-    with pytest.raises(
-        RoomError, match=r"the decoder in torch\.float32 needs [\d.]+ MB of memory and 0\.0 MB are free"
-    ):
+    with pytest.raises(RoomError, match=r"the decoder in float32 needs [\d.]+ MB of memory and 0\.0 MB are free"):
         Teacher(checkpoint, device=torch.device("cpu"), dtype=torch.float32, ends=[2])
+    with pytest.raises(RoomError, match=r"the vision tower in int8 needs [\d.]+ MB of memory"):
+        Tower(checkpoint, torch.int8)
+    Tower(checkpoint, torch.float32)  # as it is stored: it stays in its file
+
+
+def test_what_is_wrong_is_said_before_the_features(
+    run: Any, checkpoint: Checkpoint, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run.Job(model=checkpoint.path, data=data, run=tmp_path / "run", out=tmp_path / "codec", lora=2)
+    with monkeypatch.context() as small:
+        small.setattr("shared.model.room.free_memory", lambda: 1000)
+        with pytest.raises(RoomError, match="the decoder in float32 needs"):
+            run.train_codec(job, through, print)
+    with monkeypatch.context() as small:
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        small.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(RoomError, match="the adapted model needs"):
+            run.train_codec(job, through, print)
+    own = shutil.copytree(checkpoint.path, tmp_path / "own")
+    words = own / "tokenizer.json"
+    words.write_text(words.read_text().replace("<patch_newline>", "<patch_other>"))
+    with pytest.raises(CheckpointError, match="no token <patch_newline>"):
+        run.train_codec(replace(job, model=own), through, print)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_grid_is_the_model_s_own_where_its_codec_names_no_model(
+    run: Any, checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(checkpoint.path, tmp_path / "own")
+    job = run.Job(model=own, data=data, run=tmp_path / "run", out=tmp_path / "codec", tokens=1)
+    weights = fake_weights(D=128, H=32)
+
+    def bench() -> Any:
+        return run.Bench(job, Team(), through, print)
+
+    weights.save(own)
+    taught = bench()
+    assert taught.grid is not None and taught.reference.any()
+    for name in (checkpoint.model_id, "0123456789abcdef"):  # trained for it later; by mistake beside it
+        weights.save(own, name)
+        assert bench().grid is None and not bench().reference.any()
 
 
 def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
-    checkpoint: Checkpoint, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, checkpoint: Checkpoint, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
-    pytest.importorskip("matplotlib")
-    from lab.codec.train import Recipe
-    from lab.matching.run import Job, train_codec
-
-    recipe = Recipe(components=6, hidden=8, warm=2, steps=2, follow=1, settle=3, measured=2, bits=(8.0, 16.0))
-    job = Job(
+    recipe = run.train.Recipe(components=6, hidden=8, warm=2, steps=2, follow=1, settle=3, measured=2, bits=(8.0, 16.0))
+    job = run.Job(
         model=checkpoint.path, data=data, run=tmp_path / "run", out=tmp_path / "codec", tokens=3, recipe=recipe,
         mix=Mix(batch=2, turns=2),
     )  # fmt: skip
@@ -304,7 +370,7 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
         return judge(*given)
 
     monkeypatch.setattr("lab.matching.run.judge", watched)
-    train_codec(job, through, said.append)
+    run.train_codec(job, through, said.append)
     once = {file.name: file.read_bytes() for file in job.out.iterdir()}
     assert once.keys() == {"codec.json", "codec.safetensors", "report.json", "report.png"}
     report = json.loads(once["report.json"])
@@ -312,7 +378,7 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     rates = [[row["features"], row["quality"]] for row in report["rates"]]
     assert rates == json.loads(once["codec.json"])["rates"]
     assert tried == [12, len(rates)]  # every number of features with each quality, then those that are worth it
-    train_codec(job, through, said.append)  # everything is there already
+    run.train_codec(job, through, said.append)  # everything is there already
     assert {file.name: file.read_bytes() for file in job.out.iterdir()} == once
     judging = [
         "judge-codec", "--model", checkpoint.path, "--data", data, "--codec", job.out, "--run", job.run,
@@ -337,6 +403,27 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     finally:
         for name in ("codec.json", "codec.safetensors"):
             (checkpoint.path / name).unlink()
+
+
+def test_two_processes_train_one_codec_with_adapters(
+    run: Any, checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    pytest.importorskip("peft")
+    member = tmp_path / "member.py"
+    member.write_text(MEMBER)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, member, checkpoint.path, data, tmp_path / "run"]
+    cpus = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(list(map(str, command)), env=cpus, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    codec = tmp_path / "run" / "codec"
+    report = json.loads((codec / "report.json").read_text())
+    assert report["pictures"] == {"training": 2, "choosing rates": 1, "held out": 1}
+    assert ended.stdout.count("report.png") == 1  # one of them speaks
+    adapted = Checkpoint.open(codec / "model")
+    assert adapted.model_id != checkpoint.model_id
+    split(codec / "model", tmp_path / "halves", codec=codec)
 
 
 def test_adapters_begin_as_nothing_and_end_inside_the_weights(

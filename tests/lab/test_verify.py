@@ -174,6 +174,13 @@ def test_too_little_memory_is_said_first(whole: Path, monkeypatch: pytest.Monkey
     assert (code, lines) == (2, []) and "float32 needs" in error
 
 
+def test_no_chat_template_is_said_first(whole: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(whole, tmp_path / "own")
+    (own / "chat_template.jinja").unlink()
+    code, lines, error = told("verify", own)
+    assert (code, lines) == (2, []) and "has no chat template; copy the model's chat_template.jinja there" in error
+
+
 def test_features_of_each_view(whole: Path, halves: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     step3p7.noise((450, 300)).save(picture)
