@@ -1,7 +1,9 @@
-"""A device half of the released size: how long it loads, what memory it takes, how long it looks at a picture.
+"""A checkpoint of the released size: seconds and memory that it is split, loaded, and asked to see a picture in.
 
-    tofc-lab fake-checkpoint --shape full full && tofc-lab split full --out halves
-    python -m benchmarks.full_size halves/device     # 25 minutes on two cores; writes benchmarks/results/full_size.json
+    tofc-lab fake-checkpoint --shape full full
+    python -m benchmarks.full_size full     # 30 minutes on two cores; writes benchmarks/results/full_size.json
+
+A device half alone will do, and is not split.
 
 Every measurement is a process of its own, so that peaks of memory are its own, and is written down at once: the
 command goes on where it stopped, and measures again what another machine or model had measured. The codec has
@@ -18,6 +20,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -33,7 +36,7 @@ from PIL import Image
 
 from shared.codec.codec import Codec
 from shared.codec.fake import fake_weights
-from shared.model.checkpoint import Checkpoint
+from shared.model.checkpoint import Checkpoint, Side
 from shared.model.released_names import VISION
 from shared.model.views import views
 
@@ -88,11 +91,26 @@ def picture(width: int, height: int) -> Image.Image:
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def forget(model: Path) -> None:
+def forget(model: Path, side: Side | None = "device") -> None:
     """Drop the weights' files from the system's memory, so that they come from the disk."""
-    for file in {one.file for one in Checkpoint.open(model, "device").stored.values()}:
+    for file in {one.file for one in Checkpoint.open(model, side).stored.values()}:
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def split_cold(model: Path) -> dict[str, Any]:
+    """Both halves of a whole checkpoint beside it, from the disk and to the disk; they are removed again."""
+    from lab.checkpoint import split
+
+    forget(model, None)
+    config = Checkpoint.open(model).config
+    with Memory() as memory, tempfile.TemporaryDirectory(dir=model.resolve().parent) as there:
+        codec, halves = Path(there) / "codec", Path(there) / "halves"
+        codec.mkdir()
+        fake_weights(config.feature_dim, 64, config.hidden, seed=SEED).save(codec)
+        _, seconds = timed(partial(split, model, halves, codec=codec))
+        size = sum(file.stat().st_size for file in halves.rglob("*") if file.is_file())
+    return {"s": round(seconds, 1), "written MB": round(size / 1e6), **memory.peaks()}
 
 
 def load_cold(model: Path, dtype: str) -> dict[str, Any]:
@@ -212,6 +230,8 @@ def measurements(model: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     from shared.model.device import devices
 
     found: dict[str, Callable[[], dict[str, Any]]] = {}
+    if (model / "config.json").exists() and not (model / "split.json").exists():
+        found["split, to the disk"] = partial(split_cold, model)
     for dtype in DTYPES:
         found[f"load from the disk, {dtype}"] = partial(load_cold, model, dtype)
     for dtype in DTYPES:

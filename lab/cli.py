@@ -431,13 +431,14 @@ def train_codec(
 
 @app.command("judge-codec")
 def judge_codec(
-    model: Annotated[Path, typer.Option(help="A whole checkpoint.")],
+    model: Annotated[str, typer.Option(help="A whole checkpoint: its folder, or OWNER/NAME on the hub.")],
     data: Annotated[Path, typer.Option(help="Folder of pictures.")],
     codec: Annotated[Path, typer.Option(help="Folder of the codec.")],
     out: Annotated[Path, typer.Option(help="Where the figures go, JSON.")],
     run: Annotated[Path, typer.Option(help="Folder of features and answers.")] = Path("runs/codec"),
     questions: Annotated[Path | None, typer.Option(help="As for train-codec.")] = None,
-    device: str = "cpu",
+    offline: Annotated[bool, typer.Option("--offline", help="Take only what the hub's cache has.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of tower and decoder.")] = "float32",
     tokens: Annotated[int, typer.Option(help="How much of an answer is matched.", min=1)] = 32,
     judged: Annotated[
@@ -450,12 +451,13 @@ def judge_codec(
 
     with _sentences():
         from lab.codec.team import Team
+        from lab.hub import locate
         from lab.matching.judge import compare
         from lab.matching.run import Bench, Job
         from shared.codec.codec import Codec
 
         job = Job(
-            model=model,
+            model=locate(model, offline=offline),
             data=data,
             run=run,
             out=out,

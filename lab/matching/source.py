@@ -134,10 +134,7 @@ class MatchingSource:
         share = float(common.uniform(0.15, 1.0)) if common.random() < self.mix.merged else 1.0
         rng = np.random.default_rng([self.seed, 41, step, self.team.rank])
         chosen = [self.seen[i] for i in rng.integers(len(self.seen), size=self.mix.batch)]
-        asked = []
-        for one in chosen:
-            known = self.asked[one.digest]
-            asked.append([known[i] for i in rng.permutation(len(known))[: self.mix.turns]])
+        asked = [self._some(rng, one) for one in chosen]
         whole = self.teacher.pack([merged(one) for one in chosen], asked)
         coded = whole if share == 1.0 else self.teacher.pack([merged(one, share) for one in chosen], asked)
         return Batch(coded=coded, whole=whole), share == 1.0
@@ -151,8 +148,13 @@ class MatchingSource:
             features = rough.draw(rng, np.concatenate(one.views()), list(zip(one.sides, views, strict=True)))
             ends = np.cumsum([len(cells) for cells in views])
             shown.append(show(one, np.split(features, ends[:-1]), views))
-        packed = self.teacher.pack(shown, [self.asked[one.digest] for one in chosen])
+        packed = self.teacher.pack(shown, [self._some(rng, one) for one in chosen])
         return Batch(coded=packed, whole=packed)
+
+    def _some(self, rng: np.random.Generator, seen: Seen) -> list[tuple[str, Answer]]:
+        """As many of a picture's questions as a batch takes."""
+        known = self.asked[seen.digest]
+        return [known[i] for i in rng.permutation(len(known))[: self.mix.turns]]
 
     def wanted(self, batch: Batch) -> Tensor:
         with self.teacher.plain():

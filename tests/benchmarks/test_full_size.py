@@ -28,15 +28,27 @@ def run(model: Path, out: Path) -> subprocess.CompletedProcess[str]:
 def test_it_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "full_size.json"
     names = list(full_size.measurements(model))
-    assert "load from the disk, int8" in names and "a picture of 1920 × 1080, bfloat16" in names
+    assert (
+        names[0] == "split, to the disk"
+        and "load from the disk, int8" in names
+        and "a picture of 1920 × 1080, bfloat16" in names
+    )
     head = full_size.head(model)
     out.write_text(json.dumps({**head, "measured": {name: {"kept": True} for name in names[1:]}}))
     done = run(model, out)
     assert done.returncode == 0 and names[0] in done.stderr and names[1] not in done.stderr, done.stderr
     found = json.loads(out.read_text())
     assert found == json.loads(done.stdout)
-    assert found["measured"][names[0]]["s"] > 0 and found["measured"][names[0]]["date"]
+    assert found["measured"][names[0]]["written MB"] > 0 and found["measured"][names[0]]["date"]
     assert found["measured"][names[1]] == {"kept": True}
+
+
+def test_a_half_is_not_split_again(model: Path) -> None:
+    (model / "split.json").write_text('{"format": 1, "side": "device"}')
+    try:
+        assert "split, to the disk" not in full_size.measurements(model)
+    finally:
+        (model / "split.json").unlink()
 
 
 def test_a_picture_is_measured_whole(model: Path) -> None:

@@ -47,6 +47,13 @@ def test_pixels_are_those_of_transformers(rule: ViewRule) -> None:
     assert max(*apart.values(), step3p7.levels_apart(rule, smooth)) <= SEEN <= step3p7.MOST_LEVELS, apart
 
 
+@pytest.mark.parametrize(("rule", "count"), [(RELEASED, 200), (NANO, 1000)], ids=["released", "nano"])
+def test_pixels_of_random_sizes_are_those_of_transformers(rule: ViewRule, count: int) -> None:
+    drawn = step3p7.sizes(rule, count)[-count:]
+    apart = {size: step3p7.levels_apart(rule, step3p7.noise(size, seed)) for seed, size in enumerate(drawn)}
+    assert max(apart.values()) <= SEEN, {size: levels for size, levels in apart.items() if levels > SEEN}
+
+
 def test_crops_that_hang_over_are_padded_here_and_stretched_there() -> None:
     image = Image.new("RGB", (800, 200), "white")
     assert step3p7.hangs_over(plan(*image.size, NANO))
