@@ -6,7 +6,6 @@ work is in the modules named by the commands.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
     track,
 )
+from typer.core import TyperGroup
 
 from shared.sentence import sentence
 
@@ -32,18 +32,19 @@ if TYPE_CHECKING:
     from lab.nano.features import Sizes
 
 
-class Lab(typer.Typer):
-    """What is wrong with the input is a sentence, whichever command finds it."""
+class Lab(TyperGroup):
+    """What is wrong with the input is a sentence and exit code 2, whichever command finds it."""
 
-    def __call__(self, *arguments: Any, **settings: Any) -> Any:
+    def invoke(self, ctx: Any) -> Any:  # typer has its own copy of click, unnamed
         try:
-            with _sentences():
-                return super().__call__(*arguments, **settings)
-        except typer.Exit as end:
-            sys.exit(end.exit_code)
+            return super().invoke(ctx)
+        except (ValueError, OSError, ImportError) as error:  # compressai_parts says what to install
+            typer.echo(f"error: {sentence(error)}", err=True)
+            raise typer.Exit(2) from None
 
 
-app = Lab(
+app = typer.Typer(
+    cls=Lab,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,16 +68,6 @@ TEST_SIZES: Sizes = {("world", "test"): 1000, ("large", "test"): 150, ("easy", "
 
 def _bar(chunks: Iterable[int], total: int) -> Iterable[int]:
     return track(chunks, total=total, description="features")
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """What is wrong with the input, in a sentence and exit code 2."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:  # compressai_parts says what to install
-        typer.echo(f"error: {sentence(error)}", err=True)
-        raise typer.Exit(2) from None
 
 
 @contextmanager
@@ -262,8 +253,7 @@ def unpack(
     """Turn a shipped checkpoint back into a run, to train on from it (`decoder --start`)."""
     from lab.nano.unpack import unpack
 
-    with _sentences():
-        unpack(model, run)
+    unpack(model, run)
     typer.echo(f"{run}: tower.pt, decoder.pt, tokenizer/")
 
 
@@ -286,7 +276,7 @@ def fake_checkpoint(
 
     from lab import fake
 
-    with _sentences(), _bytes() as tell:
+    with _bytes() as tell:
         fake.write(
             out,
             shape=shape,
@@ -310,7 +300,7 @@ def split(
     from lab.checkpoint import split
     from lab.hub import locate
 
-    with _sentences(), _bytes() as tell:
+    with _bytes() as tell:
         halves = split(locate(model, offline=offline), out, codec=codec, tell=tell)
     for side, path in (("device", halves.device), ("server", halves.server)):
         size = sum(file.stat().st_size for file in path.iterdir())
@@ -331,23 +321,22 @@ def verify(
     """Compare each part of a checkpoint with an independent implementation; exit code 1 if one differs."""
     from lab.step3p7 import import_torchvision
 
-    with _sentences():
-        torchvision = import_torchvision()  # before transformers
-        import torch
+    torchvision = import_torchvision()  # before transformers
+    import torch
 
-        from lab.hub import locate
-        from lab.verify import report, verify
-        from lab.whole_model import quiet
+    from lab.hub import locate
+    from lab.verify import report, verify
+    from lab.whole_model import quiet
 
-        with quiet():
-            outcomes = verify(
-                locate(model, offline=offline),
-                picture,
-                dtype=getattr(torch, dtype),
-                torchvision=torchvision,
-                vllm=vllm,
-            )
-            fine = report(outcomes, typer.echo)
+    with quiet():
+        outcomes = verify(
+            locate(model, offline=offline),
+            picture,
+            dtype=getattr(torch, dtype),
+            torchvision=torchvision,
+            vllm=vllm,
+        )
+        fine = report(outcomes, typer.echo)
     if not fine:
         raise typer.Exit(1)
 
@@ -366,8 +355,7 @@ def view_features(
     from lab.hub import locate
     from lab.view_features import write
 
-    with _sentences():
-        write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), tell=typer.echo)
+    write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), tell=typer.echo)
     typer.echo(f"{out} {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -399,34 +387,33 @@ def train_codec(
     seed: int = 0,
 ) -> None:
     """Train a codec for a checkpoint on pictures without labels. Hours; goes on where it was stopped."""
-    with _sentences():
-        from lab.codec.train import Recipe
-        from lab.hub import locate
-        from lab.matching.run import Job, train_codec
-        from lab.matching.source import Mix
+    from lab.codec.train import Recipe
+    from lab.hub import locate
+    from lab.matching.run import Job, train_codec
+    from lab.matching.source import Mix
 
-        given: dict[str, Any] = {
-            "steps": steps,
-            "settle": settle,
-            "components": components,
-            "bits": _numbers(bits),
-        }
-        job = Job(
-            model=locate(model, offline=offline),
-            data=data,
-            run=run,
-            out=out or run / "codec",
-            questions=questions,
-            device=device,
-            dtype=dtype,
-            seed=seed,
-            tokens=tokens,
-            judged=judged,
-            lora=lora,
-            recipe=replace(Recipe(), **{name: value for name, value in given.items() if value is not None}),
-            mix=Mix(batch=batch, turns=turns),
-        )
-        train_codec(job, _named_bar, typer.echo)
+    given: dict[str, Any] = {
+        "steps": steps,
+        "settle": settle,
+        "components": components,
+        "bits": _numbers(bits),
+    }
+    job = Job(
+        model=locate(model, offline=offline),
+        data=data,
+        run=run,
+        out=out or run / "codec",
+        questions=questions,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        tokens=tokens,
+        judged=judged,
+        lora=lora,
+        recipe=replace(Recipe(), **{name: value for name, value in given.items() if value is not None}),
+        mix=Mix(batch=batch, turns=turns),
+    )
+    train_codec(job, _named_bar, typer.echo)
 
 
 @app.command("judge-codec")
@@ -449,38 +436,37 @@ def judge_codec(
     """Bytes, divergence and agreement of any codec, on the pictures that train-codec holds out."""
     import json
 
-    with _sentences():
-        from lab.codec.team import Team
-        from lab.hub import locate
-        from lab.matching.judge import compare
-        from lab.matching.run import Bench, Job
-        from shared.codec.codec import Codec
+    from lab.codec.team import Team
+    from lab.hub import locate
+    from lab.matching.judge import compare
+    from lab.matching.run import Bench, Job
+    from shared.codec.codec import Codec
 
-        job = Job(
-            model=locate(model, offline=offline),
-            data=data,
-            run=run,
-            out=out,
-            questions=questions,
-            device=device,
-            dtype=dtype,
-            tokens=tokens,
-            judged=judged,
-        )
-        loaded = Codec.load(codec)
-        other = None if beside is None else json.loads(beside.read_text())
-        bench = Bench(job, Team(), _named_bar, typer.echo, codec=codec)
-        if other is not None:
-            bench.check_comparable(other)
-        report = bench.report(bench.judge(loaded)[1])
-        if bench.team.rank:
-            return
-        if other is not None:
-            report["beside"] = compare(report, other)
-            ratio = report["beside"]["bytes at equal divergence"]
-            said = "they share no divergence" if ratio is None else f"{ratio:.3f} × the bytes at equal divergence"
-            typer.echo(f"{beside} beside {codec}: {said}")
-        out.write_text(json.dumps(report, indent=1) + "\n")
+    job = Job(
+        model=locate(model, offline=offline),
+        data=data,
+        run=run,
+        out=out,
+        questions=questions,
+        device=device,
+        dtype=dtype,
+        tokens=tokens,
+        judged=judged,
+    )
+    loaded = Codec.load(codec)
+    other = None if beside is None else json.loads(beside.read_text())
+    bench = Bench(job, Team(), _named_bar, typer.echo, codec=codec)
+    if other is not None:
+        bench.check_comparable(other)
+    report = bench.report(bench.judge(loaded)[1])
+    if bench.team.rank:
+        return
+    if other is not None:
+        report["beside"] = compare(report, other)
+        ratio = report["beside"]["bytes at equal divergence"]
+        said = "they share no divergence" if ratio is None else f"{ratio:.3f} × the bytes at equal divergence"
+        typer.echo(f"{beside} beside {codec}: {said}")
+    out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 @app.command()
