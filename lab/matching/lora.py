@@ -62,9 +62,10 @@ class Adapters:
 
 
 def need_room(checkpoint: Checkpoint, out: Path) -> None:
-    """Raises ``RoomError`` if the adapted model will not fit the disk below ``out``."""
+    """Raises ``RoomError`` if the adapted model will not fit the disk at ``out``."""
     files = {one.file for one in checkpoint.stored.values()}
-    need_disk(sum(file.stat().st_size for file in files), out, "the adapted model")
+    there = sum((out / file.name).stat().st_size for file in files if (out / file.name).exists())  # written over
+    need_disk(sum(file.stat().st_size for file in files) - there, out, "the adapted model")
 
 
 def merge(checkpoint: Checkpoint, deltas: dict[str, Tensor], out: Path) -> str:

@@ -219,7 +219,7 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
 
     job.run.mkdir(parents=True, exist_ok=True)
     if job.lora:
-        lora.need_room(Checkpoint.open(job.model), job.out)
+        lora.need_room(Checkpoint.open(job.model), job.out / "model")
     bench = Bench(job, team, track, say, complain)
     if job.lora:
         bench.teacher.adapt(job.lora)
