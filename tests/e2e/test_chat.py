@@ -168,7 +168,9 @@ def test_the_command_with_the_shipped_model() -> None:
 
 
 def test_ctrl_c_while_nothing_is_asked(server: ServerThread) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored (`make test &`), the child ignores it
     running = chat(server, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    signal.signal(signal.SIGINT, before)
     assert running.stdin is not None and running.stdout is not None
     running.stdin.write("is there a rocket?\n")
     running.stdin.flush()
