@@ -221,7 +221,7 @@ class CodecWeights:
         except FileNotFoundError:
             raise
         except Exception as error:  # safetensors has its own exception type, which is no public name
-            raise CodecError(f"{TENSOR_FILE} cannot be read ({error}): export the codec again") from error
+            raise CodecError(f"{directory / TENSOR_FILE} cannot be read ({error}): export the codec again") from error
         return cls.of(config, tensors)
 
     @classmethod
