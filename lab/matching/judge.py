@@ -19,7 +19,7 @@ from torch import Tensor
 from lab.codec.team import Team
 from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, merged, show
-from lab.matching.teacher import Teacher
+from lab.matching.teacher import AT_ONCE, Teacher
 from lab.rate_distortion.hull import bytes_at, hull
 from shared.codec.codec import Codec
 from shared.codec.weights import CodecConfig, Rate
@@ -66,21 +66,26 @@ def judge(
     totals = np.zeros((5, len(rates)))
     size, nats, tokens, agreed, questions = totals
     mine = seen[team.rank :: team.size]
-    for one in track(mine, len(mine)):
-        whole = teacher.pack([merged(one)], [asked[one.digest]])
+    parts = [
+        (one, asked[one.digest][first : first + AT_ONCE])
+        for one in mine
+        for first in range(0, len(asked[one.digest]), AT_ONCE)
+    ]
+    for one, some in track(parts, len(parts)):
+        whole = teacher.pack([merged(one)], [some])
         with teacher.plain():
             wanted = teacher.logits(whole, whole.features, reference).log_softmax(-1)
-        likeliest, number = wanted.argmax(-1), len(asked[one.digest])
-        views = one.views()
+        likeliest, number = wanted.argmax(-1), len(some)
+        views, share = one.views(), len(some) / len(asked[one.digest])
         for index, (n, quality) in enumerate(rates):
             packets = [codec.encode(view, min(n or len(view), len(view)), quality) for view in views]
             decoded = [codec.decode(packet) for packet in packets]
             shown = show(one, [d.features for d in decoded], [d.positions.astype(np.int64) for d in decoded])
-            packed = teacher.pack([shown], [asked[one.digest]])
+            packed = teacher.pack([shown], [some])
             got = teacher.logits(packed, packed.features, grid).log_softmax(-1)
             missed = torch.zeros(number, device=got.device)
             missed.index_add_(0, packed.owner, (got.argmax(-1) != likeliest).float())
-            size[index] += sum(map(len, packets))
+            size[index] += share * sum(map(len, packets))
             nats[index] += float(F.kl_div(got, wanted, log_target=True, reduction="sum"))
             tokens[index] += len(got)
             agreed[index] += int((missed == 0).sum())

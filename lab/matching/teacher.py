@@ -27,6 +27,7 @@ from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
 
 Answer = tuple[int, ...]
+AT_ONCE = 16  # questions in a sequence, where their number is anybody's: logits are a vocabulary wide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +174,13 @@ class Teacher:
     @torch.no_grad()
     def answer(self, one: Shown, questions: Sequence[str], most: int, grid: Tensor) -> list[Answer]:
         """The likeliest answers, stop token included, at most ``most`` tokens of each."""
+        return [
+            answer
+            for first in range(0, len(questions), AT_ONCE)
+            for answer in self._answer(one, questions[first : first + AT_ONCE], most, grid)
+        ]
+
+    def _answer(self, one: Shown, questions: Sequence[str], most: int, grid: Tensor) -> list[Answer]:
         given: list[list[int]] = [[] for _ in questions]
         going = list(range(len(questions)))
         while going:

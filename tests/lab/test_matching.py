@@ -232,7 +232,9 @@ def test_a_model_s_own_grid_stays_and_another_learns_one(teacher: Teacher, seen:
     assert not learned.wanted(batch).requires_grad
 
 
-def test_real_packets_are_judged_and_only_rates_worth_having_stay(teacher: Teacher, seen: list[Seen]) -> None:
+def test_real_packets_are_judged_and_only_rates_worth_having_stay(
+    teacher: Teacher, seen: list[Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec = Codec(fake_weights(D=128, M=24, H=32, Q=3))
     asked = {
         one.digest: list(zip(QUESTIONS, teacher.answer(merged(one), QUESTIONS, 3, zeros(teacher)), strict=True))
@@ -250,6 +252,14 @@ def test_real_packets_are_judged_and_only_rates_worth_having_stay(teacher: Teach
     assert judge(teacher, codec, seen, asked, zeros(teacher), rates, through, first) == [
         replace(one, divergence=pytest.approx(one.divergence)) for one in (fine, coarse)
     ]
+    for module in ("judge", "teacher"):
+        monkeypatch.setattr(f"lab.matching.{module}.AT_ONCE", 2)  # of three
+    assert judge(teacher, codec, seen, asked, zeros(teacher), rates, through, Team()) == [
+        replace(one, divergence=pytest.approx(one.divergence, rel=1e-4)) for one in (fine, coarse)
+    ]
+    for one in seen:
+        answers = teacher.answer(merged(one), QUESTIONS, 3, zeros(teacher))
+        assert list(zip(QUESTIONS, answers, strict=True)) == asked[one.digest]
     config = on_the_hull(codec.config, [fine, coarse])
     assert set(config.rates) <= set(rates) and config.presets.keys() == {"low", "medium", "high", "max"}
 
