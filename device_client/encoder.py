@@ -25,6 +25,7 @@ from device_client.errors import EncoderError
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, Spending
 from shared.model.checkpoint import Checkpoint
+from shared.model.room import RoomError
 from shared.model.views import View, ViewRule, views
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ class TowerEncoder:
         try:
             import torch
 
-            from shared.model.room import RoomError
             from shared.model.tower import Tower
         except ImportError as error:
             raise EncoderError(f"the vision tower needs {error.name}: pip install 'tofc[device]'") from error

@@ -102,8 +102,7 @@ async def attach(address: str) -> Meter | None:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         return None
-    hosts = {_plain(entry[4][0]) for entry in found}
-    here = any(ipaddress.ip_address(one).is_loopback for one in hosts)  # gRPC resolves names itself: also to ::1
+    wanted = {(_plain(entry[4][0]), port) for entry in found}
     best: tuple[int, socket.socket] | None = None
     for inode, candidate in _sockets():
         try:
@@ -111,10 +110,7 @@ async def attach(address: str) -> Meter | None:
         except OSError:
             peer = None
         internet = candidate.family in (socket.AF_INET, socket.AF_INET6)  # others name their peers differently
-        fits = internet and peer is not None and peer[1] == port and inode not in _claimed
-        if fits:
-            there = _plain(peer[0])
-            fits = there in hosts or (here and ipaddress.ip_address(there).is_loopback)
+        fits = internet and peer is not None and (_plain(peer[0]), peer[1]) in wanted and inode not in _claimed
         if fits and (best is None or inode > best[0]):
             if best is not None:
                 best[1].close()
@@ -149,7 +145,10 @@ def _duplicate(fd: int) -> socket.socket:
 
 
 def _plain(address: object) -> str:
-    """An IP address in one spelling: gRPC dials IPv4 through dual-stack sockets (::ffff:127.0.0.1)."""
+    """An IP address in one spelling: gRPC dials IPv4 through dual-stack sockets (::ffff:127.0.0.1).
+
+    It also resolves names itself, and finds ::1 where the system says 127.0.0.1 alone: all of loopback is one.
+    """
     ip = ipaddress.ip_address(str(address).partition("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return str(mapped or ip)
+    plain = (ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None) or ip
+    return "loopback" if plain.is_loopback else str(plain)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_server.text import Decode, TextStream
+from shared.model.prompt import THINKING_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Marks:
     @classmethod
     def of(cls, added: Mapping[str, int]) -> "Marks | None":
         """From a tokenizer's added tokens; None when it lacks one of the two: then its model does not think."""
-        begin, end = added.get("<think>"), added.get("</think>")
+        begin, end = map(added.get, THINKING_TOKENS)
         return None if begin is None or end is None else cls(begin=begin, end=end)
 
     def left_open(self, prompt: Sequence[int], decode: Decode) -> bool:

@@ -103,7 +103,7 @@ def split(
     _check_codec(codec, whole.config)
     here = [side for side in SIDES if not (out / side).exists()]
     size = sum(_size(part) for side in here for part in _parts(whole, side).values())
-    need_disk(size - sum(_begun(out / f".{side}.partial") for side in here), out, "the split")
+    need_disk(size, out, "the split", over=[file for side in here for file in (out / f".{side}.partial").glob("*")])
     model_id = _identify(whole, out, tell)
     check_codec_model(codec, model_id)
     for side in SIDES:
@@ -214,11 +214,6 @@ def _write_sums(half: Path, sums: dict[str, str]) -> None:
     new = half / f"{SUMS}.new"
     new.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
     new.replace(half / SUMS)
-
-
-def _begun(partial: Path) -> int:
-    """Bytes of an interrupted half; they are kept, or given back before others are written."""
-    return sum(file.stat().st_size for file in partial.glob("*"))
 
 
 def _size(tensors: Mapping[str, StoredTensor]) -> int:

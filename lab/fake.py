@@ -23,14 +23,13 @@ from lab import shards
 from lab.nano.tokenizer import CHAT_TEMPLATE, SPECIAL
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import SplitConfig
+from shared.model.prompt import THINKING_TOKENS
 from shared.model.released_names import decoder_shapes, projector_shapes, vision_shapes
 from shared.model.room import need_disk
 
 Shape = Literal["tiny", "full"]
 SENTENCES = ("how many cats are there?", "what is in the picture?", "is the dog left of the tree?", "yes", "a cat")
 RELEASED_SIZE = 728  # px of the global view
-#: ordinary tokens to a tokenizer, though a person cannot type them
-THINK = ("<think>", "</think>")
 #: where the released tokenizer has them; the last three are made up
 RELEASED_IDS = {
     "<|endoftext|>": 151643,
@@ -67,7 +66,8 @@ def tokenizer(shape: Shape = "tiny") -> PreTrainedTokenizerFast:
         merges = [tuple(pair) for pair in learned["merges"]]
         backend.model = models.BPE(vocab=learned["vocab"] | RELEASED_IDS, merges=merges)
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
-    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in THINK])
+    # Ordinary tokens to a tokenizer, though a person cannot type them.
+    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in THINKING_TOKENS])
     build: Any = PreTrainedTokenizerFast  # untyped
     words: PreTrainedTokenizerFast = build(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
@@ -171,8 +171,7 @@ def write(
         same = same and (out / shards.INDEX).exists() and json.loads((out / shards.INDEX).read_text()) == index
     if found and not (same and set(found) <= set(files)):
         raise ValueError(f"{out} holds another checkpoint ({found[0]}, …); name a new folder")
-    there = sum(file.stat().st_size for file in out.glob("model*.safetensors*"))  # kept, or written over
-    need_disk(sum(sizes.values()) - there, out, "the checkpoint")
+    need_disk(sum(sizes.values()), out, "the checkpoint", over=out.glob("model*.safetensors*"))
     out.mkdir(parents=True, exist_ok=True)
     words.save_pretrained(out)
     _write_json(out / "config.json", raw)

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from edge_server.engine.base import Prompt, Sampling
 from edge_server.engine.qwen3 import embedder, load_qwen3
@@ -34,6 +35,7 @@ from edge_server.engine.transformers import TransformersEngine
 from lab import reference_tower, step3p7
 from lab.whole_model import Reply, WholeModel
 from shared.model.checkpoint import Checkpoint, CheckpointError
+from shared.model.config import SplitConfig
 from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
 from shared.model.released_names import DECODER, VISION
@@ -95,14 +97,16 @@ def verify(
         )
     device, server = whole or Checkpoint.open(model, "device"), whole or Checkpoint.open(model, "server")
     for checkpoint, prefix in ((device, VISION), (server, DECODER)):
-        numbers = sum(int(np.prod(one.shape)) for name, one in checkpoint.stored.items() if name.startswith(prefix))
         need_memory(
-            int(1.1 * numbers * dtype.itemsize), f"the largest part of {model} as {dtype}".replace("torch.", "")
+            int(1.1 * checkpoint.numbers(prefix) * dtype.itemsize),
+            f"the largest part of {model} as {dtype}".replace("torch.", ""),
         )
-    load_tokenizer(server)  # to hear now of what is wrong with it
+    tokenizer = load_tokenizer(server)
     image = example(device.config.rule) if picture is None else open_image(picture)
-    yield from _processors(server, torchvision)
-    pair = _Pair(device=device, server=server, other=WholeModel(model, dtype), image=image, dtype=dtype)
+    yield from _processors(server.config, tokenizer, torchvision)
+    pair = _Pair(
+        device=device, server=server, tokenizer=tokenizer, other=WholeModel(model, dtype), image=image, dtype=dtype
+    )
     yield pair.prompt()
     yield from pair.tower()
     yield from pair.decoder()
@@ -117,19 +121,19 @@ def example(rule: ViewRule) -> Image.Image:
     return Image.fromarray((ramp + np.random.default_rng(0).integers(0, 55, ramp.shape)).astype(np.uint8))
 
 
-def _processors(server: Checkpoint, torchvision: bool) -> Iterator[Outcome]:
+def _processors(config: SplitConfig, tokenizer: PreTrainedTokenizerFast, torchvision: bool) -> Iterator[Outcome]:
     names = ("plans of views", "pixels of views", "picture tokens")
     if not torchvision:
         yield from (Outcome(name=name, skipped=NO_TORCHVISION) for name in names)
         return
-    rule = server.config.rule
+    rule = config.rule
     tried = step3p7.sizes(rule, SIZES)
     yield Outcome(name=names[0], figure=len(step3p7.other_plans(rule, tried)), unit=f"of {len(tried)} sizes")
     side = rule.global_size
     some = [(side * a // 4, side * b // 4) for a, b in ((2, 3), (2, 4), (5, 4), (5, 7), (12, 2), (9, 1))]
     apart = max(step3p7.levels_apart(rule, step3p7.noise(size)) for size in some)
     yield Outcome(name=names[1], figure=apart, limit=step3p7.MOST_LEVELS, unit="levels of 255")
-    other = step3p7.other_tokens(server.config, load_tokenizer(server), some)
+    other = step3p7.other_tokens(config, tokenizer, some)
     yield Outcome(name=names[2], figure=len(other), unit=f"of {len(some)} sizes")
 
 
@@ -157,6 +161,7 @@ class _Pair:
 
     device: Checkpoint
     server: Checkpoint
+    tokenizer: PreTrainedTokenizerFast
     other: WholeModel
     image: Image.Image
     dtype: torch.dtype
@@ -171,7 +176,7 @@ class _Pair:
         cut = plan(*self.image.size, config.rule)
         counts = [config.grid(view.pixels.shape[-1]) ** 2 for view in self.views]
         layout = Layout(rows=cut.rows, columns=cut.columns, crops=tuple(counts[:-1]), whole=counts[-1])
-        return build(load_tokenizer(self.server), [Turn(role="user", text=QUESTION)], [layout]).ids
+        return build(self.tokenizer, [Turn(role="user", text=QUESTION)], [layout]).ids
 
     def prompt(self) -> Outcome:
         config = self.server.config

@@ -5,7 +5,6 @@ Leaves running it to `transformers`.
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -47,8 +46,7 @@ def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtyp
 def need_room(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> None:
     """Raises RoomError if the decoder does not fit beside what else is in memory; an accelerator says so itself."""
     if torch.device(device).type == "cpu":
-        numbers = sum(prod(one.shape) for name, one in checkpoint.stored.items() if name.startswith(DECODER))
-        need_memory(numbers * dtype.itemsize, f"the decoder in {str(dtype).removeprefix('torch.')}")
+        need_memory(checkpoint.numbers(DECODER) * dtype.itemsize, f"the decoder in {str(dtype).removeprefix('torch.')}")
 
 
 def embedder(model: Qwen3ForCausalLM) -> Embed:

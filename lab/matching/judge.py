@@ -19,7 +19,7 @@ from torch import Tensor
 from lab.codec.team import Team
 from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, merged, show
-from lab.matching.teacher import AT_ONCE, Teacher
+from lab.matching.teacher import Teacher, portions
 from lab.rate_distortion.hull import bytes_at, hull
 from shared.codec.codec import Codec
 from shared.codec.weights import CodecConfig, Rate
@@ -66,11 +66,7 @@ def judge(
     totals = np.zeros((5, len(rates)))
     size, nats, tokens, agreed, questions = totals
     mine = seen[team.rank :: team.size]
-    parts = [
-        (one, asked[one.digest][first : first + AT_ONCE])
-        for one in mine
-        for first in range(0, len(asked[one.digest]), AT_ONCE)
-    ]
+    parts = [(one, some) for one in mine for some in portions(asked[one.digest])]
     for one, some in track(parts, len(parts)):
         whole = teacher.pack([merged(one)], [some])
         with teacher.plain():

@@ -64,8 +64,8 @@ class Adapters:
 def need_room(checkpoint: Checkpoint, out: Path) -> None:
     """Raises ``RoomError`` if the adapted model will not fit the disk at ``out``."""
     files = {one.file for one in checkpoint.stored.values()}
-    there = sum((out / file.name).stat().st_size for file in files if (out / file.name).exists())  # written over
-    need_disk(sum(file.stat().st_size for file in files) - there, out, "the adapted model")
+    size = sum(file.stat().st_size for file in files)
+    need_disk(size, out, "the adapted model", over=(out / file.name for file in files))
 
 
 def merge(checkpoint: Checkpoint, deltas: dict[str, Tensor], out: Path) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,12 @@ from shared.model.prompt import Layout, Turn, build, load_tokenizer
 
 Answer = tuple[int, ...]
 AT_ONCE = 16  # questions in a sequence, where their number is anybody's: logits are a vocabulary wide
+T = TypeVar("T")
+
+
+def portions(questions: Sequence[T]) -> list[Sequence[T]]:
+    """As many questions in each as are put in one sequence."""
+    return [questions[first : first + AT_ONCE] for first in range(0, len(questions), AT_ONCE)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +180,7 @@ class Teacher:
     @torch.no_grad()
     def answer(self, one: Shown, questions: Sequence[str], most: int, grid: Tensor) -> list[Answer]:
         """The likeliest answers, stop token included, at most ``most`` tokens of each."""
-        return [
-            answer
-            for first in range(0, len(questions), AT_ONCE)
-            for answer in self._answer(one, questions[first : first + AT_ONCE], most, grid)
-        ]
+        return [answer for some in portions(questions) for answer in self._answer(one, some, most, grid)]
 
     def _answer(self, one: Shown, questions: Sequence[str], most: int, grid: Tensor) -> list[Answer]:
         given: list[list[int]] = [[] for _ in questions]

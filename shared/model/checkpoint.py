@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -164,6 +165,10 @@ class Checkpoint:
                 "model; copy codec.json and codec.safetensors from the split that made this half"
             )
         return found
+
+    def numbers(self, prefix: str | tuple[str, ...]) -> int:
+        """How many numbers the tensors hold whose released name begins with ``prefix``."""
+        return sum(prod(one.shape) for name, one in self.stored.items() if name.startswith(prefix))
 
     def tensors(self, prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:
         """Tensors whose released name begins with ``prefix``, memory-mapped, on the CPU, as they are stored."""

@@ -97,9 +97,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
             f"{IM_PATCH} is token {token_id(tokenizer, IM_PATCH)} of the tokenizer in {checkpoint.path}, but "
             f"{checkpoint.config.image_token_id} in its configuration; they are of different models"
         )
-    lacking = [name for name in THINKING_TOKENS if name not in tokenizer.get_added_vocab()]
-    if len(lacking) == 1:  # without both, a model does not think aloud
-        token_id(tokenizer, lacking[0])
+    if not tokenizer.get_added_vocab().keys().isdisjoint(THINKING_TOKENS):  # what thinks aloud has both
+        for name in THINKING_TOKENS:
+            token_id(tokenizer, name)
     if not tokenizer.chat_template:
         raise CheckpointError(f"{checkpoint.path} has no chat template; copy the model's chat_template.jinja there")
     return tokenizer

@@ -6,6 +6,7 @@ Promises nothing where the system does not say (other systems than Linux): then 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -44,8 +45,12 @@ def need_memory(size: int, what: str) -> None:
         )
 
 
-def need_disk(size: int, folder: Path, what: str) -> None:
-    """Raises ``RoomError`` if ``what`` cannot have ``size`` bytes below ``folder``, which need not exist yet."""
+def need_disk(size: int, folder: Path, what: str, over: Iterable[Path] = ()) -> None:
+    """Raises ``RoomError`` if ``what`` cannot have ``size`` bytes below ``folder``, which need not exist yet.
+
+    Files of ``over`` are part of it: as far as they exist, they are kept or written over.
+    """
+    size -= sum(file.stat().st_size for file in over if file.exists())
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
     free = shutil.disk_usage(there).free
     if free < size:

@@ -252,8 +252,7 @@ def test_real_packets_are_judged_and_only_rates_worth_having_stay(
     assert judge(teacher, codec, seen, asked, zeros(teacher), rates, through, first) == [
         replace(one, divergence=pytest.approx(one.divergence)) for one in (fine, coarse)
     ]
-    for module in ("judge", "teacher"):
-        monkeypatch.setattr(f"lab.matching.{module}.AT_ONCE", 2)  # of three
+    monkeypatch.setattr("lab.matching.teacher.AT_ONCE", 2)  # of three
     assert judge(teacher, codec, seen, asked, zeros(teacher), rates, through, Team()) == [
         replace(one, divergence=pytest.approx(one.divergence, rel=1e-4)) for one in (fine, coarse)
     ]
