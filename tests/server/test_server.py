@@ -258,8 +258,11 @@ async def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> N
                 tofc_pb2.SessionRequest(hello=tofc_pb2.Hello(model_id="x", client_version="private words"))
             )
             assert (await call.read()).error.reason == "MODEL_MISMATCH"
-            waiting: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session()
+            stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
+            waiting = stub.Session()
             await waiting.wait_for_connection()
+            # A call that gRPC has not handed over yet is cancelled by it; one before another on its connection was.
+            await stub.GetServerInfo(tofc_pb2.GetServerInfoRequest())
             process.send_signal(signal.SIGTERM)
             assert (await waiting.read()).error.reason == "STOPPING"
         _, log = await process.communicate()
