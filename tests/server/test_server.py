@@ -176,7 +176,7 @@ def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
         assert sentence in found.output
         assert found.output.startswith("edge-server: ")
     assert runner.invoke(app, ["serve", "--port", "70000"]).exit_code == 2
-    found = runner.invoke(app, ["info", "127.0.0.1"])
+    found = runner.invoke(app, ["info", "127.0.0.1:1"])  # a server started by hand has the default port
     assert found.exit_code == 1 and found.output.startswith("edge-server: ") and "cannot be reached" in found.output
 
 
