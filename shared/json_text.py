@@ -19,7 +19,7 @@ _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number in JSON")
+    raise ValueError(f"not JSON: {constant} is not a number")
 
 
 # Whole numbers as floats: int() refuses more than 4300 digits. What is copied is copied as text.
@@ -39,7 +39,7 @@ def members(text: str) -> dict[str, tuple[Any, str]]:
             raise ValueError("not a JSON object, as {…}")
         return _members(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+        raise ValueError(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}") from None
     except RecursionError:
         raise ValueError("not JSON that can be read: it is nested too deeply") from None
 
@@ -94,10 +94,15 @@ def _finite(value: Any) -> Any:
 
 
 def read(path: Path) -> Any:
-    """What a JSON file holds. Raises ``ValueError`` naming the file, ``OSError``."""
+    """What a JSON file holds, whatever its encoding mark. Raises ``ValueError`` naming the file, ``OSError``."""
     data = path.read_bytes()
     check_encoding(data, path)
     try:
         return json.loads(data.decode().lstrip(MARK))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error})") from None
+
+
+def write(path: Path, value: Any) -> None:
+    """A file that `read` gives back, but for what is no number."""
+    path.write_text(dumps(value, indent=1) + "\n", encoding="utf-8")
