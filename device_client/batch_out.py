@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from device_client.batch import RESULTS, Line
 from device_client.errors import UseError
 from shared.json_text import members
+from shared.text import MARK
 
 try:
     import fcntl
@@ -128,7 +129,7 @@ def _kept(file: IO[bytes], out: Path, lines: list[Line]) -> tuple[int, int]:
             file.flush()
             return len(done) + 1, failed + (found == "error")
         begun = line.written({})[:-2].encode()  # without its end
-        if not (rest.startswith(begun) or begun.startswith(rest)):
+        if _members(rest) is not None or not (rest.startswith(begun) or begun.startswith(rest)):
             raise UseError(
                 f"{out} ends in what is not the beginning of an answer to line {line.number}; name another --out"
             )
@@ -138,11 +139,15 @@ def _kept(file: IO[bytes], out: Path, lines: list[Line]) -> tuple[int, int]:
 
 def _answer(line: Line, written: bytes) -> str | None:
     """ "answer" or "error", where that was written for a line beside all that was given; else None."""
-    try:
-        found = {name: value for name, (value, _) in members(written.decode().lstrip("\ufeff").strip()).items()}
-    except ValueError:
-        return None
-    if any(name not in found or found[name] != value for name, (value, _) in line.given.items()):
+    found = _members(written)
+    if found is None or any(name not in found or found[name] != value for name, (value, _) in line.given.items()):
         return None
     results = found.keys() - line.given.keys()
     return next((name for name in ("error", "answer") if name in results <= RESULTS), None)
+
+
+def _members(written: bytes) -> dict[str, Any] | None:
+    try:
+        return {name: value for name, (value, _) in members(written.decode().lstrip(MARK).strip()).items()}
+    except ValueError:
+        return None
