@@ -20,7 +20,7 @@ from device_client.report import Comparison, compare
 from device_client.session import Answer, Sampling, Session
 from device_client.waiting import waiting
 from shared.terminal import note, printable, say, say_json
-from shared.text import stripped
+from shared.text import problem, stripped
 
 # What a name must look like to be taken for a picture that is missing rather than for a question.
 _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
@@ -39,7 +39,12 @@ def split_words(words: Sequence[str], more: Sequence[str]) -> tuple[list[Path], 
     pictures, questions = list(words), list(more)
     if pictures and (not more or (len(pictures) > 1 and not _names_a_picture(pictures[-1]))):
         questions.insert(0, pictures.pop())
-    return [Path(picture) for picture in pictures], [stripped(question) for question in questions]
+    return [Path(picture) for picture in pictures], [_text(question) for question in questions]
+
+
+def _text(word: str) -> str:
+    """A question as it was typed: a locale of ASCII leaves what is UTF-8 as single bytes."""
+    return stripped(os.fsencode(word).decode(errors="surrogateescape") if problem(word) else word)
 
 
 def _names_a_picture(word: str) -> bool:

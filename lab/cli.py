@@ -311,8 +311,9 @@ def split(
     from lab.checkpoint import split
     from lab.hub import locate
 
+    whole = locate(model, offline=offline)
     with _bytes() as tell:
-        halves = split(locate(model, offline=offline), out, codec=codec, tell=tell)
+        halves = split(whole, out, codec=codec, tell=tell)
     for side, path in (("device", halves.device), ("server", halves.server)):
         size = sum(file.stat().st_size for file in path.iterdir())
         say(f"{side}: {path} {size / 1e6:.1f} MB")

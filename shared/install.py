@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def install(extra: str, root: Path = ROOT) -> str:
     """The command that installs ``extra``.
 
-    >>> install("device", Path("/src/tofc")).partition(" -m ")[2]  # doctest: +SKIP
-    "pip install -e '/src/tofc[device]'"
+    >>> install("device").removeprefix(sys.executable).replace(str(ROOT), "/src/tofc")
+    " -m pip install -e '/src/tofc[device]'"
     """
     if (root / "pyproject.toml").exists():
         wanted = ["-e", f"{root}[{extra}]"]
@@ -30,4 +30,6 @@ def install(extra: str, root: Path = ROOT) -> str:
             every = []
         of_extra = re.compile(rf""";\s*extra\s*==\s*["']{extra}["']\s*$""")
         wanted = [of_extra.sub("", one).strip() for one in every if of_extra.search(one)]
+        if not wanted:  # a copy of the sources and nothing else
+            return f"install what pyproject.toml lists for {extra}"
     return shlex.join([sys.executable, "-m", "pip", "install", *wanted])

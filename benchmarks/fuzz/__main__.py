@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks.fuzz.worker import TARGETS, target
 from shared import json_text
+from shared.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
@@ -156,7 +157,7 @@ def main() -> None:
     if chosen.replay:
         return replay(chosen.replay)
     if util.find_spec("atheris") is None:
-        raise SystemExit("atheris is not installed; it is part of tofc[dev] on Linux x86-64 with Python below 3.14")
+        raise SystemExit(f"atheris is not installed; on Linux x86-64 with Python below 3.14: {install('dev')}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     campaign = Campaign(chosen.folder.resolve(), chosen.seed, max(chosen.jobs, 1))
     try:

@@ -25,6 +25,7 @@ from edge_server.server import SERVICE, start
 from edge_server.settings import ServerSettings, SessionLimits
 from lab import fake as lab_fake
 from shared.codec.fake import fake_weights
+from shared.install import install
 from shared.model.config import SplitConfig
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TokenError, UnavailableError, UnsafeAddressError, from_call
@@ -203,7 +204,7 @@ def test_an_installation_for_devices_is_told_which_extra_is_missing(
     monkeypatch.setitem(sys.modules, missing, None)
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 1
-    assert missing in found.output and found.output.endswith("; pip install 'tofc[server]'\n")
+    assert missing in found.output and found.output.endswith(f"; {install('server')}\n")
     assert found.output.count("\n") == 1
 
 
