@@ -1,4 +1,4 @@
-"""What people and scripts rely on: the distribution's commands, how to get more of it, what a checkout keeps to itself."""
+"""What people and scripts rely on: the distribution's commands, how to get more of it, what git ignores."""
 
 import re
 import shlex

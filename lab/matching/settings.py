@@ -28,9 +28,9 @@ def check(run: Path, given: Mapping[str, Any], ask: Mapping[str, Sequence[str]])
     lacking = kept["pictures"].keys() - ask.keys()
     added = ask.keys() - kept["pictures"].keys() - set(kept["left out"])
     others = [one for one, digest in kept["pictures"].items() if digest and one in ask and digest != _digest(ask[one])]
-    for count, what in ((lacking, "are missing"), (added, "are new"), (others, "have other questions")):
-        if count:
-            differ.append(f"{len(count)} pictures {what}")
+    for some, what in ((lacking, "are missing"), (added, "are new"), (others, "have other questions")):
+        if some:
+            differ.append(f"pictures that {what}: {len(some)}")
     if differ:
         raise ValueError(
             f"the training in {run} was begun with other settings: {'; '.join(differ)}. Give the same again, name "
