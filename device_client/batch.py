@@ -16,8 +16,9 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from device_client.errors import NO_SERVER, EncoderError, UseError, exit_code
 from device_client.link import NOT_BACK
@@ -108,7 +109,7 @@ def _renamed(found: dict[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
 async def run(
     session: Session,
     lines: list[Line],
-    out: IO[bytes],
+    out: FileIO,
     *,
     sampling: Sampling,
     thinking: bool = False,
@@ -137,9 +138,19 @@ async def run(
                 raise
             outcome = {"error": sentence(error)}
             complain(f"line {line.number}: {outcome['error']}")
-        out.write(line.written(outcome).encode())
-        out.flush()
+        _write(out, line.written(outcome))
         yield "error" not in outcome
+
+
+def _write(out: FileIO, line: str) -> None:
+    """All of it; what was written of a line when the disk is full is cut off by --resume."""
+    data = line.encode()
+    try:
+        while data:
+            data = data[out.write(data) :]
+    except OSError as error:
+        error.filename = out.name
+        raise
 
 
 async def _still_there(session: Session, timeout_s: float | None) -> bool:

@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from device_client.batch import RESULTS, Line
 from device_client.errors import UseError
@@ -29,7 +30,7 @@ except ImportError:  # not a Unix: two batches at once are the user's own care
 class Answers:
     """An open file to append answers to. Of ``done`` lines, which it has already, ``failed`` hold an error."""
 
-    file: IO[bytes]
+    file: FileIO
     done: int = 0
     failed: int = 0
 
@@ -49,7 +50,7 @@ def open_out(out: Path, lines: list[Line], *, questions: Path, resume: bool) -> 
     if out.exists() and not out.is_file() and not out.is_dir():  # a pipe, or what stdout is
         if resume:
             raise UseError(f"--out {out} is not a file; only a file can be resumed, so leave --resume out")
-        with out.open("wb") as file:
+        with out.open("wb", buffering=0) as file:
             yield Answers(file=file)
         return
     with _locked(out) as file:
@@ -62,11 +63,11 @@ def open_out(out: Path, lines: list[Line], *, questions: Path, resume: bool) -> 
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[IO[bytes]]:
+def _locked(out: Path) -> Iterator[FileIO]:
     """The file, made where there is none, as its only writer; removed where it is still empty in the end."""
     made = not os.path.lexists(out)
     while True:
-        file = out.open("a+b")
+        file = out.open("a+b", buffering=0)  # a full disk is told when a line is written, not again at the end
         try:
             if fcntl is not None:
                 with suppress(NotImplementedError, _NoLocks):
@@ -82,7 +83,6 @@ def _locked(out: Path) -> Iterator[IO[bytes]]:
             yield file
         finally:
             with suppress(OSError):
-                file.flush()
                 if made and fcntl is not None and not os.fstat(file.fileno()).st_size:
                     out.unlink()
 
@@ -91,7 +91,7 @@ class _NoLocks(OSError):
     """A file system that has none."""
 
 
-def _lock(file: IO[bytes], out: Path) -> None:
+def _lock(file: FileIO, out: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -100,14 +100,14 @@ def _lock(file: IO[bytes], out: Path) -> None:
         raise _NoLocks from error
 
 
-def _is_named(file: IO[bytes], out: Path) -> bool:
+def _is_named(file: FileIO, out: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), out.stat())
     except FileNotFoundError:
         return False
 
 
-def _kept(file: IO[bytes], out: Path, lines: list[Line]) -> tuple[int, int]:
+def _kept(file: FileIO, out: Path, lines: list[Line]) -> tuple[int, int]:
     """(lines that are done, how many of them failed); what a process that ended within a line left is cut off."""
     file.seek(0)
     *done, rest = file.read().split(b"\n")
@@ -126,7 +126,6 @@ def _kept(file: IO[bytes], out: Path, lines: list[Line]) -> tuple[int, int]:
         line = lines[len(done)]
         if found := _answer(line, rest):  # whole but for its end
             file.write(b"\n")
-            file.flush()
             return len(done) + 1, failed + (found == "error")
         begun = line.written({})[:-2].encode()  # without its end
         if _members(rest) is not None or not (rest.startswith(begun) or begun.startswith(rest)):

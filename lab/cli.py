@@ -465,7 +465,9 @@ def judge_codec(
     )
     loaded = Codec.load(codec)
     other = None if beside is None else json_text.read(beside)
-    bench = Bench(job, Team(), _named_bar, say, codec=codec)
+    if not isinstance(other, dict | None):
+        raise ValueError(f"--beside {beside} is not the report.json of a codec")
+    bench = Bench(job, Team(), _named_bar, say, codec=codec, beside=other)
     if other is not None:
         bench.check_comparable(other)
     report = bench.report(bench.judge(loaded)[1])

@@ -40,13 +40,21 @@ def one_line(text: str) -> str:
 
 def say(text: str = "", *, end: str = "\n") -> None:
     """To stdout, at once."""
-    print(printable(text), end=end, flush=True)
+    _print(printable(text) + end)
 
 
 def say_json(value: Any) -> None:
     """One line of JSON to stdout."""
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
-    print(dumps(value, ascii_only=encoding != "utf8"), flush=True)
+    _print(dumps(value, ascii_only=encoding != "utf8") + "\n")
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except OSError as error:  # a full disk, or nobody who reads
+        error.filename = "stdout"
+        raise
 
 
 def note(text: str = "") -> None:

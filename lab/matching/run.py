@@ -78,8 +78,12 @@ class Bench:
         say: Callable[[str], None],
         complain: Callable[[str], None] | None = None,
         codec: Path | None = None,
+        beside: dict[str, Any] | None = None,
     ) -> None:
-        """``codec``: the one that will be judged; another model's is refused before anything slow."""
+        """``codec``: the one that will be judged, ``beside``: the report that it will be compared with.
+
+        Those of another model or of other settings are refused before anything slow.
+        """
         self.job, self.team, self.track = job, team, track
         self.checkpoint = Checkpoint.open(job.model)
         if self.checkpoint.side is not None:
@@ -95,6 +99,8 @@ class Bench:
         if codec is None:
             settings.check(job.run, self.settings, self.ask)
         else:
+            if beside is not None:
+                self._check_settings(beside)
             check_codec_model(codec, self.model_id)
             takes, has = CodecConfig.load(codec).feature_dim, self.checkpoint.config.feature_dim
             if takes != has:
@@ -121,13 +127,21 @@ class Bench:
         self.asked = self._answers(self.ask)
 
     @property
+    def judging(self) -> dict[str, Any]:
+        """What was asked of a report and changes it, by the names of options where there are some."""
+        job = self.job
+        held_out = pictures.held_out(len(self.ask), 2 * job.judged)
+        return {"--dtype": job.dtype, "--tokens": job.tokens, "pictures held out": held_out}
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """What was asked of a training and changes it, by the names of options where there are some."""
+        """Of a training."""
         job = self.job
         return {
             "model": self.model_id,
-            **{f"--{name}": getattr(job, name) for name in ("dtype", "tokens", "seed", "lora")},
-            "pictures held out": pictures.held_out(len(self.ask), 2 * job.judged),
+            **self.judging,
+            "--seed": job.seed,
+            "--lora": job.lora,
             "processes": self.team.size,
             **{f"--{name}": value for name, value in (asdict(job.recipe) | asdict(job.mix)).items()},
         }
@@ -190,6 +204,13 @@ class Bench:
         told = json.dumps([[one.digest, self.asked[one.digest]] for one in [*self.choosing, *self.held_out]])
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
+    def _check_settings(self, report: dict[str, Any]) -> None:
+        told = {"model_id": report.get("model_id"), **report.get("settings", {})}
+        here = {"model_id": self.model_id, **self.judging}
+        differ = [f"{name} was {value}, is {here.get(name)}" for name, value in told.items() if value != here.get(name)]
+        if differ:
+            raise ValueError(f"the report to compare with was made with other settings: {'; '.join(differ)}")
+
     def check_comparable(self, report: dict[str, Any]) -> None:
         """Raises ``ValueError`` where another codec's report is not of what this bench judges on."""
         if (theirs := report.get("judged on")) != self.judged_on:
@@ -204,6 +225,7 @@ class Bench:
             "model_id": self.model_id,
             "date": date.today().isoformat(),
             "judged on": self.judged_on,
+            "settings": self.judging,
             "seed": self.job.seed,
             "pictures": {
                 "training": len(self.training),

@@ -125,7 +125,6 @@ def test_a_file_that_got_nothing_is_not_left_behind(questions: Path, tmp_path: P
 def hold(out: Path, questions: Path, ready: Any) -> None:
     with open_out(out, batch.read_lines(questions), questions=questions, resume=True) as answers:
         answers.file.write(json.dumps(GIVEN[0] | {"answer": "yes"}).encode() + b"\n")
-        answers.file.flush()
         ready.set()
         signal.pause()
 
@@ -163,5 +162,4 @@ def test_the_second_waits_for_no_file_that_the_first_removed(
     monkeypatch.setattr(batch_out, "_lock", late)
     with open_out(out, lines, questions=questions, resume=False) as answers:
         answers.file.write(b"{}\n")
-        answers.file.flush()
         assert out.read_bytes() == b"{}\n", "it went into the file that has the name"

@@ -65,6 +65,21 @@ def test_streams_that_are_closed_take_nothing_else_with_them(
     assert shell(closed, *DEVICE, "chat", small, env=to(looking)).returncode == 0
 
 
+def test_a_batch_resumes_where_its_disk_was_full(looking: FakeServer, small: Path, tmp_path: Path) -> None:
+    """The limit of a file's size stands for the disk's: what fits of a line is written, and then no more."""
+    questions, out = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps({"image": "small.png", "question": f"{number}?"}) for number in range(9)]
+    questions.write_text("\n".join(lines))
+    command = (*DEVICE, "ask", "--batch", questions, "--out", out)
+    narrow = ["sh", "-c", 'ulimit -f 3; exec "$@"', "sh", *map(str, command)]
+    done = subprocess.run(narrow, env=to(looking), capture_output=True, timeout=120, check=False)
+    assert done.returncode == 2 and f"device-client: {out}: file too large\n" in done.stderr.decode()
+    assert not out.read_bytes().endswith(b"\n")
+    assert shell("", *command, "--resume", env=to(looking)).returncode == 0
+    assert [json.loads(line)["answer"] for line in out.read_text().splitlines()] == [f"yes to {n}?" for n in range(9)]
+    assert len(looking.said("ask")) == 10, "the line that did not fit was asked again"
+
+
 @pytest.mark.parametrize("command", [(*SERVER, "info", "127.0.0.1:1"), (*LAB, "split", "none", "--out", "x")])
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
 def test_the_other_commands_too(command: tuple[str, ...], closed: str) -> None:
@@ -100,7 +115,7 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(looking: FakeServer, smal
 
 def test_a_full_disk_behind_stdout_is_a_sentence(looking: FakeServer, small: Path) -> None:
     done = shell(">/dev/full", *DEVICE, "ask", small, "one", env=to(looking))
-    assert (done.returncode, done.stderr) == (2, b"device-client: no space left on device\n")
+    assert (done.returncode, done.stderr) == (2, b"device-client: stdout: no space left on device\n")
     for command in (DEVICE, SERVER, LAB):
         assert shell(">/dev/full", *command, "--help").returncode != 0
 

@@ -441,7 +441,13 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     judged = json.loads((tmp_path / "judged.json").read_text())
     assert judged["rates"] == report["rates"] and judged["beside"]["report"] == report
     result = CliRunner().invoke(app, list(map(str, [*judging, 2])))
+    assert result.exit_code == 2 and "was made with other settings: --tokens was 3, is 2" in result.output
+    beside = tmp_path / "codec" / "report.json"
+    beside.write_text(json.dumps({name: value for name, value in report.items() if name != "settings"}))
+    result = CliRunner().invoke(app, list(map(str, [*judging, 2])))  # as reports were before
     assert result.exit_code == 2 and f"judged on {report['judged on']}, here it is" in result.output
+    beside.write_text("[]")
+    assert "is not the report.json of a codec" in CliRunner().invoke(app, list(map(str, [*judging, 3]))).output
     for name in ("codec.json", "codec.safetensors"):
         (checkpoint.path / name).write_bytes(once[name])
     try:
