@@ -91,14 +91,15 @@ async def stream(answer: Answer, over: Callable[[], None]) -> None:
                 note()
                 thought = False
             if piece.again:
-                if not piece.thinking:
+                if shown and not piece.thinking:
                     show("\n")
-                    shown, ends = False, ""
+                    shown = False
                 what = "thinking" if piece.thinking else "answer"
                 note(f"the link was lost and the {what} came out differently; it begins again:")
             if piece.anew:
-                show("\n")
-                shown, ends = False, ""
+                if shown:
+                    show("\n")
+                shown = False
                 note("what came so far was still thinking; the answer:")
             if piece.thinking:
                 typer.secho(printable(piece.text), err=True, nl=False, dim=True)  # plain where stderr is no terminal

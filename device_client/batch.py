@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -32,7 +34,7 @@ from shared.text import problem, split
 
 _KEPT = 8  # opened pictures, as packets: questions about one picture usually follow each other
 RESULTS = {one.name for one in fields(Report)} - {"question"} | {"error"}
-_DEVICES = (Path("/dev"), Path("/proc"))  # where a pipe has a name
+_PIPES = re.compile(r"/dev/(stdin|fd/\d+)|/proc/[^/]+/fd/\d+")  # names of what a shell hands over, a file or a pipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +59,14 @@ def read_lines(file: Path) -> list[Line]:
         found = split(file.read_bytes(), file)
     except OSError as error:
         raise UseError(f"{sentence(error)}; give a UTF-8 file of JSON lines") from None
-    folder = file.parent if file.is_file() and not _is_device(file) else Path()
+    named = file.is_file() and not _PIPES.fullmatch(str(file))
+    folder = file.parent if named else Path()
     lines = [_parse(number, raw, folder) for number, raw in enumerate(found, 1) if raw.strip()]
     if not lines:
         raise UseError(
             f'{file} has no lines; each is an object like {{"image": "cat.png", "question": "what is this?"}}'
         )
     return lines
-
-
-def _is_device(file: Path) -> bool:
-    return any(file.absolute().is_relative_to(folder) for folder in _DEVICES)
 
 
 def _parse(number: int, raw: str, folder: Path) -> Line:
@@ -89,7 +88,8 @@ def _parse(number: int, raw: str, folder: Path) -> Line:
         try:
             os.fsencode(one)
         except UnicodeEncodeError:
-            return replace(line, problem=f"the path {one!r} is not text; check the encoding of its source")
+            encoding = sys.getfilesystemencoding()
+            return replace(line, problem=f"{one!r} is not a file name in {encoding}; check its source, or the locale")
         if "\0" in one:
             return replace(line, problem=f"the path {one!r} holds a zero character, which no file name has")
     return replace(line, images=tuple(folder / one for one in images), question=question)

@@ -402,7 +402,7 @@ def _address(server: str) -> str:
 
 def _security(token_file: Path | None, tls: bool, tls_ca: Path | None) -> ClientSecurity:
     for option, file in (("--token-file", token_file), ("--tls-ca", tls_ca)):
-        if file is not None and not file.is_file():
+        if file is not None and not file.exists():  # it may be a pipe, as of <(…)
             raise UseError(f"{option} {file} does not exist; give the path of a file")
     authority = read_pem(tls_ca) if tls_ca else None
     if authority is not None:

@@ -19,7 +19,7 @@ from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TofcError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.sentence import sentence
-from shared.terminal import note, printable, say
+from shared.terminal import note, one_line, printable, say
 from shared.text import read_pem
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def info(
         _give_up(error)
     for field in found.DESCRIPTOR.fields:
         if field.name != "limits":
-            say(f"{field.name}: {getattr(found, field.name)}")
+            say(one_line(f"{field.name}: {getattr(found, field.name)}"))
     for field in found.limits.DESCRIPTOR.fields:
         say(f"limits.{field.name}: {getattr(found.limits, field.name)}")
 

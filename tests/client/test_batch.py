@@ -257,7 +257,7 @@ async def test_what_some_programs_cut_lines_at_is_escaped(
         ('{"image": "small.png", "question": "o\0ne"}', "not JSON: Invalid control character at character 38"),
         ("9" * 5000, "not a JSON object"),
         ('{"image": "a\\u0000.png", "question": "one"}', "holds a zero character"),
-        ('{"image": "\\ud800.png", "question": "one"}', "is not text"),
+        ('{"image": "\\ud800.png", "question": "one"}', "is not a file name in utf-8"),
         ('{"image": "' + "a" * 300 + '.png", "question": "one"}', "file name too long"),
     ],
 )
