@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared import json_text
 from shared.codec.codec import Codec
 from shared.codec.fake import fake_features, fake_weights
 from shared.model.views import ViewRule, plan, views
@@ -153,8 +153,8 @@ def main() -> None:
         "the released model's shapes": released(chosen.rounds),
         "overhead": overhead(Codec.load(chosen.model), features),
     }
-    chosen.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps(found, indent=1, ensure_ascii=False))
+    json_text.write(chosen.out, found)
+    print(json_text.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 from device_client.encoder import EncoderThread, TowerEncoder
 from device_client.report import compare
+from shared import json_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
@@ -33,7 +34,7 @@ BASELINE = "import torch, transformers, numpy; from transformers import Qwen3For
 
 def peak_mb(pid: int) -> float:
     """Peak resident memory of a running process in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM"))
 
 
@@ -98,12 +99,13 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         questions, out = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")
-        asked = json.loads((PICTURES / "questions.json").read_text())
+        asked = json.loads((PICTURES / "questions.json").read_text(encoding="utf-8"))
         questions.write_text(
-            "".join(json.dumps({**line, "image": str(PICTURES / line["image"])}) + "\n" for line in asked)
+            "".join(json.dumps({**line, "image": str(PICTURES / line["image"])}) + "\n" for line in asked),
+            encoding="utf-8",
         )
         server_mb, device_mb = ask(chosen.model, questions, out)
-        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     bad = [row for row in rows if "error" in row]
     if bad:
         raise SystemExit(f"{len(bad)} of {len(rows)} questions failed, the first with: {bad[0]['error']}")
@@ -137,8 +139,8 @@ def main() -> None:
     if chosen.install:
         found["installed_device_mb"] = round(installed_mb())
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    chosen.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    json_text.write(chosen.out, found)
+    print(json_text.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from PIL import Image
 
+from shared import json_text
 from shared.codec.codec import Codec
 from shared.codec.fake import fake_weights
 from shared.model.checkpoint import Checkpoint, Side
@@ -80,7 +81,7 @@ class Memory:
 
     @staticmethod
     def _read(name: str) -> float:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(name))
 
 
@@ -248,7 +249,11 @@ def machine() -> str:
 
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model n")]
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model n")
+        ]
         cpu = names[0] if names else cpu
     told = f"{cpu}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return f"{told}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{told}, no GPU"
@@ -273,11 +278,11 @@ def main() -> None:
     chosen = parser.parse_args()
     works = measurements(chosen.model)
     if chosen.one:
-        print(json.dumps(works[chosen.one]()))
+        print(json_text.dumps(works[chosen.one]()))
         return
     told, found = head(chosen.model), {}
     if chosen.out.exists():
-        found = json.loads(chosen.out.read_text())
+        found = json.loads(chosen.out.read_text(encoding="utf-8"))
     if not told.items() <= found.items():
         found = {**told, "measured": {}}
     for name in works:
@@ -290,9 +295,9 @@ def main() -> None:
             raise SystemExit(f"{name!r} ended with {done.returncode}; what was measured before is in {chosen.out}")
         found["measured"][name] = json.loads(done.stdout) | {"date": date.today().isoformat()}
         partial = chosen.out.with_suffix(".partial")
-        partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        json_text.write(partial, found)
         partial.replace(chosen.out)
-    print(json.dumps(found, indent=1, ensure_ascii=False))
+    print(json_text.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

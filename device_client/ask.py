@@ -1,14 +1,13 @@
 """Asking from the command line: questions about pictures, answers on stdout, their cost on stderr.
 
-Promises that stdout holds answers (or JSON) and nothing else. Leaves the stream to `session`, parsing
-arguments to `cli`.
+Promises that stdout holds answers (or JSON) and nothing else, and a line at least for every answer: an empty one is an
+empty line, and line ends around one are left out. Leaves the stream to `session`, parsing arguments to `cli`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from device_client.render import truth
 from device_client.report import Comparison, compare
 from device_client.session import Answer, Sampling, Session
 from device_client.waiting import waiting
+from shared.terminal import note, printable, say, say_json
+from shared.text import problem, stripped
 
 # What a name must look like to be taken for a picture that is missing rather than for a question.
 _PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
@@ -38,11 +39,16 @@ def split_words(words: Sequence[str], more: Sequence[str]) -> tuple[list[Path], 
     pictures, questions = list(words), list(more)
     if pictures and (not more or (len(pictures) > 1 and not _names_a_picture(pictures[-1]))):
         questions.insert(0, pictures.pop())
-    return [Path(picture) for picture in pictures], questions
+    return [Path(picture) for picture in pictures], [_text(question) for question in questions]
+
+
+def _text(word: str) -> str:
+    """A question as it was typed: a locale of ASCII leaves what is UTF-8 as single bytes."""
+    return stripped(os.fsencode(word).decode(errors="surrogateescape") if problem(word) else word)
 
 
 def _names_a_picture(word: str) -> bool:
-    return Path(word).suffix.lower() in _PICTURE_SUFFIXES or Path(word).exists()
+    return Path(word).suffix.lower() in _PICTURE_SUFFIXES or os.path.exists(word)  # False for what is too long a name
 
 
 async def ask_all(
@@ -69,46 +75,50 @@ async def ask_all(
             originals = []
         if as_json:
             compared = comparison and comparison.to_json()
-            print(json.dumps({**report.to_json(), "comparison": compared}, ensure_ascii=False), flush=True)
+            say_json({**report.to_json(), "comparison": compared})
         else:
-            print(truth(report, comparison), file=sys.stderr, flush=True)
+            note(truth(report, comparison))
 
 
 async def stream(answer: Answer, over: Callable[[], None]) -> None:
     """The answer to stdout as it comes; thinking, where it was asked for, to stderr. ``over`` ends the waiting."""
-    shown = thought = False  # a line of it has been begun
+    thought = False  # a line of it has been begun
+    shown, ends = False, ""  # of the answer, and line ends that are held back: at its end there is one
     try:
         async for piece in answer:
             over()
             if thought and (piece.again or not piece.thinking):
-                _note("")
+                note()
                 thought = False
             if piece.again:
-                if not piece.thinking:
+                if shown and not piece.thinking:
                     show("\n")
+                    shown = False
                 what = "thinking" if piece.thinking else "answer"
-                _note(f"the link was lost and the {what} came out differently; it begins again:")
+                note(f"the link was lost and the {what} came out differently; it begins again:")
             if piece.anew:
-                show("\n")
-                _note("what came so far was still thinking; the answer:")
+                if shown:
+                    show("\n")
+                shown = False
+                note("what came so far was still thinking; the answer:")
             if piece.thinking:
-                typer.secho(piece.text, err=True, nl=False, dim=True)  # plain where stderr is no terminal
+                typer.secho(printable(piece.text), err=True, nl=False, dim=True)  # plain where stderr is no terminal
                 thought = True
-            else:
-                show(piece.text)
+                continue
+            text = ends + piece.text if shown else piece.text.lstrip("\n")
+            kept = text.rstrip("\n")
+            ends = text[len(kept) :]
+            if kept:
+                show(kept)
                 shown = True
     finally:
         await answer.aclose()
         if thought:
-            _note("")
-        if shown:
-            print(flush=True)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+            note()
+        if shown or answer.report is not None:
+            show("\n")
 
 
 def show(text: str) -> None:
     """To stdout, at once."""
-    print(text, end="", flush=True)
+    say(text, end="")

@@ -4,17 +4,21 @@
 
 Promises one output line for each input line, in order, written when it is done: what stops half-way can be
 resumed, and a line that cannot be answered does not stop the rest. Leaves a lost server to whoever called: it
-would fail every line that follows. A field of the input that is named like one of the results is kept under its
-name and "_given": "answer" becomes "answer_given".
+would fail every line that follows, and the file of answers to `batch_out`. The input's fields stay as they were
+written; one that is named like one of the results is kept under its name and "_given": "answer" becomes
+"answer_given".
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import re
+import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,14 @@ from device_client.link import NOT_BACK
 from device_client.picture import Picture
 from device_client.report import Report
 from device_client.session import Sampling, Session
+from shared.json_text import dumps, members
 from shared.rpc.errors import TofcError
 from shared.sentence import sentence
+from shared.text import problem, split
 
 _KEPT = 8  # opened pictures, as packets: questions about one picture usually follow each other
-_RESULTS = {field.name for field in fields(Report)} - {"question"} | {"error"}
+RESULTS = {one.name for one in fields(Report)} - {"question"} | {"error"}
+_PIPES = re.compile(r"/dev/(stdin|fd/\d+)|/proc/[^/]+/fd/\d+")  # names of what a shell hands over, a file or a pipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +42,26 @@ class Line:
     """One input line. ``problem`` says why it cannot be asked."""
 
     number: int  # in the file, from 1
-    fields: dict[str, Any]
+    given: dict[str, tuple[Any, str]] = field(default_factory=dict)  # value, and as written, by names free for them
     images: tuple[Path, ...] = ()
     question: str = ""
     problem: str = ""
 
+    def written(self, outcome: dict[str, Any]) -> str:
+        """The output line."""
+        given = [f"{dumps(name)}: {text}" for name, (_, text) in self.given.items()]
+        return "{" + ", ".join(given + [f"{dumps(name)}: {dumps(value)}" for name, value in outcome.items()]) + "}\n"
+
 
 def read_lines(file: Path) -> list[Line]:
-    """Every line that is not blank. Raises UseError if the file cannot be read or is empty."""
+    """Every line that is not blank. Raises UseError if the file cannot be read or is empty, EncodingError."""
     try:
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")  # a line that is none fails alone
+        found = split(file.read_bytes(), file)
     except OSError as error:
         raise UseError(f"{sentence(error)}; give a UTF-8 file of JSON lines") from None
-    lines = [_parse(number, raw, file.parent) for number, raw in enumerate(text.split("\n"), 1) if raw.strip()]
+    named = file.is_file() and not _PIPES.fullmatch(str(file))
+    folder = file.parent if named else Path()
+    lines = [_parse(number, raw, folder) for number, raw in enumerate(found, 1) if raw.strip()]
     if not lines:
         raise UseError(
             f'{file} has no lines; each is an object like {{"image": "cat.png", "question": "what is this?"}}'
@@ -56,106 +70,87 @@ def read_lines(file: Path) -> list[Line]:
 
 
 def _parse(number: int, raw: str, folder: Path) -> Line:
+    if found := problem(raw):
+        return Line(number=number, problem=f"not JSON: {found}")
     try:
-        fields = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        where = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-        return Line(number=number, fields={}, problem=f"not JSON: {where}")
-    if not isinstance(fields, dict):
-        return Line(number=number, fields={}, problem=f"a {type(fields).__name__}, where an object is needed")
-    images = fields.get("images", [fields["image"]] if "image" in fields else None)
-    question = fields.get("question")
+        entries = members(raw)
+    except ValueError as error:
+        return Line(number=number, problem=str(error))
+    given = {name: value for name, (value, _) in entries.items()}
+    images = given.get("images", [given["image"]] if "image" in given else None)
+    question = given.get("question")
+    line = Line(number=number, given=_renamed(entries))
     if not isinstance(images, list) or not images or not all(isinstance(one, str) and one for one in images):
-        return Line(number=number, fields=fields, problem='no "image" (a path) and no "images" (a list of paths)')
+        return replace(line, problem='no "image" (a path) and no "images" (a list of paths)')
     if not isinstance(question, str) or not question.strip():
-        return Line(number=number, fields=fields, problem='no "question", or an empty one')
-    return Line(number=number, fields=fields, images=tuple(folder / one for one in images), question=question)
+        return replace(line, problem='no "question", or an empty one')
+    for one in images:
+        try:
+            os.fsencode(one)
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            return replace(line, problem=f"{one!r} is not a file name in {encoding}; check its source, or the locale")
+        if "\0" in one:
+            return replace(line, problem=f"the path {one!r} holds a zero character, which no file name has")
+    return replace(line, images=tuple(folder / one for one in images), question=question)
 
 
-def prepare_out(out: Path, lines: list[Line], *, resume: bool) -> tuple[int, int]:
-    """Make ``out`` ready to append to; returns how many lines it has already, and how many of them failed.
-
-    Raises UseError if it exists without ``resume``, or holds something else than the answers to ``lines``.
-    """
-    if not out.parent.is_dir():
-        raise UseError(f"the folder of --out {out} does not exist; make it first")
-    if not out.exists():
-        return 0, 0
-    if not resume:
-        raise UseError(f"{out} exists; go on where it ends with --resume, or name another file with --out")
-    data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    done = whole.splitlines()
-    for line, written in zip(lines, done, strict=False):
-        if not _belongs(line, written):
-            raise UseError(
-                f"{out} does not hold the answers to this file: line {line.number} differs; name another --out"
-            )
-    if len(done) > len(lines):
-        raise UseError(f"{out} has {len(done)} lines, the questions only {len(lines)}; name another --out")
-    if len(whole) < len(data):  # the process ended within a line
-        with out.open("r+b") as file:
-            file.truncate(len(whole))
-    return len(done), sum("error" in json.loads(line) for line in done)
-
-
-def _belongs(line: Line, written: bytes) -> bool:
-    try:
-        found = json.loads(written)
-    except ValueError:
-        return False
-    asked = ("image", "images", "question")
-    return isinstance(found, dict) and all(found.get(name) == line.fields.get(name) for name in asked)
+def _renamed(found: dict[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    """The input's fields, under names that are free for them."""
+    kept = {name: value for name, value in found.items() if name not in RESULTS}
+    for name in (name for name in found if name in RESULTS):
+        free = f"{name}_given"
+        while free in kept:
+            free += "_given"
+        kept[free] = found[name]
+    return kept
 
 
 async def run(
     session: Session,
     lines: list[Line],
-    out: Path,
+    out: FileIO,
     *,
     sampling: Sampling,
     thinking: bool = False,
     timeout_s: float | None,
     complain: Callable[[str], None],
 ) -> AsyncIterator[bool]:
-    """Answer ``lines`` and append to ``out``; yields after each line whether it was answered.
+    """Answer ``lines`` and write to ``out``; yields after each line whether it was answered.
 
     Raises what the session raises when the server is gone (`UnavailableError`, …), or refuses the session.
     """
     opened: OrderedDict[Path, Picture] = OrderedDict()
     await session.connect()  # a refusal is the whole batch's, not the first line's
-    # Half a surrogate pair, which UTF-8 cannot hold, becomes \ud800: JSON's own escape.
-    with out.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        for line in lines:
-            try:
-                if line.problem:
-                    raise UseError(line.problem)
-                pictures = _open(session, line.images, opened)
-                answer = session.ask(pictures, line.question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
-                report = await answer.result()
-                outcome = {key: value for key, value in report.to_json().items() if key != "question"}
-            except (ValueError, OSError, EncoderError, TofcError) as error:
-                gone = getattr(error, "reason", "") == NOT_BACK  # this line may be good: --resume asks it again
-                if gone or (exit_code(error) == NO_SERVER and not await _still_there(session, timeout_s)):
-                    raise
-                if error is session.encoder.broken:  # no picture can be encoded
-                    raise
-                outcome = {"error": sentence(error)}
-                complain(f"line {line.number}: {outcome['error']}")
-            file.write(json.dumps({**_given(line.fields), **outcome}, ensure_ascii=False) + "\n")
-            file.flush()
-            yield "error" not in outcome
+    for line in lines:
+        try:
+            if line.problem:
+                raise UseError(line.problem)
+            pictures = _open(session, line.images, opened)
+            answer = session.ask(pictures, line.question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
+            report = await answer.result()
+            outcome = {key: value for key, value in report.to_json().items() if key != "question"}
+        except (ValueError, OSError, EncoderError, TofcError) as error:
+            gone = getattr(error, "reason", "") == NOT_BACK  # this line may be good: --resume asks it again
+            if gone or (exit_code(error) == NO_SERVER and not await _still_there(session, timeout_s)):
+                raise
+            if error is session.encoder.broken:  # no picture can be encoded
+                raise
+            outcome = {"error": sentence(error)}
+            complain(f"line {line.number}: {outcome['error']}")
+        _write(out, line.written(outcome))
+        yield "error" not in outcome
 
 
-def _given(found: dict[str, Any]) -> dict[str, Any]:
-    """The input's fields, under names that are free for them."""
-    kept = {name: value for name, value in found.items() if name not in _RESULTS}
-    for name in (name for name in found if name in _RESULTS):
-        free = f"{name}_given"
-        while free in kept:
-            free += "_given"
-        kept[free] = found[name]
-    return kept
+def _write(out: FileIO, line: str) -> None:
+    """All of it; what was written of a line when the disk is full is cut off by --resume."""
+    data = line.encode()
+    try:
+        while data:
+            data = data[out.write(data) :]
+    except OSError as error:
+        error.filename = out.name
+        raise
 
 
 async def _still_there(session: Session, timeout_s: float | None) -> bool:

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from device_client import batch as batches
 from device_client.ask import ask_all, split_words
+from device_client.batch_out import open_out
 from device_client.chat import READER, converse
 from device_client.compute import Compute
 from device_client.encoder import THREAD, Encoder, EncoderThread, TowerEncoder
@@ -37,6 +38,7 @@ from device_client.options import (
     FileCodec,
     FileQuality,
     FileScale,
+    Json,
     MaxTokens,
     Mode,
     Model,
@@ -55,9 +57,12 @@ from device_client.options import (
 from device_client.picture import ImageForm
 from device_client.rate import RateChoice
 from device_client.session import Sampling, Session
+from shared.command import Program
 from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
 from shared.rpc.errors import TofcError
 from shared.sentence import sentence
+from shared.terminal import note, one_line
+from shared.text import read_pem
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 MODES = ("features", "image")
@@ -65,30 +70,16 @@ SERVER = f"127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT = 300.0
 
 
-class Program(typer.Typer):
+class Client(Program):
     """Leaves at once when done, even while the encoder thread is importing torch or within a long view."""
 
-    def __call__(self, *arguments: Any, **settings: Any) -> NoReturn:
-        code = 0
-        try:
-            super().__call__(*arguments, **settings)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except KeyboardInterrupt:  # before or after a command's own work
-            code = INTERRUPTED
+    def leave(self, code: int) -> NoReturn:
         if "torch" in sys.modules or any(thread.name in (THREAD, READER) for thread in threading.enumerate()):
-            sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(code)  # unwinding torch takes a second, and may crash under a thread that is within it
-        sys.exit(code)
+        super().leave(code)
 
 
-app = Program(
-    help="Ask an edge server about pictures; some fifty bytes of each leave this device.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = Client(help="Ask an edge server about pictures; some fifty bytes of each leave this device.")
 
 
 @app.callback()
@@ -109,14 +100,13 @@ def ask(
         list[str] | None,
         typer.Option("--question", "-q", help="A question; repeat it to ask several about the same pictures."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", envvar="TOFC_DEVICE_JSON", help="One JSON object an answer on stdout.")
-    ] = False,
+    as_json: Json = False,
     batch: Annotated[
         Path | None,
         typer.Option(
             envvar="TOFC_DEVICE_BATCH",
-            help='JSON lines {"image": …, "question": …}; other fields stay, one named like a result as NAME_given.',
+            help='JSON lines {"image": …, "question": …}, UTF-8. Relative paths are relative to the file, of a pipe '
+            "to the working directory; other fields stay, one named like a result as NAME_given.",
             metavar="FILE.jsonl",
         ),
     ] = None,
@@ -125,7 +115,7 @@ def ask(
         typer.Option(envvar="TOFC_DEVICE_BATCH_OUT", help="Where a batch's answers go.", metavar="OUT.jsonl"),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", envvar="TOFC_DEVICE_RESUME", help="Go on where OUT.jsonl ends.")
+        bool, typer.Option("--resume", envvar="TOFC_DEVICE_RESUME", help="Resume where OUT.jsonl ends.")
     ] = False,
     server: Server = SERVER,
     model: Model = NANO,
@@ -149,7 +139,11 @@ def ask(
     tls_ca: TlsCa = None,
     timeout: Timeout = TIMEOUT,
 ) -> None:
-    """Ask about pictures. The answer goes to stdout as it comes, what it cost to stderr."""
+    """Ask about pictures. The answer goes to stdout as it comes, what it cost to stderr.
+
+    Text is for people: an answer may have several lines, an empty one is an empty line, and control characters are
+    written out. Programs read --json.
+    """
     with _exit_codes():
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
@@ -179,6 +173,7 @@ def ask(
 @app.command()
 def chat(
     pictures: Annotated[list[Path], typer.Argument(help="One or more pictures.", metavar="PICTURE...")],
+    as_json: Json = False,
     server: Server = SERVER,
     model: Model = NANO,
     preset: Preset = None,
@@ -201,7 +196,10 @@ def chat(
     tls_ca: TlsCa = None,
     timeout: Timeout = TIMEOUT,
 ) -> None:
-    """Talk about pictures: a question a line on stdin, each asked with what was said before."""
+    """Talk about pictures: a question a line on stdin, each asked with what was said before.
+
+    Every question has at least a line on stdout, an empty one where it is refused; with --json it is exactly one.
+    """
     with _exit_codes():
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
@@ -209,7 +207,7 @@ def chat(
         packets = _Packets(preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device)
         open_encoder = _opener(model, packets, mode, codec, quality, scale)
         _check_exist(pictures)
-        if code := asyncio.run(_chat(pictures, target, open_encoder(), sampling, show_thinking, limit)):
+        if code := asyncio.run(_chat(pictures, target, open_encoder(), sampling, show_thinking, limit, as_json)):
             raise typer.Exit(code)
 
 
@@ -235,6 +233,8 @@ def inspect(
             raise UseError(f"--out {out} is no PNG; give a name that ends in .png")
         if not out.parent.is_dir():
             raise UseError(f"the folder of --out {out} does not exist; make it first")
+        if out.exists() and picture.exists() and out.samefile(picture):
+            raise UseError(f"--out {out} is the picture itself; name another file for the map")
         choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
         encoder = TowerEncoder.open(model, choice, Compute(dtype=dtype, device=device or "cpu"))
         opened = EncoderThread(encoder).open(picture)
@@ -248,7 +248,7 @@ def inspect(
         total = sum(len(explained.packet) for _, explained in views)
         rivals = [within(opened.image, codec, total) for codec in TITLES]
         draw(picture.name, views, opened.rows, opened.columns, jpeg, rivals).save(out, "PNG")
-        typer.echo(f"{out}: {kilo(total)} in {len(views)} view{'s' * (len(views) > 1)}", err=True)
+        note(f"{out}: {kilo(total)} in {len(views)} view{'s' * (len(views) > 1)}")
 
 
 async def _ask(
@@ -282,11 +282,14 @@ async def _chat(
     sampling: Sampling,
     thinking: bool,
     timeout_s: float | None,
+    as_json: bool,
 ) -> int:
     thread = EncoderThread(encoder)
     pictures = [thread.open(path) for path in paths]
     async with Session(target, thread) as session:
-        return await converse(session, pictures, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
+        return await converse(
+            session, pictures, sampling=sampling, thinking=thinking, timeout_s=timeout_s, as_json=as_json
+        )
 
 
 async def _batch(
@@ -306,31 +309,40 @@ async def _batch(
     from device_client.waiting import Doing
 
     lines = batches.read_lines(file)
-    done, failed = batches.prepare_out(out, lines, resume=resume)
-    if done == len(lines):
-        told = f"; {failed} of them failed, ask those again from a file of their own" if failed else ""
-        typer.echo(f"{out} holds all {done} answers already{told}", err=True)
-        return failed
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    async with Session(target, open_encoder()) as session:
-        with Progress(*columns, Doing(session.encoder), console=Console(stderr=True)) as progress:
-            task = progress.add_task("asking", total=len(lines), completed=done)
-            try:
-                async for answered in batches.run(
-                    session,
-                    lines[done:],
-                    out,
-                    sampling=sampling,
-                    thinking=thinking,
-                    timeout_s=timeout_s,
-                    complain=lambda text: progress.console.print(text, style="red", markup=False, soft_wrap=True),
-                ):
-                    failed += not answered
-                    progress.advance(task)
-            except TofcError as error:
-                raise type(error)(f"{error} | answers so far are in {out}, --resume goes on there") from error
+    with open_out(out, lines, questions=file, resume=resume) as answers:
+        done, failed = answers.done, answers.failed
+        if done == len(lines):
+            told = f"; {failed} of them failed, ask those again from a file of their own" if failed else ""
+            note(f"{out} holds all {done} answers already{told}")
+            return failed
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        async with Session(target, open_encoder()) as session:
+            with Progress(*columns, Doing(session.encoder), console=Console(stderr=True)) as progress:
+                task = progress.add_task("asking", total=len(lines), completed=done)
+
+                def complain(text: str) -> None:
+                    progress.console.print(one_line(text), style="red", markup=False, soft_wrap=True)
+
+                try:
+                    async for answered in batches.run(
+                        session,
+                        lines[done:],
+                        answers.file,
+                        sampling=sampling,
+                        thinking=thinking,
+                        timeout_s=timeout_s,
+                        complain=complain,
+                    ):
+                        done += 1
+                        failed += not answered
+                        progress.advance(task)
+                except TofcError as error:
+                    if not done or not out.is_file():
+                        raise
+                    told = f"{done} of {len(lines)} lines are in {out}; --resume continues there"
+                    raise type(error)(f"{error} | {told}", reason=error.reason) from error
     if failed:
-        typer.echo(f"{failed} of {len(lines)} lines failed; {out} says why in their field error", err=True)
+        note(f"{failed} of {len(lines)} lines failed; {out} says why in their field error")
     return failed
 
 
@@ -372,7 +384,7 @@ def _opener(
 
 def _check_exist(pictures: list[Path]) -> None:
     for path in pictures:
-        if not path.exists():
+        if not os.path.lexists(path):  # what is there and cannot be opened is told when it is opened
             raise UseError(f"{path} does not exist; give the path of a picture (JPEG, PNG, WebP, …)")
 
 
@@ -390,16 +402,17 @@ def _address(server: str) -> str:
 
 def _security(token_file: Path | None, tls: bool, tls_ca: Path | None) -> ClientSecurity:
     for option, file in (("--token-file", token_file), ("--tls-ca", tls_ca)):
-        if file is not None and not file.is_file():
+        if file is not None and not file.exists():  # it may be a pipe, as of <(…)
             raise UseError(f"{option} {file} does not exist; give the path of a file")
-    if tls_ca is not None:
+    authority = read_pem(tls_ca) if tls_ca else None
+    if authority is not None:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(tls_ca)
-        except ssl.SSLError:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authority.decode("ascii", "ignore"))
+        except (ssl.SSLError, ValueError):  # ValueError for nothing at all
             raise UseError(f"--tls-ca {tls_ca} holds no certificate in PEM; give the authority's") from None
     return ClientSecurity(
         tls=tls,
-        ca=tls_ca.read_bytes() if tls_ca else None,
+        ca=authority,
         token=read_token(token_file) if token_file else None,
     )
 
@@ -409,9 +422,11 @@ def _exit_codes() -> Iterator[None]:
     """Turns what may go wrong into one line on stderr and an exit code; anything else is a defect and shows."""
     try:
         yield
+    except BrokenPipeError:  # nobody reads any more: `Program` ends quietly
+        raise
     except (ValueError, OSError, EncoderError, TofcError) as error:
-        typer.echo(f"device-client: {sentence(error)}", err=True)
+        note(f"device-client: {sentence(error)}")
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:
-        typer.echo("device-client: stopped", err=True)
+        note("device-client: stopped")
         raise typer.Exit(INTERRUPTED) from None

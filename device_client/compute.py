@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from device_client.errors import EncoderError, UseError
+from shared.install import install
 from shared.model.checkpoint import Checkpoint
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -36,7 +37,7 @@ class Compute:
         try:
             found = devices()
         except ImportError as error:
-            raise EncoderError(f"--device {self.device} needs torch: pip install 'tofc[device]'") from error
+            raise EncoderError(f"--device {self.device} needs torch: {install('device')}") from error
         if self.device not in found:
             raise UseError(f"--device {self.device} is not there; torch finds on this machine: {', '.join(found)}")
 

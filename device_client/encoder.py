@@ -24,9 +24,11 @@ from device_client.compute import AS_STORED, Compute
 from device_client.errors import EncoderError
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, Spending
+from shared.install import install
 from shared.model.checkpoint import Checkpoint
 from shared.model.room import RoomError
 from shared.model.views import View, ViewRule, views
+from shared.terminal import one_line
 
 if TYPE_CHECKING:
     from shared.codec.codec import Codec, Explanation
@@ -108,7 +110,7 @@ class TowerEncoder:
 
             from shared.model.tower import Tower
         except ImportError as error:
-            raise EncoderError(f"the vision tower needs {error.name}: pip install 'tofc[device]'") from error
+            raise EncoderError(f"the vision tower needs {error.name}: {install('device')}") from error
         try:
             self._codec = Codec.load(self._checkpoint.path)
             dtype = getattr(torch, self._compute.dtype_of(self._checkpoint))
@@ -214,7 +216,7 @@ class EncoderThread:
             if picture.steps is None:
                 assert picture.image is not None, "pixels go with the last view"
                 picture.steps = self.encoder.encode(picture.image)
-            self.doing = f"looking at {picture.source}, {len(picture.packets) + 1} of {picture.n_packets}"
+            self.doing = f"looking at {one_line(picture.source)}, {len(picture.packets) + 1} of {picture.n_packets}"
             try:
                 picture.packets.append(next(picture.steps))
             except StopIteration:

@@ -16,6 +16,10 @@ from device_client.picture import ImageForm
 FORM = ImageForm()  # of a picture's file where nothing is given
 _CHECKPOINT = "the checkpoint's"
 
+Json = Annotated[
+    bool,
+    typer.Option("--json", envvar="TOFC_DEVICE_JSON", help="For programs: one JSON object an answer on stdout."),
+]
 Server = Annotated[str, typer.Option(envvar="TOFC_DEVICE_SERVER", help="The edge server.", metavar="HOST:PORT")]
 Model = Annotated[
     Path,

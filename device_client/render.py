@@ -40,9 +40,9 @@ def truth(report: Report, comparison: Comparison | None) -> str:
 
 
 def _unanswered(report: Report) -> list[str]:
-    if not report.unanswered:
-        return []
     tokens = report.usage["new_tokens"]
+    if not report.unanswered:
+        return [] if report.answer.strip() else [f"the answer is empty: the model ended it after {tokens} tokens"]
     if report.finish_reason == "length":
         return [f"no answer: the model was still thinking after {tokens} tokens; raise --max-tokens"]
     return [f"no answer: the model ended while it was thinking, after {tokens} tokens; ask again or otherwise"]

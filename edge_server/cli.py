@@ -13,20 +13,19 @@ import grpc
 import typer
 
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
+from shared.command import Program
+from shared.install import install
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TofcError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.sentence import sentence
+from shared.terminal import note, one_line, printable, say
+from shared.text import read_pem
 
 if TYPE_CHECKING:
     from edge_server.server import RunningServer
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Serve a model to devices, or ask a server what it is.",
-)
+app = Program(help="Serve a model to devices, or ask a server what it is.")
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 BASE = ServerSettings(model=NANO)
@@ -130,6 +129,8 @@ def serve(
         from edge_server.server import run  # only here: what is wrong above is said before seconds of imports
 
         asyncio.run(run(settings, _announce))
+    except BrokenPipeError:  # nobody reads any more: `Program` ends quietly
+        raise
     except (TofcError, ValueError, OSError, ModuleNotFoundError) as error:  # Checkpoint-, CodecError are ValueErrors
         _give_up(error)
 
@@ -147,7 +148,7 @@ def info(
     try:
         security = ClientSecurity(
             tls=tls,
-            ca=tls_ca.read_bytes() if tls_ca else None,
+            ca=read_pem(tls_ca) if tls_ca else None,
             token=read_token(token_file) if token_file else None,
         )
         found = asyncio.run(_info(address, security))
@@ -155,9 +156,9 @@ def info(
         _give_up(error)
     for field in found.DESCRIPTOR.fields:
         if field.name != "limits":
-            typer.echo(f"{field.name}: {getattr(found, field.name)}")
+            say(one_line(f"{field.name}: {getattr(found, field.name)}"))
     for field in found.limits.DESCRIPTOR.fields:
-        typer.echo(f"limits.{field.name}: {getattr(found.limits, field.name)}")
+        say(f"limits.{field.name}: {getattr(found.limits, field.name)}")
 
 
 @app.command()
@@ -175,7 +176,7 @@ def credentials(
         written = files.write(out, names, days=days)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _give_up(error)
-    typer.echo(f"{'written' if written.fresh else 'kept'}: {written.certificate.parent}, {written.authority.parent}")
+    say(f"{'written' if written.fresh else 'kept'}: {written.certificate.parent}, {written.authority.parent}")
 
 
 async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInfoResponse:
@@ -191,19 +192,28 @@ async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInf
 
 
 def _announce(server: "RunningServer") -> None:
-    typer.echo(f"listening on {server.address}")
+    say(f"listening on {server.address}")
+
+
+class _Printable(logging.Formatter):
+    """What clients and libraries say cannot steer the terminal of who reads the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _log_to_stderr(level: str) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"log level {level!r}; allowed are debug, info, warning, error and critical")
-    logging.basicConfig(level=number, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=number, handlers=[handler])
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
 
 
 def _give_up(error: Exception) -> NoReturn:
-    told = f"{error}; pip install 'tofc[server]'" if isinstance(error, ModuleNotFoundError) else sentence(error)
-    typer.echo(f"edge-server: {told}", err=True)
+    told = f"{error}; {install('server')}" if isinstance(error, ModuleNotFoundError) else sentence(error)
+    note(f"edge-server: {told}")
     raise typer.Exit(2 if isinstance(error, WRONG_USE) else 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shared.rpc.channel import DEFAULT_PORT, UP_BYTES, ServerSecurity, read_token
 from shared.rpc.tofc.v1 import tofc_pb2
+from shared.text import read_pem
 
 MIB = 1024 * 1024
 DTYPES = ("float32", "bfloat16", "float16")
@@ -108,7 +109,7 @@ class ServerSettings:
     def security(self) -> ServerSecurity:
         """Certificate, key and token from their files. Raises UnsafeAddressError, OSError."""
         return ServerSecurity(
-            certificate=self.tls_cert.read_bytes() if self.tls_cert else None,
-            key=self.tls_key.read_bytes() if self.tls_key else None,
+            certificate=read_pem(self.tls_cert) if self.tls_cert else None,
+            key=read_pem(self.tls_key) if self.tls_key else None,
             token=read_token(self.token_file) if self.token_file else None,
         )

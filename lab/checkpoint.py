@@ -205,14 +205,14 @@ def _put_codec(codec: Path, half: Path, side: Side, ids: dict[str, str]) -> None
 def _read_sums(half: Path) -> dict[str, str]:
     """File → SHA-256, of files that are complete."""
     file = half / SUMS
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
 
 
 def _write_sums(half: Path, sums: dict[str, str]) -> None:
     """As `sha256sum -c SHA256SUMS` reads it."""
     new = half / f"{SUMS}.new"
-    new.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    new.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), encoding="utf-8")
     new.replace(half / SUMS)
 
 
@@ -244,4 +244,4 @@ def _decoder_config(whole: Checkpoint) -> dict[str, Any]:
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n")
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

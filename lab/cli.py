@@ -24,31 +24,34 @@ from rich.progress import (
     TransferSpeedColumn,
     track,
 )
-from typer.core import TyperGroup
 
+from shared import json_text
+from shared.command import Commands, Program
+from shared.install import install
 from shared.sentence import sentence
+from shared.terminal import note, say
 
 if TYPE_CHECKING:
     from lab.nano.features import Sizes
 
 
-class Lab(TyperGroup):
+class Lab(Commands):
     """What is wrong with the input is a sentence and exit code 2, whichever command finds it."""
 
-    def invoke(self, ctx: Any) -> Any:  # typer has its own copy of click, unnamed
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, ImportError) as error:  # compressai_parts says what to install
-            typer.echo(f"error: {sentence(error)}", err=True)
+        except BrokenPipeError:  # nobody reads any more: `Program` ends quietly
+            raise
+        except (ValueError, OSError, ImportError) as error:
+            # Without a name it is one of ours, which says itself what to install.
+            advice = f"; {install('lab')}" if isinstance(error, ImportError) and error.name else ""
+            note(f"error: {sentence(error)}{advice}")
             raise typer.Exit(2) from None
 
 
-app = typer.Typer(
-    cls=Lab,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train nano, or a codec for another checkpoint; open, check and split checkpoints; measure.",
+app = Program(
+    cls=Lab, help="Train nano, or a codec for another checkpoint; open, check and split checkpoints; measure."
 )
 nano = typer.Typer(no_args_is_help=True, help="Train nano: assets → tower → features → decoder → codec → export.")
 app.add_typer(nano, name="nano")
@@ -89,6 +92,14 @@ def _named_bar(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
     return track(items, total=total, description=what, console=Console(stderr=True))
 
 
+def _writable(out: Path) -> Path:
+    """``out``, whose folder is made: what takes hours must not fail when it is written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; name a file")
+    return out
+
+
 def _numbers(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -108,7 +119,7 @@ def assets(out: Annotated[Path, typer.Option(help="Where to.")] = ASSETS) -> Non
 
     world_assets.fetch(out)
     for split in ("train", "validation", "test"):
-        typer.echo(f"{split}: {len(world_assets.photographs(out, split))} photographs")
+        say(f"{split}: {len(world_assets.photographs(out, split))} photographs")
 
 
 @nano.command()
@@ -232,7 +243,7 @@ def experts(
 
     folder = features.folder(run)
     world, validation = features.load(folder, "world", "train", 6000), features.load(folder, "world", "validation", 300)
-    trial(Codec.load(model), world, validation, out, codec_id=Checkpoint.open(model).codec_id, quality=4)
+    trial(Codec.load(model), world, validation, _writable(out), codec_id=Checkpoint.open(model).codec_id, quality=4)
 
 
 @nano.command()
@@ -254,7 +265,7 @@ def unpack(
     from lab.nano.unpack import unpack
 
     unpack(model, run)
-    typer.echo(f"{run}: tower.pt, decoder.pt, tokenizer/")
+    say(f"{run}: tower.pt, decoder.pt, tokenizer/")
 
 
 @app.command()
@@ -286,7 +297,7 @@ def fake_checkpoint(
             shard_bytes=2 << 30 if shape == "full" else 100_000,
             tell=lambda done, total: tell("writing", done, total),
         )
-    typer.echo(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")
+    say(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -300,12 +311,13 @@ def split(
     from lab.checkpoint import split
     from lab.hub import locate
 
+    whole = locate(model, offline=offline)
     with _bytes() as tell:
-        halves = split(locate(model, offline=offline), out, codec=codec, tell=tell)
+        halves = split(whole, out, codec=codec, tell=tell)
     for side, path in (("device", halves.device), ("server", halves.server)):
         size = sum(file.stat().st_size for file in path.iterdir())
-        typer.echo(f"{side}: {path} {size / 1e6:.1f} MB")
-    typer.echo(f"model {halves.model_id} codec {halves.codec_id}")
+        say(f"{side}: {path} {size / 1e6:.1f} MB")
+    say(f"model {halves.model_id} codec {halves.codec_id}")
 
 
 @app.command()
@@ -336,7 +348,7 @@ def verify(
             torchvision=torchvision,
             vllm=vllm,
         )
-        fine = report(outcomes, typer.echo)
+        fine = report(outcomes, say)
     if not fine:
         raise typer.Exit(1)
 
@@ -355,8 +367,8 @@ def view_features(
     from lab.hub import locate
     from lab.view_features import write
 
-    write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), tell=typer.echo)
-    typer.echo(f"{out} {out.stat().st_size / 1e6:.1f} MB")
+    write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), tell=say)
+    say(f"{out} {out.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("train-codec")
@@ -413,7 +425,7 @@ def train_codec(
         recipe=replace(Recipe(), **{name: value for name, value in given.items() if value is not None}),
         mix=Mix(batch=batch, turns=turns),
     )
-    train_codec(job, _named_bar, typer.echo)
+    train_codec(job, _named_bar, say)
 
 
 @app.command("judge-codec")
@@ -434,8 +446,6 @@ def judge_codec(
     beside: Annotated[Path | None, typer.Option(help="Another codec's report.json, to compare bytes with.")] = None,
 ) -> None:
     """Bytes, divergence and agreement of any codec, on the pictures that train-codec holds out."""
-    import json
-
     from lab.codec.team import Team
     from lab.hub import locate
     from lab.matching.judge import compare
@@ -446,7 +456,7 @@ def judge_codec(
         model=locate(model, offline=offline),
         data=data,
         run=run,
-        out=out,
+        out=_writable(out),
         questions=questions,
         device=device,
         dtype=dtype,
@@ -454,8 +464,10 @@ def judge_codec(
         judged=judged,
     )
     loaded = Codec.load(codec)
-    other = None if beside is None else json.loads(beside.read_text())
-    bench = Bench(job, Team(), _named_bar, typer.echo, codec=codec)
+    other = None if beside is None else json_text.read(beside)
+    if not isinstance(other, dict | None):
+        raise ValueError(f"--beside {beside} is not the report.json of a codec")
+    bench = Bench(job, Team(), _named_bar, say, codec=codec, beside=other)
     if other is not None:
         bench.check_comparable(other)
     report = bench.report(bench.judge(loaded)[1])
@@ -465,8 +477,8 @@ def judge_codec(
         report["beside"] = compare(report, other)
         ratio = report["beside"]["bytes at equal divergence"]
         said = "they share no divergence" if ratio is None else f"{ratio:.3f} × the bytes at equal divergence"
-        typer.echo(f"{beside} beside {codec}: {said}")
-    out.write_text(json.dumps(report, indent=1) + "\n")
+        say(f"{beside} beside {codec}: {said}")
+    json_text.write(out, report)
 
 
 @app.command()
@@ -479,7 +491,7 @@ def evaluate(
     """Accuracy per family on the test split: uncompressed, merged, and through the codec."""
     from lab.report import report
 
-    report(model, assets, run / "test", out, TEST_SIZES, _bar)
+    report(model, assets, run / "test", _writable(out), TEST_SIZES, _bar)
 
 
 @app.command("rate-distortion")
@@ -494,7 +506,8 @@ def rate_distortion(
     from lab.rate_distortion import compare, figure
     from lab.rate_distortion.measure import Bench
 
-    compare.compare(Bench(model, assets, run, compare.SIZES, _bar), run, out, typer.echo)
+    _writable(picture)
+    compare.compare(Bench(model, assets, run, compare.SIZES, _bar), run, _writable(out), say)
     figure.draw(out, picture)
 
 

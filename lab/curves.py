@@ -14,9 +14,11 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from shared import json_text
+
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def training(run: Path, out: Path) -> None:
@@ -50,7 +52,7 @@ def training(run: Path, out: Path) -> None:
 
 def accuracy(report: Path, out: Path) -> None:
     """Accuracy over the number of features, and over bytes, with 95 % intervals."""
-    world = json.loads(report.read_text())["results"]["world"]
+    world = json_text.read(report)["results"]["world"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
 
     def points(suffix: str, whole: str) -> list[tuple[float, float, float, float, float]]:

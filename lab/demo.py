@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from shared.streams import exit_code, prepare
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "nano"
 PICTURE = MODEL / "example.jpg"
@@ -45,7 +47,7 @@ def serving(model: Path = MODEL) -> Iterator[str]:
     command = [str(commands() / "edge-server"), "serve", "--model", str(model), "--port", "0", "--log-level", "warning"]
     say(f"$ {shown(command)}")
     # A session of its own: Ctrl-C reaches only this process, which then ends the server in good order.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True) as server:
         try:
             assert server.stdout is not None
             address = _await_address(server.stdout)
@@ -109,4 +111,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    prepare()
+    sys.exit(exit_code(lambda: sys.exit(main())))

@@ -5,12 +5,12 @@ Promises that a seed gives the same pictures and questions. Objects are glyphs o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from lab.world import questions, scene
+from shared import json_text
 
 COUNT, TURNS = 12, 6
 
@@ -46,4 +46,4 @@ def write(assets: Path, model: Path, tests: Path, seed: int = 20) -> None:
             known.append(
                 {"image": name, "question": question.text, "answer": question.answer, "family": question.family}
             )
-    (tests / "questions.json").write_text(json.dumps(known, indent=1) + "\n")
+    json_text.write(tests / "questions.json", known)

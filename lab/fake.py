@@ -164,11 +164,11 @@ def write(
     sizes = {name: prod(one) * dtype.itemsize for name, one in shapes.items()}
     files = shards.plan(sizes, shard_bytes)
     found = sorted(file.name for file in out.glob("model*.safetensors"))
-    same = (out / "config.json").exists() and json.loads((out / "config.json").read_text()) == raw
+    same = (out / "config.json").exists() and json.loads((out / "config.json").read_bytes()) == raw
     index = shards.index(files, sizes)
     index["metadata"]["seed"] = seed
     if len(files) > 1:
-        same = same and (out / shards.INDEX).exists() and json.loads((out / shards.INDEX).read_text()) == index
+        same = same and (out / shards.INDEX).exists() and json.loads((out / shards.INDEX).read_bytes()) == index
     if found and not (same and set(found) <= set(files)):
         raise ValueError(f"{out} holds another checkpoint ({found[0]}, …); name a new folder")
     need_disk(sum(sizes.values()), out, "the checkpoint", over=out.glob("model*.safetensors*"))
@@ -208,4 +208,4 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, layer_scale: float, dtyp
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n")
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ test pictures. A run that stops goes on with the pictures whose features are alr
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Iterable
 from datetime import date
@@ -21,6 +20,7 @@ from lab.nano import features
 from lab.nano.answerer import Reduce, merging
 from lab.nano.packing import Packer
 from lab.nano.unpack import answerer_of
+from shared import json_text
 from shared.codec.codec import Codec
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import load_tokenizer
@@ -83,7 +83,7 @@ def report(
             found["results"].setdefault(kind, {})[way] = _row(outcomes)
             print(f"{kind:6} {way:28} " + " ".join(f"{k} {v:.3f}" for k, v in accuracy(outcomes).items()), flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    json_text.write(out, found)
     return found
 
 

@@ -5,12 +5,12 @@ Promises that no figure in those tables was typed. Leaves every other sentence a
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from lab.rate_distortion.outcomes import OURS
+from shared import json_text
 
 WAYS = ("uncompressed", "packets", "merged to 12, uncompressed", "merged to 12, packets")
 STAGES = {
@@ -128,9 +128,9 @@ def each_family(kinds: dict[str, Any]) -> str:
 
 def write(results: Path, readme: Path, card: Path, comparison: Path) -> None:
     """Replace the tables in the three documents. Raises ``ValueError`` where one is not found."""
-    measured = json.loads((results / "accuracy.json").read_text())["results"]
-    end_to_end = json.loads((results / "end_to_end.json").read_text())
-    kinds = json.loads((results / "rate_distortion.json").read_text())["kinds"]
+    measured = json_text.read(results / "accuracy.json")["results"]
+    end_to_end = json_text.read(results / "end_to_end.json")
+    kinds = json_text.read(results / "rate_distortion.json")["kinds"]
     for path, tables in (
         (readme, (accuracy(measured), first(measured, end_to_end), costs(end_to_end), equal_answers(kinds))),
         (card, (accuracy(measured),)),

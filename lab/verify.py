@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +33,7 @@ from edge_server.engine.qwen3 import embedder, load_qwen3
 from edge_server.engine.transformers import TransformersEngine
 from lab import reference_tower, step3p7
 from lab.whole_model import Reply, WholeModel
+from shared import json_text
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.config import SplitConfig
 from shared.model.projector import Projector
@@ -148,7 +148,7 @@ class Served:
     @classmethod
     def read(cls, file: Path) -> Self:
         try:
-            raw = json.loads(file.read_text())
+            raw = json_text.read(file)
             likeliest = {int(key): float(value) for key, value in raw["log probabilities"].items()}
             return cls(prompt=raw["prompt"], answer=raw["answer"], likeliest=likeliest)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

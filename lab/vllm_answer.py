@@ -9,7 +9,6 @@ vLLM are imported. Promises to run no code of the checkpoint: a configuration cl
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ import_torchvision()  # before transformers
 
 from PIL import Image  # noqa: E402
 from transformers import PreTrainedConfig, Qwen3Config  # noqa: E402
+
+from shared import json_text  # noqa: E402
 
 TOKENS = 8
 LIKELIEST = 300  # words of the first token's distribution
@@ -105,7 +106,7 @@ def main() -> None:
         "answer": list(told.outputs[0].token_ids),
         "log probabilities": {str(key): one.logprob for key, one in told.outputs[0].logprobs[0].items()},
     }
-    chosen.out.write_text(json.dumps(found) + "\n")
+    json_text.write(chosen.out, found)
     print(f"{chosen.out}: {len(found['prompt'])} tokens of prompt, answer {found['answer']}")
 
 

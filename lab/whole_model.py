@@ -50,7 +50,7 @@ class WholeModel:
         halves = not (model / "config.json").exists()
         folders = [model / "device", model / "server"] if halves else [model]
         config = model / "server" / "split_config.json" if halves else model / "config.json"
-        self.config: dict[str, Any] = json.loads(config.read_text())
+        self.config: dict[str, Any] = json.loads(config.read_bytes())
         self.dtype = dtype
         self._words = folders[-1]
         self._files: dict[str, Path] = {}

@@ -1,8 +1,18 @@
-"""The names that people and scripts rely on: the distribution's commands."""
+"""What people and scripts rely on: the distribution's commands, how to get more of it, what git ignores."""
 
+import re
+import shlex
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from shared.install import install
+
+ROOT = Path(__file__).resolve().parents[1]
 
 COMMANDS = {
     "device-client": "device_client.__main__:main",
@@ -20,3 +30,29 @@ def test_the_distribution_has_these_commands() -> None:
 def test_a_command_can_be_called(command: str) -> None:
     (point,) = metadata.entry_points(group="console_scripts", name=command)
     assert callable(point.load())
+
+
+@pytest.mark.parametrize("extra", ["device", "server", "lab", "dev"])
+def test_what_is_missing_is_installed_from_where_the_user_is(extra: str, tmp_path: Path) -> None:
+    assert shlex.split(install(extra)) == [sys.executable, "-m", "pip", "install", "-e", f"{ROOT}[{extra}]"]
+    python, *pip, first, second = shlex.split(install(extra, tmp_path))[:6]  # installed: no checkout to name
+    assert (python, pip) == (sys.executable, ["-m", "pip", "install"])
+    for wanted in shlex.split(install(extra, tmp_path))[4:]:
+        assert Requirement(wanted).name != "tofc" and "extra" not in wanted
+    if extra == "device":
+        assert (Requirement(first).name, Requirement(second).name) == ("torch", "transformers")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_git_ignores_what_the_documented_commands_write() -> None:
+    """A private key first of all."""
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/step3-vl.md"))
+    named = set(re.findall(r"(?:--out|--run|fake-checkpoint|--local-dir) ([a-z][\w./-]*)", text))
+    assert {"halves", "credentials", "step3-vl", "mine", "run"} <= named
+    written = sorted(one for one in named if not one.startswith("benchmarks/"))
+    written += ["credentials/server/key.pem", "elsewhere/server/key.pem"]
+    told = subprocess.run(
+        ["git", "check-ignore", *(f"{one}/x" if "." not in Path(one).name else one for one in written)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert len(told.stdout.splitlines()) == len(written), sorted(set(written) - set(told.stdout.split()))

@@ -27,6 +27,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.fuzz.worker import TARGETS, target
+from shared import json_text
+from shared.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
@@ -51,7 +53,7 @@ class Campaign:
         self.broken = ""  # why it makes no sense to go on
         self._file = folder / "campaign.json"
         fresh = {"seed": seed, "slices": 0, "findings": {}, "targets": {name: nothing() for name in TARGETS}}
-        self.state: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else fresh
+        self.state: dict[str, Any] = json.loads(self._file.read_bytes()) if self._file.exists() else fresh
 
     @property
     def cases(self) -> int:
@@ -79,7 +81,7 @@ class Campaign:
                 work.mkdir()
                 seed = self.state["seed"] * 1_000_003 + self.state["slices"]
                 command = [sys.executable, "-m", "benchmarks.fuzz.worker", name, self.folder, work, each, seed]
-                with (work / "log").open("w") as log:
+                with (work / "log").open("w", encoding="utf-8") as log:
                     running.append((work, subprocess.Popen([str(word) for word in command], cwd=ROOT, stderr=log)))
             began = time.perf_counter()
             try:
@@ -94,12 +96,12 @@ class Campaign:
                 self.state["targets"][name]["seconds"] += time.perf_counter() - began
                 for work, process in running:
                     self._add(name, work, process.returncode)
-                self._file.write_text(json.dumps(self.state))
+                self._file.write_text(json.dumps(self.state), encoding="utf-8")
 
     def _add(self, name: str, work: Path, code: int | None) -> None:
-        total, log = self.state["targets"][name], (work / "log").read_text(errors="replace")
+        total, log = self.state["targets"][name], (work / "log").read_text(encoding="utf-8", errors="replace")
         found, state = SEEN.findall(log), work / "state.json"
-        done = json.loads(state.read_text()) if state.exists() else nothing() | {"findings": {}}
+        done = json.loads(state.read_bytes()) if state.exists() else nothing() | {"findings": {}}
         for key in ("cases", "cpu_seconds"):
             total[key] += done[key]
         total["slowest_ms"] = max(total["slowest_ms"], done["slowest_ms"])
@@ -155,7 +157,7 @@ def main() -> None:
     if chosen.replay:
         return replay(chosen.replay)
     if util.find_spec("atheris") is None:
-        raise SystemExit("atheris is not installed; it is part of tofc[dev] on Linux x86-64 with Python below 3.14")
+        raise SystemExit(f"atheris is not installed; on Linux x86-64 with Python below 3.14: {install('dev')}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     campaign = Campaign(chosen.folder.resolve(), chosen.seed, max(chosen.jobs, 1))
     try:
@@ -165,7 +167,7 @@ def main() -> None:
                 campaign.slice(name, max(round(part * share), 1))
                 if campaign.broken:
                     raise SystemExit(campaign.broken)
-            chosen.out.write_text(json.dumps(campaign.result(), indent=1) + "\n")
+            json_text.write(chosen.out, campaign.result())
             print(campaign, flush=True)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from here: {campaign}")

@@ -90,7 +90,7 @@ class Runner:
             "slowest_ms": self._slowest_ms,
         }
         temporary = self._work / "state.new"
-        temporary.write_text(json.dumps(state))
+        temporary.write_text(json.dumps(state), encoding="utf-8")
         temporary.rename(self._work / "state.json")  # whole at any moment
 
     def _write_down(self, data: bytes, error: Exception) -> None:
@@ -101,7 +101,7 @@ class Runner:
             name = f"{self._target.name}-{hashlib.sha256(data).hexdigest()[:16]}"
             findings = self._folder / "findings"
             (findings / name).write_bytes(data)
-            (findings / f"{name}.txt").write_text("".join(traceback.format_exception(error)))
+            (findings / f"{name}.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
 
 
 def main(name: str, folder: Path, work: Path, cases: int, seed: int) -> None:
@@ -125,7 +125,7 @@ def main(name: str, folder: Path, work: Path, cases: int, seed: int) -> None:
         "runs": cases, "seed": seed, "max_len": longest, "len_control": 0, "mutate_depth": 1, "timeout": HANGS,
         "artifact_prefix": f"{folder}/findings/{name}-", "rss_limit_mb": 0, "print_final_stats": 1,
     }  # fmt: skip
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, resource.RLIM_INFINITY))
     arguments = [sys.argv[0], *(f"-{flag}={value}" for flag, value in flags.items()), str(corpus)]
     atheris.Setup(arguments, runner.one, custom_mutator=mutate)

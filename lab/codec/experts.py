@@ -7,7 +7,6 @@ variants see the same features, steps and batches; leaves the transform as it is
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from lab.codec.model import SCALE_MIN, SCALES, CodecModel, bound, index_of, scal
 from lab.codec.places import Places, Pool
 from lab.nano.features import Cached
 from lab.nano.source import pool
+from shared import json_text
 from shared.codec.codec import Codec
 
 Chooser = Literal["context", "router", "try all"]
@@ -128,7 +128,7 @@ def trial(
     Goes on with a file of the same codec, quality, steps and seed, else begins anew.
     """
     basis = {"codec_id": codec_id, "quality": quality, "steps": steps, "seed": seed}
-    kept = json.loads(out.read_text()) if out.exists() else {}
+    kept = json_text.read(out) if out.exists() else {}
     found: list[dict[str, Any]] = kept["bits"] if kept.get("basis") == basis else []
 
     def symbols(pictures: list[Cached]) -> Pool:
@@ -163,5 +163,5 @@ def trial(
         found.append({"experts": experts, "chooser": chooser, "hyper": hyper, "bits": round(bits, 3)})
         log(found[-1], flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"basis": basis, "bits": found}, indent=1) + "\n")
+        json_text.write(out, {"basis": basis, "bits": found})
     return found

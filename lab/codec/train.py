@@ -7,7 +7,6 @@ many cheap steps that need no decoder. Promises a resumable run; leaves the tabl
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from lab.codec.source import B, Source
 from lab.codec.team import Team
 from lab.nano.rough import Rough
 from shared.codec.weights import CodecWeights
+from shared.json_text import dumps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +105,8 @@ def train(
     def keep() -> None:
         if team.rank:
             return
-        with (out / "codec.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "settled": settled, **running}) + "\n")
+        with (out / "codec.jsonl").open("a", encoding="utf-8") as file:
+            file.write(dumps({"step": step, "settled": settled, **running}) + "\n")
         state = {
             "measure": measure,
             "space": space,

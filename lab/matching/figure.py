@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 def draw(log: Path, report: dict[str, Any], out: Path) -> None:
     """From ``codec.jsonl`` of a run and the report on held-out pictures."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
     taught = [line for line in lines if "distortion" in line and line["step"] > report["warm"]]
     left.plot([line["step"] for line in taught], [line["distortion"] for line in taught], color="C0", marker=".")

@@ -107,8 +107,13 @@ def divide(seen: Sequence[Seen], most: int) -> tuple[list[Seen], list[Seen]]:
     if len(seen) < 2:
         raise ValueError(f"only {len(seen)} pictures could be read; at least 2 are needed")
     ordered = sorted(seen, key=lambda one: one.digest)
-    kept = max(1, min(round(HELD_OUT * len(ordered)), most))
+    kept = held_out(len(ordered), most)
     return ordered[kept:], ordered[:kept]
+
+
+def held_out(count: int, most: int) -> int:
+    """How many of ``count`` pictures judge."""
+    return max(1, min(round(HELD_OUT * count), most))
 
 
 def _seen(digest: str, path: Path, folder: Path) -> Seen:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -25,11 +25,12 @@ from lab import resume
 from lab.codec import train
 from lab.codec.export import export
 from lab.codec.team import Team
-from lab.matching import figure, lora, pictures, questions
+from lab.matching import figure, lora, pictures, questions, settings
 from lab.matching.judge import Cost, counts, grid_table, judge, on_the_hull, rows
 from lab.matching.pictures import Seen, Track
 from lab.matching.source import Asked, MatchingSource, Mix, merged
 from lab.matching.teacher import Teacher
+from shared import json_text
 from shared.codec.codec import Codec
 from shared.codec.weights import CodecConfig, CodecWeights, Rate
 from shared.model.checkpoint import Checkpoint, CheckpointError, check_codec_model
@@ -77,8 +78,12 @@ class Bench:
         say: Callable[[str], None],
         complain: Callable[[str], None] | None = None,
         codec: Path | None = None,
+        beside: dict[str, Any] | None = None,
     ) -> None:
-        """``codec``: the one that will be judged; another model's is refused before anything slow."""
+        """``codec``: the one that will be judged, ``beside``: the report that it will be compared with.
+
+        Those of another model or of other settings are refused before anything slow.
+        """
         self.job, self.team, self.track = job, team, track
         self.checkpoint = Checkpoint.open(job.model)
         if self.checkpoint.side is not None:
@@ -90,7 +95,12 @@ class Bench:
         need_room(self.checkpoint, str(device), dtype)
         say(f"{len(found)} pictures; identifying the model")
         self.model_id = self.checkpoint.model_id
-        if codec is not None:
+        self.ask = {digest: ask[path] for digest, path in found.items()}
+        if codec is None:
+            settings.check(job.run, self.settings, self.ask)
+        else:
+            if beside is not None:
+                self._check_settings(beside)
             check_codec_model(codec, self.model_id)
             takes, has = CodecConfig.load(codec).feature_dim, self.checkpoint.config.feature_dim
             if takes != has:
@@ -114,7 +124,27 @@ class Bench:
         if self.grid is not None:
             self.reference = self.grid
         self.seen = {one.digest: one for one in [*self.training, *self.choosing, *self.held_out]}
-        self.asked = self._answers({digest: ask[one.path] for digest, one in self.seen.items()})
+        self.asked = self._answers(self.ask)
+
+    @property
+    def judging(self) -> dict[str, Any]:
+        """What was asked of a report and changes it, by the names of options where there are some."""
+        job = self.job
+        held_out = pictures.held_out(len(self.ask), 2 * job.judged)
+        return {"--dtype": job.dtype, "--tokens": job.tokens, "pictures held out": held_out}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of a training."""
+        job = self.job
+        return {
+            "model": self.model_id,
+            **self.judging,
+            "--seed": job.seed,
+            "--lora": job.lora,
+            "processes": self.team.size,
+            **{f"--{name}": value for name, value in (asdict(job.recipe) | asdict(job.mix)).items()},
+        }
 
     def _track(self, what: str) -> Track:
         return lambda items, total: self.track(items, total, what)
@@ -129,12 +159,12 @@ class Bench:
             return None
         return grid_table(self.teacher, Codec.load(self.checkpoint.path))
 
-    def _answers(self, ask: dict[str, Sequence[str]]) -> Asked:
+    def _answers(self, ask: Mapping[str, Sequence[str]]) -> Asked:
         """The model's own answers, kept on disk picture by picture."""
         folder = self.job.run / "answers" / f"{self.model_id}-{self.job.dtype}-{self.job.tokens}{self.grid_id}"
         folder.mkdir(parents=True, exist_ok=True)
         files = {digest: folder / f"{digest}.json" for digest in self.seen}
-        known = {digest: json.loads(file.read_text()) for digest, file in files.items() if file.exists()}
+        known = {digest: json.loads(file.read_bytes()) for digest, file in files.items() if file.exists()}
         # Shared out before looking at what is there: others write meanwhile.
         shared = sorted(self.seen)[self.team.rank :: self.team.size]
         mine = [digest for digest in shared if set(ask[digest]) - set(known.get(digest, {}))]
@@ -142,10 +172,11 @@ class Bench:
             lacking = [question for question in ask[digest] if question not in known.get(digest, {})]
             given = self.teacher.answer(merged(self.seen[digest]), lacking, self.job.tokens, self.reference)
             partial = files[digest].with_suffix(".partial")
-            partial.write_text(json.dumps(known.get(digest, {}) | dict(zip(lacking, given, strict=True))))
+            told = json.dumps(known.get(digest, {}) | dict(zip(lacking, given, strict=True)))
+            partial.write_text(told, encoding="utf-8")
             partial.replace(files[digest])
         self.team.wait()
-        found = {digest: json.loads(file.read_text()) for digest, file in files.items()}
+        found = {digest: json.loads(file.read_bytes()) for digest, file in files.items()}
         return {digest: [(q, tuple(found[digest][q])) for q in ask[digest]] for digest in self.seen}
 
     def judge(self, codec: Codec) -> tuple[CodecConfig, list[Cost]]:
@@ -173,6 +204,13 @@ class Bench:
         told = json.dumps([[one.digest, self.asked[one.digest]] for one in [*self.choosing, *self.held_out]])
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
+    def _check_settings(self, report: dict[str, Any]) -> None:
+        told = {"model_id": report.get("model_id"), **report.get("settings", {})}
+        here = {"model_id": self.model_id, **self.judging}
+        differ = [f"{name} was {value}, is {here.get(name)}" for name, value in told.items() if value != here.get(name)]
+        if differ:
+            raise ValueError(f"the report to compare with was made with other settings: {'; '.join(differ)}")
+
     def check_comparable(self, report: dict[str, Any]) -> None:
         """Raises ``ValueError`` where another codec's report is not of what this bench judges on."""
         if (theirs := report.get("judged on")) != self.judged_on:
@@ -187,6 +225,7 @@ class Bench:
             "model_id": self.model_id,
             "date": date.today().isoformat(),
             "judged on": self.judged_on,
+            "settings": self.judging,
             "seed": self.job.seed,
             "pictures": {
                 "training": len(self.training),
@@ -218,7 +257,10 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
             return items
 
     job.run.mkdir(parents=True, exist_ok=True)
+    job.out.mkdir(parents=True, exist_ok=True)
     if job.lora:
+        import peft  # noqa: F401  # only to hear now, not hours later, that it is missing
+
         lora.need_room(Checkpoint.open(job.model), job.out / "model")
     bench = Bench(job, team, track, say, complain)
     if job.lora:
@@ -227,10 +269,14 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
         bench.teacher, bench.training, bench.asked, grid=bench.grid, mix=job.mix, seed=job.seed, team=team
     )
     basis = _basis(job, bench)
+    if team.rank == 0:
+        training, held_out = ({one.digest for one in some} for some in (bench.training, bench.held_out))
+        held_out |= {one.digest for one in bench.choosing}
+        settings.save(job.run, bench.settings, bench.ask, training, held_out)
     finished = job.run / "codec.pt"
     note, state = job.run / "codec.basis", None
-    if finished.exists() and note.exists() and note.read_text() == basis:
-        state = resume.load(job.run / "codec.ckpt", basis)  # what was trained beside the codec is there alone
+    if finished.exists() and note.exists() and note.read_text(encoding="utf-8") == basis:
+        state = resume.load(job.run / settings.CHECKPOINT, basis)  # what was trained beside the codec is there alone
     if state is not None:
         model = train.new_model(job.recipe, source.projector.shape[1])
         model.load_state_dict(torch.load(finished, weights_only=True, map_location="cpu"))
@@ -240,7 +286,7 @@ def train_codec(job: Job, track: NamedTrack, say: Callable[[str], None]) -> None
             source, job.run, basis=basis, recipe=job.recipe, seed=job.seed, team=team, log=lambda text, **_: say(text)
         )
         if team.rank == 0:
-            note.write_text(basis)
+            note.write_text(basis, encoding="utf-8")
     _finish(job, bench, source, model, say)
     team.wait()
     say(f"{job.out}: codec.json, codec.safetensors, report.json, report.png")
@@ -266,7 +312,7 @@ def _finish(job: Job, bench: Bench, source: MatchingSource, model: Any, say: Cal
         model_id = lora.merge(bench.checkpoint, adapters.deltas(), job.out / "model")
     weights.save(job.out, model_id)
     report = bench.report(costs) | {"warm": job.recipe.warm, "recipe": asdict(job.recipe), "mix": asdict(job.mix)}
-    (job.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    json_text.write(job.out / "report.json", report)
     figure.draw(job.run / "codec.jsonl", report, job.out / "report.png")
     for name, index in config.presets.items():
         one = costs[index]

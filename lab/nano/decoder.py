@@ -6,7 +6,6 @@ features are merged to a random number, and coarsened, so that the decoder knows
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from lab.nano.features import Cached
 from lab.nano.looking import named
 from lab.nano.packing import Batch, Look, Packer
 from lab.nano.rough import Coarsen, Rough
+from shared.json_text import dumps
 
 #: at first mostly what needs a name found among the features; comparing two of them is learned after that
 EARLY_WEIGHTS = {
@@ -200,8 +200,8 @@ def train(
             scores = {n: accuracy(score(answerer, packer, validation, merging(int(n)))) for n in ("36", "12")}
             for n, values in scores.items():
                 log(f"  validation n={n} " + " ".join(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
-            with (out / "decoder.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, **running, "validation": scores}) + "\n")
+            with (out / "decoder.jsonl").open("a", encoding="utf-8") as file:
+                file.write(dumps({"step": step, **running, "validation": scores}) + "\n")
             state = {
                 "answerer": answerer.state_dict(),
                 "optimisers": [o.state_dict() for o in optimisers],

@@ -79,7 +79,7 @@ def export(
         shutil.copyfile(tokenizer / name, out / name)
     end = words.convert_tokens_to_ids("<|im_end|>")
     generation = {"eos_token_id": end, "pad_token_id": words.convert_tokens_to_ids("<|endoftext|>"), "do_sample": False}
-    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     codec.save(out)
 
 

@@ -35,4 +35,4 @@ def draw(
             rng = np.random.default_rng([seed, 47, index])
             asked = draw_many(rng, scene_of(known["scene"]), turns)
             lines += [json.dumps({"image": name, "question": one.text}) for one in asked]
-    (out / "questions.jsonl").write_text("\n".join(lines) + "\n")
+    (out / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ stages; a stage counts pictures, not minutes, so that a seed means something on 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lab import resume
 from lab.nano import cells
 from lab.nano.features import Seen
 from lab.world import easy_vqa, scene
+from shared.json_text import dumps
 from shared.model.views import MEAN, STD, ViewRule, plan, views
 
 
@@ -207,8 +207,8 @@ def train(
                     seen = torch.cat([tower(normalise(p)).last_hidden_state for p in pixels_val.split(24)])
                 scores = head.scores(seen.float(), labels_val)
                 line = {"stage": at, "step": step, "pictures": step * stage.batch, **running, "validation": scores}
-                with (out / "tower.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                with (out / "tower.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(dumps(line) + "\n")
                 log("  validation " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()), flush=True)
                 _save(saved, tower, head, optimisers, at, step)
         at, step = at + 1, 0

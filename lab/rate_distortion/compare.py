@@ -8,7 +8,6 @@ reach an accuracy gets no figure for it. Leaves measuring to ``measure``, drawin
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from lab.rate_distortion.measure import Bench
 from lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
 from lab.resume import fingerprint
 from lab.world.assets import Split
+from shared import json_text
 from shared.codec.codec import Codec
 from shared.codec.weights import TENSOR_FILE
 
@@ -104,7 +104,7 @@ def compare(bench: Bench, run: Path, out: Path, log: Callable[[str], None] = pri
         # whose names are no setting's: large pictures come last.
         sets = {method: [one for one in ways if one.name in chosen[method]] for method, ways in sets.items()}
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        json_text.write(out, found)
     return found
 
 

@@ -5,7 +5,6 @@ Promises to draw only what is in ``rate_distortion.json``.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -15,13 +14,14 @@ from matplotlib import pyplot as plt
 
 from lab.rate_distortion.hull import hull
 from lab.rate_distortion.outcomes import OURS
+from shared import json_text
 
 TITLES = {"world": "336 px pictures", "easy": "easy-VQA", "large": "pictures of 420–1050 px, in crops"}
 
 
 def draw(report: Path, out: Path) -> None:
     """One panel a kind of picture; dots are settings, lines their hulls, dashed the uncompressed features."""
-    kinds = json.loads(report.read_text())["kinds"]
+    kinds = json_text.read(report)["kinds"]
     figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 5.2), constrained_layout=True)
     names = list(kinds["world"]["methods"])
     for axis, (kind, found) in zip(axes, kinds.items(), strict=True):

@@ -21,14 +21,16 @@ def free_memory() -> int | None:
     """Bytes that can still be used, within the container's limit where there is one; None if nobody says."""
     found = []
     try:
-        lines = _MEMINFO.read_text().splitlines()
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
         found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
     except OSError:
         pass
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (
+            (_CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current")
+        )
         if limit != "max":
-            pages = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+            pages = dict(line.split() for line in (_CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
             found.append(int(limit) - int(used) + int(pages["file"]))  # pages of files can go
     except (OSError, ValueError, KeyError):
         pass

@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 
 from shared.rpc.errors import UnavailableError, UnsafeAddressError
+from shared.text import read_lines, stripped
 
 UP_BYTES = 256 * 1024  # largest message to the server: a packet is a few hundred bytes
 DOWN_BYTES = 1024 * 1024  # largest message to the device
@@ -96,8 +97,8 @@ class ServerSecurity:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file: one line of at least 16 visible ASCII characters. Raises UnsafeAddressError."""
-    token = path.read_text(encoding="utf-8", errors="replace").strip()
+    """The token in a file: one line of at least 16 visible ASCII characters. Raises UnsafeAddressError, ValueError."""
+    token = stripped("\n".join(read_lines(path)))
     if len(token) < LEAST_TOKEN or not all("!" <= character <= "~" for character in token):
         raise UnsafeAddressError(
             f"{path} holds {len(token)} characters; a token is one line of at least {LEAST_TOKEN} visible ASCII "

@@ -1,4 +1,6 @@
 import json
+import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -6,11 +8,14 @@ from typing import Any
 import pytest
 
 from device_client import batch
+from device_client.batch_out import open_out
 from device_client.errors import EncoderError, UseError
 from device_client.fake import FakeEncoder
 from device_client.picture import Picture
 from device_client.session import Sampling, Session
 from shared.rpc.errors import CorruptPacketError, UnavailableError
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from shared.text import EncodingError
 from tests.client.conftest import Begin, FakeServer
 
 
@@ -25,8 +30,17 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 async def run(session: Session, lines: list[batch.Line], out: Path) -> tuple[list[bool], list[str]]:
     said: list[str] = []
-    stream = batch.run(session, lines, out, sampling=Sampling(), timeout_s=20, complain=said.append)
-    return [answered async for answered in stream], said
+    with open_out(out, lines, questions=out.parent / "q.jsonl", resume=True) as answers:
+        stream = batch.run(
+            session, lines[answers.done :], answers.file, sampling=Sampling(), timeout_s=20, complain=said.append
+        )
+        return [answered async for answered in stream], said
+
+
+def kept(out: Path, lines: list[batch.Line]) -> tuple[int, int]:
+    """(lines done, lines of those that failed)"""
+    with open_out(out, lines, questions=out.parent / "q.jsonl", resume=True) as answers:
+        return answers.done, answers.failed
 
 
 async def test_bad_lines_do_not_stop_the_others(server: FakeServer, begin: Begin, small: Path, tmp_path: Path) -> None:
@@ -65,24 +79,10 @@ async def test_resume_goes_on_behind_the_last_whole_line(
     await run(begin(), lines[:2], out)
     with out.open("a") as file:
         file.write('{"image": "small.png", "quest')  # where the process ended
-    with pytest.raises(UseError, match="exists; go on where it ends with --resume"):
-        batch.prepare_out(out, lines, resume=False)
-    done, _ = batch.prepare_out(out, lines, resume=True)
-    assert done == 2
     encoder = FakeEncoder()
-    await run(begin(encoder), lines[done:], out)
+    assert (await run(begin(encoder), lines, out))[0] == [True, True]
     assert [line["answer"] for line in read(out)] == [f"yes to number {n}" for n in range(4)]
-    assert batch.prepare_out(out, lines, resume=True) == (4, 0)
-
-
-def test_resume_refuses_the_answers_to_other_questions(tmp_path: Path) -> None:
-    lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "a.png", "question": "one"}))
-    out = write(tmp_path / "out.jsonl", {"image": "a.png", "question": "another", "answer": "yes"})
-    with pytest.raises(UseError, match="line 1 differs"):
-        batch.prepare_out(out, lines, resume=True)
-    write(out, *[{"image": "a.png", "question": "one", "answer": "yes"}] * 2)
-    with pytest.raises(UseError, match="2 lines, the questions only 1"):
-        batch.prepare_out(out, lines, resume=True)
+    assert kept(out, lines) == (4, 0)
 
 
 def test_no_questions(tmp_path: Path) -> None:
@@ -99,9 +99,7 @@ async def test_a_line_that_is_no_utf_8_fails_alone(
     questions.write_bytes(questions.read_bytes().replace(b"XX", b"\xff"))
     out = tmp_path / "out.jsonl"
     answered, said = await run(begin(), batch.read_lines(questions), out)
-    assert answered == [True, False] and said[0].startswith("line 2: the question is no UTF-8 text at character 1")
-    with pytest.raises(UseError, match=r"the folder of --out .* does not exist"):
-        batch.prepare_out(tmp_path / "nowhere" / "out.jsonl", [], resume=False)
+    assert answered == [True, False] and said[0].startswith("line 2: not JSON: not UTF-8 text at character 37; check")
 
 
 async def test_a_picture_that_cannot_be_encoded_does_not_stop_the_others(
@@ -150,7 +148,7 @@ async def test_a_lone_surrogate_is_that_lines_error(
     out = tmp_path / "out.jsonl"
     answered, _ = await run(begin(), lines, out)
     assert answered == [True, False, False]
-    assert read(out)[0]["id"] == "\ud800" and batch.prepare_out(out, lines, resume=True) == (3, 2)
+    assert read(out)[0]["id"] == "\ud800" and kept(out, lines) == (3, 2)
 
 
 async def test_fields_named_like_results_are_kept(
@@ -162,7 +160,7 @@ async def test_fields_named_like_results_are_kept(
     (found,) = read(out)
     assert found["answer"] == "yes to one" and "error" not in found
     assert (found["answer_given"], found["answer_given_given"], found["error_given"]) == ("old", "label", "none")
-    assert batch.prepare_out(out, lines, resume=True) == (1, 0)
+    assert kept(out, lines) == (1, 0)
 
 
 async def test_a_lost_server_ends_the_batch(server: FakeServer, begin: Begin, small: Path, tmp_path: Path) -> None:
@@ -173,4 +171,134 @@ async def test_a_lost_server_ends_the_batch(server: FakeServer, begin: Begin, sm
     lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "small.png", "question": "there?"}))
     with pytest.raises(UnavailableError, match="gone for good"):
         await run(begin(sleep=sleep), lines, tmp_path / "out.jsonl")
-    assert (tmp_path / "out.jsonl").read_text() == "", "the line is left for --resume"
+    assert not (tmp_path / "out.jsonl").exists(), "the line is left for --resume"
+
+
+@pytest.mark.parametrize(
+    ("start", "between", "end"),
+    [
+        ("\ufeff", "\n\ufeff", "\n"),
+        ("\ufeff", "\ufeff", ""),  # the first file had no line end at its end
+        ("", "\r\n", "\r\n"),
+        ("", "\r", "\r"),
+        ("\n \n", "\n\r\n\n", ""),
+    ],
+)
+async def test_files_as_other_systems_write_them(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path, start: str, between: str, end: str
+) -> None:
+    first, second = (json.dumps({"image": "small.png", "question": one}) for one in ("one", "two"))
+    text = f"{start}{first}{between}{second}{end}"
+    (tmp_path / "q.jsonl").write_bytes(text.encode())
+    answered, _ = await run(begin(), batch.read_lines(tmp_path / "q.jsonl"), tmp_path / "out.jsonl")
+    assert answered == [True, True]
+    assert [line["answer"] for line in read(tmp_path / "out.jsonl")] == ["yes to one", "yes to two"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_named_once(tmp_path: Path, encoding: str) -> None:
+    plain = b'{"image": "a.png", "question": "one"}\n'
+    for data in (plain.decode().encode(encoding) * 3, plain + plain.decode().encode(encoding)):
+        (tmp_path / "q.jsonl").write_bytes(data)
+        with pytest.raises(EncodingError, match=rf"q\.jsonl is {encoding[:6].upper()} text; save it as UTF-8"):
+            batch.read_lines(tmp_path / "q.jsonl")
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse, parse_int=str, parse_float=str)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1e400",
+        "-1e400",
+        "9" * 5000,
+        "0.1000000000000000055511151231257827",
+        "1.10",
+        '"\\ud800"',
+        '"caf\\u00e9 é \\u0000"',
+        "[" * 300 + "]" * 300,
+        '{"a": {"b": [1, {"c": "}"}]}}',
+    ],
+)
+async def test_a_field_stays_as_it_was_written(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path, value: str
+) -> None:
+    questions = write(tmp_path / "q.jsonl", f'{{"id": {value} ,"image":"small.png" , "question": "one"}}')
+    lines, out = batch.read_lines(questions), tmp_path / "out.jsonl"
+    assert (await run(begin(), lines, out))[0] == [True]
+    (written,) = out.read_text(encoding="utf-8").splitlines()
+    assert written.startswith(f'{{"id": {value}, "image": "small.png", "question": "one", "answer": "yes to one", ')
+    assert strict(written)["id"] == strict(value) and kept(out, lines) == (1, 0)
+
+
+async def test_what_some_programs_cut_lines_at_is_escaped(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    server.word = odd = "a\u2028b\x85c\x9b\x7fd"
+    (tmp_path / "q.jsonl").write_text(f'{{"image": "small.png", "question": "{odd}?"}}', encoding="utf-8")
+    out = tmp_path / "out.jsonl"
+    assert (await run(begin(), batch.read_lines(tmp_path / "q.jsonl"), out))[0] == [True]
+    (written,) = out.read_text(encoding="utf-8").splitlines()
+    found = json.loads(written)
+    assert found["question"] == f"{odd}?" and found["answer"] == f"{odd} to {odd}?"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"image": "small.png", "question": "one", "id": NaN}', "not JSON: NaN is not a number"),
+        ('{"image": "small.png", "question": "one", "id": [-Infinity]}', "not JSON: -Infinity is not a number"),
+        ('{"image": "small.png", "question": "one", "id": ' + "[" * 99_999, "nested too deeply"),
+        ('{"image": "small.png", "question": "o\0ne"}', "not JSON: Invalid control character at character 38"),
+        ("9" * 5000, "not a JSON object"),
+        ('{"image": "a\\u0000.png", "question": "one"}', "holds a zero character"),
+        ('{"image": "\\ud800.png", "question": "one"}', "is not a file name in utf-8"),
+        ('{"image": "' + "a" * 300 + '.png", "question": "one"}', "file name too long"),
+    ],
+)
+async def test_what_a_line_cannot_be_is_said_of_it_alone(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path, line: str, said: str
+) -> None:
+    good = {"image": "small.png", "question": "good"}
+    lines, out = batch.read_lines(write(tmp_path / "q.jsonl", line, good)), tmp_path / "out.jsonl"
+    answered, told = await run(begin(), lines, out)
+    assert answered == [False, True] and len(told) == 1 and said in told[0]
+    found = [strict(one) for one in out.read_text(encoding="utf-8").splitlines()]
+    assert said in found[0]["error"] and found[1]["answer"] == "yes to good" and kept(out, lines) == (2, 1)
+
+
+async def test_a_server_s_figures_are_json_whatever_they_are(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    server.done = {"timing": pb.Timing(decode_ms=float("nan"), prefill_ms=float("inf"))}
+    lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "small.png", "question": "one"}))
+    await run(begin(), lines, tmp_path / "out.jsonl")
+    found = strict((tmp_path / "out.jsonl").read_text())
+    assert found["timings"]["server_decode"] is None and found["timings"]["server_prefill"] is None
+
+
+def test_paths_are_relative_to_the_file_and_a_pipe_s_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = '{"image": "a.png", "question": "one"}\n'
+    (tmp_path / "below" / "q.jsonl").write_text(text)
+    assert batch.read_lines(Path("below/q.jsonl"))[0].images == (Path("below/a.png"),)
+    with (tmp_path / "below" / "q.jsonl").open() as file:  # /dev/stdin of `< below/q.jsonl`
+        assert batch.read_lines(Path(f"/dev/fd/{file.fileno()}"))[0].images == (Path("a.png"),)
+    ends = os.pipe()
+    os.write(ends[1], text.encode())
+    os.close(ends[1])
+    assert batch.read_lines(Path(f"/dev/fd/{ends[0]}"))[0].images == (Path("a.png"),)
+    os.close(ends[0])
+    os.mkfifo(tmp_path / "below" / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "below" / "pipe").write_text(text))
+    writer.start()
+    assert batch.read_lines(Path("below/pipe"))[0].images == (Path("a.png"),)
+    writer.join()

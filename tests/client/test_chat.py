@@ -1,13 +1,12 @@
 """`device-client chat`: questions from stdin, each with the turns before it."""
 
-import asyncio
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from device_client import cli
-from device_client.chat import _line
 from device_client.fake import FakeEncoder
 from shared.model.checkpoint import Origin
 from shared.rpc.errors import InvalidRequestError, LimitError
@@ -69,7 +68,8 @@ def test_a_conversation_that_becomes_too_long_forgets_its_older_half(
     serving.fail = InvalidRequestError("the model reads at most 9", reason="PROMPT_TOO_LONG")
     result = chat(serving, "one\nfail\ntwo\n", small)  # too long by itself
     assert result.exit_code == 5 and "forgotten" not in result.stderr and "at most 9" in result.stderr
-    assert result.stdout == "yes to one\nyes to two\n" and serving.talks[-1] == ["one", "yes to one", "two"]
+    assert result.stdout == "yes to one\n\nyes to two\n", "a line a question, for programs that wait for one"
+    assert serving.talks[-1] == ["one", "yes to one", "two"]
 
 
 def test_pictures_as_files(serving: FakeServer, small: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_person_may_ask_again_after_what_would_end_a_file_of_questions(
     monkeypatch.setattr("device_client.chat._is_terminal", lambda: True)
     serving.fail = LimitError("full")
     result = chat(serving, "one\nfail\ntwo\n", small)
-    assert result.exit_code == 5 and result.stdout == "yes to one\nyes to two\n" and "full" in result.stderr
+    assert result.exit_code == 5 and result.stdout == "yes to one\n\nyes to two\n" and "full" in result.stderr
     assert serving.talks[-1] == ["one", "yes to one", "two"]
 
 
@@ -114,14 +114,49 @@ def test_what_ends_a_conversation(
     result = chat(serving, "one\nfail\ntwo\n", small)
     assert result.exit_code == 5 and result.stdout == "yes to one\n" and "too long" in result.stderr
     assert chat(serving, "one\n", tmp_path / "none.png").exit_code == 2
-    result = chat(serving, b"\xff\xfe\n", small)
-    assert result.exit_code == 2 and "no UTF-8 text at character 1" in result.stderr
+    result = chat(serving, b"caf\xe9\ntwo\n", small)
+    assert result.exit_code == 2 and "no UTF-8 text at character 4" in result.stderr
+    assert result.stdout == "\nyes to two\n"
     assert command("chat", small, "--timeout", "-1").exit_code == 2
 
 
-def test_a_closed_stdin_is_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", None)
-    assert asyncio.run(_line()) == ""
+@pytest.mark.parametrize(
+    "said", [b"\xef\xbb\xbfone\r\n two \r\n", b"\xef\xbb\xbfone\n\xef\xbb\xbftwo", b"one\rtwo\r", b"one\n\n\ntwo"]
+)
+def test_questions_as_other_systems_write_them(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, said: bytes
+) -> None:
+    assert chat(serving, said, small).stdout == "yes to one\nyes to two\n"
+    assert [one.question for one in serving.said("ask")] == ["one", "two"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_what_is_no_utf_8_at_all_is_named_once(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, encoding: str
+) -> None:
+    result = chat(serving, "what is this?\nand this?\n".encode(encoding), small)
+    assert result.exit_code == 2 and result.stdout == "" and not serving.said("ask")
+    assert result.stderr.startswith(f"device-client: stdin is {encoding[:6].upper()} text; save it as UTF-8")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_empty_answer_is_a_line_and_said(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
+    serving.speech = [{"text": ""}]
+    result = chat(serving, "one\ntwo\n", small)
+    assert result.exit_code == 0 and result.stdout == "\n\n"
+    assert result.stderr.count("the answer is empty: the model ended it after 3 tokens") == 2
+    assert serving.talks[1] == ["two"], "an empty answer is no turn"
+
+
+def test_json_is_one_line_a_question(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
+    serving.fail = InvalidRequestError("too much", reason="QUESTION_TOO_LONG")
+    serving.word = "yes\n\nor\u2028\x1bno"
+    result = chat(serving, "one\nfail\ntwo\n", small, "--json")
+    first, second, third = map(json.loads, result.stdout.splitlines())
+    assert first["answer"] == f"{serving.word} to one" and first["bytes_picture"] == 100 and third["question"] == "two"
+    assert second == {"question": "fail", "error": "too much"} and "too much" in result.stderr
+    assert (result.exit_code, len(result.stderr.splitlines())) == (5, 1)
+    assert serving.talks[-1] == ["one", f"{serving.word} to one", "two"]
 
 
 def test_ctrl_c_ends_quietly(

@@ -62,6 +62,39 @@ def test_pictures_are_compared_once(
     assert [json.loads(line)["comparison"]["quality"] for line in lines] == [75, 75] and compared == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("pieces", "shown", "empty"),
+    [
+        ([""], "\n", True),
+        ([" ", "\n"], " \n", True),
+        (["\n", "\nyes", "\n", "\n"], "yes\n", False),
+        (["a\n", "\n", "b\n"], "a\n\nb\n", False),
+        (["\x1b[2", "J\x07yes\x9b", "\x00\r\n\tno"], "\\x1b[2J\\x07yes\\x9b\\x00\\x0d\n\tno\n", False),
+    ],
+)
+def test_an_answer_is_a_line_at_least_and_steers_no_terminal(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, pieces: list[str], shown: str, empty: bool
+) -> None:
+    serving.speech = [{"text": piece} for piece in pieces]
+    result = ask(serving, small, "-q", "one", "-q", "two", "-q", "three")
+    assert (result.exit_code, result.stdout) == (0, 3 * shown)
+    assert result.stderr.count("the answer is empty") == 3 * empty
+    found = json.loads(ask(serving, small, "one", "--json").stdout)
+    assert found["answer"] == "".join(pieces), "JSON has the exact text"
+
+
+@pytest.mark.parametrize("question", ["q" * 300, "a\nb", "\ufeffwhy?\r\n", "x" * 9000, "\u2028"])
+def test_any_text_beside_q_is_a_question(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, question: str
+) -> None:
+    result = ask(serving, small, question, "-q", "two")
+    asked = [one.question for one in serving.said("ask")]
+    if question.strip():
+        assert result.exit_code == 0 and asked == [question.strip().strip("\ufeff"), "two"]
+    else:
+        assert result.exit_code == 2 and "the question is empty" in result.stderr
+
+
 def test_a_picture_too_wide_for_webp_is_not_compared(tmp_path: Path) -> None:
     Image.new("RGB", (16_400, 520)).save(tmp_path / "wide.png")
     rule = ViewRule(global_size=336, crop_size=2048, max_side=20_000)
@@ -139,7 +172,13 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
         (["small.png", "what?", "--tls-ca", "words.png"], "words.png holds no certificate in PEM"),
         (["small.png", "what?", "--out", "x.jsonl"], "belong to --batch"),
         (["--batch", "q.jsonl"], "--batch needs --out"),
-        (["--batch", "q.jsonl", "--out", "q.jsonl"], "q.jsonl exists"),
+        (["--batch", "q.jsonl", "--out", "q.jsonl"], "--out q.jsonl is the file of --batch itself"),
+        (["--batch", "q.jsonl", "--out", "words.png"], "words.png exists; resume where it ends with --resume"),
+        (["--batch", "q.jsonl", "--out", "."], ".: is a directory"),
+        (["--batch", "wide.jsonl", "--out", "o.jsonl"], "wide.jsonl is UTF-16 text; save it as UTF-8"),
+        (["q" * 300, "what?"], "does not exist; give the path of a picture"),
+        (["small.png", "what?", "--token-file", "wide.jsonl"], "wide.jsonl is UTF-16 text; save it as UTF-8"),
+        (["small.png", "what?", "--tls-ca", "wide.jsonl"], "wide.jsonl is UTF-16 text; save it as UTF-8"),
         (["small.png", "what?", "--batch", "q.jsonl", "--out", "o.jsonl"], "from the file"),
         (["small.png", "what?", "--mode", "images"], "--mode images is not known; choose one of features, image"),
         (["small.png", "what?", "--codec", "webp"], "--codec webp belongs to --mode image"),
@@ -168,6 +207,7 @@ def test_wrong_use_is_one_line(
     monkeypatch.chdir(small.parent)
     Path("words.png").write_text("no picture")
     Path("q.jsonl").write_text('{"image": "small.png", "question": "what?"}\n')
+    Path("wide.jsonl").write_text('{"image": "small.png", "question": "what?"}\n', encoding="utf-16")
     if "huge.png" in words:
         Path("huge.png").write_bytes(png_header(20_000, 20_000))
     result = command("ask", "--server", "127.0.0.1:1", *words)
@@ -240,6 +280,12 @@ def test_the_map_and_a_batchs_answers_have_environment_variables_of_their_own(
     assert ask(serving, small, "what?", TOFC_DEVICE_INSPECT_OUT="map.png").exit_code == 0
     result = command("inspect", small, TOFC_DEVICE_INSPECT_OUT="map.jpg", TOFC_DEVICE_BATCH_OUT="map.png")
     assert "--out map.jpg is no PNG" in result.stderr
+
+
+def test_inspect_does_not_write_over_its_picture(small: Path) -> None:
+    before = small.read_bytes()
+    result = command("inspect", small, "--out", small)
+    assert result.exit_code == 2 and "is the picture itself" in result.stderr and small.read_bytes() == before
 
 
 def test_inspect_refuses_what_is_no_png(small: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_cut_answer_says_what_to_do(
 ) -> None:
     serving.speech, serving.done = [{"text": "a 4", "thinking": True}], CUT | {"usage": pb.Usage(new_tokens=9)}
     result = ask(serving, small, "?")
-    assert result.exit_code == 0 and result.stdout == ""
+    assert result.exit_code == 0 and result.stdout == "\n"
     assert "no answer: the model was still thinking after 9 tokens; raise --max-tokens" in result.stderr
     assert "answer cut" not in result.stderr
     found = json.loads(ask(serving, small, "?", "--json").stdout)

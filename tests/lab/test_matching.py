@@ -162,10 +162,53 @@ def test_questions_come_from_a_file_or_are_general(data: Path, tmp_path: Path) -
     assert questions.read(own, data, pictures) == {pictures[0]: ("who?",), pictures[1]: questions.GENERAL}
 
 
+@pytest.mark.parametrize("name", ["questions.txt", "questions.jsonl", "QUESTIONS.JSONL"])
+@pytest.mark.parametrize(
+    ("start", "between", "end"),
+    [("\ufeff", "\r\n", "\r\n"), ("\ufeff", "\n\ufeff", ""), ("", "\r", "\r"), ("\n", "\n\n", "")],
+)
+def test_files_of_questions_as_other_systems_write_them(
+    data: Path, tmp_path: Path, name: str, start: str, between: str, end: str
+) -> None:
+    asked = ["où est\u2028le chat?", "two\x85 cats?"]
+    lines = asked
+    if not name.endswith("txt"):
+        lines = [json.dumps({"image": "0.png", "question": one}, ensure_ascii=False) for one in asked]
+    (tmp_path / name).write_bytes((start + between.join(lines) + end).encode())
+    assert questions.read(tmp_path / name, data, [data / "0.png"]) == {data / "0.png": tuple(asked)}
+
+
+@pytest.mark.parametrize("name", ["questions.txt", "questions.jsonl"])
+def test_questions_are_utf_8(data: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text('{"image": "0.png", "question": "why?"}\n', encoding="utf-16")
+    with pytest.raises(ValueError, match="is UTF-16 text; save it as UTF-8"):
+        questions.read(file, data, [data / "0.png"])
+    file.write_bytes(b'{"image": "0.png", "question": "why?"}\n{"image": "0.png", "question": "caf\xe9?"}\n')
+    with pytest.raises(ValueError, match="line 2: not UTF-8 text at character"):
+        questions.read(file, data, [data / "0.png"])
+    # The locale has no say: of ASCII, Python would read no é.
+    file.write_bytes('{"image": "0.png", "question": "café?"}\n'.encode())
+    ask = f"from pathlib import Path; from lab.matching import questions; p = Path({str(data / '0.png')!r}); "
+    ask += f"print(ascii(questions.read(Path({str(file)!r}), p.parent, [p])[p]))"
+    narrow = os.environ | {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run([sys.executable, "-c", ask], env=narrow, capture_output=True, text=True, check=True)
+    assert "caf\\xe9?" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("not json", r"line 1: not \{"),
+        ("[" * 99_999, r"line 1: not \{"),
+        ('{"image": "0.png", "question": "\\ud800"}', "line 1: the question is not UTF-8 text at character 1"),
+        ('{"image": "' + "a" * 300 + '", "question": "why?"}', "is not in"),
+        ('{"image": "\\u0000.png", "question": "why?"}', "is not in"),
         ('{"image": "0.png"}', r"line 1: not \{"),
         ('{"image": "7.png", "question": "why?"}', r"line 1: 7\.png is not in"),
         ('{"image": "0.png", "question": " "}', "line 1: image and question must be texts"),
@@ -398,7 +441,13 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     judged = json.loads((tmp_path / "judged.json").read_text())
     assert judged["rates"] == report["rates"] and judged["beside"]["report"] == report
     result = CliRunner().invoke(app, list(map(str, [*judging, 2])))
+    assert result.exit_code == 2 and "was made with other settings: --tokens was 3, is 2" in result.output
+    beside = tmp_path / "codec" / "report.json"
+    beside.write_text(json.dumps({name: value for name, value in report.items() if name != "settings"}))
+    result = CliRunner().invoke(app, list(map(str, [*judging, 2])))  # as reports were before
     assert result.exit_code == 2 and f"judged on {report['judged on']}, here it is" in result.output
+    beside.write_text("[]")
+    assert "is not the report.json of a codec" in CliRunner().invoke(app, list(map(str, [*judging, 3]))).output
     for name in ("codec.json", "codec.safetensors"):
         (checkpoint.path / name).write_bytes(once[name])
     try:
@@ -412,6 +461,56 @@ def test_a_codec_is_trained_for_a_checkpoint_and_carries_its_name(
     finally:
         for name in ("codec.json", "codec.safetensors"):
             (checkpoint.path / name).unlink()
+
+
+def test_other_settings_of_a_run_are_told_before_the_features(
+    run: Any, checkpoint: Checkpoint, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = run.train.Recipe(components=6, hidden=8, warm=2, steps=2, follow=1, settle=3, measured=2, bits=(8.0, 16.0))
+    own = shutil.copytree(data, tmp_path / "data")
+    words = tmp_path / "questions.txt"
+    words.write_text("why?\nhow?\n")
+    job = run.Job(
+        model=checkpoint.path, data=own, run=tmp_path / "run", out=tmp_path / "codec", tokens=2, recipe=recipe,
+        questions=words, mix=Mix(batch=2, turns=2),
+    )  # fmt: skip
+    stopped = replace(job, recipe=replace(recipe, save=1))
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(run, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.train_codec(stopped, through, lambda _: None)
+    kept = (tmp_path / "run" / "codec.ckpt").read_bytes()
+
+    def slow(*_: Any, **__: Any) -> None:
+        raise AssertionError("features or answers were begun")
+
+    with monkeypatch.context() as quick:
+        for name in ("Teacher", "Tower"):
+            quick.setattr(run, name, slow)
+        quick.setattr(run.pictures, "look", slow)
+        for other, said in (
+            ({"seed": 3}, "--seed was 0, is 3"),
+            ({"tokens": 5}, "--tokens was 2, is 5"),
+            ({"dtype": "bfloat16"}, "--dtype was float32, is bfloat16"),
+            ({"mix": Mix(batch=1, turns=2)}, "--batch was 2, is 1"),
+            ({"recipe": replace(stopped.recipe, bits=(8.0, 12.0))}, r"--bits was \[8.0, 16.0\], is \[8.0, 12.0\]"),
+            ({"questions": None}, "pictures that have other questions: 2"),
+        ):
+            with pytest.raises(ValueError, match=f"was begun with other settings: {said}.*name another --run"):
+                run.train_codec(replace(stopped, **other), through, print)
+        fresh = own / "new.png"
+        Image.new("RGB", (336, 336), "red").save(fresh)
+        with pytest.raises(ValueError, match="pictures that are new: 1"):
+            run.train_codec(stopped, through, print)
+        fresh.unlink()
+        (own / "1.png").rename(tmp_path / "1.png")
+        with pytest.raises(ValueError, match="pictures that are missing: 1"):
+            run.train_codec(stopped, through, print)
+        (tmp_path / "1.png").rename(own / "1.png")
+    assert (tmp_path / "run" / "codec.ckpt").read_bytes() == kept
+    (own / "broken.jpg").unlink()  # was left out, and is not missed
+    run.train_codec(stopped, through, lambda _: None)
+    assert (tmp_path / "codec" / "codec.json").exists()
 
 
 def test_two_processes_train_one_codec_with_adapters(

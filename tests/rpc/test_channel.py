@@ -108,9 +108,17 @@ def test_tokens_that_are_none(text: str, tmp_path: Path) -> None:
         read_token(file)
 
 
-def test_a_token_is_a_line(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("0123456789abcdef\n")
+@pytest.mark.parametrize("written", ["{}\n", "{}", "\ufeff{}\r\n", "{}\r", "\n {}\t\n", "\ufeff\n\ufeff{}"])
+def test_a_token_is_a_line_whoever_wrote_it(written: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(written.format("0123456789abcdef").encode())
     assert read_token(tmp_path / "token") == "0123456789abcdef"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_token_in_utf_16_is_named(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes("0123456789abcdef\r\n".encode(encoding))
+    with pytest.raises(ValueError, match="token is UTF-16 text; save it as UTF-8"):
+        read_token(tmp_path / "token")
 
 
 def echo_server() -> tuple[grpc.aio.Server, int]:

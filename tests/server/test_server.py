@@ -1,6 +1,7 @@
 """A server's life: health, reflection, TLS and tokens, signals, the command line."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -19,12 +20,13 @@ from typer.testing import CliRunner
 import edge_server
 from edge_server import credentials
 from edge_server.backend import Backend
-from edge_server.cli import app
+from edge_server.cli import _Printable, app
 from edge_server.fake import fake_backend
 from edge_server.server import SERVICE, start
 from edge_server.settings import ServerSettings, SessionLimits
 from lab import fake as lab_fake
 from shared.codec.fake import fake_weights
+from shared.install import install
 from shared.model.config import SplitConfig
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TokenError, UnavailableError, UnsafeAddressError, from_call
@@ -144,6 +146,45 @@ async def test_tls_and_token(serve: Serve, connect: Connect, tmp_path: Path) -> 
             await info(plain)
 
 
+async def test_certificates_and_tokens_as_other_systems_write_them(serve: Serve, tmp_path: Path) -> None:
+    """With a byte order mark at the start of every file of a concatenation, and with carriage returns."""
+    written = credentials.write(tmp_path / "made", ["127.0.0.1"])
+    stranger = credentials.write(tmp_path / "other", ["127.0.0.1"])
+
+    def foreign(*files: Path) -> Path:
+        texts = [b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n") for file in files]
+        (tmp_path / files[-1].name).write_bytes(b"".join(texts))
+        return tmp_path / files[-1].name
+
+    certificate, key, token = (foreign(file) for file in (written.certificate, written.key, written.token))
+    server = await serve(host="0.0.0.0", tls_cert=certificate, tls_key=key, token_file=token)
+    authority = foreign(stranger.authority, written.authority)
+    arguments = ["info", f"127.0.0.1:{server.port}", "--tls-ca", str(authority), "--token-file", str(token)]
+    found = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    assert found.exit_code == 0 and "model_id: fake-model" in found.output
+    wide = tmp_path / "wide.pem"
+    wide.write_text(written.authority.read_text(), encoding="utf-16")
+    found = await asyncio.to_thread(CliRunner().invoke, app, [*arguments[:3], str(wide)])
+    assert (found.exit_code, found.output.count("\n")) == (2, 1) and "wide.pem is UTF-16 text" in found.output
+
+
+def test_what_a_log_quotes_steers_no_terminal() -> None:
+    record = logging.LogRecord("edge_server", logging.INFO, "", 0, "%s went away", ("\x1b[2J\x9bm",), None)
+    assert _Printable("%(name)s: %(message)s").format(record) == "edge_server: \\x1b[2J\\x9bm went away"
+
+
+async def test_info_is_quiet_when_nobody_reads_it(serve: Serve) -> None:
+    server = await serve()
+    reads, writes = os.pipe()
+    os.close(reads)
+    for arguments, stream in ((["info", server.address], "stdout"), (["info", "127.0.0.1:x"], "stderr")):
+        streams: dict[str, Any] = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, stream: writes}
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "edge_server", *arguments, **streams)
+        said = await process.communicate()
+        assert (process.returncode, [one for one in said if one]) == (141, [])
+    os.close(writes)
+
+
 async def test_a_token_without_tls_on_this_machine(serve: Serve, connect: Connect, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("0123456789abcdef\n")
@@ -203,7 +244,7 @@ def test_an_installation_for_devices_is_told_which_extra_is_missing(
     monkeypatch.setitem(sys.modules, missing, None)
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 1
-    assert missing in found.output and found.output.endswith("; pip install 'tofc[server]'\n")
+    assert missing in found.output and found.output.endswith(f"; {install('server')}\n")
     assert found.output.count("\n") == 1
 
 

@@ -1,0 +1,56 @@
+"""Text files are UTF-8 whatever the locale says, and what is JSON anywhere is JSON for everybody.
+
+Read from the sources, so that what no test runs counts too.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("shared", "device_client", "edge_server", "lab", "benchmarks")
+PRINTERS = {"print", "typer.echo", "echo"}
+
+
+def calls(package: str) -> Iterator[tuple[str, ast.Call]]:
+    """(place, call) of every call of a method or function in a package."""
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    for path in found:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+            if isinstance(node, ast.Call):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def has_encoding(call: ast.Call) -> bool:
+    return any(word.arg == "encoding" for word in call.keywords)
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether it is `PATH.open("r")`, or of another mode for text."""
+    modes = [one.value for one in call.args[:1] if isinstance(one, ast.Constant)]
+    return any(isinstance(mode, str) and 0 < len(mode) <= 2 and set(mode) <= set("rwax+") for mode in modes)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_text_file_has_its_encoding_named(package: str) -> None:
+    wrong = []
+    for place, call in calls(package):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        text = name in ("read_text", "write_text") or (name == "open" and opens_text(call))
+        wrong += [place] * (text and not has_encoding(call))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", ["device_client", "edge_server"])
+def test_what_a_command_prints_goes_through_the_terminal_s_module(package: str) -> None:
+    """`print` and `typer.echo` would hand control characters on. A prompt and a style are the program's own."""
+    wrong = []
+    for place, call in calls(package):
+        called, words = ast.unparse(call.func), [ast.unparse(one) for one in call.args]
+        fixed = all(isinstance(one, ast.Constant) for one in call.args)
+        made = all("printable(" in one or "one_line(" in one for one in words)
+        wrong += [place] * (called in ("print", "typer.echo", "typer.secho") and not fixed and not made)
+    assert wrong == []
