@@ -68,7 +68,7 @@ def digest(codec: Codec, packet: bytes) -> str:
     finally:
         del codec.payload.decode  # type: ignore[attr-defined]
     sha = hashlib.sha256()
-    integers = {"grid": decoded.grid, "positions": decoded.positions, **vars(found[-1])}
+    integers = {"grid": decoded.grid, "positions": decoded.positions, **vars(found[-1][0])}
     for name, value in sorted(integers.items()):
         array = np.asarray(value)
         assert array.dtype.kind in "iub", f"{name} is {array.dtype}: the decoder's symbols are integers"

@@ -56,7 +56,7 @@ def main() -> None:
             data = codec.encode(features, n, index % weights.config.qualities)
             limit, qualities = codec.payload.max_feature_bits, weights.config.qualities
             layout, payload = read(data, max_side=16, max_feature_bits=limit, qualities=qualities)
-            symbols = codec.payload.decode(payload, layout.grid, np.array(layout.cells), layout.quality)
+            symbols, _ = codec.payload.decode(payload, layout.grid, np.array(layout.cells), layout.quality)
             packets.append(
                 {
                     "packet": data.hex(),
