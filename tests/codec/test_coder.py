@@ -107,7 +107,7 @@ def test_the_end_counts_as_zeros() -> None:
 def test_what_no_encoder_writes_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="outside"):
         Decoder(b"\xff" * 40).decode([RARE] * 50)
-    end = (TOTAL << 8) * ((2**64 - 1 >> 24))  # the first point behind every symbol
+    end = (TOTAL << 8) * (2**64 - 1 >> 24)  # the first point behind every symbol
     assert Decoder((end - 1).to_bytes(8, "big")).decode([RARE]) == [1]
     with pytest.raises(ValueError, match="outside"):
         Decoder(end.to_bytes(8, "big")).decode([RARE])
