@@ -142,7 +142,12 @@ FAST = [
     kernel("SapphireRapids", "AVX512_SPR"),
     mathematics(),
 ]
-ARM = [arm("cortex-a72", "cortexa57"), arm("neoverse-n1", "neoversen1"), arm("a64fx", "a64fx"), arm("max", "neoversev1")]
+ARM = [
+    arm("cortex-a72", "cortexa57"),
+    arm("neoverse-n1", "neoversen1"),
+    arm("a64fx", "a64fx"),
+    arm("max", "neoversev1"),
+]
 SLOW = [torch_cell("default", "SSE41", 1, "SSE41"), torch_cell("avx2", "AVX2", 2, "AVX2")]
 
 
