@@ -41,6 +41,11 @@ test: $(VENV)/installed-dev ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 	@OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/beside $(BIN)/python -m pytest tests/parity
 
+.PHONY: arm
+arm: $(VENV)/installed-dev ## run the codec on an emulated 64-bit ARM machine (Debian or Ubuntu, no root)
+	@PYTHON=$(BIN)/python .ci/arm $(VENV)/arm
+	@TOFC_ARM=$(abspath $(VENV)/arm) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/codec/test_exactness.py -k arm
+
 .PHONY: check
 check: $(VENV)/installed-dev ## lint, formatting, types, and whether generated code is fresh
 	$(BIN)/ruff check .

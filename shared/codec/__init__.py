@@ -1,4 +1,4 @@
-"""The run-time codec: features ⇄ packets, with numpy, constriction and exact integers, never torch."""
+"""The run-time codec: features ⇄ packets, with numpy and exact integers, never torch."""
 
 from shared.codec.codec import Codec, Decoded, Explanation
 from shared.codec.packet import PacketError

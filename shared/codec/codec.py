@@ -108,11 +108,11 @@ class Codec:
         )
         cells = np.array(layout.cells, np.int64)
         try:
-            symbols = self.payload.decode(payload, layout.grid, cells, layout.quality)
+            symbols, interval = self.payload.decode(payload, layout.grid, cells, layout.quality)
         except ValueError as error:
             raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
         # Many byte strings lead to the same symbols; only the one that an encoder writes is taken.
-        if packet.write(layout, self.payload.encode(symbols), qualities=self.config.qualities) != data:
+        if packet.write(layout, interval, qualities=self.config.qualities) != data:
             raise PacketError("NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged")
         return Parsed(q=symbols.q, positions=cells, grid=layout.grid, quality=layout.quality)
 

@@ -1,7 +1,7 @@
 """Stored probability tables: cumulative counts out of 2¹⁶, every symbol at least 1.
 
-Promises that a table is either valid or refused, and that the entropy coder sees exactly the stored
-integers. Leaves to whoever trains the codec which probabilities a table holds.
+Promises that a table is either valid or refused. Leaves to whoever trains the codec which probabilities a table
+holds.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 PRECISION = 16
 TOTAL = 1 << PRECISION  # what the counts of a table add up to
-
-#: The coder's own fixed point has 24 bits: a stored count is worth this much there.
-_CODER_SCALE = 1 << (24 - PRECISION)
 
 
 def table_from_probabilities(probabilities: ArrayLike) -> NDArray[np.uint32]:
@@ -56,17 +53,6 @@ def problem_with(table: NDArray[np.uint32]) -> str | None:
     if (np.diff(table.astype(np.int64), axis=-1) < 1).any():
         return "every symbol needs a count of at least 1 (cumulative counts strictly increasing)"
     return None
-
-
-def coder_weights(table: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """Cumulative tables [..., S+1] → the weights [..., S] from which constriction rebuilds exactly these.
-
-    ``Categorical(perfect=False)`` maps S weights w to 24-bit cumulatives
-    ``floor(sum(w[:i]) * ((2**24 - S) / sum(w))) + i``. With ``w = 256 * count - 1`` the weights add up to
-    ``2**24 - S``, so the factor is exactly 1 and the result ``256 * cumulative[i]``. Every number on the
-    way is an integer below 2²⁴, which float32 holds exactly: no rounding can happen, on any machine.
-    """
-    return (_CODER_SCALE * np.diff(table.astype(np.int64), axis=-1) - 1).astype(np.float32)
 
 
 def symbol_bits(table: NDArray[np.uint32]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def jobs(folder: Path) -> dict[str, Job]:
 def digest(codec: Codec, packet: bytes) -> str:
     """The hash of every symbol of a packet and of its positions; the reason where it is refused.
 
-    Taken where symbols leave the coder: everything behind it may be floats.
+    Taken where symbols leave the coder: everything behind it may be floats. They are encoded again, too.
     """
     found: list[Any] = []
     original = codec.payload.decode
@@ -67,8 +68,10 @@ def digest(codec: Codec, packet: bytes) -> str:
         return error.reason
     finally:
         del codec.payload.decode  # type: ignore[attr-defined]
+    symbols, interval = found[-1]
+    assert codec.payload.encode(symbols) == interval, f"{packet.hex()}: its symbols encode to something else"
     sha = hashlib.sha256()
-    integers = {"grid": decoded.grid, "positions": decoded.positions, **vars(found[-1])}
+    integers = {"grid": decoded.grid, "positions": decoded.positions, **vars(symbols)}
     for name, value in sorted(integers.items()):
         array = np.asarray(value)
         assert array.dtype.kind in "iub", f"{name} is {array.dtype}: the decoder's symbols are integers"
@@ -80,7 +83,9 @@ def settings() -> dict[str, Any]:
     """What is in force in this process, asked of the libraries themselves."""
     from numpy._core._multiarray_umath import __cpu_features__
 
-    found: dict[str, Any] = {"optimize": sys.flags.optimize, "numpy": dict(__cpu_features__)}
+    found: dict[str, Any] = {
+        "machine": platform.machine(), "optimize": sys.flags.optimize, "numpy": dict(__cpu_features__),
+    }  # fmt: skip
     for path in Path(np.__file__).parents[1].glob("numpy.libs/libscipy_openblas64_*"):
         library = ctypes.CDLL(str(path))
         library.scipy_openblas_get_corename64_.restype = ctypes.c_char_p

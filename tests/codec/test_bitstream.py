@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import pytest
 
 from shared.codec import Codec, PacketError
 from shared.codec.context import Context, Step, stages
-from shared.codec.packet import Layout, write
+from shared.codec.packet import SIDES, Layout, write
 from shared.codec.symbols import Symbols
 from tests.codec.plain import PlainDecoder, crc
 
 GOLDEN = Path(__file__).parent / "golden"
 CODECS = ["one-quality", "four-qualities"]
-PARTS = ["embed_w", "embed_b", "around_w", "own_w", "own_b", "mid_w", "mid_b", "out_w", "out_b"]  # of the context model
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bitstream.md"
 
 
@@ -77,7 +75,7 @@ def walked(codec: Codec, entry: dict[str, Any]) -> list[Step]:
 @pytest.mark.parametrize("name", CODECS)
 def test_the_golden_packets_cover_the_format(name: str) -> None:
     codec, entries = Codec.load(GOLDEN / name), golden(name)
-    assert {entry["grid"] for entry in entries} == {1, 2, 4, 5, 6}  # with a code and without
+    assert {entry["grid"] for entry in entries} == {1, 2, 5, 7, 10, *SIDES}  # without a code, and with each
     assert {bytes.fromhex(entry["packet"])[0] >> 4 & 1 for entry in entries} == {0, 1}
     assert {entry["quality"] for entry in entries} == set(range(codec.config.qualities))
     present = [frozenset(stages(entry["grid"], np.array(entry["cells"])).tolist()) for entry in entries]
@@ -97,19 +95,6 @@ def test_the_golden_packets_cover_the_format(name: str) -> None:
         assert len({*(table % (1 << codec.config.fraction)).tolist()}) == 4
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_part_of_the_context_model_matters_to_some_packet(part: str) -> None:
-    """Else the golden packets would not notice what became of it."""
-    codec = Codec.load(GOLDEN / "four-qualities")
-    weights = replace(codec.weights, **{part: np.zeros_like(getattr(codec.weights, part))})
-    other = Codec(weights)
-    changed = 0
-    for entry in golden("four-qualities"):
-        one, two = walked(codec, entry), walked(other, entry)
-        changed += any((a.table != b.table).any() or (a.mean != b.mean).any() for a, b in zip(one, two, strict=True))
-    assert changed >= 2
-
-
 @pytest.mark.parametrize("name", CODECS)
 def test_truncations_are_refused(name: str) -> None:
     """All but those that twelve bits miss: one in 4096."""
@@ -124,7 +109,7 @@ def test_truncations_are_refused(name: str) -> None:
             except PacketError:
                 continue
             missed += 1
-    assert tried > 300 and missed <= 1
+    assert tried > 300 and missed <= 1 + tried / 2048
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -1,14 +1,23 @@
+"""The range coder against plain integers, against the second decoder, and against constriction where there is one."""
+
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from shared.codec.coder import Decoder, Encoder
-from shared.codec.tables import TOTAL, coder_weights, table_from_probabilities
+from shared.codec.coder import Decoder, Encoder, Interval
+from shared.codec.tables import TOTAL, table_from_probabilities
+from tests.codec.plain import RangeDecoder
+
+MIDDLE = [0, TOTAL // 2 - 1, TOTAL // 2 + 1, TOTAL]
+RARE = [0, 100, TOTAL]
 
 
-def interval_by_hand(symbols: list[int], tables: list[list[int]]) -> tuple[int, int, int]:
-    """The encoder of docs/bitstream.md in plain integers."""
+def by_hand(symbols: list[int], tables: list[list[int]]) -> Interval:
+    """The encoder of docs/bitstream.md, word for word: low grows without bound."""
     low, width, bits = 0, 2**64 - 1, 64
     for symbol, table in zip(symbols, tables, strict=True):
         unit = (width >> 24) * 256
@@ -16,62 +25,114 @@ def interval_by_hand(symbols: list[int], tables: list[list[int]]) -> tuple[int, 
         width = (table[symbol + 1] - table[symbol]) * unit
         if width < 2**32:
             low, width, bits = low << 32, width << 32, bits + 32
-    return low, width, bits
+    return Interval(low=low, width=width, bits=bits)
 
 
-def test_the_interval_is_the_one_of_plain_integers() -> None:
+def encoded(symbols: list[int], tables: list[list[int]]) -> Interval:
+    encoder = Encoder()
+    encoder.encode(symbols, tables)
+    return encoder.interval()
+
+
+def decoded(data: bytes, tables: list[list[int]]) -> list[int] | None:
+    """The symbols; None for bytes that no encoder writes."""
+    try:
+        return Decoder(data).decode(tables)
+    except ValueError:
+        return None
+
+
+def messages(trials: int) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Symbols with their tables: likely ones, any, and the rarest."""
     rng = np.random.default_rng(0)
-    for trial in range(150):
+    for trial in range(trials):
         size = int(rng.integers(2, 40))
         cumulative = table_from_probabilities(rng.dirichlet(np.full(size, 0.1), int(rng.integers(1, 5))))
         rows = rng.integers(0, len(cumulative), int(rng.integers(1, 120)))
-        if trial % 2:  # likely symbols
-            points = rng.integers(0, TOTAL, len(rows))
-            symbols = np.array(
-                [np.searchsorted(cumulative[r], p, "right") - 1 for r, p in zip(rows, points, strict=True)]
-            )
-        else:  # any symbols, the rarest included
-            symbols = rng.integers(0, size, len(rows))
-        weights = coder_weights(cumulative)[rows]
-        encoder = Encoder()
-        cut = len(rows) // 2
-        encoder.encode(symbols[:cut], weights[:cut])
-        encoder.encode(symbols[cut:], weights[cut:])
-        interval = encoder.interval()
-        tables = cumulative[rows].tolist()
-        assert (interval.low, interval.width, interval.bits) == interval_by_hand(symbols.tolist(), tables)
+        points = rng.integers(0, TOTAL, len(rows))
+        choices = {
+            0: [int(np.searchsorted(cumulative[r], p, "right")) - 1 for r, p in zip(rows, points, strict=True)],
+            1: rng.integers(0, size, len(rows)).tolist(),
+            2: np.diff(cumulative.astype(int))[rows].argmin(axis=1).tolist(),
+        }
+        yield choices[trial % 3], cumulative[rows].tolist()
+
+
+def test_the_interval_is_the_one_of_plain_integers() -> None:
+    for symbols, tables in messages(150):
+        encoder, cut = Encoder(), len(symbols) // 2
+        encoder.encode(symbols[:cut], tables[:cut])
+        encoder.encode(symbols[cut:], tables[cut:])
+        assert encoder.interval() == by_hand(symbols, tables)
+
+
+def test_every_point_of_the_interval_decodes_to_the_symbols_and_the_interval() -> None:
+    for symbols, tables in messages(150):
+        interval = by_hand(symbols, tables)
         for point in (interval.low, interval.low + interval.width // 2, interval.low + interval.width - 1):
-            decoder = Decoder(point.to_bytes(interval.bits // 8, "big"))
-            assert (decoder.decode(weights) == symbols).all()
+            data, cut = point.to_bytes(interval.bits // 8, "big"), len(symbols) // 2
+            for more in (b"", b"\xff" * 9):
+                decoder = Decoder(data + more)
+                assert decoder.decode(tables[:cut]) + decoder.decode(tables[cut:]) == symbols
+                assert decoder.interval() == interval
+            plain = RangeDecoder(data)
+            assert [plain.symbol(table) for table in tables] == symbols
+        for point in (interval.low - 1, interval.low + interval.width):
+            if 0 <= point < 1 << interval.bits:
+                assert decoded(point.to_bytes(interval.bits // 8, "big"), tables) != symbols
 
 
 @pytest.mark.parametrize("last", [0, 1])
 def test_the_interval_survives_a_carry_that_runs_through_many_words(last: int) -> None:
     """Halving towards the middle keeps 0.0111… or 0.1000… open over word after word."""
-    table = np.array([0, TOTAL // 2, TOTAL], np.uint32)
-    middle = coder_weights(np.array([0, TOTAL // 2 - 1, TOTAL // 2 + 1, TOTAL], np.uint32))[None]
-    symbols = np.ones(60, np.int64)
-    encoder = Encoder()
-    encoder.encode(symbols, np.repeat(middle, 60, axis=0))
-    encoder.encode(np.array([last]), coder_weights(table)[None])
-    interval = encoder.interval()
-    by_hand = interval_by_hand([1] * 60 + [last], [[0, TOTAL // 2 - 1, TOTAL // 2 + 1, TOTAL]] * 60 + [table.tolist()])
-    assert (interval.low, interval.width, interval.bits) == by_hand
+    symbols, tables = [1] * 60 + [last], [MIDDLE] * 60 + [[0, TOTAL // 2, TOTAL]]
+    interval = encoded(symbols, tables)
+    assert interval == by_hand(symbols, tables)
+    assert "f0"[last] * 120 in f"{interval.low:x}", "no carry ran through 15 words"
 
 
 def test_no_symbols_are_all_fractions() -> None:
-    interval = Encoder().interval()
-    assert (interval.low, interval.width, interval.bits) == (0, 2**64 - 1, 64)
-    assert Decoder(b"").decode(np.zeros((0, 2), np.float32)).tolist() == []
+    assert Encoder().interval() == Decoder(b"").interval() == Interval(low=0, width=2**64 - 1, bits=64)
+    assert Decoder(b"\x12" * 11).interval() == Encoder().interval()
+    assert Decoder(b"").decode([]) == []
 
 
 def test_the_end_counts_as_zeros() -> None:
-    weights = np.repeat(coder_weights(np.array([0, 100, TOTAL], np.uint32))[None], 50, axis=0)
-    assert Decoder(b"").decode(weights).tolist() == [0] * 50
-    assert (Decoder(b"\x80").decode(weights) == Decoder(b"\x80\0\0\0\0\0\0\0\0").decode(weights)).all()
+    assert Decoder(b"").decode([RARE] * 50) == [0] * 50
+    for size in range(1, 13):  # whole words and parts of one
+        data = b"\x80" * size
+        assert Decoder(data).decode([RARE] * 50) == Decoder(data + bytes(30)).decode([RARE] * 50)
 
 
 def test_what_no_encoder_writes_is_a_value_error() -> None:
-    weights = np.repeat(coder_weights(np.array([0, 100, TOTAL], np.uint32))[None], 50, axis=0)
     with pytest.raises(ValueError, match="outside"):
-        Decoder(b"\xff" * 40).decode(weights)
+        Decoder(b"\xff" * 40).decode([RARE] * 50)
+    end = (TOTAL << 8) * (2**64 - 1 >> 24)  # the first point behind every symbol
+    assert Decoder((end - 1).to_bytes(8, "big")).decode([RARE]) == [1]
+    with pytest.raises(ValueError, match="outside"):
+        Decoder(end.to_bytes(8, "big")).decode([RARE])
+
+
+def test_symbols_and_tables_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Encoder().encode([0, 0], [RARE])
+
+
+def test_constriction_computes_the_same() -> None:
+    """A coder that others wrote and keep, whose arithmetic this is."""
+    constriction: Any = pytest.importorskip("constriction", reason="no wheel of constriction for this machine")
+    model = constriction.stream.model.Categorical(perfect=False)
+    for symbols, tables in messages(60):
+        # It makes of weights w the cumulative counts floor(sum(w[:i]) · ((2²⁴ − S) / sum(w))) + i, out of 2²⁴: with
+        # these the factor is 1 and the counts are 256 times the stored ones.
+        weights = (256 * np.diff(np.array(tables)) - 1).astype(np.float32)
+        encoder = constriction.stream.queue.RangeEncoder()
+        encoder.encode(np.array(symbols, np.int32), model, weights)
+        words, (low, width) = encoder.pos()
+        interval = encoded(symbols, tables)
+        assert (interval.low % 2**64, interval.width, interval.bits) == (low, width, 32 * (words + 2))
+        point = np.frombuffer(interval.low.to_bytes(interval.bits // 8, "big"), ">u4").astype(np.uint32)
+        decoder = constriction.stream.queue.RangeDecoder(point)
+        assert decoder.decode(model, weights).tolist() == symbols
+        sealed = encoder.get_compressed().astype(">u4").tobytes()
+        assert Decoder(sealed).decode(tables) == symbols

@@ -132,7 +132,8 @@ def test_the_encoder_and_the_decoder_walk_the_same_steps() -> None:
         limit = codec.payload.max_feature_bits
         packet = codec.encode(features, n, quality)
         layout, payload = read(packet, max_side=16, max_feature_bits=limit, qualities=2)
-        found = codec.payload.decode(payload, grid, merged.centres, quality)
+        found, interval = codec.payload.decode(payload, grid, merged.centres, quality)
+        assert interval == codec.payload.encode(wrote)
         assert (layout.cells, layout.quality) == (tuple(merged.centres.tolist()), quality)
         for name in ("q", "feature", "residual", "table"):
             one, two = getattr(wrote, name), getattr(found, name)

@@ -1,7 +1,8 @@
 """The same packets give the same symbols, and the same features the same packets, whatever the libraries use.
 
 A matrix: each cell is a process of its own, because these settings act only at a start. A cell asks its libraries
-whether they took the setting; what this machine does not have is skipped and says so.
+whether they took the setting; what this machine does not have is skipped and says so. Cells of 64-bit ARM run in an
+emulator, which `make arm` prepares.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Cell:
     environment: dict[str, str]
     took: Callable[[dict[str, Any]], bool]
     missing: str = ""  # why this machine cannot have it
+    launcher: str = sys.executable  # what takes Python's arguments
     dtypes: list[str] = field(default_factory=list)  # of the towers to look through; none: torch is not imported
 
 
@@ -105,7 +107,19 @@ def torch_cell(capability: str, onednn: str, number: int, needs: str) -> Cell:
             and onednn in found["onednn"].replace(".", "")
         ),
         missing,
-        ["float32", "bfloat16"],
+        dtypes=["float32", "bfloat16"],
+    )
+
+
+def arm(cpu: str, kernel: str) -> Cell:
+    """A processor of 64-bit ARM, emulated; left alone, OpenBLAS would not know it and take its plainest kernel."""
+    machine = os.environ.get("TOFC_ARM", "")  # the folder that .ci/arm made
+    return Cell(
+        f"arm-{cpu}",
+        {"QEMU_CPU": cpu, "OPENBLAS_CORETYPE": kernel.upper(), "OPENBLAS_NUM_THREADS": "1"},
+        lambda found: (found["machine"], found["kernel"]) == ("aarch64", kernel),
+        "" if machine else "no emulated ARM machine: `make arm` prepares one",
+        f"{machine}/python",
     )
 
 
@@ -127,6 +141,12 @@ FAST = [
     kernel("Cooperlake", "AVX512BF16"),
     kernel("SapphireRapids", "AVX512_SPR"),
     mathematics(),
+]
+ARM = [
+    arm("cortex-a72", "cortexa57"),
+    arm("neoverse-n1", "neoversen1"),
+    arm("a64fx", "a64fx"),
+    arm("max", "neoversev1"),
 ]
 SLOW = [torch_cell("default", "SSE41", 1, "SSE41"), torch_cell("avx2", "AVX2", 2, "AVX2")]
 
@@ -152,12 +172,14 @@ class Matrix:
         return self.reports[cell.name]
 
     def _run(self, cell: Cell) -> dict[str, Any]:
-        unset = {*THREADS, *(name for one in FAST + SLOW for name in one.environment)}
+        unset = {*THREADS, *(name for one in FAST + ARM + SLOW for name in one.environment)}
         clean = {name: value for name, value in os.environ.items() if name not in unset}
         done = subprocess.run(
-            [sys.executable, "-m", "tests.codec.cell", str(self.folder), *cell.dtypes],
+            [cell.launcher, "-m", "tests.codec.cell", str(self.folder), *cell.dtypes],
             env=clean | cell.environment, cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
+        if "unable to find CPU model" in done.stderr:
+            pytest.skip(f"this emulator has no {cell.environment}")
         assert done.returncode == 0, f"{cell.environment} ended with {done.returncode}: {done.stderr[-2000:]}"
         *printed, last = done.stdout.splitlines()
         report: dict[str, Any] = json.loads(last)
@@ -219,7 +241,7 @@ def _damaged(packet: bytes, place: int) -> list[bytes]:
     return [mended(content[:-1]), mended(content + b"\0"), mended(changed)]
 
 
-@pytest.mark.parametrize("cell", [*FAST, *SLOW], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [*FAST, *ARM, *SLOW], ids=lambda cell: cell.name)
 def test_a_cell_decodes_and_encodes_the_same(cell: Cell, matrix: Matrix) -> None:
     """Decoders may never differ. Encoders may, in a feature's last bit; that of these views decides nothing."""
     found = matrix.report(cell)["jobs"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from types import FrameType
 from typing import Any
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 from benchmarks.fuzz import Finding
 from benchmarks.fuzz.packets import REASON, Packets, check, codecs, content_of, mended, settled
 from shared.codec import Codec, PacketError
+from shared.codec.context import Context
 from shared.codec.fake import fake_features, fake_weights
+from shared.codec.packet import Layout, write
+from shared.codec.symbols import Symbols
 
 CODECS = codecs()
 VIEWS = {side: fake_features(CODECS[0].weights, side**2, seed=side) for side in (1, 2, 4, 5, 6)}
@@ -135,29 +139,57 @@ HEADS = sorted({content_of(seed[1:])[:2] for seed in Packets().seeds()})
 
 def test_a_packet_of_the_largest_view_needs_no_more() -> None:
     codec = Codec(fake_weights(D=512, M=64, seed=3))
-    data = codec.encode(fake_features(codec.weights, 256) * np.float32(9))
-    used = peak(lambda: codec.decode(data))
-    assert room(codec) / 20 < used < room(codec), "the bound of the other tests means nothing"
+    for data in (codec.encode(fake_features(codec.weights, 256) * np.float32(9)), rarest(codec, 16)):
+        used = peak(partial(codec.decode, data))
+        assert room(codec) / 20 < used < room(codec), "the bound of the other tests means nothing"
 
 
-@pytest.mark.parametrize("body", ["0c", "0c80", "0d80", "0dff"])
-def test_work_does_not_grow_with_what_few_bytes_claim(body: str) -> None:
-    """A packet of four bytes cannot keep a server busy. Counted in lines of code: machines differ in speed."""
-    codec = Codec(fake_weights(D=64, M=64, seed=3))
-    lines = 0
+def rarest(codec: Codec, side: int) -> bytes:
+    """The packet of the rarest symbols only: no view of this grid has a longer one."""
+    least = np.diff(codec.weights.y_tables.astype(np.int64)).argmin(axis=1) - codec.config.residual_range
+    cells, q = np.arange(side**2), np.zeros((side**2, codec.config.components))
+    steps = []
+    for step in Context(codec.weights).steps(side, cells, 0, q):
+        steps.append((step, least[step.table]))
+        q[step.rows, step.first : step.last] = step.mean + least[step.table]
+    layout = Layout(grid=side, cells=tuple(cells.tolist()))
+    return write(layout, codec.payload.encode(Symbols.of(0, q, steps)), qualities=codec.config.qualities)
+
+
+def lines(work: Callable[[], Any]) -> int:
+    """How many lines of the codec's code are run. Machines differ in speed, not in this."""
+    found = 0
 
     def count(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal lines
-        lines += event == "line"
+        nonlocal found
+        found += event == "line"
         return count if "/codec/" in frame.f_code.co_filename else None
 
     before = sys.gettrace()
     sys.settrace(count)
     try:
-        check(codec, mended(bytes.fromhex(body)))
+        work()
     finally:
         sys.settrace(before)
-    assert 20 < lines < 256 * 10
+    return found
+
+
+def test_no_packet_takes_much_more_work_than_an_honest_one() -> None:
+    """Neither the longest that a grid can have, nor few bytes that claim as much."""
+    codec = Codec(fake_weights(D=64, M=64, seed=3))
+    honest = codec.encode(fake_features(codec.weights, 256))
+    longest = rarest(codec, 16)
+    ordinary = lines(partial(check, codec, honest))
+    assert len(longest) > 5 * len(honest) and 64 * 256 < ordinary < 20 * 64 * 256
+    for data in (longest, *(mended(bytes.fromhex(body)) for body in ("0c", "0c80", "0d80", "0dff"))):
+        assert lines(partial(check, codec, data)) < 2 * ordinary, data[:4].hex()
+
+
+def test_what_is_longer_than_any_packet_is_refused_before_it_is_read() -> None:
+    codec = Codec(fake_weights(D=64, M=64, seed=3))
+    longest = rarest(codec, 16)
+    data = mended(content_of(longest) + bytes(2 * len(longest)))
+    assert check(codec, data) == "TOO_LONG" and lines(partial(check, codec, data)) < 60
 
 
 def test_a_codec_that_breaks_its_promises_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

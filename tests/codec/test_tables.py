@@ -1,17 +1,9 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
-import constriction
 import numpy as np
 import pytest
 
-from shared.codec.tables import TOTAL, coder_weights, problem_with, symbol_bits, table_from_probabilities
-
-
-def random_tables(seed: int, tables: int, symbols: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return table_from_probabilities(rng.dirichlet(np.full(symbols, 0.2), tables))
+from shared.codec.tables import TOTAL, problem_with, symbol_bits, table_from_probabilities
 
 
 def test_tables_are_close_to_the_probabilities_and_complete() -> None:
@@ -52,30 +44,6 @@ def test_what_is_no_distribution_is_refused(bad: object) -> None:
 def test_bad_tables_are_named(table: np.ndarray, words: str) -> None:
     problem = problem_with(table)
     assert problem is not None and words in problem
-
-
-@pytest.mark.parametrize("symbols", [2, 3, 31, 255, 4001])
-def test_constriction_rebuilds_exactly_the_stored_table(symbols: int) -> None:
-    """The coder's state after one symbol shows the cumulative count and the count that it used."""
-    (table,) = random_tables(symbols, 1, symbols).tolist()
-    weights = coder_weights(np.array(table, np.uint32))[None]
-    unit = (2**64 - 1 >> 24) * 256
-    for symbol in range(symbols):
-        encoder = constriction.stream.queue.RangeEncoder()
-        model = constriction.stream.model.Categorical(perfect=False)
-        encoder.encode(np.array([symbol], np.int32), model, weights)
-        words, state = encoder.pos()
-        low, width = table[symbol] * unit, (table[symbol + 1] - table[symbol]) * unit
-        shift = 32 * words
-        assert state == (low << shift & 2**64 - 1, width << shift)
-
-
-def test_extreme_tables_are_rebuilt_too() -> None:
-    for table in ([0, 1, TOTAL], [0, TOTAL - 1, TOTAL], [0, 1, 2, 3, TOTAL], [0, TOTAL - 3, TOTAL - 2, TOTAL]):
-        weights = coder_weights(np.array(table, np.uint32))
-        assert weights.dtype == np.float32
-        assert weights.astype(int).tolist() == [256 * (b - a) - 1 for a, b in pairwise(table)]
-        assert weights.astype(np.float64).sum() == 2**24 - len(weights)
 
 
 def test_bits_are_those_of_the_counts() -> None:

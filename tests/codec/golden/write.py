@@ -1,6 +1,6 @@
 """Writes the golden codecs and packets: ``python tests/codec/golden/write.py``, from the repository's root.
 
-Run it only when the format changes, and raise the format of codec.json when it does.
+Run it when the format changes, and raise the format of codec.json then; or when the packets are to cover more.
 """
 
 import json
@@ -11,8 +11,7 @@ import numpy as np
 
 from shared.codec import Codec
 from shared.codec.fake import fake_features, fake_weights
-from shared.codec.packet import read
-from shared.codec.weights import CodecWeights
+from shared.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
 
 HERE = Path(__file__).parent
 #: N, n, how loud: some residuals do not fit the tables
@@ -30,20 +29,36 @@ VIEWS = (
     (4, 1, 1),
     (1, 1, 1),
     (36, 20, 20),
+    (49, 49, 1),
+    (64, 64, 1),
+    (81, 81, 1),
+    (144, 100, 3),
+    (169, 169, 1),
+    (256, 40, 3),
+    (100, 100, 1),
+    (64, 64, 5),
 )
 
 
 def codecs() -> dict[str, CodecWeights]:
-    """One that is all defaults but small, and one with slices and near neighbours whose means and scales go far."""
-    plain = fake_weights(D=12, M=6, H=4, seed=1, slices=1, hidden=5)
-    rich = fake_weights(D=12, M=7, H=4, seed=4, Q=4, slices=4, hidden=6)
-    strong = replace(
-        rich,
-        config=replace(rich.config, reach=1, fraction=2),
-        around_w=rich.around_w[:, : 8 * 4].copy(),
-        out_w=np.clip(rich.out_w.astype(int) * np.array([20, 8])[:, None, None], -32768, 32767).astype(np.int16),
-    )
-    return {name: replace(one, grid_embedding={}) for name, one in (("one-quality", plain), ("four-qualities", strong))}
+    """One that is all defaults but small, and one with qualities, slices and near neighbours.
+
+    Means and scales go far and every hidden unit is at work somewhere, so that no number of the context model and no
+    table can be wrong unnoticed, which ``tests/codec/test_golden_damage.py`` checks. Most seeds leave some number out.
+    """
+    plain = fake_weights(D=12, M=6, H=4, seed=240, slices=1, hidden=5)
+    rich = fake_weights(D=12, M=7, H=4, seed=352, Q=4, slices=4, hidden=6)
+    near = replace(rich, config=replace(rich.config, reach=1, fraction=2), around_w=rich.around_w[:, : 8 * 4].copy())
+    one = np.int32(1 << ACTIVATION_BITS + WEIGHT_BITS)
+    awake = replace(near, own_b=near.own_b + one * 3 // 2, mid_b=near.mid_b + one * 3 // 2)
+    made = {"one-quality": _strong(plain, means=4, scales=2), "four-qualities": _strong(awake, means=6, scales=2)}
+    return {name: replace(weights, grid_embedding={}) for name, weights in made.items()}
+
+
+def _strong(weights: CodecWeights, means: int, scales: int) -> CodecWeights:
+    """What is expected goes further for the same hidden units."""
+    out = weights.out_w.astype(int) * np.array([means, scales])[:, None, None]
+    return replace(weights, out_w=out.clip(-32768, 32767).astype(np.int16))
 
 
 def main() -> None:
@@ -54,16 +69,14 @@ def main() -> None:
         for index, (total, n, loud) in enumerate(VIEWS):
             features = fake_features(weights, total, seed=index) * np.float32(loud)
             data = codec.encode(features, n, index % weights.config.qualities)
-            limit, qualities = codec.payload.max_feature_bits, weights.config.qualities
-            layout, payload = read(data, max_side=16, max_feature_bits=limit, qualities=qualities)
-            symbols = codec.payload.decode(payload, layout.grid, np.array(layout.cells), layout.quality)
+            parsed = codec.parse(data)
             packets.append(
                 {
                     "packet": data.hex(),
-                    "grid": layout.grid,
-                    "cells": list(layout.cells),
-                    "quality": layout.quality,
-                    "q": symbols.q.tolist(),
+                    "grid": parsed.grid,
+                    "cells": parsed.positions.tolist(),
+                    "quality": parsed.quality,
+                    "q": parsed.q.tolist(),
                 }
             )
         text = "[\n" + ",\n".join(json.dumps(packet) for packet in packets) + "\n]\n"
