@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from device_client.errors import NO_SERVER, EncoderError, UseError, exit_code
 from device_client.link import NOT_BACK
-from device_client.picture import Picture
+from device_client.opened import Opened
 from device_client.report import Report
 from device_client.session import Sampling, Session
 from shared.rpc.errors import TofcError
 from shared.sentence import sentence
 
-_KEPT = 8  # opened pictures, as packets: questions about one picture usually follow each other
 _RESULTS = {field.name for field in fields(Report)} - {"question"} | {"error"}
 
 
@@ -122,7 +120,7 @@ async def run(
 
     Raises what the session raises when the server is gone (`UnavailableError`, …), or refuses the session.
     """
-    opened: OrderedDict[Path, Picture] = OrderedDict()
+    opened = Opened(session)
     await session.connect()  # a refusal is the whole batch's, not the first line's
     # Half a surrogate pair, which UTF-8 cannot hold, becomes \ud800: JSON's own escape.
     with out.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -130,7 +128,7 @@ async def run(
             try:
                 if line.problem:
                     raise UseError(line.problem)
-                pictures = _open(session, line.images, opened)
+                pictures = opened.take(line.images)
                 answer = session.ask(pictures, line.question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
                 report = await answer.result()
                 outcome = {key: value for key, value in report.to_json().items() if key != "question"}
@@ -166,18 +164,3 @@ async def _still_there(session: Session, timeout_s: float | None) -> bool:
     except (TofcError, TimeoutError):
         return False
     return True
-
-
-def _open(session: Session, paths: Sequence[Path], opened: OrderedDict[Path, Picture]) -> list[Picture]:
-    """A line's pictures. Of earlier lines' only packets are kept: the pixels of a few would fill the memory."""
-    for path in [path for path, picture in opened.items() if picture.image is not None and path not in paths]:
-        del opened[path]  # the server had it, or it could not be encoded
-    pictures = []
-    for path in paths:
-        if path not in opened:
-            opened[path] = session.open(path)
-        opened.move_to_end(path)
-        pictures.append(opened[path])
-    while len(opened) > _KEPT:
-        opened.popitem(last=False)
-    return pictures

@@ -201,7 +201,10 @@ def chat(
     tls_ca: TlsCa = None,
     timeout: Timeout = TIMEOUT,
 ) -> None:
-    """Talk about pictures: a question a line on stdin, each asked with what was said before."""
+    """Talk about pictures: a question a line on stdin, each asked with what was said before.
+
+    The pictures are those that the files held when the chat began, even if the files are replaced meanwhile.
+    """
     with _exit_codes():
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)

@@ -16,7 +16,7 @@ from device_client.link import VIEWS_IN_FLIGHT, LinkLost
 from device_client.picture import ImageForm, open_picture, picture_id
 from device_client.render import truth
 from shared.model.image_file import ImageFileError, compress, size_of
-from shared.model.views import open_image
+from shared.model.open_image import open_image
 from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.errors import LimitError, MismatchError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.model.views import MEAN, STD, ImageError, ViewRule, open_image, plan, views
+from shared.model.open_image import open_image
+from shared.model.views import MEAN, STD, ImageError, ViewRule, plan, views
 
 RELEASED = ViewRule()
 NANO = ViewRule(global_size=336, crop_size=224, max_side=1344)
