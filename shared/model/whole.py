@@ -1,12 +1,11 @@
 """Whether all of a picture's pixels are there, where Pillow says too much or too little.
 
-Pillow refuses a JPEG that lacks only its end marker, and fills what a PNG's stream lacks with black. Promises that the
-first is taken and the second noticed. Leaves every other kind of damage to the decoders.
+Pillow refuses a JPEG that lacks only its end marker, and fills what is missing before the end of a JPEG with grey, of a
+PNG with black. Promises that the first is taken and the others are noticed. Leaves other damage to the decoders.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from hashlib import sha256
@@ -18,6 +17,7 @@ from shared.model.bare import joined
 from shared.model.tones import stripes
 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_NOISES = (b"\0\0\0\0", b"\x55\x55\x55\x55", b"\xa6\x39\x5b\xc7", b"\xfe\xfb\xdf\xf7")
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 
 
@@ -27,25 +27,35 @@ def ended(jpeg: IO[bytes]) -> IO[bytes] | None:
     A decoder takes what lies between the last pixel and the end marker for nothing, but what lies in a missing
     pixel's place for that pixel. So the file is whole if it decodes alike whatever follows.
     """
-    size = jpeg.seek(0, io.SEEK_END)
     jpeg.seek(0)
     data = jpeg.read()
+    size = len(data) - data.endswith(b"\xff")  # half of the marker
     if data[:2] != b"\xff\xd8" or not _has_all_scans(data):
         return None
-    seen = set()
-    for noise in (b"\0", b"\x55", b"\xa6\x39\x5b\xc7"):
-        # after each restart marker, too: a decoder that misses a part looks for the next one
-        tail = b"".join(noise * (64 // len(noise)) + bytes((0xFF, 0xD0 + number)) for number in range(8))
-        try:
-            with Image.open(joined(jpeg, [(0, size), b"\0" + tail + b"\xff\xd9"]), formats=["JPEG"]) as image:
-                image.load()
-                digest = sha256()
-                for _, stripe in stripes(image):
-                    digest.update(stripe.tobytes())
-        except (OSError, SyntaxError):
-            return None
-        seen.add(digest.digest())
-    return joined(jpeg, [(0, size), b"\0\xff\xd9"]) if len(seen) == 1 else None
+    seen = {_decoded(joined(jpeg, [(0, size), _noise(noise, first)])) for first, noise in enumerate(_NOISES)}
+    return joined(jpeg, [(0, size), b"\xff\xd9"]) if len(seen) == 1 and None not in seen else None
+
+
+def _noise(noise: bytes, first: int) -> bytes:
+    """What no picture has at its end. A decoder that misses a part looks for a restart marker, not for any of them."""
+    markers = (bytes((0xFF, 0xD0 + (2 * first + more) % 8)) for more in range(8))
+    return b"".join(noise * 16 + marker for marker in markers) + b"\xff\xd9"
+
+
+def _decoded(jpeg: IO[bytes]) -> bytes | None:
+    try:
+        with Image.open(jpeg, formats=["JPEG"]) as image:
+            image.load()
+            return _digest(image)
+    except (OSError, SyntaxError):
+        return None
+
+
+def _digest(image: Image.Image) -> bytes:
+    digest = sha256()
+    for _, stripe in stripes(image):
+        digest.update(stripe.tobytes())
+    return digest.digest()
 
 
 def _has_all_scans(data: bytes) -> bool:
@@ -74,10 +84,33 @@ def _has_all_scans(data: bytes) -> bool:
 
 
 def lacks_rows(file: IO[bytes], image: Image.Image) -> bool:
-    """Whether a PNG's stream, which Pillow took, is shorter than its pixels. Looks closer at a black end only."""
+    """Whether Pillow, which took the file, filled a part of the picture. Looks closer only where its end is flat."""
     width, height = image.size
-    if image.crop((0, max(0, height - 2), width, height)).getbbox(alpha_only=False) is not None:
+    corner = image.crop((max(0, width - 4), max(0, height - 4), width, height))
+    if any(low != high for low, high in (band.getextrema() for band in corner.split())):
         return False
+    if image.format == "PNG":
+        return not any(corner.tobytes()) and _png_lacks_rows(file, width, height)
+    return image.format == "JPEG" and _jpeg_lacks_rows(file, image)
+
+
+def _jpeg_lacks_rows(jpeg: IO[bytes], image: Image.Image) -> bool:
+    """As in `ended`: whether what lies before the end marker matters."""
+    jpeg.seek(0)
+    data = jpeg.read()
+    scan = data.find(b"\xff\xda")
+    end = data.find(b"\xff\xd9", scan)
+    if scan < 0 or end < 0:
+        return False
+    wanted = _digest(image)
+    markers = b"\xff\xdd" in data[:scan]  # of restarts: which one is looked for is not known
+    return any(
+        _decoded(joined(jpeg, [(0, end), _noise(_NOISES[first], first)])) != wanted
+        for first in ((1, 3) if markers else (2,))
+    )
+
+
+def _png_lacks_rows(file: IO[bytes], width: int, height: int) -> bool:
     file.seek(16)
     *_, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(13))
     bits *= _SAMPLES[colour]
