@@ -113,19 +113,24 @@ def _png_turns(file: IO[bytes], at: int, length: int, kind: bytes) -> bool:
 
 def _jpeg(file: IO[bytes]) -> list[Part]:
     parts: list[Part] = [(0, 2)]
-    for marker, begin, end in segments(file):
+    for marker, begin, end in _segments(file):
         if marker == 0xDA:
             return [*parts, (begin, _size(file))]
-        if marker == 0xE1:
-            keep = _read(file, begin + 4, 29).startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"))
-        else:  # JFIF and Adobe say what the colours are
-            keep = not 0xE0 <= marker <= 0xFE or marker in (0xE0, 0xEE)
-        if keep:
+        if not 0xE0 <= marker <= 0xFE or _jpeg_matters(marker, _read(file, begin + 4, end - begin - 4)):
             parts.append((begin, end))
     raise _Unexpected
 
 
-def segments(file: IO[bytes]) -> Iterator[tuple[int, int, int]]:
+def _jpeg_matters(marker: int, data: bytes) -> bool:
+    """Whether application data says what the colours are, or which side is up. What is shorter a decoder ignores."""
+    return (
+        (marker == 0xE0 and data[:5] == b"JFIF\0" and len(data) >= 14)
+        or (marker == 0xEE and data[:5] == b"Adobe" and len(data) >= 12)
+        or (marker == 0xE1 and data.startswith((b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")))
+    )
+
+
+def _segments(file: IO[bytes]) -> Iterator[tuple[int, int, int]]:
     """(marker, begin, end) of a JPEG's segments up to the first scan; what lies between them is skipped."""
     at, end = 2, _size(file)
     for _ in range(_MOST_PIECES):

@@ -144,7 +144,7 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
             with quiet_stderr() if image.format == "TIFF" else nullcontext():
                 image.load()
             if lacks_rows(pixels, image):
-                raise ImageError("is truncated: a part of the pixels is missing; save it again")
+                raise ImageError("is damaged or truncated (a part of the pixels is missing); save it again")
             clear = image.info.get("transparency")
             if isinstance(clear, int) and found in ("L;2", "L;4"):  # the pixels were stretched to 8 bits
                 image.info["transparency"] = clear * (85 if found == "L;2" else 17)

@@ -155,7 +155,7 @@ def _white(low: float, high: float, nominal: int, *, widen: bool = True) -> int:
     for most in (*_NARROW, 65_535) if widen else ():
         if high <= most < nominal:
             return most
-    if high * 16 < nominal and widen:  # it would be nearly black
+    if high > nominal or (high * 16 < nominal and widen):  # it would be white, or nearly black
         raise _unclear(low, high)
     return nominal
 

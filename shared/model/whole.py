@@ -11,6 +11,7 @@ import zlib
 from hashlib import sha256
 from typing import IO
 
+import numpy as np
 from PIL import Image
 
 from shared.model.bare import joined
@@ -85,13 +86,13 @@ def _has_all_scans(data: bytes) -> bool:
 
 def lacks_rows(file: IO[bytes], image: Image.Image) -> bool:
     """Whether Pillow, which took the file, filled a part of the picture. Looks closer only where its end is flat."""
-    width, height = image.size
-    corner = image.crop((max(0, width - 4), max(0, height - 4), width, height))
-    if any(low != high for low, high in (band.getextrema() for band in corner.split())):
+    if image.format not in ("JPEG", "PNG"):
         return False
+    width, height = image.size
+    corner = np.asarray(image.crop((max(0, width - 4), max(0, height - 4), width, height)))
     if image.format == "PNG":
-        return not any(corner.tobytes()) and _png_lacks_rows(file, width, height)
-    return image.format == "JPEG" and _jpeg_lacks_rows(file, image)
+        return not corner.any() and _png_lacks_rows(file, width, height)
+    return bool((corner == corner[0, 0]).all()) and _jpeg_lacks_rows(file, image)
 
 
 def _jpeg_lacks_rows(jpeg: IO[bytes], image: Image.Image) -> bool:
