@@ -20,7 +20,6 @@ from typing import Any
 from PIL import Image, features
 
 from shared.model.image_headers import HeaderError, size_of
-from shared.model.quiet import quiet
 from shared.model.views import ImageError
 
 CODECS = ("jpeg", "webp", "avif", "jxl")
@@ -154,7 +153,7 @@ def decompress(data: bytes, codec: str, *, max_pixels: int) -> Image.Image:
             "IMAGE_TOO_LARGE", f"the picture is {width} × {height} px, {most} px are allowed: scale it down (--scale)"
         )
     try:
-        with quiet(), Image.open(io.BytesIO(data), formats=[_PILLOW[codec]]) as image:
+        with Image.open(io.BytesIO(data), formats=[_PILLOW[codec]]) as image:
             if image.size != size:
                 raise HeaderError(f"its header says {width} × {height} px, its decoder {image.size}")
             image.load()

@@ -145,6 +145,8 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
                 image.load()
             if lacks_rows(pixels, image):
                 raise ImageError("is damaged or truncated (a part of the pixels is missing); save it again")
+            if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getbbox() is None:
+                image.putalpha(255)  # where nothing would be seen, the byte is not in use
             clear = image.info.get("transparency")
             if isinstance(clear, int) and found in ("L;2", "L;4"):  # the pixels were stretched to 8 bits
                 image.info["transparency"] = clear * (85 if found == "L;2" else 17)

@@ -6,8 +6,10 @@ PNG with black. Promises that the first is taken and the others are noticed. Lea
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import IO
 
@@ -18,6 +20,7 @@ from shared.model.bare import joined
 from shared.model.tones import stripes
 
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")  # that begins a segment
 _NOISES = (b"\0\0\0\0", b"\x55\x55\x55\x55", b"\xa6\x39\x5b\xc7", b"\xfe\xfb\xdf\xf7")
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # a pixel, by colour type
 
@@ -61,27 +64,24 @@ def _digest(image: Image.Image) -> bytes:
 
 def _has_all_scans(data: bytes) -> bool:
     """Whether every coefficient of every component comes down to its last bit: a progressive file could stop before."""
-    missing: set[tuple[int, int]] = set()  # (component, coefficient)
-    seen = False  # of scans, some
-    at = 2
-    for _ in range(10_000):
-        at = data.find(b"\xff", at)
-        if at < 0 or at + 4 > len(data):
-            break
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in (0, 0xFF) or 0xD0 <= marker <= 0xD9:  # within pixels
-            at += 2 if marker != 0xFF else 1
-            continue
-        body = data[at + 4 : at + 2 + length]
+    missing: set[tuple[int, int]] = {(0, 0)}  # (component, coefficient)
+    for marker, _, body in _segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             missing = {(number, one) for number in body[6::3] for one in range(64)}
         elif marker == 0xDA and len(body) >= 4:
             first, last, bits = body[-3:]
             if bits & 15 == 0:
                 missing -= {(number, one) for number in body[1:-3:2] for one in range(first, last + 1)}
-            seen = True
-        at += 2 + length
-    return seen and not missing
+    return not missing
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(marker, where it is, what it holds) of a JPEG, beyond its first scan too; pixels are skipped."""
+    at = 2
+    while found := _MARKER.search(data, at):
+        at = found.start() + 2 + int.from_bytes(data[found.end() : found.end() + 2], "big")
+        yield data[found.start() + 1], found.start(), data[found.end() + 2 : at]
+        at = max(at, found.end())
 
 
 def lacks_rows(file: IO[bytes], image: Image.Image) -> bool:
@@ -99,9 +99,8 @@ def _jpeg_lacks_rows(jpeg: IO[bytes], image: Image.Image) -> bool:
     """As in `ended`: whether what lies before the end marker matters."""
     jpeg.seek(0)
     data = jpeg.read()
-    scan = data.find(b"\xff\xda")
-    end = data.find(b"\xff\xd9", scan)
-    if scan < 0 or end < 0:
+    scan = next((at for marker, at, _ in _segments(data) if marker == 0xDA), len(data))
+    if (end := data.find(b"\xff\xd9", scan)) < 0:
         return False
     wanted = _digest(image)
     markers = b"\xff\xdd" in data[:scan]  # of restarts: which one is looked for is not known

@@ -237,3 +237,11 @@ def test_stripes_make_no_difference() -> None:
         open_image(saved(Image.fromarray((deep * 65_535).astype(np.uint16)), "PNG", compress_level=1)), int
     )
     assert np.abs(found[..., 0] - deep * 255).max() <= 1
+
+
+def test_a_byte_of_alpha_that_nobody_set_hides_nothing() -> None:
+    masks = struct.pack("<5I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, 0x73524742)
+    head = struct.pack("<IiiHHIIiiII", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0) + masks + bytes(108 - 60)
+    for alpha, wanted in ((0, (30, 20, 10)), (255, (30, 20, 10))):
+        data = b"BM" + struct.pack("<IHHI", 14 + 108 + 8, 0, 0, 14 + 108) + head + bytes([10, 20, 30, alpha] * 2)
+        assert open_image(data).getpixel((1, 0)) == wanted

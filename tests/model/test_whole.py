@@ -10,7 +10,7 @@ from PIL import Image
 
 from shared.model.open_image import open_image
 from shared.model.views import ImageError
-from tests.model.files import SIGNATURE, chunk, drawn, png, saved
+from tests.model.files import SIGNATURE, chunk, drawn, png, saved, turned
 
 PALETTE = chunk(b"PLTE", bytes(range(0, 240, 5)))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 61, 3), np.uint8))
@@ -90,6 +90,18 @@ def interlaced(colour: int, samples: int, passes: int) -> bytes:
     sizes = ((2, 2), (2, 2), (4, 2), (4, 4), (8, 4), (8, 8), (16, 8))[:passes]
     pixels = b"".join(bytes(1 + width * samples) * height for width, height in sizes)
     return SIGNATURE + chunk(b"IHDR", head) + PALETTE + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def test_a_preview_within_the_metadata_is_another_picture() -> None:
+    exif = turned(1).tobytes() + saved(drawn((16, 16)), "JPEG")
+    large = Image.effect_noise((700, 500), 90).convert("RGB")  # of many bytes that look like markers
+    large.paste((0, 0, 0), (0, 250, 700, 500))
+    for image in (FLAT, large):
+        for settings in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
+            data = saved(image, "JPEG", exif=exif, **settings)
+            wanted = open_image(data)
+            assert wanted.size == image.size and open_image(data[:-2]) == wanted
+            assert open_image(data + data) == wanted
 
 
 @pytest.mark.parametrize(("colour", "samples"), [(0, 1), (2, 3), (3, 1), (4, 2), (6, 4)])
