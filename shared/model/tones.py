@@ -8,8 +8,9 @@ Promises the tones that the file means, or a sentence where it does not say whic
 is black because of its numbers. Works in stripes: beside source and result it takes a few MB. Leaves opening to
 ``open_image``.
 
-Whole numbers of 16 bits and more that end below 256 or 4096 are taken as 8 or 12 bits in a larger container, as
-cameras and array libraries write them: by their nominal range they would be nearly black.
+Whole numbers of 16 bits that end below 256 or 4096 are taken as 8 or 12 bits in a larger container, as cameras and
+array libraries write them: by their nominal range they would be nearly black. Of 32 bits hardly anybody uses the
+nominal range, so that the usual one is taken of which they fill at least half.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from PIL import Image
 from shared.model.views import ImageError
 
 _STRIPE = 1 << 20  # pixels looked at together
-_NARROW = (1, 255, 4095)  # the white of 1, 8 and 12 bits in more
+_NARROW = (1, 255, 4095)  # the white of 1, 8 and 12 bits in 16
+_USUAL = (1, 255, 1023, 4095, 16_383, 65_535)  # in 32
 _RINGING = 0.1  # of floating point from 0 to 1: what resizing leaves beyond
 
 
@@ -64,7 +66,7 @@ def low_bytes(rawmode: str) -> str | None:
     ('RGB;16L', None)
     """
     layout, _, order = rawmode.partition(";16")
-    if layout not in ("RGB", "RGBX") or order not in ("B", "L", "N"):
+    if layout not in ("RGB", "RGBX", "RGBA") or order not in ("B", "L", "N"):
         return None
     big = order == "B" or (order == "N" and sys.byteorder == "big")
     return f"{layout};16{'L' if big else 'B'}"
@@ -103,7 +105,7 @@ def _grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     elif image.mode == "F" and not whole:
         raise _unclear(low, high)
     else:
-        white = _white(low, high, 65_535 if image.mode == "F" else _nominal(image.mode, tags), widen=not inverted)
+        white = _white(low, high, *_nominal(image.mode, tags), exact=inverted)
 
     def convert(stripe: Image.Image) -> Image.Image:
         values = numbers(stripe)
@@ -117,21 +119,22 @@ def _grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 
 
 def _sixteen(high: Image.Image, low: Image.Image) -> Image.Image:
-    """Three numbers of 16 bits a pixel."""
+    """Three numbers of 16 bits a pixel, or four with alpha."""
     clear = high.info.get("transparency")
 
-    def numbers() -> Iterator[tuple[int, NDArray[Any]]]:
+    def numbers() -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         for (top, more), (_, less) in zip(stripes(high), stripes(low), strict=True):
-            yield top, np.asarray(more).astype(np.uint16) << 8 | np.asarray(less)
+            values = np.asarray(more).astype(np.uint16) << 8 | np.asarray(less)
+            yield top, values[..., :3], values[..., 3:] >> 8
 
-    _, most, _ = _range(values for _, values in numbers())
-    white = _white(0, most, 65_535)
+    _, most, _ = _range(values for _, values, _ in numbers())
+    white = _white(0, most, 65_535, _NARROW)
     found = Image.new("RGB", high.size)
-    for top, values in numbers():
+    for top, values, alpha in numbers():
         levels = (values >> 8 if white == 65_535 else values * (255 / white)).round().astype(np.uint8)
         if clear is not None:
             levels[(values == clear).all(-1)] = 255
-        found.paste(Image.fromarray(levels), (0, top))
+        found.paste(_plain(Image.fromarray(np.concatenate([levels, alpha.astype(np.uint8)], axis=-1))), (0, top))
     return found
 
 
@@ -148,16 +151,12 @@ def _range(stripes: Iterable[NDArray[Any]]) -> tuple[float, float, bool]:
     return low, high, whole
 
 
-def _white(low: float, high: float, nominal: int, *, widen: bool = True) -> int:
-    """Which whole number is white."""
-    if low < 0:
+def _white(low: float, high: float, nominal: int, narrow: tuple[int, ...], *, exact: bool = False) -> int:
+    """Which whole number is white: ``nominal``, or one of ``narrow`` that holds them all, unless ``exact``."""
+    white = nominal if exact else next((one for one in narrow if high <= one < nominal), nominal)
+    if not 0 <= low <= high <= white or (narrow is _USUAL and white > 255 and high * 2 < white):
         raise _unclear(low, high)
-    for most in (*_NARROW, 65_535) if widen else ():
-        if high <= most < nominal:
-            return most
-    if high > nominal or (high * 16 < nominal and widen):  # it would be white, or nearly black
-        raise _unclear(low, high)
-    return nominal
+    return white
 
 
 def _unclear(low: float, high: float) -> ImageError:
@@ -167,10 +166,13 @@ def _unclear(low: float, high: float) -> ImageError:
     )
 
 
-def _nominal(mode: str, tags: Mapping[int, Any]) -> int:
-    """The largest number that a pixel may have."""
+def _nominal(mode: str, tags: Mapping[int, Any]) -> tuple[int, tuple[int, ...]]:
+    """The largest number that a pixel may have, and which others are taken for white."""
     bits = int(tags.get(258, (16,))[0])  # PNG's and PPM's are stretched to 16
-    return (1 << bits) - 1 if mode.startswith("I;16") or _is_unsigned(tags) else (1 << bits - 1) - 1
+    if mode == "F":
+        return 65_535, _USUAL
+    largest = (1 << bits) - 1 if mode.startswith("I;16") or _is_unsigned(tags) else (1 << bits - 1) - 1
+    return largest, _NARROW if bits <= 16 else _USUAL
 
 
 def _is_unsigned(tags: Mapping[int, Any]) -> bool:
@@ -178,4 +180,4 @@ def _is_unsigned(tags: Mapping[int, Any]) -> bool:
 
 
 def _brightest(image: Image.Image) -> int:
-    return int(np.max(image.getextrema()))
+    return int(np.max(image.getextrema()[:3]))  # of colours, not of alpha

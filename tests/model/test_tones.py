@@ -74,6 +74,8 @@ ALIKE = {
     "8 bits in 32 with a sign": grey(TONES.astype("i4"), 32, kind=2),
     "8 bits in 32 with a sign, other order": grey(TONES.astype("i4"), 32, kind=2, order=">"),
     "12 bits in 32": grey((SPREAD * 4095).round().astype("i4"), 32, kind=2),
+    "10 bits in 32": grey((SPREAD * 1023).round().astype("i4"), 32, kind=2),
+    "14 bits in 32": grey((SPREAD * 16_383).round().astype("u4"), 32),
     "16 bits in 32": grey((TONES * 257).astype("i4"), 32, kind=2),
     "32 bits": grey((SPREAD * (2**32 - 1)).astype("u4"), 32),
     "32 bits with a sign": grey((SPREAD * (2**31 - 1)).astype("i4"), 32, kind=2),
@@ -92,6 +94,12 @@ ALIKE = {
     "png 16 with alpha": png(rows(np.stack([TONES * 257, TONES * 0 + 65_535], -1), ">u2"), SIZE, 16, 4),
     "png colours of 16": png(rows(np.repeat(TONES[..., None] * 257, 3, -1), ">u2"), SIZE, 16, 2),
     "png colours of 12 bits in 16": png(rows(np.repeat((SPREAD * 4095).round()[..., None], 3, -1), ">u2"), SIZE, 16, 2),
+    "png colours and alpha of 12 bits in 16": png(
+        rows(np.stack([(SPREAD * 4095).round()] * 3 + [TONES * 0 + 65_535], -1), ">u2"), SIZE, 16, 6
+    ),
+    "png colours and alpha of 16": png(
+        rows(np.stack([TONES * 257] * 3 + [TONES * 0 + 65_535], -1), ">u2"), SIZE, 16, 6
+    ),
     "pgm 255": netpbm("P5\n#255", TONES.astype("u1")).replace(b"64 6\n", b"64 6\n255\n"),
     "pgm 4095": netpbm("P5", (SPREAD * 4095).round().astype(">u2")).replace(b"64 6\n", b"64 6\n4095\n"),
     "pgm 65535": netpbm("P5", (TONES * 257).astype(">u2")).replace(b"64 6\n", b"64 6\n65535\n"),
@@ -156,6 +164,9 @@ def test_tones_that_differ_in_their_low_byte_alone_are_not_transparent() -> None
         (grey((TONES - 128).astype("i1"), 8, kind=2), "numbers from -128 to 124"),
         (grey((SPREAD * 10**6).astype("i4"), 32, kind=2), "numbers from 0 to 988235"),
         (grey((SPREAD * 10**6).astype("u4"), 32), "numbers from 0 to 988235"),
+        (grey((TONES * 20).astype("i4"), 32, kind=2), "numbers from 0 to 5040"),
+        (grey((TONES * 20).astype("f4"), 32, kind=3), "numbers from 0 to 5040"),
+        (grey((TONES * 2).astype("i4"), 32, kind=2), "numbers from 0 to 504"),
         (grey((SPREAD * 20 + 0.1).astype("f4"), 32, kind=3), "numbers from 0.1 to 19.8"),
         (grey((SPREAD - 0.5).astype("f4"), 32, kind=3), "numbers from -0.5 to 0.48"),
         (pfm(SPREAD * 1e30), r"numbers from 0 to 9\."),
