@@ -23,7 +23,25 @@ from shared.terminal import note, printable, say, say_json
 from shared.text import problem, stripped
 
 # What a name must look like to be taken for a picture that is missing rather than for a question.
-_PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ppm"})
+_PICTURE_SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jxl",
+        ".heic",
+        ".heif",
+        ".hif",
+    }
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".svg", ".pdf", ".dng", ".mp4", ".mov"}  # the last ones get a sentence
+)
 
 
 def split_words(words: Sequence[str], more: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -15,8 +15,7 @@ import asyncio
 import os
 import re
 import sys
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, fields, replace
 from io import FileIO
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 from device_client.errors import NO_SERVER, EncoderError, UseError, exit_code
 from device_client.link import NOT_BACK
-from device_client.picture import Picture
+from device_client.opened import Opened
 from device_client.report import Report
 from device_client.session import Sampling, Session
 from shared.json_text import dumps, members
@@ -32,7 +31,6 @@ from shared.rpc.errors import TofcError
 from shared.sentence import sentence
 from shared.text import problem, split
 
-_KEPT = 8  # opened pictures, as packets: questions about one picture usually follow each other
 RESULTS = {one.name for one in fields(Report)} - {"question"} | {"error"}
 _PIPES = re.compile(r"/dev/(stdin|fd/\d+)|/proc/[^/]+/fd/\d+")  # names of what a shell hands over, a file or a pipe
 
@@ -120,13 +118,13 @@ async def run(
 
     Raises what the session raises when the server is gone (`UnavailableError`, …), or refuses the session.
     """
-    opened: OrderedDict[Path, Picture] = OrderedDict()
+    opened = Opened(session)
     await session.connect()  # a refusal is the whole batch's, not the first line's
     for line in lines:
         try:
             if line.problem:
                 raise UseError(line.problem)
-            pictures = _open(session, line.images, opened)
+            pictures = opened.take(line.images)
             answer = session.ask(pictures, line.question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
             report = await answer.result()
             outcome = {key: value for key, value in report.to_json().items() if key != "question"}
@@ -161,18 +159,3 @@ async def _still_there(session: Session, timeout_s: float | None) -> bool:
     except (TofcError, TimeoutError):
         return False
     return True
-
-
-def _open(session: Session, paths: Sequence[Path], opened: OrderedDict[Path, Picture]) -> list[Picture]:
-    """A line's pictures. Of earlier lines' only packets are kept: the pixels of a few would fill the memory."""
-    for path in [path for path, picture in opened.items() if picture.image is not None and path not in paths]:
-        del opened[path]  # the server had it, or it could not be encoded
-    pictures = []
-    for path in paths:
-        if path not in opened:
-            opened[path] = session.open(path)
-        opened.move_to_end(path)
-        pictures.append(opened[path])
-    while len(opened) > _KEPT:
-        opened.popitem(last=False)
-    return pictures

@@ -199,6 +199,7 @@ def chat(
     """Talk about pictures: a question a line on stdin, each asked with what was said before.
 
     Every question has at least a line on stdout, an empty one where it is refused; with --json it is exactly one.
+    The pictures are those that the files held when the chat began, even if the files are replaced meanwhile.
     """
     with _exit_codes():
         limit = _limit(timeout)

@@ -15,7 +15,9 @@ from pathlib import Path
 from PIL import Image
 
 from shared.model.image_file import check_settings, scaled_size
-from shared.model.views import ViewRule, open_image, plan
+from shared.model.open_image import open_image
+from shared.model.tones import stripes
+from shared.model.views import ViewRule, plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Picture:
     file_bytes: int | None = None
     form: ImageForm | None = None  # None: a packet for each view; else one, which is an image file
     form_size: tuple[int, int] = (0, 0)  # px, of that file
+    form_pixels: int = 0  # of it as the server sees it: a sliver is padded to a square
     packets: list[Encoded] = field(default_factory=list, repr=False)
     steps: Iterator[Encoded] | None = field(default=None, repr=False)  # of the encoder, where it stopped
 
@@ -73,7 +76,8 @@ def picture_id(image: Image.Image, codec_id: str, setting: str) -> bytes:
     """16 bytes: hash of codec, the encoder's setting, size and RGB pixels, so that nothing is taken for another."""
     digest = hashlib.sha256(f"tofc picture {codec_id} {setting}".encode())
     digest.update(struct.pack("<II", *image.size))
-    digest.update(image.tobytes())
+    for _, stripe in stripes(image):
+        digest.update(stripe.tobytes())
     return digest.digest()[:16]
 
 
@@ -92,7 +96,15 @@ def open_picture(path: Path, rule: ViewRule, codec_id: str, setting: str, form: 
         picture_id=picture_id(image, codec_id, setting),
         rows=layout.rows,
         columns=layout.columns,
-        file_bytes=path.stat().st_size,
+        file_bytes=_size(path),
         form=form,
         form_size=size,
+        form_pixels=layout.padded[0] * layout.padded[1] if form else 0,
     )
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # gone since it was opened
+        return None

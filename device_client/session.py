@@ -478,7 +478,7 @@ def _check_limits(limits: pb.Limits, course: _Course) -> None:
     pictures = course.pictures
     size = sum(len(text.encode()) for text in (course.question, *(text for turn in course.history for text in turn)))
     views = max((picture.n_views for picture in pictures), default=0)
-    pixels = max((picture.form_size[0] * picture.form_size[1] for picture in pictures if picture.form), default=0)
+    pixels = max((picture.form_pixels for picture in pictures), default=0)
     if pixels and not limits.image_pixels:
         raise MismatchError(
             "this server takes no images (--mode image); start it with `edge-server serve --take-images`, or leave "

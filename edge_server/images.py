@@ -23,7 +23,7 @@ from edge_server.pictures import Picture, PictureCache
 from edge_server.settings import SessionLimits
 from shared.model.image_file import ImageFileError, decompress, require
 from shared.model.views import ImageError, ViewRule, plan, views
-from shared.rpc.errors import CorruptPacketError, InvalidRequestError, MismatchError
+from shared.rpc.errors import CorruptPacketError, InvalidRequestError, LimitError, MismatchError
 from shared.rpc.tofc.v1 import tofc_pb2
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ def check_image(announced: tofc_pb2.Picture, limits: SessionLimits, rule: ViewRu
         made = plan(image.width, image.height, rule)
     except ImageError as error:
         raise InvalidRequestError(str(error), reason="IMAGE_INVALID") from None
+    if (square := made.padded[0] * made.padded[1]) > limits.image_pixels:
+        raise InvalidRequestError(
+            f"the image is {image.width} x {image.height} px, which is padded to {made.padded[0]} x {made.padded[1]}: "
+            f"{square} px, allowed are {limits.image_pixels}; scale it down, or cut it shorter",
+            reason="IMAGE_TOO_LARGE",
+        )
     if (announced.rows, announced.columns) != (made.rows, made.columns):
         raise InvalidRequestError(
             f"{announced.rows} x {announced.columns} crops are announced for {image.width} x {image.height} px, which "
@@ -101,7 +107,7 @@ def check_image(announced: tofc_pb2.Picture, limits: SessionLimits, rule: ViewRu
 
 
 def read_views(data: bytes, image: tofc_pb2.Image, rule: ViewRule, max_pixels: int) -> list[NDArray[np.float32]]:
-    """The pixels [3, S, S] of every view of an announced image. Raises CorruptPacketError."""
+    """The pixels [3, S, S] of every view of an announced image. Raises CorruptPacketError, LimitError."""
     try:
         opened = decompress(data, CODECS[image.format], max_pixels=max_pixels)
         if opened.size != (image.width, image.height):
@@ -110,6 +116,12 @@ def read_views(data: bytes, image: tofc_pb2.Image, rule: ViewRule, max_pixels: i
                 f"the file is {opened.width} x {opened.height} px, announced were {image.width} x {image.height}",
             )
         return [view.pixels for view in views(opened, rule)]
+    except MemoryError:
+        raise LimitError(
+            f"the server has not enough memory for a picture of {image.width} x {image.height} px at the moment; ask "
+            "again later, or scale it down",
+            reason="NO_MEMORY",
+        ) from None
     except ImageFileError as error:
         raise CorruptPacketError(f"{error}; send the picture again", reason=error.reason) from None
 

@@ -36,12 +36,13 @@ from lab.whole_model import Reply, WholeModel
 from shared import json_text
 from shared.model.checkpoint import Checkpoint, CheckpointError
 from shared.model.config import SplitConfig
+from shared.model.open_image import open_image
 from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
 from shared.model.released_names import DECODER, VISION
 from shared.model.room import need_memory
 from shared.model.tower import Tower
-from shared.model.views import View, ViewRule, open_image, plan, views
+from shared.model.views import View, ViewRule, plan, views
 
 QUESTION = "What is in the picture?"
 SIZES = 1000

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from shared.model.checkpoint import Checkpoint
+from shared.model.open_image import open_image
 from shared.model.projector import Projector
 from shared.model.tower import Tower
-from shared.model.views import open_image, views
+from shared.model.views import views
 
 
 def write(

@@ -18,9 +18,10 @@ from PIL import Image
 
 from lab.codec.team import Team
 from shared.model.config import SplitConfig
+from shared.model.open_image import open_image
 from shared.model.room import need_disk
 from shared.model.tower import Tower
-from shared.model.views import ImageError, open_image, plan, views
+from shared.model.views import ImageError, plan, views
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 HELD_OUT = 0.1  # of the pictures

@@ -93,9 +93,10 @@ def compress(image: Image.Image, codec: str, quality: int, scale: float = 1.0) -
             f"the picture is {size[0]} × {size[1]} px, {codec} holds at most {_MOST_SIDE[codec]} px a side: scale it "
             "down, or take another codec",
         )
-    plain = Image.new("RGB", size)  # without the metadata that Pillow would write again
-    resized = image.convert("RGB")
-    plain.paste(resized if resized.size == size else resized.resize(size, Image.Resampling.LANCZOS))
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    image.load()
+    plain = image._new(image.im) if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+    plain.info = {}  # the metadata, which Pillow would write again
     try:
         files = [_saved(plain, codec, settings) for settings in _settings(codec, quality)]
         if codec == "jxl" and not _taken(files[0]):  # repeated parts in a frame of their own, which is not decoded
@@ -134,7 +135,7 @@ def _saved(image: Image.Image, codec: str, settings: dict[str, Any]) -> bytes:
 
 
 def decompress(data: bytes, codec: str, *, max_pixels: int) -> Image.Image:
-    """An untrusted file of ``codec`` → RGB. Raises ``ImageFileError``.
+    """An untrusted file of ``codec`` → RGB. Raises ``ImageFileError``, and ``MemoryError`` as such.
 
     The size comes from the header, before a decoder sees the file; Pillow then may use the decoder of ``codec``
     alone, and must find the same size.
@@ -156,6 +157,9 @@ def decompress(data: bytes, codec: str, *, max_pixels: int) -> Image.Image:
             if image.size != size:
                 raise HeaderError(f"its header says {width} × {height} px, its decoder {image.size}")
             image.load()
-            return image.convert("RGB")
+            # Some decoders hold twice the picture as long as their image lives.
+            return image._new(image.im) if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError:  # of this machine, not of the file
+        raise
     except Exception as error:  # decoders of damaged files raise many kinds, and the file is a stranger's
         raise ImageFileError("IMAGE_INVALID", f"the {codec} file is damaged or truncated ({error})") from error

@@ -122,10 +122,7 @@ def _jxl(data: bytes) -> tuple[int, int]:
     if data[:2] != b"\xff\x0a":
         raise HeaderError("it does not begin as a bare JPEG XL codestream does")
     bits = _Bits(data[2:34], most_first=False)
-    small = bits.take(1)
-    height = _jxl_side(bits, small)
-    ratio = bits.take(3)
-    width = height * _JXL_RATIOS[ratio - 1][0] // _JXL_RATIOS[ratio - 1][1] if ratio else _jxl_side(bits, small)
+    width, height = _jxl_sides(bits)
     if not bits.take(1):  # all default: one upright frame of 8 bits, no preview, no further channels
         raise HeaderError("its JPEG XL metadata is not that of a plain lossy picture")
     if not bits.take(1):
@@ -133,6 +130,36 @@ def _jxl(data: bytes) -> tuple[int, int]:
     bits.align()
     if not _jxl_only_frame(bits):
         raise HeaderError("it has more than one JPEG XL frame")
+    return width, height
+
+
+def jxl_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in px of any JPEG XL file, from its begin, as it is or in boxes. Raises ``HeaderError``."""
+    at, kind = 0, b""
+    try:
+        while data[at : at + 2] != b"\xff\x0a":
+            length, kind = _big(data, at, 4), data[at + 4 : at + 8]
+            head = 16 if length == 1 else 8
+            if kind in (b"jxlc", b"jxlp"):
+                at += head + (4 if kind == b"jxlp" else 0)  # a part has a number before it
+                if data[at : at + 2] != b"\xff\x0a":
+                    break
+            elif (length := _big(data, at + 8, 8) if length == 1 else length) < head:
+                break
+            else:
+                at += length
+        if data[at : at + 2] == b"\xff\x0a":
+            return _jxl_sides(_Bits(data[at + 2 : at + 34], most_first=False))
+    except IndexError:
+        pass
+    raise HeaderError("it does not say how large it is")
+
+
+def _jxl_sides(bits: _Bits) -> tuple[int, int]:
+    small = bits.take(1)
+    height = _jxl_side(bits, small)
+    ratio = bits.take(3)
+    width = height * _JXL_RATIOS[ratio - 1][0] // _JXL_RATIOS[ratio - 1][1] if ratio else _jxl_side(bits, small)
     return width, height
 
 

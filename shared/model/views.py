@@ -1,7 +1,7 @@
 """Pictures → views: the crops and the global view that the vision tower sees.
 
-Promises the released STEP3-VL preprocessing, resized by Pillow's bilinear filter, and that an untrusted
-picture is refused before it can use memory. Knows no tower; needs numpy and Pillow only.
+Promises the released STEP3-VL preprocessing, resized by Pillow's bilinear filter, in memory that follows the
+picture and the views. Knows no tower; needs numpy and Pillow only. Leaves opening files to ``open_image``.
 
     picture ─ pad a sliver to a square ─ shrink to max_side ─┬─ snap to windows ─ cut row by row ─ crops
                                                              └─ squash ─────────────────────────── global
@@ -9,24 +9,19 @@ picture is refused before it can use memory. Knows no tower; needs numpy and Pil
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 100_000_000
-#: of Pillow's many decoders only those of pictures people have; some of the others run programs
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+_BAND = 64  # px
 
 
 class ImageError(ValueError):
@@ -124,13 +119,9 @@ def _snap(side: int, window: int) -> int:
 
 def views(image: Image.Image, rule: ViewRule) -> list[View]:
     """The views of an RGB picture in prompt order: crops row by row, the global view last."""
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     cut = plan(*image.size, rule)
-    if cut.padded != image.size:
-        square = Image.new("RGB", cut.padded)  # black, the picture at the top left
-        square.paste(image)
-        image = square
-    image = _resize(image, cut.shrunk)
+    image = _resize(image, cut.shrunk) if cut.padded == image.size else _padded(image, cut)
     found = []
     if cut.window:
         canvas = _resize(image, cut.resized)
@@ -143,6 +134,32 @@ def views(image: Image.Image, rule: ViewRule) -> list[View]:
                 found.append(View(kind="crop", row=row, column=column, pixels=pixels))
     whole = _pixels(_resize(image, (rule.global_size, rule.global_size)))
     return [*found, View(kind="global", row=0, column=0, pixels=whole)]
+
+
+def _padded(image: Image.Image, cut: ViewPlan) -> Image.Image:
+    """A sliver at the top left of a black square, which is shrunk: pixel for pixel, without making the large square.
+
+    Pillow resizes rows, rounds, then resizes columns. Either can be done a band at a time, and black stays black.
+    """
+    shrunk = Image.new("RGB", cut.shrunk)
+    if cut.shrunk == cut.padded:
+        shrunk.paste(image)
+        return shrunk
+    (width, height), long, side = image.size, cut.padded[0], cut.shrunk[0]
+    if width == long:
+        flat = _resize(image, (side, height))
+        for left in range(0, side, _BAND):
+            band = Image.new("RGB", (min(_BAND, side - left), long))
+            band.paste(flat.crop((left, 0, left + band.width, height)))
+            shrunk.paste(_resize(band, (band.width, side)), (left, 0))
+    else:
+        tall = Image.new("RGB", (min(side, math.ceil(width * side / long) + 2), long))  # beyond it all is black
+        for top in range(0, long, _BAND):
+            band = Image.new("RGB", (long, min(_BAND, long - top)))
+            band.paste(image.crop((0, top, width, top + band.height)))
+            tall.paste(_resize(band, (side, band.height)).crop((0, 0, tall.width, band.height)), (0, top))
+        shrunk.paste(_resize(tall, (tall.width, side)))
+    return shrunk
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -161,64 +178,3 @@ def _pixels(image: Image.Image) -> NDArray[np.float32]:
     values = np.asarray(image)  # [S, S, 3]
     table = _table()
     return np.stack([table[values[..., channel], channel] for channel in range(3)])
-
-
-def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An untrusted picture as RGB, upright, transparency laid over white; of an animation, the first frame.
-
-    Raises ``ImageError`` for what is no picture, is truncated, or has more than ``max_pixels`` (told from
-    its header, before any pixel is decoded).
-    """
-    shown = "the picture" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and Path(source).is_fifo():  # it would be waited for, and can be read only once
-        raise ImageError(f"{shown} is a pipe; write the picture to a file first")
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about large headers; the check below is stricter and clearer
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = io.BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(opened, formats=_formats()) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        f"{shown} is {width} × {height} px, {width * height / 1e6:.0f} megapixels; at most "
-                        f"{max_pixels / 1e6:.0f} are accepted: scale it down first"
-                    )
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                return _rgb(upright)
-    except Image.DecompressionBombError as error:  # raised before the size can be asked for; its text has it
-        pixels = re.search(r"\((\d+) pixels\)", str(error))
-        size = f"{int(pixels[1]) / 1e6:.0f}" if pixels else "too many"
-        raise ImageError(
-            f"{shown} has {size} megapixels; at most {max_pixels / 1e6:.0f} are accepted: scale it down first"
-        ) from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{shown} is not a picture in a format that can be read; use JPEG, PNG or WebP") from None
-    except FileNotFoundError:
-        raise ImageError(f"{shown} does not exist; give the path of a picture") from None
-    except IsADirectoryError:
-        raise ImageError(f"{shown} is a directory; give the path of a picture") from None
-    except PermissionError:
-        raise ImageError(f"{shown} may not be read by this user; change its permissions") from None
-    except ImageError:
-        raise
-    except Exception as error:  # decoders of damaged files raise many kinds, and the file is a stranger's
-        raise ImageError(f"{shown} is damaged or truncated ({error}); save it again") from error
-
-
-@cache
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit greys, which convert() would clip
-        grey = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(grey.clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

@@ -1,16 +1,18 @@
 import json
 import os
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from device_client import batch
+from device_client import opened as opened_module
 from device_client.batch_out import open_out
 from device_client.errors import EncoderError, UseError
 from device_client.fake import FakeEncoder
+from device_client.opened import Opened
 from device_client.picture import Picture
 from device_client.session import Sampling, Session
 from shared.rpc.errors import CorruptPacketError, UnavailableError
@@ -128,15 +130,65 @@ async def test_an_encoder_that_cannot_be_loaded_ends_the_batch(
 
 
 async def test_pixels_are_kept_of_one_line_only(begin: Begin, small: Path, wide: Path) -> None:
-    session, opened = begin(), OrderedDict[Path, Picture]()
-    (first,) = batch._open(session, [small], opened)
-    assert batch._open(session, [small], opened) == [first] and first.image is not None
-    (second,) = batch._open(session, [wide], opened)
-    assert list(opened) == [wide], "the pixels of the first were still there"
+    session = begin()
+    opened = Opened(session)
+    (first,) = opened.take([small])
+    assert first.image is not None
+    (second,) = opened.take([wide])
+    assert list(opened._pictures.values()) == [second], "the pixels of the first were still there"
     for index in range(second.n_views):
         await session.encoder.view(second, index)
-    batch._open(session, [small], opened)
-    assert list(opened) == [wide, small] and second.image is None
+    opened.take([small])
+    assert next(iter(opened._pictures)) == second.picture_id and len(opened._pictures) == 2 and second.image is None
+
+
+async def test_a_file_that_is_replaced_is_opened_again(server: FakeServer, begin: Begin, tmp_path: Path) -> None:
+    latest, grey = tmp_path / "latest.bmp", tmp_path / "grey.bmp"
+    questions = ({"image": "latest.bmp", "question": str(number)} for number in range(6))
+    lines = batch.read_lines(write(tmp_path / "q.jsonl", *questions))
+    out = tmp_path / "out.jsonl"
+    encoder = FakeEncoder()
+    Image.new("RGB", (60, 40), "red").save(latest)
+    file = out.open("wb", buffering=0)
+    stream = batch.run(begin(encoder), lines, file, sampling=Sampling(), timeout_s=20, complain=pytest.fail)
+    assert await anext(stream) and await anext(stream)
+    kept = latest.stat()
+    Image.new("RGB", (60, 40), "blue").save(latest)  # in its place, of the same size
+    os.utime(latest, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # as copies do that keep times
+    assert latest.stat().st_size == kept.st_size and await anext(stream)
+    Image.new("RGB", (60, 40), "grey").save(grey)
+    grey.rename(latest)  # as careful programs do
+    assert await anext(stream)
+    latest.write_bytes(latest.read_bytes())  # the same once more
+    assert await anext(stream)
+    latest.unlink()
+    with pytest.raises(pytest.fail.Exception, match=r"line 6: .*latest\.bmp does not exist"):
+        await anext(stream)
+    file.close()
+    ids = [picture.picture_id for picture in server.said("picture")]
+    assert len(ids) == len(set(ids)) == 3, "red, blue and grey"
+    assert [line["bytes_picture"] > 0 for line in read(out)] == [True, False, True, True, False]
+
+
+async def test_a_file_that_stays_is_not_opened_again(
+    begin: Begin, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened_module, "SETTLED", 0)
+    session = begin()
+    opened, times = Opened(session), 0
+    really = session.open
+
+    def counted(path: Path) -> Picture:
+        nonlocal times
+        times += 1
+        return really(path)
+
+    monkeypatch.setattr(session, "open", counted)
+    (first,) = opened.take([small])
+    assert opened.take([small]) == [first] == opened.take([small]) and times == 1
+    other = tmp_path / "copy.png"
+    other.write_bytes(small.read_bytes())
+    assert opened.take([small, other, small]) == [first] * 3 and times == 2, "known by its content"
 
 
 async def test_a_lone_surrogate_is_that_lines_error(

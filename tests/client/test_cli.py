@@ -15,7 +15,8 @@ from device_client.picture import Picture
 from device_client.report import Comparison, compare
 from shared.model.checkpoint import Origin
 from shared.model.image_file import compress
-from shared.model.views import ViewRule, open_image
+from shared.model.open_image import open_image
+from shared.model.views import ViewRule
 from shared.rpc.errors import LimitError, MismatchError, TofcError, TokenError
 from tests.client.conftest import FakeServer
 

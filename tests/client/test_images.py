@@ -1,6 +1,8 @@
 """`--mode image` on the device: what is sent, what it is said to cost, and what is refused before it is sent."""
 
 import asyncio
+import hashlib
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from device_client.link import VIEWS_IN_FLIGHT, LinkLost
 from device_client.picture import ImageForm, open_picture, picture_id
 from device_client.render import truth
 from shared.model.image_file import ImageFileError, compress, size_of
-from shared.model.views import open_image
+from shared.model.open_image import open_image
 from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.errors import LimitError, MismatchError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
@@ -144,6 +146,34 @@ async def test_limits_are_looked_at_before_sending(server: FakeServer, begin: Be
     with pytest.raises(LimitError, match=r"32000 pixels of one picture, this server allows 31999; lower --scale"):
         await session.ask([session.open(small)], "what?").result()
     assert "image_chunk" not in server.kinds()
+
+
+async def test_a_sliver_counts_as_the_square_that_it_is_padded_to(
+    server: FakeServer, begin: Begin, tmp_path: Path
+) -> None:
+    server.limits.image_pixels = 350_000
+    Image.new("RGB", (20, 600)).save(tmp_path / "narrow.png")
+    session = begin(encoder())
+    with pytest.raises(LimitError, match=r"360000 pixels of one picture, this server allows 350000; lower --scale"):
+        await session.ask([session.open(tmp_path / "narrow.png")], "what?").result()
+    session = begin(encoder(scale=0.5))
+    assert (await session.ask([session.open(tmp_path / "narrow.png")], "what?").result()).answer == "yes to what?"
+
+
+def test_a_file_that_is_gone_by_now_has_no_size(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(path: Path) -> Image.Image:
+        found = open_image(path)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr("device_client.picture.open_image", opened)
+    assert open_picture(small, FakeEncoder().rule, "codec", "").file_bytes is None
+
+
+def test_equal_pixels_have_the_id_they_always_had() -> None:
+    image = Image.effect_mandelbrot((1500, 900), (-2, -1, 1, 1), 50).convert("RGB")
+    whole = hashlib.sha256(b"tofc picture codec setting" + struct.pack("<II", 1500, 900) + image.tobytes())
+    assert picture_id(image, "codec", "setting") == whole.digest()[:16]
 
 
 def test_modes_and_settings_never_share_an_id(small: Path) -> None:

@@ -19,10 +19,11 @@ from shared.codec.codec import Codec
 from shared.model import tower
 from shared.model.checkpoint import Checkpoint
 from shared.model.mapped import Mapped
+from shared.model.open_image import open_image
 from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
 from shared.model.tensor_files import StoredTensor
-from shared.model.views import open_image, plan, views
+from shared.model.views import plan, views
 from tests.e2e.conftest import MODEL, PICTURES, ServerThread
 
 Asked = list[dict[str, str]]

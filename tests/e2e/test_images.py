@@ -18,7 +18,7 @@ from device_client.report import Report
 from device_client.session import Session
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, SessionLimits
 from shared.model.image_file import compress, decompress, missing
-from shared.model.views import open_image
+from shared.model.open_image import open_image
 from shared.rpc.errors import MismatchError
 from tests.e2e.conftest import MODEL, PICTURES, ROOT, ServerThread
 from tests.e2e.test_answers import Asked, ask_all, in_one_process

@@ -15,9 +15,10 @@ from lab import fake
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import SplitConfig
 from shared.model.int8 import Int8Linear
+from shared.model.open_image import open_image
 from shared.model.released_names import vision_shapes
 from shared.model.tower import Tower
-from shared.model.views import open_image, views
+from shared.model.views import views
 
 HALF, FULL = torch.bfloat16, torch.float32
 

@@ -1,24 +1,12 @@
-import io
-import struct
-import warnings
-import zlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from shared.model.views import MEAN, STD, ImageError, ViewRule, open_image, plan, views
+from shared.model.views import MEAN, STD, ImageError, ViewRule, _padded, plan, views
 
 RELEASED = ViewRule()
 NANO = ViewRule(global_size=336, crop_size=224, max_side=1344)
 WHITE, BLACK = ((1 - np.array(MEAN)) / STD, -np.array(MEAN) / STD)
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -112,78 +100,13 @@ def test_the_padding_of_a_sliver_is_black_below_and_right() -> None:
     np.testing.assert_allclose(whole.pixels[:, 150, 100], BLACK, atol=1e-5)
 
 
-def test_transparency_is_laid_over_white() -> None:
-    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    assert open_image(png(clear)).getpixel((0, 0)) == (255, 255, 255)
-    half = Image.new("LA", (8, 8), (0, 128))
-    assert open_image(png(half)).getpixel((0, 0)) == (127, 127, 127)
-    palette = Image.new("P", (8, 8), 0)
-    palette.putpalette([10, 20, 30] + [0] * 765)
-    palette.info["transparency"] = 0
-    assert open_image(png(palette)).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_the_camera_s_rotation_is_undone() -> None:
-    image = Image.new("RGB", (20, 10), "white")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn right
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", exif=exif)
-    assert open_image(buffer.getvalue()).size == (10, 20)
-
-
-def test_sixteen_bit_greys_keep_their_tones() -> None:
-    grey = Image.fromarray(np.full((4, 4), 0x8080, np.uint16))
-    assert open_image(png(grey)).getpixel((0, 0)) == (128, 128, 128)
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG that says it is huge and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("size", [(20_000, 20_000), (10_001, 10_000), (2**31 - 1, 2**31 - 1)])
-def test_a_huge_picture_is_refused_before_decoding(size: tuple[int, int]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(ImageError, match=r"megapixels.*scale it down"):
-            open_image(bomb(*size))
-
-
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
-    text = tmp_path / "notes.png"
-    text.write_text("not a picture")
-    with pytest.raises(ImageError, match=r"notes\.png is not a picture"):
-        open_image(text)
-    with pytest.raises(ImageError, match="does not exist"):
-        open_image(tmp_path / "absent.jpg")
-    with pytest.raises(ImageError, match="is a directory"):
-        open_image(tmp_path)
-    with pytest.raises(ImageError, match="not a picture"):
-        open_image(b"")
-    with pytest.raises(ImageError, match="not a picture"):  # PostScript would start a program
-        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
-def test_a_truncated_picture_is_refused(kind: str) -> None:
-    rng = np.random.default_rng(0)
-    buffer = io.BytesIO()
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, kind)
-    whole = buffer.getvalue()
-    assert open_image(whole).size == (64, 64)
-    with pytest.raises(ImageError, match=r"damaged or truncated|not a picture"):
-        open_image(whole[: len(whole) // 2])
-
-
-def test_an_open_picture_does_not_keep_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "a.png"
-    Image.new("RGB", (4, 4), "red").save(file)
-    image = open_image(file)
-    file.unlink()
-    assert image.mode == "RGB" and image.getpixel((3, 3)) == (255, 0, 0)
+@pytest.mark.parametrize("rule", [RELEASED, NANO], ids=["released", "nano"])
+@pytest.mark.parametrize(
+    "size", [(20, 3100), (3100, 20), (31, 9990), (9990, 31), (1, 3025), (3025, 1), (7, 1345), (20, 300)]
+)
+def test_a_sliver_is_shrunk_as_its_square_would_be(size: tuple[int, int], rule: ViewRule) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    cut = plan(*size, rule)
+    square = Image.new("RGB", cut.padded)
+    square.paste(picture)
+    assert _padded(picture, cut) == square.resize(cut.shrunk, Image.Resampling.BILINEAR)

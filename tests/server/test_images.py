@@ -198,6 +198,8 @@ async def test_a_server_that_lacks_jpeg_xl_says_so(
         ({"size": (60, 5001)}, "IMAGE_TOO_LARGE"),
         ({"size": (2**32 - 1, 2**32 - 1)}, "IMAGE_TOO_LARGE"),
         ({"size": (20_000, 10)}, "IMAGE_INVALID"),  # a ribbon, padded to a square before it is shrunk
+        ({"size": (9990, 20)}, "IMAGE_TOO_LARGE"),  # that square counts
+        ({"size": (20, 548), "rows": 3, "columns": 3}, "IMAGE_TOO_LARGE"),
         ({"size": SIZE, "rows": 1, "columns": 2}, "LAYOUT_INVALID"),
         ({"size": (448, 448)}, "LAYOUT_INVALID"),
         ({"size": SIZE, "rows": 9, "columns": 9}, "TOO_MANY_VIEWS"),
@@ -301,6 +303,33 @@ async def test_files_that_cannot_be_used_leave_nothing(
     await other.image(1, "a", jpeg("A"), size=SIZE)
     await other.ask(1, "?", refs=(1,))
     assert (await other.answer(1))[0] == "A?"
+
+
+async def test_a_sliver_whose_square_is_allowed(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(fake_backend(looker=FakeLooker()), limits=LIMITS))
+    await client.hello()
+    await client.send(pictures=[image_picture(1, "a", (20, 547), rows=3, columns=3)])
+    await client.expect("picture_state")
+    await client.chunks(1, jpeg("A", (20, 547)))
+    await client.ask(1, "?", refs=(1,))
+    assert (await client.answer(1))[0].endswith("?")
+
+
+@pytest.mark.parametrize("where", ["decompress", "views"])
+async def test_memory_that_is_not_there_is_named(
+    serve: Serve, connect: Connect, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load" if where == "decompress" else "edge_server.images.views", full)
+    server = await serve(limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    await client.image(1, "a", jpeg("A"), size=SIZE)
+    said = await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_MEMORY")
+    assert "not enough memory for a picture of 60 x 40 px" in said
+    await forgotten(server)
 
 
 async def vanishes(client: RawClient, server: RunningServer) -> None:

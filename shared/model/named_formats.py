@@ -1,0 +1,96 @@
+"""What a file is that Pillow does not read, told by its first bytes, and what to do with it.
+
+Promises a name and a remedy for what people mistake for a picture or have no decoder of. Leaves decoding to others.
+
+>>> remedy(b"%PDF-1.7")
+'is not a picture but a PDF; export the page as PNG'
+>>> remedy(b"no format that has a name") is None
+True
+"""
+
+from __future__ import annotations
+
+from PIL import features
+
+HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
+_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_RAW = "a camera's raw file; export it as JPEG"
+_VIDEO = "not a picture but a video; save one frame of it as JPEG"
+_OTHER = "save it as PNG or JPEG"
+_DAMAGED = "damaged or truncated or of a kind that is not supported; save it again as PNG or JPEG"
+_KINDS = (
+    (0, b"%PDF", "not a picture but a PDF; export the page as PNG"),
+    (0, b"%!PS", "not a picture but PostScript; export it as PNG"),
+    (0, b"8BPS", "a Photoshop file; export it as PNG"),
+    (0, b"v/1\x01", f"OpenEXR; {_OTHER}"),
+    (0, b"#?RADIANCE", f"Radiance HDR; {_OTHER}"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", f"JPEG 2000; {_OTHER}"),
+    (0, b"\xff\x4f\xff\x51", f"JPEG 2000; {_OTHER}"),
+    (0, b"\0\0\1\0", f"an icon (ICO); {_OTHER}"),
+    (0, b"DDS ", f"a DDS texture; {_OTHER}"),
+    (0, b"qoif", f"QOI; {_OTHER}"),
+    (0, b"P7\n", f"PAM; {_OTHER}"),
+    (0, b"PF\n", f"PFM with colours; {_OTHER}"),
+    (0, b"\x93NUMPY", f"a numpy array; {_OTHER}"),
+    (0, b"SIMPLE  =", f"FITS; {_OTHER}"),
+    (0, b"FUJIFILMCCD-RAW", _RAW),
+    (0, b"IIRO", _RAW),
+    (0, b"IIRS", _RAW),
+    (0, b"MMOR", _RAW),
+    (0, b"IIU\0", _RAW),
+    (0, b"\x1aE\xdf\xa3", _VIDEO),
+    (0, b"\0\0\1\xba", _VIDEO),
+    (0, b"PK\x03\x04", "not a picture but a ZIP archive; unpack it first"),
+    (0, b"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (0, b"version https://git-lfs", "not a picture but a Git LFS pointer; fetch the picture with git lfs pull"),
+    (4, b"ftypcrx", _RAW),
+    (0, b"\xff\xd8", f"JPEG, {_DAMAGED}"),
+    (0, b"\x89PNG", f"PNG, {_DAMAGED}"),
+    (0, b"GIF8", f"GIF, {_DAMAGED}"),
+    (0, b"BM", f"BMP, {_DAMAGED}"),
+    (0, b"II*\0", f"TIFF, {_DAMAGED}"),
+    (0, b"MM\0*", f"TIFF, {_DAMAGED}"),
+    (0, b"II+\0", f"TIFF, {_DAMAGED}"),
+    (0, b"MM\0+", f"TIFF, {_DAMAGED}"),
+    (8, b"WEBP", f"WebP, {_DAMAGED}"),
+    (8, b"AVI ", _VIDEO),
+    (4, b"ftypavi", f"AVIF, {_DAMAGED}"),
+    (4, b"ftypmif1", f"AVIF or HEIF, {_DAMAGED}"),
+    (4, b"ftyp", _VIDEO),
+)
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file is HEIC: still pictures coded with HEVC."""
+    return head[4:8] == b"ftyp" and not _brands(head).isdisjoint(HEIF_BRANDS)
+
+
+def is_jxl(head: bytes) -> bool:
+    """Whether a file is JPEG XL, as it is or in a container."""
+    return head.startswith(_JXL)
+
+
+def remedy(head: bytes) -> str | None:
+    """What follows the file's name in a sentence, told from its first bytes; 1 kB will do."""
+    if not head:
+        return "is empty, not a picture; save it again"
+    if is_heif(head):
+        return "is HEIC; install pillow-heif (pip install pillow-heif), or save it as JPEG"
+    if is_jxl(head):
+        return "is JPEG XL; install pillow-jxl-plugin (pip install pillow-jxl-plugin), or save it as JPEG"
+    if head[4:8] == b"ftyp" and not features.check("avif") and b"avif" in _brands(head):
+        return "is AVIF, and this Pillow was built without it: pip install --force-reinstall pillow"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<svg", b"<?xml")) and b"<svg" in text:
+        return "is SVG; export it as PNG"
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "is not a picture but a web page; download the picture itself"
+    for at, begin, said in _KINDS:
+        if head[at:].startswith(begin):
+            return f"is {said}"
+    return None
+
+
+def _brands(head: bytes) -> set[bytes]:
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
