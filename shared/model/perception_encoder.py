@@ -121,9 +121,17 @@ class _Attention(nn.Module):
         of_heads = (-1, self.head)
         q, k, v = (project(x).unflatten(-1, of_heads) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = turned(q, cos, sin), turned(k, cos, sin)
-        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         found: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return found
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, heads, N, head] each
+    """Fused, but in training: there plain products are faster, since torch's fused backward is slow in bfloat16."""
+    if not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v)
+    shares: Tensor = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1, dtype=torch.float32)
+    return shares.to(v.dtype) @ v
 
 
 class _Mlp(nn.Module):

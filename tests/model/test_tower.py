@@ -77,6 +77,18 @@ def test_weights_stored_in_half_precision_load_into_the_type_asked_for(tmp_path:
     assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
 
 
+def test_what_is_trained_is_what_runs(tiny: Path) -> None:
+    """With gradients attention is computed in another way; every parameter gets one."""
+    tower = Tower(Checkpoint.open(tiny, "device"))
+    pixels = draw(2, 3, 224, 224)
+    expected = tower.encode(pixels)
+    tower.model.requires_grad_(True)
+    found = tower.model(torch.from_numpy(pixels))
+    found.square().mean().backward()
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5 * np.abs(expected).max())
+    assert all(one.grad is not None and one.grad.abs().max() > 0 for one in tower.model.parameters())
+
+
 @pytest.mark.parametrize("shape", [(3, 224, 224), (1, 3, 224, 210), (1, 3, 225, 225), (1, 1, 224, 224)])
 def test_other_shapes_are_refused(tiny: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\[B, 3, S, S\] with S a multiple of 14"):
