@@ -1,8 +1,11 @@
 """What .ci/install and .ci/torch do where things are not as here: their own words, beside a pip that only says it."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,7 @@ def test_which_pythons_are_taken(tmp_path: Path, version: str, good: bool) -> No
     major, minor = version.split(".")
     script = f"""
 import sys
+import tomllib
 if "import ensurepip, venv" in sys.argv[2]:
     sys.exit(1)
 sys.version_info = ({major}, {minor}, 0, "final", 0)
@@ -107,3 +111,57 @@ exec(sys.argv[2])
 def test_an_absent_python_is_named(tmp_path: Path) -> None:
     code, error = install(Path("python2.9"), tmp_path / "venv")
     assert code == 1 and error.startswith("There is no python2.9 here; install Python 3.11 to 3.14")
+
+
+def test_what_a_shell_has_set_for_others_sends_nothing_elsewhere(tmp_path: Path) -> None:
+    """The index that packages come from is the user's business, where they go is not."""
+    python = program(tmp_path / "bin", "python3", f"#!/bin/sh\nenv >{tmp_path}/env\nexit 1\n")
+    elsewhere = {"PIP_TARGET": "/a", "PIP_PREFIX": "/b", "PIP_ROOT": "/c", "PYTHONPATH": "/d", "PYTHONHOME": "/e"}
+    kept = {
+        "PIP_INDEX_URL": "https://index",
+        "PIP_FIND_LINKS": "/wheels",
+        "PIP_CERT": "/cert",
+        "https_proxy": "http://p",
+    }
+    install(python, tmp_path / "venv", PIP_USER="1", PIP_REQUIRE_VIRTUALENV="1", **elsewhere, **kept)
+    seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines())
+    assert not seen.keys() & elsewhere.keys()
+    assert kept.items() <= seen.items()
+    assert (seen["PIP_USER"], seen["PIP_REQUIRE_VIRTUALENV"]) == ("0", "0")
+
+
+def test_an_environment_that_was_moved_is_made_anew(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / ".ci", tmp_path / "here" / ".ci")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / "here" / name)
+    folder = tmp_path / "here" / ".venv"
+    folder.mkdir()
+    (folder / "installed-demo").touch()
+
+    def planned() -> str:
+        words = ["make", "--dry-run", "--directory", str(folder.parent), "VENV=.venv", "demo"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    place = folder / "place"
+    place.write_text(f"{folder.parent} {folder}\n")
+    assert ".ci/install" not in planned()
+    place.write_text("/elsewhere /elsewhere/.venv\n")
+    assert ".ci/install .venv device server" in planned()
+    (folder / "bin").mkdir()
+    python = program(
+        tmp_path / "bin", "python3", '#!/bin/sh\n[ "$2" = venv ] && exit 9\nexec ' + f'{sys.executable} "$@"\n'
+    )
+    given = {"PATH": os.environ["PATH"], "PYTHON": str(python)}
+    words = [str(folder.parent / ".ci" / "install"), ".venv", "device"]
+    done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 9 and "was made for another place (/elsewhere /elsewhere/.venv)" in done.stdout
+    assert not folder.exists()
+
+
+def test_every_requirement_says_from_where_to_where_it_was_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = {*project["dependencies"], *extras["device"], *extras["server"], *extras["images"]}
+    assert [one for one in needed if not re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", one)] == []
+    oldest = subprocess.run([sys.executable, ".ci/oldest"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(oldest.split()) == {one.partition(",")[0].replace(">=", "==") for one in needed}
