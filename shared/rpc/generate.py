@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 #: of grpcio-tools; another version writes other bytes. Generated code asks for its own release of protobuf or a newer
-#: one: the older the compiler, the more environments take what is committed. This one writes for 5.29.
-COMPILER = "1.71.2"
+#: one: the older the compiler, the more environments take what is committed. This one writes for 5.26, and is the last whose code does not warn beside protobuf 6.30 to 6.32.
+COMPILER = "1.65.5"
 INSTALL = f"pip install --no-deps grpcio-tools=={COMPILER}"  # what it depends on is for its other half
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "shared/rpc/tofc/v1"
