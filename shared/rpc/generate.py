@@ -9,8 +9,9 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-#: of grpcio-tools; another version writes other bytes. Generated code asks for its own release of protobuf or a newer
-#: one: the older the compiler, the more environments take what is committed. This one writes for 5.26, and is the last whose code does not warn beside protobuf 6.30 to 6.32.
+#: of grpcio-tools; another version writes other code. Generated code asks for its own release of protobuf or a newer
+#: one, so an old compiler's fits more environments. This one writes for 5.26, and is the last whose code does not warn
+#: beside protobuf 6.30 to 6.32.
 COMPILER = "1.65.5"
 INSTALL = f"pip install --no-deps grpcio-tools=={COMPILER}"  # what it depends on is for its other half
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
     try:
         installed = metadata.version("grpcio-tools")
     except metadata.PackageNotFoundError:
-        print(f"grpcio-tools is not installed: {INSTALL} (it has builds for Python 3.13 and older)", file=sys.stderr)
+        print(f"grpcio-tools is not installed: {INSTALL} (it has builds for Python 3.12 and older)", file=sys.stderr)
         return 2
     if installed != COMPILER:
         print(f"grpcio-tools is {installed}, but another version writes other code: {INSTALL}", file=sys.stderr)
