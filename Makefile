@@ -9,8 +9,21 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PYTHON TORCH_INDEX
 
+# Which versions: those that were tested together, unless told otherwise (empty: the newest in pyproject.toml's ranges).
+CONSTRAINTS ?= .ci/constraints.txt
+export CONSTRAINTS
+# What a user's shell has set for other projects.
+unexport PYTHONPATH PYTHONHOME
+
 BIN := $(VENV)/bin
-RECIPE := pyproject.toml .ci/constraints.txt .ci/install
+RECIPE := pyproject.toml .ci/constraints.txt .ci/install .ci/torch
+# An environment that was moved or copied with its checkout is full of the old paths.
+ifneq ($(shell [ ! -e $(VENV)/place ] || [ "$$(cat $(VENV)/place)" = "$$(pwd -P) $$(realpath $(VENV))" ] || echo moved),)
+RECIPE += moved
+.PHONY: moved
+moved: ;
+endif
+WITHOUT_DEPENDENCIES = PIP_USER=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 INSTALL = @echo "Installing into $(VENV) ($1), once; this takes some minutes." && .ci/install $(VENV) $1 && touch $@
 
 .PHONY: help
@@ -24,13 +37,15 @@ $(VENV)/installed-demo: $(RECIPE)
 $(VENV)/installed-dev: $(RECIPE)
 	$(call INSTALL,device server dev)
 	@# Beside the environment, not in it: transformers imports it wherever it is found, and what runs must do without.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c .ci/constraints.txt --upgrade \
-		--target $(VENV)/beside torchvision
+	@$(WITHOUT_DEPENDENCIES) $(addprefix -c ,$(CONSTRAINTS)) --upgrade --target $(VENV)/beside torchvision
+	@# Its metadata asks for an old protobuf, which only its other half needs.
+	@$(WITHOUT_DEPENDENCIES) -c .ci/constraints.txt --only-binary :all: grpcio-tools || \
+		echo "There is no grpcio-tools for this Python; only \`make check\` and \`make proto\` need it."
 
 $(VENV)/installed-lab: $(RECIPE)
 	$(call INSTALL,device server lab)
 	@# Its metadata asks for numpy < 2 and a dozen packages that its entropy models never touch.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c .ci/constraints.txt compressai
+	@$(WITHOUT_DEPENDENCIES) -c .ci/constraints.txt compressai
 
 .PHONY: demo
 demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it
@@ -45,6 +60,18 @@ test: $(VENV)/installed-dev ## run all tests
 arm: $(VENV)/installed-dev ## run the codec on an emulated 64-bit ARM machine (Debian or Ubuntu, no root)
 	@PYTHON=$(BIN)/python .ci/arm $(VENV)/arm
 	@TOFC_ARM=$(abspath $(VENV)/arm) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/codec/test_exactness.py -k arm
+
+# Each in an environment of its own, made anew: what a new release of a library breaks is found here first.
+.PHONY: test-newest
+test-newest: ## run all tests with the newest versions that pyproject.toml allows
+	@rm -rf $(VENV)-newest
+	@$(MAKE) VENV=$(VENV)-newest CONSTRAINTS= test
+
+.PHONY: test-oldest
+test-oldest: ## run all tests with the oldest versions that pyproject.toml allows
+	@rm -rf $(VENV)-oldest
+	@$(PYTHON) .ci/oldest >$(VENV)-oldest.txt
+	@$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=$(VENV)-oldest.txt test
 
 .PHONY: check
 check: $(VENV)/installed-dev ## lint, formatting, types, and whether generated code is fresh
@@ -72,5 +99,5 @@ containers: $(VENV)/installed-dev ## lint, check, build and try the container im
 
 .PHONY: clean
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

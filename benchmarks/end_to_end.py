@@ -29,7 +29,10 @@ from shared import json_text
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-BASELINE = "import torch, transformers, numpy; from transformers import Qwen3ForCausalLM, Step3p7VisionModel"
+BASELINES = {
+    "torch alone": "import torch, numpy",
+    "torch and transformers alone": "import torch, transformers, numpy; from transformers import Qwen3ForCausalLM",
+}
 
 
 def peak_mb(pid: int) -> float:
@@ -133,7 +136,7 @@ def main() -> None:
         "peak_mb": {
             "server": round(server_mb),
             "device": round(device_mb),
-            "torch and transformers alone": round(run_measured([sys.executable, "-c", BASELINE])),
+            **{name: round(run_measured([sys.executable, "-c", code])) for name, code in BASELINES.items()},
         },
     }
     if chosen.install:

@@ -206,11 +206,13 @@ def answer(decoder: Any, prompt: torch.Tensor, tokens: int) -> list[int]:
     import torch
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=decoder.config)
-    told = decoder(inputs_embeds=prompt, past_key_values=cache, logits_to_keep=1)
+    from edge_server.engine.qwen3 import CACHE
+
+    cache = {CACHE: DynamicCache(config=decoder.config)}
+    told = decoder(inputs_embeds=prompt, **cache, logits_to_keep=1)
     found = [int(told.logits.argmax())]
     while len(found) < tokens:
-        told = decoder(input_ids=torch.tensor([found[-1:]], device=prompt.device), past_key_values=cache)
+        told = decoder(input_ids=torch.tensor([found[-1:]], device=prompt.device), **cache)
         found.append(int(told.logits.argmax()))
     return found
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 from edge_server.engine.base import Prompt, Sampling
 from edge_server.engine.qwen3 import embedder, load_qwen3
 from edge_server.engine.transformers import TransformersEngine
-from lab import reference_tower, step3p7
+from lab import step3p7
 from lab.whole_model import Reply, WholeModel
 from shared import json_text
 from shared.model.checkpoint import Checkpoint, CheckpointError
@@ -166,6 +166,7 @@ class _Pair:
     other: WholeModel
     image: Image.Image
     dtype: torch.dtype
+    _published: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def views(self) -> list[View]:
@@ -191,25 +192,25 @@ class _Pair:
         tower = Tower(self.device, self.dtype)
         return [tower.encode(view.pixels[None])[0] for view in self.views]
 
+    def published(self, index: int) -> Tensor:
+        """Features [N, D] of a view by ``reference_tower``, computed once."""
+        index %= len(self.views)
+        if index not in self._published:
+            self._published[index] = self.other.features(self.views[index].pixels)
+        return self._published[index]
+
     def tower(self) -> Iterator[Outcome]:
         """The global view, and the first crop where there is one."""
-        vision = self.device.config.vision
         for index, name in ((-1, "tower, global view"), (0, "tower, a crop")):
             if self.views[index].kind in name:
-                expected = reference_tower.features(
-                    lambda name: self.other.tensor(VISION + name),
-                    torch.from_numpy(self.views[index].pixels),
-                    heads=vision["num_attention_heads"],
-                    layers=vision["num_hidden_layers"],
-                )
-                error = relative(self.features[index], expected.numpy())
+                error = relative(self.features[index], self.published(index).numpy())
                 yield Outcome(name=name, figure=error, limit=LIMITS[self.dtype][0], unit="relative error")
 
     def decoder(self) -> Iterator[Outcome]:
         with torch.inference_mode():
             ours = self.split
             gc.collect()
-            visual: Tensor = self.other.visual([view.pixels for view in self.views])
+            visual = self.other.visual([self.published(index) for index in range(len(self.views))])
             gc.collect()
             theirs = self.other.reply(self.ids, visual, most=TOKENS, keep=KEPT)
         limit = LIMITS[self.dtype][1]

@@ -1,10 +1,10 @@
 """The whole model in one process, put together from its checkpoint without anything of ``shared``.
 
-    pixels ─ Step3p7VisionModel ─ vit_large_projector ─┐
-    question ─ chat template ─ ids ─ embed_tokens ─────┴─ on <im_patch> ─ Qwen3ForCausalLM ─ logits, greedy answer
+    pixels ─ reference_tower ─ vit_large_projector ─┐
+    question ─ chat template ─ ids ─ embed_tokens ──┴─ on <im_patch> ─ Qwen3ForCausalLM ─ logits, greedy answer
 
 Promises to be a second opinion on the split path: it reads files, builds prompts and composes the networks in its
-own way, and shares with the split path only transformers' networks and the pixels. Leaves packets out: a codec's
+own way, and shares with the split path only transformers' decoder and the pixels. Leaves packets out: a codec's
 grid embedding has no place here. One part is in memory at a time.
 """
 
@@ -22,16 +22,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Step3p7VisionConfig, Step3p7VisionModel
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-#: the released keys of vision_config → those of Step3p7VisionConfig
-VISION_KEYS = {
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "ls_init_value": "layer_scale_init_value",
-}
+from lab import reference_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +63,21 @@ class WholeModel:
             found: Tensor = opened.get_tensor(self._stored[name])
         return found
 
-    def visual(self, views: Sequence[NDArray[np.float32]]) -> Tensor:
-        """Pixels [3, S, S] of each view, in prompt order → projected features [F, H] of all."""
-        raw = {VISION_KEYS.get(key, key): value for key, value in self.config["vision_config"].items()}
-        tower = self._network(Step3p7VisionModel, Step3p7VisionConfig(**raw), "vision_model.")
+    def features(self, pixels: NDArray[np.float32]) -> Tensor:
+        """Pixels [3, S, S] of a view → features [N, D], in float64."""
+        raw = self.config["vision_config"]
+        return reference_tower.features(
+            lambda name: self.tensor(f"vision_model.{name}"),
+            torch.from_numpy(pixels),
+            heads=raw.get("heads") or raw["num_attention_heads"],
+            layers=raw.get("layers") or raw["num_hidden_layers"],
+        )
+
+    def visual(self, features: Sequence[Tensor]) -> Tensor:
+        """Features [N, D] of each view, in prompt order → projected features [F, H] of all."""
         weight = self.tensor("vit_large_projector.weight").to(self.dtype)
         bias = self.tensor("vit_large_projector.bias").to(self.dtype) if self.config.get("projector_bias") else None
-        rows = []
-        with torch.inference_mode():
-            for pixels in views:
-                features = tower(torch.from_numpy(pixels)[None].to(self.dtype)).last_hidden_state[0]  # [N, D]
-                rows.append(torch.nn.functional.linear(features, weight, bias))
-        return torch.cat(rows)
+        return torch.cat([torch.nn.functional.linear(one.to(self.dtype), weight, bias) for one in features])
 
     def prompt_ids(self, question: str, rows: int, columns: int, crop: int, whole: int) -> list[int]:
         """One picture and a question, written out as text and tokenised in one go.
@@ -98,7 +95,7 @@ class WholeModel:
     def reply(self, ids: Sequence[int], visual: Tensor, *, most: int, keep: int) -> Reply:
         """What the decoder makes of a prompt whose <im_patch> are ``visual`` [F, H]; ``most`` tokens, no stop."""
         text = {key: value for key, value in self.config["text_config"].items() if "dtype" not in key}
-        decoder = self._network(Qwen3ForCausalLM, Qwen3Config(**text), ("model.", "lm_head."))
+        decoder = self._decoder(Qwen3Config(**text))
         with torch.inference_mode():
             tokens = torch.tensor([list(ids)])
             embeds = decoder.get_input_embeddings()(tokens)
@@ -119,13 +116,11 @@ class WholeModel:
             logits=logits.float().numpy(), answer=found.sequences[0].tolist(), margins=(first - second).tolist()
         )
 
-    def _network(self, kind: Any, config: Any, prefix: str | tuple[str, ...]) -> Any:
-        names = [name for name in sorted(self._files) if name.startswith(prefix)]
-        state = {name.removeprefix("vision_model."): self.tensor(name) for name in names}
+    def _decoder(self, config: Qwen3Config) -> Any:
+        state = {name: self.tensor(name) for name in sorted(self._files) if name.startswith(("model.", "lm_head."))}
+        load: Any = Qwen3ForCausalLM.from_pretrained  # untyped
         with quiet():
-            network = kind.from_pretrained(
-                None, config=config, state_dict=state, dtype=self.dtype, attn_implementation="sdpa"
-            )
+            network = load(None, config=config, state_dict=state, dtype=self.dtype, attn_implementation="sdpa")
         return network.eval()
 
 

@@ -87,6 +87,7 @@ def loaded_by(module: str) -> set[str]:
         ("lab.cli", {"torch", "transformers", "compressai"}),
         ("shared.codec.codec", {"torch", "transformers", "grpc"}),
         ("shared.model.views", {"torch", "transformers", "grpc"}),
+        ("shared.model.tower", {"transformers", "grpc"}),
     ],
 )
 def test_a_start_loads_only_what_it_needs(module: str, unwanted: set[str]) -> None:

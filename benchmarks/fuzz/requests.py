@@ -8,7 +8,7 @@ a step does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from random import Random
@@ -191,8 +191,8 @@ def _change(message: Message, rng: Random) -> None:
     """One field of a message, or of one inside it. (Half of the time one that is set.)"""
     present = [field for field, _ in message.ListFields()]
     field = rng.choice(present if present and rng.random() < 0.7 else list(message.DESCRIPTOR.fields))
-    if field.is_repeated:
-        several = getattr(message, field.name)
+    several: Any = getattr(message, field.name)
+    if isinstance(several, MutableSequence):  # FieldDescriptor.is_repeated is not in every protobuf
         if several and rng.random() < 0.3:
             del several[rng.randrange(len(several))]
         elif field.type == FieldDescriptor.TYPE_MESSAGE:

@@ -1,9 +1,10 @@
 """The decoder of a checkpoint as transformers' Qwen3, and what only it knows: its token embedding.
 
 Promises to read the decoder's tensors and no others, each once, without a second copy at full size.
-Leaves running it to `transformers`.
+Leaves running it to `transformers`, but says what that calls its cache.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from shared.model.checkpoint import Checkpoint
 from shared.model.config import CheckpointError
 from shared.model.released_names import DECODER
 from shared.model.room import need_memory
+
+#: the argument of the decoder's forward that takes its cache: renamed in transformers 5.24, the old name goes in 5.40
+CACHE = "cache" if "cache" in inspect.signature(Qwen3ForCausalLM.forward).parameters else "past_key_values"
 
 
 def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3ForCausalLM:

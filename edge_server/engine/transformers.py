@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, Qwen3ForCausalLM
 
 from edge_server.engine.base import Finish, Generation, Prompt, Sampling
+from edge_server.engine.qwen3 import CACHE
 from edge_server.engine.sampling import Sampler
 from shared.rpc.errors import LimitError, UnavailableError
 
@@ -168,6 +169,6 @@ class TransformersEngine:
         return self._forward(request.cache, input_ids=ids)
 
     def _forward(self, cache: DynamicCache, **inputs: Tensor) -> Tensor:
-        found = self._model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        found = self._model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         logits: Tensor = found.logits[0, -1].float().cpu()  # [V]; waits for a GPU, so that times are true
         return logits

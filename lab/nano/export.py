@@ -13,32 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Step3p7VisionConfig
+from transformers import AutoTokenizer
 
 from lab import checkpoint
 from lab.nano import answerer as answering
 from lab.nano import features as cached
-from lab.nano.tower import CONFIG
+from lab.nano.tower import VISION
 from shared.codec.weights import CodecWeights
 from shared.model.config import SplitConfig
 from shared.model.released_names import to_released
 
-VISION_KEYS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "mlp_ratio",
-    "layer_scale_init_value",
-    "max_position_embeddings",
-)
 
-
-def config(tower: Step3p7VisionConfig, tokenizer: Any) -> dict[str, Any]:
+def config(vision: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Nano's ``config.json``."""
     text = answering.config(tokenizer).to_diff_dict()
     text.pop("transformers_version", None)
@@ -46,12 +32,12 @@ def config(tower: Step3p7VisionConfig, tokenizer: Any) -> dict[str, Any]:
     return {
         "architectures": ["StepVLForConditionalGeneration"],
         "model_type": "step_robotics",
-        "vision_config": {key: getattr(tower, key) for key in VISION_KEYS},
+        "vision_config": vision,
         "text_config": text,
         "understand_projector_stride": 2,
         "projector_bias": False,
         "image_token_id": tokenizer.convert_tokens_to_ids("<im_patch>"),
-        "global_size": tower.image_size,
+        "global_size": vision["image_size"],
         "crop_size": 224,
         "max_side": 1344,
     }
@@ -59,7 +45,7 @@ def config(tower: Step3p7VisionConfig, tokenizer: Any) -> dict[str, Any]:
 
 def export(
     out: Path,
-    tower_config: Step3p7VisionConfig,
+    vision: dict[str, Any],
     tower: dict[str, Tensor],
     answerer: answering.Answerer,
     tokenizer: Path,
@@ -67,7 +53,7 @@ def export(
 ) -> None:
     """Write the whole checkpoint into ``out``, weights in half precision."""
     words = AutoTokenizer.from_pretrained(tokenizer)
-    settings = config(tower_config, words)
+    settings = config(vision, words)
     tensors = to_released(
         SplitConfig.parse(settings),
         vision=tower,
@@ -92,8 +78,8 @@ def export_run(run: Path, out: Path, *, counted: int = 2400) -> None:
     world = cached.load(folder, "world", "train", counted)
     easy = cached.load(folder, "easy", "train", counted // 8)
     large = cached.load(folder, "large", "train", counted // 12)
-    answerer, _ = answering.load(run, CONFIG.hidden_size * 4)
-    model = new_model(Recipe(), CONFIG.hidden_size * 4)
+    answerer, _ = answering.load(run, 4 * VISION["hidden_size"])
+    model = new_model(Recipe(), 4 * VISION["hidden_size"])
     model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
     rng = np.random.default_rng(0)
     pictures = [*world, *easy, *large]
@@ -101,4 +87,4 @@ def export_run(run: Path, out: Path, *, counted: int = 2400) -> None:
     views = [(view, share) for one, share in zip(pictures, shares, strict=True) for view in one.views()]
     codec = codec_export.export(model, answerer.grid_embedding(), answerer.grid.embedding_dim, views)
     tower = torch.load(run / "tower.pt", weights_only=True)
-    export(out, CONFIG, tower, answerer, run / "tokenizer", codec)
+    export(out, VISION, tower, answerer, run / "tokenizer", codec)

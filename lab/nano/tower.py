@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Step3p7VisionConfig, Step3p7VisionModel
 
 from lab import resume
 from lab.nano import cells
 from lab.nano.features import Seen
 from lab.world import easy_vqa, scene
 from shared.json_text import dumps
+from shared.model.perception_encoder import PerceptionEncoder
 from shared.model.views import MEAN, STD, ViewRule, plan, views
 
 
@@ -56,16 +56,31 @@ RECIPE = (
         px=336, batch=24, pictures=12_000, things=(1, 6), sign=0.4, rate=1.5e-3, decay=0.7, easy_every=12, crops_every=8
     ),
 )
-CONFIG = Step3p7VisionConfig(
-    hidden_size=192,
-    num_hidden_layers=6,
-    num_attention_heads=3,
-    patch_size=14,
-    image_size=336,
-    mlp_ratio=4.0,
-    max_position_embeddings=576,
-    layer_scale_init_value=1.0,
-)
+VISION: dict[str, Any] = {
+    "hidden_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "num_channels": 3,
+    "image_size": 336,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-05,
+    "mlp_ratio": 4.0,
+    "layer_scale_init_value": 1.0,
+    "max_position_embeddings": 576,
+}
+
+
+def fresh() -> PerceptionEncoder:
+    """A tower before its training."""
+    tower = PerceptionEncoder(VISION)
+    for module in tower.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    torch.nn.init.normal_(tower.positional_embedding, std=0.02)
+    return tower
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -136,9 +151,7 @@ def validation_batch(folder: Path, px: int, count: int = 96) -> tuple[Tensor, di
 
 
 def _optimisers(tower: torch.nn.Module, head: torch.nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
-    matrices = (
-        [p for n, p in tower.named_parameters() if p.ndim == 2 and ".position_embedding" not in n] if muon else []
-    )
+    matrices = [p for n, p in tower.named_parameters() if p.ndim == 2 and n != "positional_embedding"] if muon else []
     chosen = {id(p) for p in matrices}
     rest = [p for p in [*tower.parameters(), *head.parameters()] if id(p) not in chosen]
     found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01)]
@@ -160,8 +173,7 @@ def train(
     """Run the recipe, resuming from ``out/tower.ckpt``; ends with ``out/tower.pt`` and a log ``out/tower.jsonl``."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    tower, head = Step3p7VisionModel(CONFIG), cells.CellHead(4 * CONFIG.hidden_size)
-    tower.set_attn_implementation("eager")  # faster than sdpa in bf16 on CPUs
+    tower, head = fresh(), cells.CellHead(4 * VISION["hidden_size"])
     optimisers = _optimisers(tower, head, muon)
     at, step = 0, 0
     saved = out / "tower.ckpt"
@@ -188,7 +200,7 @@ def train(
                 for group in optimiser.param_groups:
                     group["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                features = tower(normalise(pixels)).last_hidden_state
+                features = tower(normalise(pixels))
             loss, parts = (head.loss if kind == "world" else head.easy_loss)(features.float(), labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -204,7 +216,7 @@ def train(
                 log(f"stage {at} ({stage.px} px) {step}/{total} {speed:.1f} pictures/s {shown}", flush=True)
             if step % 100 == 0 or step == total:
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    seen = torch.cat([tower(normalise(p)).last_hidden_state for p in pixels_val.split(24)])
+                    seen = torch.cat([tower(normalise(p)) for p in pixels_val.split(24)])
                 scores = head.scores(seen.float(), labels_val)
                 line = {"stage": at, "step": step, "pictures": step * stage.batch, **running, "validation": scores}
                 with (out / "tower.jsonl").open("a", encoding="utf-8") as file:
@@ -229,9 +241,9 @@ def _save(path: Path, tower: Any, head: Any, optimisers: list[torch.optim.Optimi
 
 def encoder(weights: Path) -> Callable[[Image.Image], Seen]:
     """What a trained tower sees of a picture, in bf16 for speed."""
-    tower = Step3p7VisionModel(CONFIG).eval()
+    tower = PerceptionEncoder(VISION).eval()
     tower.load_state_dict(torch.load(weights, weights_only=True))
-    rule = ViewRule(global_size=CONFIG.image_size, crop_size=224)
+    rule = ViewRule(global_size=VISION["image_size"], crop_size=224)
 
     @torch.inference_mode()
     def encode(image: Image.Image) -> Seen:
@@ -240,7 +252,7 @@ def encoder(weights: Path) -> Callable[[Image.Image], Seen]:
         for group in (seen[:-1], seen[-1:]):  # crops are of one size, the global view of another
             if group:
                 with torch.autocast("cpu", torch.bfloat16):
-                    x = tower(torch.from_numpy(np.stack([view.pixels for view in group]))).last_hidden_state
+                    x = tower(torch.from_numpy(np.stack([view.pixels for view in group])))
                 found.extend(x.float().numpy())
         cut = plan(*image.size, rule)
         return Seen(found, cut.rows, cut.columns)

@@ -15,7 +15,7 @@ from lab.nano.answerer import SIDES, SLOT, Answerer
 from shared.codec.codec import Codec
 from shared.model.checkpoint import Checkpoint
 from shared.model.prompt import load_tokenizer
-from shared.model.tower import Tower
+from shared.model.released_names import VISION, from_released
 
 
 def answerer_of(checkpoint: Checkpoint) -> Answerer:
@@ -43,6 +43,7 @@ def unpack(model: Path, run: Path) -> None:
         raise FileExistsError(f"{' and '.join(there)} exists: choose another --run, or delete it")
     checkpoint = Checkpoint.open(model)
     run.mkdir(parents=True, exist_ok=True)
-    torch.save(Tower(checkpoint).model.state_dict(), run / "tower.pt")
+    tower = {name.removeprefix(VISION): tensor.float() for name, tensor in checkpoint.vision_tensors().items()}
+    torch.save({name: part.clone() for name, part in from_released(tower).items()}, run / "tower.pt")
     torch.save(answerer_of(checkpoint).state_dict(), run / "decoder.pt")
     load_tokenizer(checkpoint).save_pretrained(run / "tokenizer")

@@ -1,7 +1,8 @@
 """The shape of a split model, read from a checkpoint's ``config.json``.
 
 Promises that every number both machines rely on (grid sides, widths, token ids) comes from one checked
-place. Leaves the meaning of the other keys of the two halves to transformers, which gets them unchanged.
+place, and that a tower which computes otherwise than ours is refused. Leaves the meaning of the decoder's other keys
+to transformers, which gets them unchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from shared.model.views import ViewRule
 
 ARCHITECTURE = "StepVLForConditionalGeneration"
-#: what the released checkpoint calls the keys of ``Step3p7VisionConfig``
+#: what the released checkpoint calls the keys that transformers' ``Step3p7VisionConfig`` has
 _VISION_ALIASES = {
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -29,6 +30,20 @@ _VISION_DEFAULTS: dict[str, Any] = {
     "patch_size": 14,
     "image_size": 728,
     "mlp_ratio": 8960 / 1536,
+    "layer_norm_eps": 1e-5,
+    "layer_scale_init_value": 0.1,
+}
+#: what ``PerceptionEncoder`` computes, in the words of transformers' and vLLM's configurations
+_VISION_FIXED: dict[str, Any] = {
+    "num_channels": 3,
+    "hidden_act": "quick_gelu",
+    "use_ln_pre": True,
+    "use_ln_post": False,
+    "use_cls_token": False,
+    "use_abs_posemb": True,
+    "use_rope2d": True,
+    "rope_theta": 10_000,
+    "rope_type": "axial",
 }
 _TEXT_NEEDED = (
     "hidden_size",
@@ -48,7 +63,7 @@ class CheckpointError(ValueError):
 class SplitConfig:
     """STEP3-VL: a Perception Encoder tower, a linear projector, a Qwen3 decoder.
 
-    ``vision`` and ``text`` are the keyword arguments of ``Step3p7VisionConfig`` and ``Qwen3Config``.
+    ``vision`` and ``text`` are the keyword arguments of transformers' ``Step3p7VisionConfig`` and ``Qwen3Config``.
     """
 
     vision: dict[str, Any]
@@ -65,6 +80,13 @@ class SplitConfig:
             _positive(f"text_config.{key}", self.text.get(key))
         for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size"):
             _positive(f"vision_config.{key}", self.vision.get(key))
+        rope = self.vision.get("rope_parameters")
+        for key, value in [*self.vision.items(), *(rope.items() if isinstance(rope, dict) else [])]:
+            if key in _VISION_FIXED and value != _VISION_FIXED[key]:
+                raise CheckpointError(
+                    f"config.json: vision_config.{key} is {value!r}; only {_VISION_FIXED[key]!r} is supported, which "
+                    "is what STEP3-VL's tower has"
+                )
         for name in ("global_size", "crop_size"):
             value = _positive(name, getattr(self, name))
             if value % self.patch:

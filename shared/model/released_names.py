@@ -1,11 +1,13 @@
 """The released STEP3-VL tensor names: what a checkpoint must hold, and the way back from a trained model.
 
-Promises that names and shapes follow from the configuration alone. Leaves the renaming and reshaping of
-attention weights, in both directions, to transformers' own conversion mapping.
+Promises that names and shapes follow from the configuration alone. The decoder's names are transformers' own; the
+tower's are ours, but for queries, keys and values, which are released as one layer.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from shared.model.config import SplitConfig
@@ -97,6 +99,30 @@ def decoder_shapes(config: SplitConfig) -> Shapes:
     return found
 
 
+def from_released(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tower's tensors, without ``vision_model.``, as ``PerceptionEncoder`` names them; none is copied."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in released.items():
+        before, joined, kind = name.partition("in_proj_")
+        if joined:
+            found |= {f"{before}{one}_proj.{kind}": part for one, part in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            found[name] = tensor
+    return found
+
+
+def _joined(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    import torch
+
+    found = {name: tensor for name, tensor in vision.items() if not re.search(r"attn\.[qkv]_proj\.", name)}
+    for name in vision:
+        before, of_queries, kind = name.partition("q_proj.")
+        if of_queries:
+            parts = [vision[part] for one in "qkv" if (part := f"{before}{one}_proj.{kind}") in vision]
+            found[f"{before}in_proj_{kind}"] = torch.cat(parts)
+    return found
+
+
 def to_released(
     config: SplitConfig,
     *,
@@ -106,19 +132,12 @@ def to_released(
 ) -> dict[str, Tensor]:
     """All tensors of a trained model under the released names: the exact inverse of loading them.
 
-    ``vision`` is the state of a ``Step3p7VisionModel``, ``projector`` that of an ``nn.Linear`` (``weight``
+    ``vision`` is the state of a ``PerceptionEncoder``, ``projector`` that of an ``nn.Linear`` (``weight``
     and, where the configuration has one, ``bias``), ``decoder`` that of a ``Qwen3ForCausalLM``.
 
     Raises ``ValueError`` naming a tensor that is missing, left over or of another shape.
     """
-    import torch
-    from transformers import Step3p7VisionConfig, Step3p7VisionModel
-    from transformers.core_model_loading import revert_weight_conversion
-
-    with torch.device("meta"):  # only its configuration and mapping are needed
-        model = Step3p7VisionModel(Step3p7VisionConfig(**config.vision))
-    reverted = revert_weight_conversion(model, dict(vision))
-    found = {VISION + name: tensor for name, tensor in reverted.items()}
+    found = {VISION + name: tensor for name, tensor in _joined(vision).items()}
     found |= {PROJECTOR + name: tensor for name, tensor in projector.items()}
     found |= {name: tensor for name, tensor in decoder.items() if not (config.tied and name == "lm_head.weight")}
     expected = vision_shapes(config) | projector_shapes(config) | decoder_shapes(config)

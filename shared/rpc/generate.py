@@ -1,7 +1,7 @@
 """Writes the Python code of the contract: `python -m shared.rpc.generate`, or `--check` to only compare.
 
 Promises that what is committed is what the pinned compiler makes of protos/; leaves the installing of
-that compiler (grpcio-tools, only needed here) to the developer's environment.
+that compiler (grpcio-tools, only needed here) to `make`.
 """
 
 import sys
@@ -9,7 +9,11 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-COMPILER = "1.85.1"  # of grpcio-tools; another version writes other bytes
+#: of grpcio-tools; another version writes other code. Generated code asks for its own release of protobuf or a newer
+#: one, so an old compiler's fits more environments. This one writes for 5.26, and is the last whose code does not warn
+#: beside protobuf 6.30 to 6.32.
+COMPILER = "1.65.5"
+INSTALL = f"pip install --no-deps grpcio-tools=={COMPILER}"  # what it depends on is for its other half
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "shared/rpc/tofc/v1"
 SOURCE = "protos/tofc/v1"
@@ -47,9 +51,13 @@ def drift(root: Path = ROOT) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    installed = metadata.version("grpcio-tools")
+    try:
+        installed = metadata.version("grpcio-tools")
+    except metadata.PackageNotFoundError:
+        print(f"grpcio-tools is not installed: {INSTALL} (it has builds for Python 3.12 and older)", file=sys.stderr)
+        return 2
     if installed != COMPILER:
-        print(f"grpcio-tools is {installed}; install the pinned grpcio-tools=={COMPILER}", file=sys.stderr)
+        print(f"grpcio-tools is {installed}, but another version writes other code: {INSTALL}", file=sys.stderr)
         return 2
     if arguments == ["--check"]:
         stale = drift()

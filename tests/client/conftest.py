@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableSequence
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 self.messages.append([field.name for field, _ in request.ListFields()])
                 for field, parts in request.ListFields():
                     kind = field.name.removesuffix("s")
-                    for part in parts if field.is_repeated else [parts]:
+                    for part in parts if isinstance(parts, MutableSequence) else [parts]:
                         async with self.heard:
                             self.diary.append((session, kind, part))
                             await take(kind, part)

@@ -1,6 +1,9 @@
 """The real client, the real server, the shipped model: what arrives is what the model says."""
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
@@ -24,7 +27,7 @@ from shared.model.projector import Projector
 from shared.model.prompt import Layout, Turn, build, load_tokenizer
 from shared.model.tensor_files import StoredTensor
 from shared.model.views import plan, views
-from tests.e2e.conftest import MODEL, PICTURES, ServerThread
+from tests.e2e.conftest import MODEL, PICTURES, ROOT, ServerThread
 
 Asked = list[dict[str, str]]
 
@@ -174,6 +177,20 @@ def test_a_question_given_up_stops_on_the_server(encoder: TowerEncoder) -> None:
         assert {report.answer for report in asyncio.run(give_up())} <= {"yes", "no"}
     finally:
         server.stop()
+
+
+def test_a_device_needs_no_transformers(server: ServerThread) -> None:
+    """What the tower computes cannot depend on a library that is not there."""
+    script = (
+        "import sys; sys.modules['transformers'] = sys.modules['tokenizers'] = None\n"
+        "from device_client.cli import app; app()"
+    )
+    words = ["ask", MODEL / "example.jpg", "what number is on the sign?", "--json"]
+    words += ["--server", server.address, "--model", MODEL]
+    done = subprocess.run([sys.executable, "-c", script, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert (report["answer"], report["mode"]) == ("42", "features")
 
 
 def test_the_device_reads_no_decoder_and_the_server_no_tower(monkeypatch: pytest.MonkeyPatch) -> None:

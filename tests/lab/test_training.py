@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from lab.nano import answerer as answering
 from lab.nano import decoder, export
 from lab.nano.features import Cached
-from lab.nano.tower import CONFIG
+from lab.nano.tower import VISION
 from lab.nano.unpack import unpack
 from lab.world.objects import NAMES
 from lab.world.scene import Scene, Sign, Thing
@@ -66,7 +66,7 @@ def test_a_shipped_model_is_exported_again_as_it_was(tmp_path: Path) -> None:
     answerer, _ = answering.load(tmp_path, checkpoint.config.feature_dim)
     tower = torch.load(tmp_path / "tower.pt", weights_only=True)
     codec = Codec.load(MODEL).weights
-    export.export(tmp_path / "again", CONFIG, tower, answerer, tmp_path / "tokenizer", codec)
+    export.export(tmp_path / "again", VISION, tower, answerer, tmp_path / "tokenizer", codec)
     assert Checkpoint.open(tmp_path / "again").model_id == checkpoint.model_id
     with pytest.raises(FileExistsError, match="choose another"):
         unpack(MODEL, tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen3Config, Qwen3ForCausalLM, Step3p7VisionConfig, Step3p7VisionModel
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lab import fake
 from lab.checkpoint import split
@@ -17,6 +17,7 @@ from shared.codec.fake import fake_weights
 from shared.model import tensor_files
 from shared.model.checkpoint import Checkpoint, CheckpointError, Origin
 from shared.model.config import SplitConfig
+from shared.model.perception_encoder import PerceptionEncoder
 from shared.model.released_names import to_released
 from shared.model.tower import Tower
 
@@ -87,13 +88,57 @@ def test_a_wrong_configuration_says_what_is_wrong(own: Path, key: str, value: ob
         Checkpoint.open(own)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_act": "gelu"}, "vision_config.hidden_act is 'gelu'; only 'quick_gelu' is supported"),
+        ({"use_cls_token": True}, "vision_config.use_cls_token is True; only False"),
+        ({"use_ln_post": True}, "vision_config.use_ln_post is True; only False"),
+        ({"use_rope2d": False}, "vision_config.use_rope2d is False; only True"),
+        ({"num_channels": 4}, "vision_config.num_channels is 4; only 3"),
+        ({"rope_theta": 100.0}, "vision_config.rope_theta is 100.0; only 10000"),
+        ({"rope_parameters": {"rope_type": "default"}}, "vision_config.rope_type is 'default'; only 'axial'"),
+        ({"rope_parameters": {"rope_theta": 1e6}}, "vision_config.rope_theta is 1000000.0; only 10000"),
+    ],
+)
+def test_a_tower_that_computes_otherwise_is_refused(own: Path, settings: dict[str, object], message: str) -> None:
+    raw = json.loads((own / "config.json").read_text())
+    raw["vision_config"] |= {"hidden_act": "quick_gelu", "rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}}
+    (own / "config.json").write_text(json.dumps(raw))
+    Checkpoint.open(own)
+    raw["vision_config"] |= settings
+    (own / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(own)
+
+
+@pytest.mark.parametrize("key", ["layer_norm_eps", "mlp_ratio"])
+def test_the_tower_follows_its_configuration(own: Path, key: str) -> None:
+    pixels = np.ones((1, 3, 112, 112), np.float32)
+    before = Tower(Checkpoint.open(own, "device")).encode(pixels)
+    raw = json.loads((own / "config.json").read_text())
+    raw["vision_config"][key] = {"layer_norm_eps": 0.1, "mlp_ratio": 3.0}[key]
+    (own / "config.json").write_text(json.dumps(raw))
+    if key == "mlp_ratio":
+        edit(own / "model.safetensors", narrower)
+    assert not np.allclose(before, Tower(Checkpoint.open(own, "device")).encode(pixels), rtol=1e-3)
+
+
+def narrower(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if "mlp.c_fc" in name:
+            tensors[name] = tensor[:96].clone()
+        elif name.endswith("mlp.c_proj.weight"):
+            tensors[name] = tensor[:, :96].clone()
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_export_and_loading_are_exact_inverses(tmp_path: Path, tied: bool) -> None:
     fake.write(tmp_path, tied=tied)
     checkpoint = Checkpoint.open(tmp_path)
     config, stored = checkpoint.config, checkpoint.tensors()
     assert ("lm_head.weight" in stored) is not tied
-    tower = Step3p7VisionModel(Step3p7VisionConfig(**config.vision))
+    tower = PerceptionEncoder(config.vision)
     tower.load_state_dict(Tower(checkpoint).model.state_dict())
     decoder = Qwen3ForCausalLM(Qwen3Config(**config.text))
     decoder.load_state_dict(checkpoint.decoder_tensors(), strict=not tied)
@@ -112,6 +157,9 @@ def test_exporting_a_model_of_another_shape_is_refused(tiny: Path) -> None:
     lacking = {k: v for k, v in decoder.items() if k != "model.norm.weight"}
     with pytest.raises(ValueError, match=r"no model\.norm\.weight"):
         to_released(checkpoint.config, vision=vision, projector=projector, decoder=lacking)
+    partial = {name: tensor for name, tensor in vision.items() if "0.attn.k_proj" not in name}
+    with pytest.raises(ValueError, match=r"in_proj_weight is \(64, 32\), the configuration asks for \(96, 32\)"):
+        to_released(checkpoint.config, vision=partial, projector=projector, decoder=decoder)
     with pytest.raises(ValueError, match="has extra, which"):
         to_released(checkpoint.config, vision=vision, projector=projector, decoder=decoder | {"extra": torch.zeros(1)})
 

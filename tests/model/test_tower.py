@@ -11,6 +11,7 @@ from lab import fake, reference_tower
 from shared.model.checkpoint import Checkpoint
 from shared.model.projector import Projector
 from shared.model.tower import Tower
+from shared.model.views import open_image, views
 
 
 def draw(*shape: int) -> NDArray[np.float32]:
@@ -43,6 +44,25 @@ def test_views_of_the_released_sizes_too(tmp_path: Path, size: int, features: in
     agree(checkpoint, draw(1, 3, size, size))
 
 
+GOLDEN = [  # of models/nano/example.jpg: every seventh feature, every 191st number of it
+    [-0.7043, 5.2487, 1.4983, -2.9287, -0.3639],
+    [-4.8165, 4.8534, 3.1914, -1.1740, -0.5110],
+    [-1.8181, 10.8694, 3.0767, -4.3639, -1.8040],
+    [-0.8747, 7.0625, 0.8617, -2.9181, -2.0337],
+    [4.7664, 5.4839, -0.3514, -4.5092, 1.2988],
+    [3.6293, 9.8538, -3.6639, 1.7761, 4.5379],
+]
+
+
+def test_nano_sees_what_it_always_saw() -> None:
+    """The codec and the decoder were trained on these: another version of a library must not change them."""
+    nano = Path("models/nano")
+    checkpoint = Checkpoint.open(nano, "device")
+    (view,) = views(open_image(nano / "example.jpg"), checkpoint.config.rule)
+    features = Tower(checkpoint).encode(view.pixels[None])[0]
+    np.testing.assert_allclose(features[::7, ::191], GOLDEN, atol=1e-3)
+
+
 def test_weights_stored_in_half_precision_load_into_the_type_asked_for(tmp_path: Path) -> None:
     fake.write(tmp_path, dtype=torch.float16)
     checkpoint = Checkpoint.open(tmp_path)
@@ -55,6 +75,18 @@ def test_weights_stored_in_half_precision_load_into_the_type_asked_for(tmp_path:
     found, expected = narrow.encode(pixels), tower.encode(pixels)
     assert found.dtype == np.float32
     assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_what_is_trained_is_what_runs(tiny: Path) -> None:
+    """With gradients attention is computed in another way; every parameter gets one."""
+    tower = Tower(Checkpoint.open(tiny, "device"))
+    pixels = draw(2, 3, 224, 224)
+    expected = tower.encode(pixels)
+    tower.model.requires_grad_(True)
+    found = tower.model(torch.from_numpy(pixels))
+    found.square().mean().backward()
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5 * np.abs(expected).max())
+    assert all(one.grad is not None and one.grad.abs().max() > 0 for one in tower.model.parameters())
 
 
 @pytest.mark.parametrize("shape", [(3, 224, 224), (1, 3, 224, 210), (1, 3, 225, 225), (1, 1, 224, 224)])

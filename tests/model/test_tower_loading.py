@@ -1,4 +1,5 @@
-"""How a tower gets its weights: the values that transformers gives them, and little memory beside them."""
+"""How a tower gets its weights: as they are stored, and with little memory beside them; its features beside those
+of transformers' tower."""
 
 import json
 import subprocess
@@ -9,49 +10,49 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Step3p7VisionConfig, Step3p7VisionModel
 
 from lab import fake
 from shared.model.checkpoint import Checkpoint
 from shared.model.config import SplitConfig
 from shared.model.int8 import Int8Linear
 from shared.model.open_image import open_image
-from shared.model.released_names import vision_shapes
+from shared.model.released_names import from_released, vision_shapes
 from shared.model.tower import Tower
 from shared.model.views import views
+from tests.model.by_transformers import by_column_first, by_transformers
 
 HALF, FULL = torch.bfloat16, torch.float32
 
 
-def by_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> torch.nn.Module:
-    """The same tensors through its loader alone."""
-    state = {name.removeprefix("vision_model."): tensor for name, tensor in checkpoint.vision_tensors().items()}
-    config = Step3p7VisionConfig(**checkpoint.config.vision)
-    loaded = Step3p7VisionModel.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-    assert isinstance(loaded, torch.nn.Module)
-    return loaded.eval()
+@by_column_first
+@pytest.mark.parametrize("stored", [HALF, FULL])
+@pytest.mark.parametrize("wanted", [HALF, FULL])
+def test_features_are_those_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, wanted: torch.dtype
+) -> None:
+    monkeypatch.setattr("shared.model.perception_encoder.BLOCK", 100)  # of 256 tokens
+    fake.write(tmp_path, dtype=stored)
+    checkpoint = Checkpoint.open(tmp_path)
+    ours, theirs = Tower(checkpoint, wanted), by_transformers(checkpoint, wanted)
+    pixels = np.random.default_rng(1).standard_normal((2, 3, 224, 224)).astype(np.float32)
+    with torch.inference_mode():
+        features = theirs(torch.from_numpy(pixels).to(wanted)).last_hidden_state.float().numpy()
+    bits = 2**-6 if wanted == HALF else 1e-5  # convolutions and heads add in another order
+    np.testing.assert_allclose(ours.encode(pixels), features, atol=bits * np.abs(features).max())
 
 
 @pytest.mark.parametrize("stored", [HALF, FULL])
 @pytest.mark.parametrize("wanted", [HALF, FULL])
-def test_weights_and_features_are_those_of_transformers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, wanted: torch.dtype
-) -> None:
-    monkeypatch.setattr("shared.model.tower.BLOCK", 100)  # of 256 tokens
+def test_weights_are_those_of_the_checkpoint(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype) -> None:
     fake.write(tmp_path, dtype=stored)
     checkpoint = Checkpoint.open(tmp_path)
-    ours, theirs = Tower(checkpoint, wanted), by_transformers(checkpoint, wanted)
-    found, expected = ours.model.state_dict(), theirs.state_dict()
+    found = Tower(checkpoint, wanted).model.state_dict()
+    expected = from_released(
+        {name.removeprefix("vision_model."): one for name, one in checkpoint.vision_tensors().items()}
+    )
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == wanted and torch.equal(found[name], tensor), name
-    for name, buffer in theirs.named_buffers():  # angles are exact whatever the weights are
-        assert torch.equal(ours.model.get_buffer(name), buffer), name
-    pixels = np.random.default_rng(1).standard_normal((2, 3, 224, 224)).astype(np.float32)
-    with torch.inference_mode():
-        features = theirs(torch.from_numpy(pixels).to(wanted)).last_hidden_state.float().numpy()
-    bits = 2**-6 if wanted == HALF else 1e-5  # the convolutions add in another order
-    np.testing.assert_allclose(ours.encode(pixels), features, atol=bits * np.abs(features).max())
+        assert found[name].dtype == wanted and torch.equal(found[name], tensor.to(wanted)), name
 
 
 def test_types_stored_side_by_side_lose_nothing(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_types_stored_side_by_side_lose_nothing(tmp_path: Path) -> None:
     save_file(narrow, tmp_path / "model.safetensors")
     checkpoint = Checkpoint.open(tmp_path)
     assert {one.dtype for one in checkpoint.stored.values()} == {"BF16", "F32"}
-    norm = Tower(checkpoint, FULL).model.state_dict()["pre_layernorm.weight"]
+    norm = Tower(checkpoint, FULL).model.state_dict()["ln_pre.weight"]
     assert torch.equal(norm, tensors["vision_model.ln_pre.weight"])
 
 

@@ -26,6 +26,7 @@ from shared.model.projector import Projector
 from shared.model.prompt import Turn, load_tokenizer
 from shared.model.tower import Tower
 from shared.model.views import plan, views
+from tests.model.by_transformers import by_column_first, by_transformers
 
 QUESTION = "how many cats are there?"
 SIZES = [(300, 300), (300, 150), (700, 400), (500, 900)]  # no crops, 1 × 2, 2 × 3, 4 × 2
@@ -86,24 +87,26 @@ def test_the_halves_together_say_what_the_whole_model_says(whole: Path, halves: 
     cut = plan(*size, Checkpoint.open(whole).config.rule)
     ids = other.prompt_ids(QUESTION, cut.rows, cut.columns, crop=16, whole=36)
     pixels = [view.pixels for view in views(noise(size), Checkpoint.open(whole).config.rule)]
-    reply = other.reply(ids, other.visual(pixels), most=12, keep=len(ids))
+    features = [other.features(one) for one in pixels]
+    reply = other.reply(ids, other.visual(features), most=12, keep=len(ids))
 
     assert list(assembled.ids) == ids
     assert logits.shape == reply.logits.shape
     np.testing.assert_allclose(logits, reply.logits, atol=1e-5 * np.abs(reply.logits).max())
     assert asyncio.run(answer(model, assembled.prompt, 12)) == reply.answer
     if cut.crops:  # views in another order would be seen
-        swapped = other.reply(ids, other.visual(pixels[1:-1] + pixels[:1] + pixels[-1:]), most=1, keep=len(ids))
+        swapped = other.reply(ids, other.visual(features[1:-1] + features[:1] + features[-1:]), most=1, keep=len(ids))
         assert np.abs(swapped.logits - reply.logits).max() > 1e-3 * np.abs(reply.logits).max()
 
 
 def test_the_halves_are_a_whole_model_too(whole: Path, halves: Halves) -> None:
     one, other = WholeModel(whole), WholeModel(halves.device.parent)
-    pixels = [np.random.default_rng(0).standard_normal((3, 224, 224)).astype(np.float32)]
-    assert torch.equal(one.visual(pixels), other.visual(pixels))
+    pixels = np.random.default_rng(0).standard_normal((3, 224, 224)).astype(np.float32)
+    assert torch.equal(one.visual([one.features(pixels)]), other.visual([other.features(pixels)]))
     assert one.prompt_ids(QUESTION, 1, 2, 16, 36) == other.prompt_ids(QUESTION, 1, 2, 16, 36)
 
 
+@by_column_first
 @pytest.mark.parametrize("size", SIZES)
 def test_features_are_in_the_order_that_transformers_gives_them(tiny: Path, size: tuple[int, int]) -> None:
     checkpoint = Checkpoint.open(tiny)
@@ -111,8 +114,8 @@ def test_features_are_in_the_order_that_transformers_gives_them(tiny: Path, size
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     text = small | {"head_dim": 8, "intermediate_size": 8, "vocab_size": 16, "mlp_layer_types": ["dense"]}
     model = Step3p7Model(build(vision_config=checkpoint.config.vision, text_config=text, projector_bias=False)).eval()
-    tower, projector = Tower(checkpoint), Projector(checkpoint)
-    model.vision_model.load_state_dict(tower.model.state_dict())
+    projector = Projector(checkpoint)
+    model.vision_model.load_state_dict(by_transformers(checkpoint, torch.float32).state_dict())
     model.multi_modal_projector.load_state_dict({"weight": torch.from_numpy(projector.weight)})
     *crops, last = (torch.from_numpy(view.pixels) for view in views(noise(size), checkpoint.config.rule))
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 """What is committed is what the contract says."""
 
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -9,11 +10,11 @@ import pytest
 from shared.rpc import generate
 
 pytest.importorskip("grpc_tools", reason="the compiler is only installed for development")
+if metadata.version("grpcio-tools") != generate.COMPILER:
+    pytest.skip(f"another compiler writes other code: {generate.INSTALL}", allow_module_level=True)
 
 
 def test_the_generated_code_is_fresh() -> None:
-    if metadata.version("grpcio-tools") != generate.COMPILER:
-        pytest.skip(f"another compiler writes other bytes; install grpcio-tools=={generate.COMPILER}")
     assert generate.drift() == []
     assert generate.main(["--check"]) == 0
 
@@ -27,3 +28,26 @@ def test_a_change_of_the_contract_is_noticed(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / generate.PACKAGE / "tofc_pb2_grpc.py").unlink()
     assert "tofc_pb2_grpc.py" in generate.drift(tmp_path)
     assert generate.main(["--wrong"]) == 2
+
+
+@pytest.mark.parametrize("version", ["1.85.1", ""])
+def test_another_compiler_or_none_is_named(
+    version: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def installed(name: str) -> str:
+        if not version:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", installed)
+    assert generate.main(["--check"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"grpcio-tools is {version or 'not installed'}") and generate.INSTALL in error
+
+
+def test_what_is_committed_is_written_for_the_oldest_protobuf_that_is_taken() -> None:
+    oldest = re.search(r'"protobuf>=([\d.]+),', (generate.ROOT / "pyproject.toml").read_text())
+    code = (generate.ROOT / generate.PACKAGE / "tofc_pb2.py").read_text()
+    written = re.search(r"Protobuf Python Version: ([\d.]+)", code)
+    assert oldest and written
+    assert [int(one) for one in written[1].split(".")] <= [int(one) for one in oldest[1].split(".")]

@@ -1,6 +1,7 @@
 """The server with a checkpoint and a codec, both tiny and random: embeddings, answers, what is loaded."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def codec(folder: Path) -> Codec:
     return Codec.load(folder)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [{"rope_theta": 1e6, "rope_scaling": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}],
+)
+def test_the_decoder_turns_as_fast_as_its_configuration_says(tmp_path: Path, written: dict[str, object]) -> None:
+    """In the words of every release of transformers; one that missed them would turn a hundred times as fast."""
+    lab_fake.write(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["text_config"] |= written
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    model: Any = load_qwen3(Checkpoint.open(tmp_path, "server"))
+    expected = 1e6 ** -(torch.arange(0, 32, 2) / 32)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected)
 
 
 def packet(codec: Codec, cells: int, n: int, seed: int) -> bytes:

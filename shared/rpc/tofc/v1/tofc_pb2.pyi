@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -102,7 +101,7 @@ class Welcome(_message.Message):
     limits: Limits
     picture_key: bytes
     draws: bool
-    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., draws: _Optional[bool] = ...) -> None: ...
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., draws: bool = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels")
@@ -138,7 +137,7 @@ class Picture(_message.Message):
     columns: int
     image: Image
     reply: bool
-    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., reply: _Optional[bool] = ...) -> None: ...
+    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., reply: bool = ...) -> None: ...
 
 class Image(_message.Message):
     __slots__ = ("format", "width", "height")
@@ -156,7 +155,7 @@ class PictureState(_message.Message):
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     ref: int
     complete: bool
-    def __init__(self, ref: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+    def __init__(self, ref: _Optional[int] = ..., complete: bool = ...) -> None: ...
 
 class View(_message.Message):
     __slots__ = ("ref", "index", "packet")
@@ -214,7 +213,7 @@ class Ask(_message.Message):
     deadline_ms: int
     thinking: bool
     after: int
-    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: _Optional[bool] = ..., after: _Optional[int] = ...) -> None: ...
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., after: _Optional[int] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "text")
@@ -262,7 +261,7 @@ class Token(_message.Message):
     text: str
     thinking: bool
     anew: bool
-    def __init__(self, request: _Optional[int] = ..., text: _Optional[str] = ..., thinking: _Optional[bool] = ..., anew: _Optional[bool] = ...) -> None: ...
+    def __init__(self, request: _Optional[int] = ..., text: _Optional[str] = ..., thinking: bool = ..., anew: bool = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("request", "finish_reason", "usage", "timing", "unanswered")
@@ -276,7 +275,7 @@ class Done(_message.Message):
     usage: Usage
     timing: Timing
     unanswered: bool
-    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., unanswered: _Optional[bool] = ...) -> None: ...
+    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., unanswered: bool = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "visual_tokens", "new_tokens", "thinking_tokens")

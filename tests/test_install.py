@@ -1,0 +1,167 @@
+"""What .ci/install and .ci/torch do where things are not as here: their own words, beside a pip that only says it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = "https://download.pytorch.org/whl/cpu/torch-2.13.0%2Bcpu-cp311-linux.whl"
+CUDA = "https://files.pythonhosted.org/packages/torch-2.13.0-cp311-linux.whl"
+#: Answers like pip: what the index has, what PyPI has, and otherwise writes down what is installed.
+PIP = """
+import json, os, sys
+words = sys.argv[1:]
+if "-c" in words:
+    os.execv(sys.executable, [sys.executable, *words])
+assert words[:2] == ["-m", "pip"], words
+if "--dry-run" in words:
+    url = os.environ["INDEX" if "--index-url" in words else "PYPI"]
+    if not url:
+        sys.exit("ERROR: No matching distribution found for torch")
+    asked = ["filelock"] + ['nvidia-nccl-cu13==2.29; platform_system == "Linux"'] * ("%2B" not in url)
+    one = {"download_info": {"url": url}, "metadata": {"requires_dist": asked}}
+    print(json.dumps({"install": [] if url == "installed" else [one]}))
+else:
+    print("installed", words[-1])
+"""
+
+
+def program(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
+
+
+def torch(tmp_path: Path, *, index: str, pypi: str, machine: str = "x86_64", **more: str) -> tuple[int, str, str]:
+    pip = tmp_path / "pip.py"
+    pip.write_text(PIP)
+    python = program(tmp_path / "bin", "python", f'#!/bin/sh\nexec {sys.executable} {pip} "$@"\n')
+    program(tmp_path / "bin", "uname", f'#!/bin/sh\n[ "$1" = -m ] && echo {machine} || echo Linux\n')
+    given = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "INDEX": index, "PYPI": pypi} | more
+    done = subprocess.run([".ci/torch", python], cwd=ROOT, env=given, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_cpu_build_is_taken_without_a_word(tmp_path: Path, machine: str) -> None:
+    assert torch(tmp_path, index=CPU, pypi=CUDA, machine=machine) == (0, f"installed {CPU}\n", "")
+    assert torch(tmp_path, index="installed", pypi=CUDA, machine=machine) == (0, "", "")
+
+
+def test_without_the_index_it_says_what_comes_and_how_to_avoid_it(tmp_path: Path) -> None:
+    code, out, error = torch(tmp_path, index="", pypi=CUDA)
+    assert (code, out) == (0, f"installed {CUDA}\n")
+    assert error.startswith("https://download.pytorch.org/whl/cpu did not answer")
+    assert "5 GB on disk" in error and "make TORCH_INDEX=https://" in error and "PIP_FIND_LINKS" in error
+
+
+def test_on_arm_it_takes_no_cuda_build_unasked(tmp_path: Path) -> None:
+    code, out, error = torch(tmp_path, index="", pypi=CUDA, machine="aarch64")
+    assert (code, out) == (1, "") and "Nothing was installed" in error and "make TORCH_INDEX= ..." in error
+    asked = torch(tmp_path, index="", pypi=CUDA, machine="aarch64", TORCH_INDEX="")
+    assert asked == (0, f"installed {CUDA}\n", "")
+
+
+def test_a_cpu_build_on_pypi_needs_no_warning(tmp_path: Path) -> None:
+    assert torch(tmp_path, index="", pypi=CPU, machine="aarch64") == (0, f"installed {CPU}\n", "")
+
+
+def test_where_there_is_no_torch_at_all_it_says_where_there_is(tmp_path: Path) -> None:
+    code, out, error = torch(tmp_path, index="", pypi="", machine="armv7l")
+    assert (code, out) == (1, "")
+    assert "ERROR: No matching distribution" in error and "Linux (x86_64, aarch64; glibc 2.28 or newer)" in error
+
+
+def install(python: Path, folder: Path, **more: str) -> tuple[int, str]:
+    given = {"PATH": os.environ["PATH"], "HOME": str(folder.parent), "PYTHON": str(python)} | more
+    words = [ROOT / ".ci/install", folder, "device"]
+    done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr.strip()
+
+
+@pytest.mark.parametrize(("version", "good"), [("3.10", False), ("3.11", True), ("3.14", True), ("3.15", False)])
+def test_which_pythons_are_taken(tmp_path: Path, version: str, good: bool) -> None:
+    major, minor = version.split(".")
+    script = f"""
+import sys
+import tomllib
+if "import ensurepip, venv" in sys.argv[2]:
+    sys.exit(1)
+sys.version_info = ({major}, {minor}, 0, "final", 0)
+exec(sys.argv[2])
+"""
+    (tmp_path / "fake.py").write_text(script)
+    python = program(tmp_path / "bin", "python3", f'#!/bin/sh\nexec {sys.executable} {tmp_path}/fake.py "$@"\n')
+    code, error = install(python, tmp_path / "venv")
+    assert code == 1 and not (tmp_path / "venv").exists()
+    if good:  # the next thing that is asked of it, and which this one has not
+        assert f"sudo apt install python{version}-venv" in error
+    else:
+        assert f"is Python {version}; 3.11 to 3.14 are needed" in error and "make PYTHON=python3.12" in error
+
+
+def test_an_absent_python_is_named(tmp_path: Path) -> None:
+    code, error = install(Path("python2.9"), tmp_path / "venv")
+    assert code == 1 and error.startswith("There is no python2.9 here; install Python 3.11 to 3.14")
+
+
+def test_what_a_shell_has_set_for_others_sends_nothing_elsewhere(tmp_path: Path) -> None:
+    """The index that packages come from is the user's business, where they go is not."""
+    python = program(tmp_path / "bin", "python3", f"#!/bin/sh\nenv >{tmp_path}/env\nexit 1\n")
+    elsewhere = {"PIP_TARGET": "/a", "PIP_PREFIX": "/b", "PIP_ROOT": "/c", "PYTHONPATH": "/d", "PYTHONHOME": "/e"}
+    kept = {
+        "PIP_INDEX_URL": "https://index",
+        "PIP_FIND_LINKS": "/wheels",
+        "PIP_CERT": "/cert",
+        "https_proxy": "http://p",
+    }
+    install(python, tmp_path / "venv", PIP_USER="1", PIP_REQUIRE_VIRTUALENV="1", **elsewhere, **kept)
+    seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines())
+    assert not seen.keys() & elsewhere.keys()
+    assert kept.items() <= seen.items()
+    assert (seen["PIP_USER"], seen["PIP_REQUIRE_VIRTUALENV"]) == ("0", "0")
+
+
+def test_an_environment_that_was_moved_is_made_anew(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / ".ci", tmp_path / "here" / ".ci")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / "here" / name)
+    folder = tmp_path / "here" / ".venv"
+    folder.mkdir()
+    (folder / "installed-demo").touch()
+
+    def planned() -> str:
+        words = ["make", "--dry-run", "--directory", str(folder.parent), "VENV=.venv", "demo"]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    place = folder / "place"
+    place.write_text(f"{folder.parent} {folder}\n")
+    assert ".ci/install" not in planned()
+    place.write_text("/elsewhere /elsewhere/.venv\n")
+    assert ".ci/install .venv device server" in planned()
+    (folder / "bin").mkdir()
+    python = program(
+        tmp_path / "bin", "python3", '#!/bin/sh\n[ "$2" = venv ] && exit 9\nexec ' + f'{sys.executable} "$@"\n'
+    )
+    given = {"PATH": os.environ["PATH"], "PYTHON": str(python)}
+    words = [str(folder.parent / ".ci" / "install"), ".venv", "device"]
+    done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 9 and "was made for another place (/elsewhere /elsewhere/.venv)" in done.stdout
+    assert not folder.exists()
+
+
+def test_every_requirement_says_from_where_to_where_it_was_tested() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = {*project["dependencies"], *extras["device"], *extras["server"], *extras["images"]}
+    assert [one for one in needed if not re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", one)] == []
+    oldest = subprocess.run([sys.executable, ".ci/oldest"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(oldest.split()) == {one.partition(",")[0].replace(">=", "==") for one in needed}
