@@ -162,20 +162,31 @@ def info(
 
 @app.command()
 def credentials(
-    out: Annotated[Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/ and client/ go below it.")],
+    out: Annotated[
+        Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/, client/ and authority/ go below it.")
+    ],
     names: Annotated[
         list[str], typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several.")
     ],
-    days: Annotated[int, typer.Option(envvar=_variable("DAYS"), help="Lifetime.", max=MOST_DAYS)] = 365,
+    days: Annotated[
+        int, typer.Option(envvar=_variable("DAYS"), help="Lifetime of a certificate signed now.", max=MOST_DAYS)
+    ] = 365,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="All anew; devices that have client/ are locked out until they get this.")
+    ] = False,
 ) -> None:
-    """Write a certificate and a token for serving beyond this machine; keep those that are still good."""
+    """Write a certificate and a token for serving beyond this machine, or add to those that are there.
+
+    Authority and token stay, so devices need nothing new: a certificate that lacks a --host, or has less than two weeks
+    left, is signed again by the same authority, whose key lies in authority/; keep that away from server and devices.
+    """
     try:
         from edge_server import credentials as files
 
-        written = files.write(out, names, days=days)
+        done = files.write(out, names, days=days, replace=replace)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _give_up(error)
-    typer.echo(f"{'written' if written.fresh else 'kept'}: {written.certificate.parent}, {written.authority.parent}")
+    typer.echo(done.told)
 
 
 async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInfoResponse:

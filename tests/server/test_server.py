@@ -120,7 +120,7 @@ async def test_tls_and_token(serve: Serve, connect: Connect, tmp_path: Path) -> 
     written = credentials.write(tmp_path, ["127.0.0.1", "localhost"])
     server = await serve(host="0.0.0.0", tls_cert=written.certificate, tls_key=written.key, token_file=written.token)
     address = f"127.0.0.1:{server.port}"
-    known = ClientSecurity(ca=written.authority.read_bytes(), token=read_token(written.client_token))
+    known = ClientSecurity(ca=written.ca.read_bytes(), token=read_token(written.client_token))
     async with dial(address, known) as channel:
         assert (await info(channel, known)).model_id == "fake-model"
         call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session(metadata=known.metadata)
