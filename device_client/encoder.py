@@ -26,6 +26,7 @@ from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, Spending
 from shared.model.checkpoint import Checkpoint
 from shared.model.room import RoomError
+from shared.model.threads import use_threads, wait_asleep
 from shared.model.views import View, ViewRule, views
 
 if TYPE_CHECKING:
@@ -103,10 +104,13 @@ class TowerEncoder:
         from shared.codec.threads import use_one_blas_thread
 
         use_one_blas_thread()
+        wait_asleep()
         try:
             import torch
 
             from shared.model.tower import Tower
+
+            use_threads(self._compute.threads)
         except ImportError as error:
             raise EncoderError(f"the vision tower needs {error.name}: pip install 'tofc[device]'") from error
         try:

@@ -13,6 +13,7 @@ import grpc
 import typer
 
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
+from shared.model.threads import MOST_THREADS
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TofcError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
@@ -90,6 +91,16 @@ def serve(
     threads: Annotated[
         int, typer.Option(envvar=_variable("THREADS"), help="For decoding packets.", min=1)
     ] = BASE.threads,
+    engine_threads: Annotated[
+        int | None,
+        typer.Option(
+            envvar=_variable("ENGINE_THREADS"),
+            help="Of the decoder, and of the tower that takes images, on a CPU.",
+            show_default="OMP_NUM_THREADS, else one a core",
+            min=1,
+            max=MOST_THREADS,
+        ),
+    ] = BASE.engine_threads,
     picture_timeout: Annotated[
         float, typer.Option(envvar=_variable("PICTURE_TIMEOUT"), help="Seconds a question waits for views.")
     ] = BASE.picture_timeout,
@@ -124,6 +135,7 @@ def serve(
             engine_parallel=parallel,
             cache_bytes=cache_mib * MIB,
             threads=threads,
+            engine_threads=engine_threads,
             picture_timeout=picture_timeout,
             grace=grace,
         )
