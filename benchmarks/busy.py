@@ -1,6 +1,6 @@
 """How long a tower takes on a machine that has other work, by its threads and by how these wait for each other.
 
-    python -m benchmarks.busy        # some ten minutes; writes benchmarks/results/busy.json
+    python -m benchmarks.busy        # some five minutes on a quiet machine; writes benchmarks/results/busy.json
 
 Every way is a process of its own that has loaded the tower; all take turns, a view each, while none, one or all of
 the processors are kept busy by endless loops. Two towers: nano's, and a random one of width 768 and 12 layers.
@@ -31,7 +31,7 @@ from shared.model.threads import ASLEEP
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "models" / "nano"
-ROUNDS = {"nano": 40, "width 768, 12 layers": 12}
+ROUNDS = {"nano": 15, "width 768, 12 layers": 5}
 WIDE = {"width": 768, "layers": 12, "heads": 12}
 SIDE = 336
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -159,10 +159,12 @@ def main() -> None:
         return work(chosen.model, chosen.worker)
     with tempfile.TemporaryDirectory() as folder:
         models = {"nano": NANO, "width 768, 12 layers": wide(Path(folder))}
+        load = os.getloadavg()[0]
         found = {
             "command": "python -m benchmarks.busy",
             "date": date.today().isoformat(),
             "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+            "others that wanted a core before it began": round(load, 1),
             "a view of 336 px": {
                 name: measure(path, chosen.rounds or ROUNDS[name])
                 for name, path in models.items()

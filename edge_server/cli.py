@@ -1,7 +1,8 @@
 """The command `edge-server`: serve a model, or ask a server what it is.
 
-Promises that every option is also an environment variable (TOFC_SERVER_…) and that a mistake ends with a sentence and
-an exit code: 2 for wrong use, 1 for what a machine or a server refuses. Leaves what options mean to `settings`.
+Promises that every option is also an environment variable (TOFC_SERVER_…; `--replace` alone has to be said each time)
+and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a server refuses.
+Leaves what options mean to `settings`.
 """
 
 import asyncio
