@@ -3,8 +3,9 @@
     python -m benchmarks.end_to_end                # about a minute; writes benchmarks/results/end_to_end.json
     python -m benchmarks.end_to_end --install      # also installs tofc[device] into a new environment and weighs it
 
-Starts the real server and the real device as processes of their own on 127.0.0.1 and asks the test
-pictures' questions. Promises that every figure comes from that run. Leaves accuracy to `tofc-lab evaluate`.
+Starts the real server and the real device as processes of their own on 127.0.0.1 and asks the test pictures'
+questions, then once more with TLS and a token, as beyond one machine. Promises that every figure comes from that run.
+Leaves accuracy to `tofc-lab evaluate`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from device_client.encoder import EncoderThread, TowerEncoder
 from device_client.report import compare
+from edge_server.credentials import Credentials, write
 from shared import json_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,17 +53,24 @@ def run_measured(command: list[str]) -> float:
     return usage.ru_maxrss * 1.024e-3
 
 
-def ask(model: Path, questions: Path, out: Path) -> tuple[float, float]:
+def ask(model: Path, questions: Path, out: Path, secrets: Credentials | None = None) -> tuple[float, float]:
     """Serve, ask every question, stop; peak MB of server and device."""
     serve = [str(SCRIPTS / "edge-server"), "serve", "--model", str(model), "--port", "0", "--log-level", "warning"]
+    secure = []
+    if secrets is not None:
+        serve += ["--tls-cert", str(secrets.certificate), "--tls-key", str(secrets.key)]
+        serve += ["--token-file", str(secrets.token)]
+        secure = ["--tls-ca", str(secrets.ca), "--token-file", str(secrets.client_token)]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             address = next((line.split()[-1] for line in server.stdout if line.startswith("listening on ")), None)
             if address is None:
                 sys.exit(f"the server ended with {server.wait()} before it listened; it says why above")
+            if secrets is not None:  # by the name that the certificate is for
+                address = f"localhost:{address.rpartition(':')[2]}"
             batch = ["ask", "--batch", str(questions), "--out", str(out), "--server", address, "--model", str(model)]
-            device = run_measured([str(SCRIPTS / "device-client"), *batch])
+            device = run_measured([str(SCRIPTS / "device-client"), *batch, *secure])
             return peak_mb(server.pid), device
         finally:
             server.terminate()
@@ -74,6 +83,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "questions": len(rows),
         "bytes_picture": round(statistics.mean(row["bytes_picture"] for row in rows), 1),
         "bytes_up": round(statistics.mean(row["bytes_up"] for row in rows), 1),
+        "bytes_down": round(statistics.mean(row["bytes_down"] for row in rows), 1),
         "ms": {
             name: round(statistics.median(row["timings"][name] for row in rows if name in row["timings"]), 2)
             for name in names
@@ -84,6 +94,33 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def beside(row: dict[str, Any]) -> int:
     """Bytes up that are neither packets nor the question's text."""
     return int(row["bytes_up"]) - int(row["bytes_picture"]) - len(row["question"].encode())
+
+
+def bytes_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """On the socket: what the first question costs more than others with a new picture of a view, and these."""
+    small = [row for row in rows[1:] if row["views"] == 1]
+    new = [row for row in small if row["bytes_picture"]]
+    down = [row["bytes_down"] for row in new]
+    return {
+        "session_set_up": {
+            "bytes_up": beside(rows[0]) - round(statistics.mean(map(beside, new))),
+            "bytes_down": rows[0]["bytes_down"] - round(statistics.mean(down)),
+        },
+        "first question about a 336 px picture": sockets(new),
+        "another question about it": sockets([row for row in small if not row["bytes_picture"]]),
+    }
+
+
+def sockets(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in summary(rows).items() if name.startswith("bytes")}
+
+
+def answered(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    bad = [row for row in rows if "error" in row]
+    if bad:
+        raise SystemExit(f"{len(bad)} of {len(rows)} questions failed, the first with: {bad[0]['error']}")
+    return rows
 
 
 def installed_mb() -> float:
@@ -108,10 +145,9 @@ def main() -> None:
             encoding="utf-8",
         )
         server_mb, device_mb = ask(chosen.model, questions, out)
-        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    bad = [row for row in rows if "error" in row]
-    if bad:
-        raise SystemExit(f"{len(bad)} of {len(rows)} questions failed, the first with: {bad[0]['error']}")
+        rows = answered(out)
+        ask(chosen.model, questions, Path(folder, "tls.jsonl"), write(Path(folder, "credentials"), ["localhost"]))
+        over_tls = bytes_of(answered(Path(folder, "tls.jsonl")))
     small = [row for row in rows[1:] if row["views"] == 1]  # the first line carries the session's set-up
     new = [row for row in small if row["bytes_picture"]]
     encoder = EncoderThread(TowerEncoder.open(chosen.model))
@@ -122,7 +158,8 @@ def main() -> None:
         "command": "python -m benchmarks.end_to_end",
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, loopback",
-        "session_set_up_bytes_up": beside(rows[0]) - round(statistics.mean(map(beside, new))),
+        "session_set_up": bytes_of(rows)["session_set_up"],
+        "over TLS with a token": over_tls,
         "first question about a 336 px picture": summary(new),
         "another question about it": summary([row for row in small if not row["bytes_picture"]]),
         "first question about a picture of several views": summary(

@@ -47,6 +47,7 @@ from device_client.options import (
     Server,
     ShowThinking,
     Temperature,
+    Threads,
     Timeout,
     Tls,
     TlsCa,
@@ -124,6 +125,7 @@ def ask(
     budget_bytes: Budget = None,
     dtype: Dtype = None,
     device: Device = None,
+    threads: Threads = None,
     mode: Mode = "features",
     codec: FileCodec = None,
     quality: FileQuality = None,
@@ -148,7 +150,9 @@ def ask(
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
-        packets = _Packets(preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device)
+        packets = _Packets(
+            preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
+        )
         open_encoder = _opener(model, packets, mode, codec, quality, scale)
         if batch is not None:
             if words or more or as_json:
@@ -181,6 +185,7 @@ def chat(
     budget_bytes: Budget = None,
     dtype: Dtype = None,
     device: Device = None,
+    threads: Threads = None,
     mode: Mode = "features",
     codec: FileCodec = None,
     quality: FileQuality = None,
@@ -205,7 +210,9 @@ def chat(
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
-        packets = _Packets(preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device)
+        packets = _Packets(
+            preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
+        )
         open_encoder = _opener(model, packets, mode, codec, quality, scale)
         _check_exist(pictures)
         if code := asyncio.run(_chat(pictures, target, open_encoder(), sampling, show_thinking, limit, as_json)):
@@ -222,6 +229,7 @@ def inspect(
     budget_bytes: Budget = None,
     dtype: Dtype = None,
     device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Draw what would be sent of a picture: its clusters, the bits each takes, and image codecs at equal bytes."""
     from device_client.inspect import draw
@@ -237,7 +245,7 @@ def inspect(
         if out.exists() and picture.exists() and out.samefile(picture):
             raise UseError(f"--out {out} is the picture itself; name another file for the map")
         choice = RateChoice(preset=preset, features=features, budget=budget_bytes)
-        encoder = TowerEncoder.open(model, choice, Compute(dtype=dtype, device=device or "cpu"))
+        encoder = TowerEncoder.open(model, choice, Compute(dtype=dtype, device=device or "cpu", threads=threads))
         opened = EncoderThread(encoder).open(picture)
         encoder.load()
         assert opened.image is not None, "nothing is encoded yet"
@@ -356,6 +364,7 @@ class _Packets:
     budget_bytes: int | None
     dtype: str | None
     device: str | None
+    threads: int | None
 
 
 def _opener(
@@ -379,7 +388,7 @@ def _opener(
         if value is not None:
             raise UseError(f"{option} {value} belongs to --mode image; add that, or leave {option} out")
     choice = RateChoice(preset=packets.preset, features=packets.features, budget=packets.budget_bytes)
-    compute = Compute(dtype=packets.dtype, device=packets.device or "cpu")
+    compute = Compute(dtype=packets.dtype, device=packets.device or "cpu", threads=packets.threads)
     return lambda: TowerEncoder.open(model, choice, compute)
 
 

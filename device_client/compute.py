@@ -1,4 +1,4 @@
-"""Where the tower computes, and how exactly: ``--device`` and ``--dtype``.
+"""Where the tower computes, how exactly and with how many threads: ``--device``, ``--dtype`` and ``--threads``.
 
 Promises that whatever changes features is part of a picture's identity, and that a device which is not there is
 said before anything is loaded. Leaves loading to `shared.model.tower`.
@@ -11,20 +11,24 @@ from dataclasses import dataclass
 from device_client.errors import EncoderError, UseError
 from shared.install import install
 from shared.model.checkpoint import Checkpoint
+from shared.model.threads import MOST_THREADS, wait_asleep
 
 DTYPES = ("float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """``dtype`` None: as the checkpoint is stored, which needs least memory."""
+    """``dtype`` None: as the checkpoint is stored, for least memory; ``threads`` None: as many as torch takes."""
 
     dtype: str | None = None
     device: str = "cpu"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UseError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UseError(f"--threads must be 1 to {MOST_THREADS}, got {self.threads}")
         if self.dtype == "int8" and self.device != "cpu":
             raise UseError(f"--dtype int8 is for the CPU; with --device {self.device} take bfloat16")
 
@@ -32,6 +36,7 @@ class Compute:
         """Look for the device; imports torch unless it is the CPU. Raises UseError, EncoderError."""
         if self.device == "cpu":
             return
+        wait_asleep()
         from shared.model.device import devices
 
         try:

@@ -27,6 +27,7 @@ from device_client.rate import DEFAULT, RateChoice, Spending
 from shared.install import install
 from shared.model.checkpoint import Checkpoint
 from shared.model.room import RoomError
+from shared.model.threads import use_threads, wait_asleep
 from shared.model.views import View, ViewRule, views
 from shared.terminal import one_line
 
@@ -105,10 +106,13 @@ class TowerEncoder:
         from shared.codec.threads import use_one_blas_thread
 
         use_one_blas_thread()
+        wait_asleep()
         try:
             import torch
 
             from shared.model.tower import Tower
+
+            use_threads(self._compute.threads)
         except ImportError as error:
             raise EncoderError(f"the vision tower needs {error.name}: {install('device')}") from error
         try:

@@ -74,6 +74,16 @@ Device = Annotated[
         metavar="DEVICE",
     ),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        envvar="TOFC_DEVICE_THREADS",
+        help="Of the tower on a CPU.",
+        show_default="OMP_NUM_THREADS, else one a core",
+        metavar="N",
+    ),
+]
 
 Mode = Annotated[
     str,

@@ -21,6 +21,7 @@ from shared.model.device import devices
 from shared.model.generation import GREEDY, Defaults, stop_tokens
 from shared.model.projector import Projector
 from shared.model.prompt import load_tokenizer
+from shared.model.threads import use_threads, wait_asleep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def load(settings: ServerSettings) -> Backend:
 
     Takes as long as reading the decoder does, and for a whole checkpoint (not a half) its hashing.
     """
+    wait_asleep()
     import torch
 
     from edge_server.engine.qwen3 import embedder, load_qwen3
@@ -54,6 +56,7 @@ def load(settings: ServerSettings) -> Backend:
     tokenizer = load_tokenizer(checkpoint)
     defaults = Defaults.read(checkpoint.path)
     use_one_blas_thread()
+    use_threads(settings.engine_threads)
     codec = Codec.load(checkpoint.path)
     try:
         model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))

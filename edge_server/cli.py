@@ -1,7 +1,8 @@
 """The command `edge-server`: serve a model, or ask a server what it is.
 
-Promises that every option is also an environment variable (TOFC_SERVER_…) and that a mistake ends with a sentence and
-an exit code: 2 for wrong use, 1 for what a machine or a server refuses. Leaves what options mean to `settings`.
+Promises that every option is also an environment variable (TOFC_SERVER_…; `--replace` alone has to be said each time)
+and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a server refuses.
+Leaves what options mean to `settings`.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import typer
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from shared.command import Program
 from shared.install import install
+from shared.model.threads import MOST_THREADS
 from shared.rpc.channel import ClientSecurity, dial, read_token
 from shared.rpc.errors import TofcError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
@@ -89,6 +91,16 @@ def serve(
     threads: Annotated[
         int, typer.Option(envvar=_variable("THREADS"), help="For decoding packets.", min=1)
     ] = BASE.threads,
+    engine_threads: Annotated[
+        int | None,
+        typer.Option(
+            envvar=_variable("ENGINE_THREADS"),
+            help="Of the decoder, and of the tower that takes images, on a CPU.",
+            show_default="OMP_NUM_THREADS, else one a core",
+            min=1,
+            max=MOST_THREADS,
+        ),
+    ] = BASE.engine_threads,
     picture_timeout: Annotated[
         float, typer.Option(envvar=_variable("PICTURE_TIMEOUT"), help="Seconds a question waits for views.")
     ] = BASE.picture_timeout,
@@ -123,6 +135,7 @@ def serve(
             engine_parallel=parallel,
             cache_bytes=cache_mib * MIB,
             threads=threads,
+            engine_threads=engine_threads,
             picture_timeout=picture_timeout,
             grace=grace,
         )
@@ -163,20 +176,32 @@ def info(
 
 @app.command()
 def credentials(
-    out: Annotated[Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/ and client/ go below it.")],
+    out: Annotated[
+        Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/, client/ and authority/ go below it.")
+    ],
     names: Annotated[
         list[str], typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several.")
     ],
-    days: Annotated[int, typer.Option(envvar=_variable("DAYS"), help="Lifetime.", max=MOST_DAYS)] = 365,
+    days: Annotated[
+        int, typer.Option(envvar=_variable("DAYS"), help="Lifetime of a certificate signed now.", max=MOST_DAYS)
+    ] = 365,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="All anew; devices that have client/ are locked out until they get this.")
+    ] = False,
 ) -> None:
-    """Write a certificate and a token for serving beyond this machine; keep those that are still good."""
+    """Write a certificate and a token for serving beyond this machine, or add to those that are there.
+
+    Authority and token stay, so devices need nothing new: a certificate that lacks a --host, or has less than two weeks
+    left, is signed again by the same authority, whose key lies in authority/; keep that away from server and devices.
+    """
     try:
         from edge_server import credentials as files
 
-        written = files.write(out, names, days=days)
+        done = files.write(out, names, days=days, replace=replace)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _give_up(error)
-    say(f"{'written' if written.fresh else 'kept'}: {written.certificate.parent}, {written.authority.parent}")
+    for line in done.told.splitlines():
+        say(line)
 
 
 async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInfoResponse:

@@ -85,6 +85,7 @@ class ServerSettings:
     engine_parallel: int = 8  # questions that hold a key-value cache and take turns
     cache_bytes: int = 512 * MIB  # of decoded pictures
     threads: int = 2  # for entropy decoding and prompts
+    engine_threads: int | None = None  # of torch on a CPU, for decoder and tower; None: as many as it takes
     hello_timeout: float = 10.0
     picture_timeout: float = 60.0  # a question waits so long for views of its pictures
     grace: float = 5.0

@@ -1,8 +1,8 @@
 """How many threads numpy's linear algebra takes: one.
 
-The codec's products are small. With threads of their own beside torch's, which keep spinning between two of its
-operators, each waits for the other: on two cores a view's coding took 16 ms instead of 2, and the tower three times
-as long. Leaves torch's threads alone.
+The codec's products are small. With threads of their own beside torch's, each waits for the other: on two cores a
+view's coding took 16 ms instead of 2, and the tower three times as long. Leaves torch's threads to
+`shared.model.threads`.
 """
 
 from __future__ import annotations

@@ -489,7 +489,7 @@ async def test_a_server_that_is_not_trusted_is_named_and_not_tried_again(
     running = make_server()
     port = bind(running, "127.0.0.1", 0, ServerSecurity(**pair))
     await running.start()
-    security = ClientSecurity(ca=(ours if trusted else other).authority.read_bytes())
+    security = ClientSecurity(ca=(ours if trusted else other).ca.read_bytes())
     async with Session(Target(address=f"localhost:{port}", security=security), FakeEncoder()) as session:
         with pytest.raises(TlsError, match=rf"{said}.*--tls-ca"):
             await session.connect()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
 from device_client.fake import FakeEncoder
@@ -15,11 +17,13 @@ from device_client.link import Target
 from device_client.meter import Traffic, tcp_bytes
 from device_client.report import Report
 from device_client.session import Session
+from edge_server import credentials
 from edge_server.fake import fake_backend
 from edge_server.server import start
 from edge_server.settings import ServerSettings
 from edge_server.thinking import Marks
 from shared.model.views import ViewRule
+from shared.rpc.channel import ClientSecurity, read_token
 from tests.client.test_meter import linux
 
 pytestmark = linux
@@ -35,6 +39,9 @@ VIEW = 6  # around the packet: the part, a picture, and the packet's own head
 PLACE = 2  # more where a picture has several: which view it is, or how many there are
 SENT_AGAIN = 208  # in struct tcp_info: tcpi_bytes_retrans
 SESSION = 400  # preface, settings, headers, Hello
+RECORD = 22  # of TLS, around what is written at once
+HANDSHAKE = 2200  # of TLS, and the token; 1 216 of it are gRPC's post-quantum key
+CERTIFICATE = 380  # of a server that has one name
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +99,22 @@ async def test_a_view_costs_little_beside_its_packet(session: Session, tmp_path:
     # Views are acknowledged by fours; what is heard, the end of the question before too, may take two updates.
     updates = UPDATE * 2 * (1 + report.views_sent // 4)
     assert up(report) <= FRAME + ANNOUNCEMENT + 2 * PLACE + ASK + views + updates
+
+
+async def test_tls_costs_a_handshake_and_a_record_a_write(tmp_path: Path) -> None:
+    files = credentials.write(tmp_path, ["localhost"])
+    served = {"tls_cert": files.certificate, "tls_key": files.key, "token_file": files.token}
+    backend = fake_backend(lambda prompt: b"yes")
+    server = await start(ServerSettings(model=Path("unused"), port=0, grace=0.0, **served), lambda _: backend)
+    security = ClientSecurity(ca=files.ca.read_bytes(), token=read_token(files.client_token))
+    encoder = FakeEncoder(model_id="fake-model", codec_id="fake-codec", rule=RULE)
+    async with Session(Target(address=f"localhost:{server.port}", security=security), encoder) as session:
+        first = up(await session.ask([], QUESTION).result())
+        again = up(await session.ask([], QUESTION).result())
+    await server.stop()
+    assert SESSION < first <= SESSION + HANDSHAKE
+    assert again <= UPDATE + FRAME + ASK + RECORD
+    assert len(x509.load_pem_x509_certificate(files.certificate.read_bytes()).public_bytes(Encoding.DER)) <= CERTIFICATE
 
 
 async def test_a_conversation_is_not_sent_again(session: Session) -> None:

@@ -1,13 +1,21 @@
-"""Credentials that a server writes are accepted by gRPC itself, and only where they should be."""
+"""Credentials that a server writes are accepted by gRPC itself, only where they should be, and for as long."""
 
+import os
 import stat
+import subprocess
+import sys
+import threading
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from edge_server import credentials
+from edge_server import certificates, credentials
+from edge_server.credentials import Credentials, CredentialsError
 from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, dial, make_server, read_token
 
 
@@ -33,61 +41,278 @@ async def probe(folder: Path, ca: Path) -> int:
 
 async def test_a_client_that_trusts_the_authority_gets_through(tmp_path: Path) -> None:
     written = credentials.write(tmp_path, ["server", "127.0.0.1"])
-    assert written.fresh
-    assert await probe(tmp_path, written.authority) == health_pb2.HealthCheckResponse.SERVING
+    assert await probe(tmp_path, written.ca) == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_a_client_that_trusts_another_authority_does_not(tmp_path: Path) -> None:
     credentials.write(tmp_path / "ours", ["127.0.0.1"])
     other = credentials.write(tmp_path / "theirs", ["127.0.0.1"])
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await probe(tmp_path / "ours", other.authority)
+        await probe(tmp_path / "ours", other.ca)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def hosts(written: Credentials) -> set[str]:
+    certificate = x509.load_pem_x509_certificate(written.certificate.read_bytes())
+    return {str(name.value) for name in certificates.hosts_of(certificate)}
+
+
+def pass_time(monkeypatch: pytest.MonkeyPatch, time: timedelta) -> None:
+    now = certificates._now() + time
+    monkeypatch.setattr(certificates, "_now", lambda: now)
 
 
 def test_each_side_has_only_what_it_needs_and_nobody_else_reads_it(tmp_path: Path) -> None:
     written = credentials.write(tmp_path, ["server"])
-    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"server/cert.pem", "server/key.pem", "server/token", "client/ca.pem", "client/token"}
+    assert set(map(str, contents(tmp_path))) == {
+        "server/cert.pem",
+        "server/key.pem",
+        "server/token",
+        "client/ca.pem",
+        "client/token",
+        "authority/authority.pem",
+    }
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in tmp_path.rglob("*") if path.is_file())
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in tmp_path.iterdir())
     assert read_token(written.token) == read_token(written.client_token)
 
 
-def test_what_is_good_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [["127.0.0.1"], ["SERVER", "127.0.0.1"]])
+def test_what_is_good_is_kept(tmp_path: Path, asked: list[str]) -> None:
+    credentials.write(tmp_path, ["server", "127.0.0.1"])
+    before = contents(tmp_path)
+    again = credentials.write(tmp_path, asked, days=3650)
+    assert contents(tmp_path) == before
+    assert not again.written and again.told.startswith("kept\ncertificate for server, 127.0.0.1 until ")
+
+
+async def test_another_host_is_added_and_devices_still_get_in(tmp_path: Path) -> None:
     first = credentials.write(tmp_path, ["server", "127.0.0.1"])
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    again = credentials.write(tmp_path, ["127.0.0.1"])
-    assert first.fresh and not again.fresh
-    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "device.pem").write_bytes(first.ca.read_bytes())
+    before = contents(tmp_path)
+    more = credentials.write(tmp_path, ["edge.example.org"])
+    changed = {path for path, content in contents(tmp_path).items() if content != before[path]}
+    assert changed == {Path("server/cert.pem")} and more.written == (more.certificate,)
+    assert hosts(more) == {"server", "127.0.0.1", "edge.example.org"}
+    assert "edge.example.org added" in more.told and "restart" in more.told
+    assert await probe(tmp_path, tmp_path / "device.pem") == SERVING
 
 
-@pytest.mark.parametrize("damage", ["host", "token", "key", "certificate", "authority"])
-def test_what_is_not_good_is_written_anew(tmp_path: Path, damage: str) -> None:
+async def test_what_ends_soon_is_renewed_and_devices_still_get_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials.write(tmp_path, ["server", "127.0.0.1"], days=30)
+    before = contents(tmp_path)
+    with monkeypatch.context() as later:
+        pass_time(later, timedelta(days=15))
+        assert not credentials.write(tmp_path, ["server"]).written
+        pass_time(later, timedelta(days=2))
+        renewed = credentials.write(tmp_path, ["server"], days=60)
+        assert renewed.written == (renewed.certificate,)
+        certificate = x509.load_pem_x509_certificate(renewed.certificate.read_bytes())
+        assert timedelta(days=59) < certificates.left(certificate) < timedelta(days=60)
+        assert not credentials.write(tmp_path, ["server"]).written
+    assert hosts(renewed) == {"server", "127.0.0.1"}
+    assert {path for path in before if before[path] != contents(tmp_path)[path]} == {Path("server/cert.pem")}
+    # Its beginning lies days ahead of the clock of this test; what gRPC says of it then is gRPC's.
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(renewed.ca.read_bytes()))
+
+
+def test_no_certificate_outlives_its_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = credentials.write(tmp_path, ["server"], days=30)
+    ends = x509.load_pem_x509_certificate(written.ca.read_bytes()).not_valid_after_utc
+    years = timedelta(days=certificates.AUTHORITY_DAYS)
+    pass_time(monkeypatch, years - timedelta(days=20))
+    credentials.write(tmp_path, ["server"], days=365)
+    assert x509.load_pem_x509_certificate(written.certificate.read_bytes()).not_valid_after_utc == ends
+    pass_time(monkeypatch, timedelta(days=10))
+    before = contents(tmp_path)
+    kept = credentials.write(tmp_path, ["server"])
+    assert not kept.written and "will not be renewed" in kept.told and "--replace" in kept.told
+    pass_time(monkeypatch, timedelta(days=10))
+    with pytest.raises(CredentialsError, match="--replace"):
+        credentials.write(tmp_path, ["server"])
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["server/cert.pem", "server/key.pem", "server/token", "client/ca.pem", "client/token"])
+def test_a_missing_file_is_made_of_the_others(tmp_path: Path, name: str) -> None:
+    credentials.write(tmp_path, ["server"])
+    before = contents(tmp_path)
+    (tmp_path / name).unlink()
     written = credentials.write(tmp_path, ["server"])
-    hosts = ["server"]
-    if damage == "host":
-        hosts.append("other")
-    elif damage == "token":
-        written.client_token.unlink()
-    elif damage == "key":
-        stranger = credentials.write(tmp_path / "elsewhere", ["server"])
-        written.key.write_bytes(stranger.key.read_bytes())
-    elif damage == "certificate":
-        written.certificate.write_bytes(written.certificate.read_bytes()[:100])
-    elif damage == "authority":
-        stranger = credentials.write(tmp_path / "elsewhere", ["server"])
-        written.authority.write_bytes(stranger.authority.read_bytes())
-    assert credentials.write(tmp_path, hosts).fresh
-    assert not credentials.write(tmp_path, hosts).fresh
+    assert tmp_path / name in written.written
+    kept = {"client/ca.pem", "client/token", "server/token", "authority/authority.pem"}
+    assert all(contents(tmp_path)[Path(one)] == before[Path(one)] for one in kept)
+    assert not credentials.write(tmp_path, ["server"]).written
 
 
-def test_what_ends_soon_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    credentials.write(tmp_path, ["server"], days=30)
-    monkeypatch.setattr(credentials, "RENEWAL_DAYS", 31)
-    assert credentials.write(tmp_path, ["server"], days=60).fresh
+def test_a_clients_folder_that_was_handed_over_is_written_again(tmp_path: Path) -> None:
+    credentials.write(tmp_path, ["server"])
+    (tmp_path / "client").rename(tmp_path / "gone")
+    credentials.write(tmp_path, ["server"])
+    assert contents(tmp_path / "client") == contents(tmp_path / "gone")
 
 
-@pytest.mark.parametrize(("hosts", "days"), [([], 365), (["server"], 14), (["bücher.example"], 365)])
-def test_mistakes_are_told(tmp_path: Path, hosts: list[str], days: int) -> None:
-    with pytest.raises(ValueError, match=r"host|days|A-label|IDNA"):
-        credentials.write(tmp_path, hosts, days=days)
+@pytest.mark.parametrize("calls", range(6))
+def test_an_interrupted_first_call_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    really, left = credentials._write_secret, [calls]
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        really(path, content)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(credentials, "_write_secret", interrupted)
+        credentials.write(tmp_path, ["server"])
+    before = contents(tmp_path)
+    assert len(before) == calls
+    credentials.write(tmp_path, ["server"])
+    assert len(contents(tmp_path)) == 6 and contents(tmp_path).items() >= before.items()
+    assert not credentials.write(tmp_path, ["server"]).written
+
+
+def damage(folder: Path, how: str) -> None:
+    stranger = Credentials.below(folder.parent / "stranger")
+    credentials.write(folder.parent / "stranger", ["server"])
+    ours = Credentials.below(folder)
+    name, _, kind = how.partition(" ")
+    path: Path = getattr(ours, name)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "of a stranger":
+        path.write_bytes(getattr(stranger, name).read_bytes())
+
+
+DAMAGES = [
+    *(f"{name} {kind}" for name in ("certificate", "key", "ca", "authority") for kind in ("cut", "of a stranger")),
+    *("token empty", "token of a stranger", "client_token of a stranger"),
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("asked", ["server", "other"])
+async def test_what_is_damaged_is_named_and_kept_unless_asked(tmp_path: Path, how: str, asked: str) -> None:
+    folder = tmp_path / "ours"
+    written = credentials.write(folder, ["server", "127.0.0.1"])
+    damage(folder, how)
+    before = contents(folder)
+    with pytest.raises(CredentialsError) as refused:
+        credentials.write(folder, [asked])
+    assert str(getattr(written, how.partition(" ")[0])) in str(refused.value) and "--replace" in str(refused.value)
+    assert contents(folder) == before
+    replaced = credentials.write(folder, ["127.0.0.1"], replace=True)
+    assert len(replaced.written) == 6 and "every device" in replaced.told
+    assert await probe(folder, replaced.ca) == SERVING
+
+
+def test_replacing_changes_all_of_it(tmp_path: Path) -> None:
+    assert "every device" not in credentials.write(tmp_path, ["server"], replace=True).told  # there were none
+    before = contents(tmp_path)
+    credentials.write(tmp_path, ["other"], replace=True)
+    assert all(content != before[path] for path, content in contents(tmp_path).items())
+
+
+def test_without_the_authority_nothing_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As earlier versions left it, or whoever keeps that key elsewhere.
+    written = credentials.write(tmp_path, ["server"], days=30)
+    written.authority.unlink()
+    before = contents(tmp_path)
+    assert credentials.write(tmp_path, ["server"]).told.startswith("kept\n")
+    with pytest.raises(CredentialsError, match=r"authority\.pem.* for other.* missing.*Nothing was changed.*--replace"):
+        credentials.write(tmp_path, ["server", "other"])
+    pass_time(monkeypatch, timedelta(days=20))
+    assert "will not be renewed" in credentials.write(tmp_path, ["server"]).told
+    pass_time(monkeypatch, timedelta(days=20))
+    with pytest.raises(CredentialsError, match="missing"):
+        credentials.write(tmp_path, ["server"])
+    assert contents(tmp_path) == before
+
+
+def test_a_token_that_devices_have_is_not_made_up_again(tmp_path: Path) -> None:
+    written = credentials.write(tmp_path, ["server"])
+    written.token.unlink()
+    written.client_token.unlink()
+    with pytest.raises(CredentialsError, match=r"token.* missing"):
+        credentials.write(tmp_path, ["server"])
+    assert not written.token.exists()
+
+
+def test_a_token_of_ones_own_is_taken(tmp_path: Path) -> None:
+    token = tmp_path / "server" / "token"
+    token.parent.mkdir()
+    token.write_text("chosen-by-somebody\n")
+    assert read_token(credentials.write(tmp_path, ["server"]).client_token) == "chosen-by-somebody"
+
+
+def test_two_calls_at_once_agree(tmp_path: Path) -> None:
+    calls = [["a"], ["b"], ["c"], ["a", "d"]]
+    failed: list[BaseException] = []
+
+    def call(asked: list[str]) -> None:
+        try:
+            credentials.write(tmp_path, asked)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call, args=[asked]) for asked in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    last = credentials.write(tmp_path, ["a", "b", "c", "d"])
+    assert not failed and not last.written and hosts(last) == {"a", "b", "c", "d"}
+
+
+def test_a_renewed_file_stays_readable_for_whom_it_was(tmp_path: Path) -> None:
+    written = credentials.write(tmp_path, ["server"])
+    written.certificate.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(written.certificate, 12345, 12346)
+    before = written.certificate.stat()
+    credentials.write(tmp_path, ["other"])
+    after = written.certificate.stat()
+    assert after.st_ino != before.st_ino
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+@pytest.mark.parametrize(
+    ("asked", "settings"),
+    [
+        ([], {}),
+        (["server"], {"days": 14}),
+        (["bücher.example"], {}),
+        (["https://edge.example.org"], {}),
+        (["edge.example.org:50061"], {}),
+        (["192.0.2.300"], {}),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, asked: list[str], settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"--host|--days"):
+        credentials.write(tmp_path, asked, **settings)
+    assert not contents(tmp_path)
+
+
+def test_the_command_says_what_it_did(tmp_path: Path) -> None:
+    def command(*options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "edge_server", "credentials", "--out", str(tmp_path), *options]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    assert command("--host", "a").stdout.startswith("written: ")
+    assert command("--host", "a").stdout.startswith("kept\ncertificate for a until ")
+    assert "b added" in command("--host", "b").stdout
+    (tmp_path / "client" / "ca.pem").write_text("nothing")
+    refused = command("--host", "a")
+    assert refused.returncode == 2 and "Nothing was changed" in refused.stderr and not refused.stdout
+    assert command("--host", "a", "--replace").stdout.startswith("replaced: every device needs the new client/")

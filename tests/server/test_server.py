@@ -122,7 +122,7 @@ async def test_tls_and_token(serve: Serve, connect: Connect, tmp_path: Path) -> 
     written = credentials.write(tmp_path, ["127.0.0.1", "localhost"])
     server = await serve(host="0.0.0.0", tls_cert=written.certificate, tls_key=written.key, token_file=written.token)
     address = f"127.0.0.1:{server.port}"
-    known = ClientSecurity(ca=written.authority.read_bytes(), token=read_token(written.client_token))
+    known = ClientSecurity(ca=written.ca.read_bytes(), token=read_token(written.client_token))
     async with dial(address, known) as channel:
         assert (await info(channel, known)).model_id == "fake-model"
         call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session(metadata=known.metadata)
@@ -209,8 +209,8 @@ def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
         (["info", "example.org:1"], "dialling 'example.org' needs TLS and a token"),
         (["info", "::1:x"], "is not HOST:PORT"),
         (["serve", "--model", str(tmp_path / "none")], "is no folder; give a checkpoint's"),
-        (["credentials", "--out", str(tmp_path), "--host", "https://a.org:1"], "'https://a.org:1' is no host name"),
-        (["credentials", "--out", str(tmp_path), "--host", ""], "'' is no host name"),
+        (["credentials", "--out", str(tmp_path), "--host", "https://a.org:1"], "got 'https://a.org:1'"),
+        (["credentials", "--out", str(tmp_path), "--host", ""], "--host must be what clients write"),
     ):
         found = runner.invoke(app, arguments)
         assert found.exit_code == 2, (arguments, found.output)
@@ -252,7 +252,9 @@ def test_every_option_is_an_environment_variable() -> None:
     command: Any = typer.main.get_command(app)
     for name, one in command.commands.items():
         for parameter in one.params:
-            if parameter.name != "help":
+            if parameter.name == "replace":
+                assert not parameter.envvar, "left in an environment it would lock devices out at every start"
+            elif parameter.name != "help":
                 variables = parameter.envvar if isinstance(parameter.envvar, list) else [parameter.envvar]
                 assert f"TOFC_SERVER_{parameter.name.upper()}" in variables, (name, parameter.name)
 

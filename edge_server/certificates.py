@@ -1,0 +1,151 @@
+"""An authority, and the certificates that it signs.
+
+Promises elliptic curves (P-256, which every TLS library takes) and no field that a client does without: a new
+connection carries the server's certificate. Leaves files to `credentials`.
+"""
+
+import datetime
+import ipaddress
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+AUTHORITY_DAYS = 3650  # devices need the authority's successor by hand, so it outlives several certificates
+CLOCKS_DIFFER = datetime.timedelta(minutes=5)
+LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+HOST_NAME = re.compile(rf"(\*\.)?({LABEL}\.)*(?!\d+$){LABEL}")
+
+
+@dataclass(frozen=True)
+class Authority:
+    """What signs certificates: its own, which devices trust, and its key."""
+
+    certificate: x509.Certificate
+    key: PrivateKey
+
+    @classmethod
+    def make(cls, days: int) -> "Authority":
+        """A new one, for at least as long as a certificate of ``days``."""
+        key = make_key()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"TOFC {secrets.token_hex(4)}")])
+        begin = _now() - CLOCKS_DIFFER
+        end = begin + datetime.timedelta(days=max(days, AUTHORITY_DAYS))
+        usage = x509.KeyUsage(
+            digital_signature=False,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            key_cert_sign=True,
+            crl_sign=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        certificate = (
+            _builder(name, name, key.public_key(), begin, end)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(usage, critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(certificate, key)
+
+    @classmethod
+    def read(cls, pem: bytes) -> "Authority":
+        """Raises ValueError for what holds no certificate, no key, or not its key."""
+        certificate, key = x509.load_pem_x509_certificate(pem), read_key(pem)
+        if key.public_key() != certificate.public_key():
+            raise ValueError("its key does not belong to its certificate")
+        return cls(certificate, key)
+
+    @property
+    def pem(self) -> bytes:
+        return pem_of(self.certificate) + pem_of(self.key)
+
+    def sign(self, key: PublicKey, hosts: Iterable[x509.GeneralName], days: int) -> x509.Certificate:
+        """A server's certificate for ``hosts``, for ``days`` but no longer than the authority itself."""
+        begin = _now() - CLOCKS_DIFFER
+        end = min(begin + datetime.timedelta(days=days), self.certificate.not_valid_after_utc)
+        # Whom it is for stands in its alternative names, which are critical where there is no subject (RFC 5280).
+        return (
+            _builder(x509.Name([]), self.certificate.subject, key, begin, end)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(hosts), critical=True)
+            .sign(self.key, hashes.SHA256())
+        )
+
+
+def make_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def read_key(pem: bytes) -> PrivateKey:
+    """Raises ValueError."""
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise ValueError("its key has a password") from None
+    if not isinstance(key, PrivateKey):
+        raise ValueError("its key is neither of an elliptic curve nor RSA")
+    return key
+
+
+def pem_of(what: x509.Certificate | PrivateKey) -> bytes:
+    if isinstance(what, x509.Certificate):
+        return what.public_bytes(serialization.Encoding.PEM)
+    return what.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    try:
+        return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except x509.ExtensionNotFound:
+        return []
+
+
+def left(certificate: x509.Certificate) -> datetime.timedelta:
+    return certificate.not_valid_after_utc - _now()
+
+
+def general_name(host: str) -> x509.GeneralName:
+    """'edge.example.org', '192.0.2.7', '[2001:db8::7]' → what a certificate calls it. Raises ValueError."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        if not HOST_NAME.fullmatch(host):
+            raise ValueError(
+                f"--host must be what clients write before the port, for instance edge.example.org or 192.0.2.7 "
+                f"(a name in other letters in its xn-- form), got {host!r}"
+            ) from None
+        return x509.DNSName(host.lower())
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: PublicKey,
+    begin: datetime.datetime,
+    end: datetime.datetime,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(secrets.randbits(64) | 1 << 63)
+        .not_valid_before(begin)
+        .not_valid_after(end)
+    )

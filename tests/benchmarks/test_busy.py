@@ -1,0 +1,34 @@
+"""The benchmark of a busy machine measures every way beside one thread, and leaves no endless loop behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import busy
+
+
+def loops() -> set[str]:
+    """Processes of this one that keep a core busy."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {child for child in children if b"while True" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts processes as Linux does")
+def test_every_way_is_measured_beside_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any(threads == 1 for threads, _ in busy.ways().values())
+    monkeypatch.setattr(busy, "ways", lambda: {"one thread": (1, {}), "asleep": (2, dict([busy.ASLEEP]))})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    found = busy.measure(busy.NANO, 2)
+    assert found.keys() == {"0 busy loops", "1 busy loops"}
+    for ways in found.values():
+        assert ways["one thread"]["of one thread's median"] == 1
+        assert all(0 < way["fastest ms"] <= way["median ms"] <= way["slowest tenth ms"] for way in ways.values())
+    assert not loops()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts processes as Linux does")
+def test_a_busy_machine_is_busy_and_then_it_is_not() -> None:
+    with busy.busy(2):
+        assert len(loops()) == 2
+    assert not loops()
