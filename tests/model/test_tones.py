@@ -23,6 +23,24 @@ def grey(values: NDArray[np.generic], bits: int, **settings: int | str) -> bytes
     return tiff(SIZE, values.astype(values.dtype.newbyteorder(order)).tobytes(), bits, **settings)  # type: ignore[arg-type]
 
 
+def packed_alike(order: str) -> dict[str, bytes]:
+    """Through libtiff, which turns bytes around itself."""
+
+    def made(values: NDArray[np.generic], bits: int, **settings: int) -> bytes:
+        data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+        return tiff(SIZE, data, bits, order=order, packed=True, **settings)
+
+    three = np.repeat(TONES[..., None], 3, -1)
+    return {
+        f"packed {order} 16 bits": made((TONES * 257).astype("u2"), 16),
+        f"packed {order} 16 bits with a sign": made((SPREAD * 32_767).round().astype("i2"), 16, kind=2),
+        f"packed {order} 8 bits in 32": made(TONES.astype("i4"), 32, kind=2),
+        f"packed {order} float": made(SPREAD.astype("f4"), 32, kind=3),
+        f"packed {order} colours of 16 bits": made((three * 257).astype("u2"), 16, photometric=2, samples=3),
+        f"packed {order} colours of 8 bits in 16": made(three.astype("u2"), 16, photometric=2, samples=3),
+    }
+
+
 def colours(values: NDArray[np.generic], bits: int, order: str = "<") -> bytes:
     data = np.repeat(values[..., None], 3, -1)
     return tiff(
@@ -106,6 +124,8 @@ ALIKE = {
     "pgm 12 bits in 16": netpbm("P5", (SPREAD * 4095).round().astype(">u2")).replace(b"64 6\n", b"64 6\n65535\n"),
     "pfm": pfm(SPREAD),
     "pfm of 8 bits": pfm(TONES),
+    **packed_alike("<"),
+    **packed_alike(">"),
 }  # fmt: skip
 
 
@@ -170,11 +190,15 @@ def test_tones_that_differ_in_their_low_byte_alone_are_not_transparent() -> None
         (grey((SPREAD * 20 + 0.1).astype("f4"), 32, kind=3), "numbers from 0.1 to 19.8"),
         (grey((SPREAD - 0.5).astype("f4"), 32, kind=3), "numbers from -0.5 to 0.48"),
         (pfm(SPREAD * 1e30), r"numbers from 0 to 9\."),
+        (
+            tiff(SIZE, (TONES * 257).astype("u2").tobytes() * 3, 16, photometric=2, samples=3, more=[(284, "H", [2])]),
+            "planes",
+        ),
         (grey((SPREAD * np.nan).astype("f4"), 32, kind=3), "no finite number"),
     ],
 )
 def test_numbers_of_which_no_one_knows_the_white(data: bytes, said: str) -> None:
-    with pytest.raises(ImageError, match=rf"the picture holds {said}.*save it with 8 bits a colour"):
+    with pytest.raises(ImageError, match=rf"the picture (holds|has) .*{said}.*save it with 8 bits a colour"):
         open_image(data)
 
 
