@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterable
 
 import numpy as np
+import PIL
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
@@ -12,6 +13,7 @@ from shared.model.open_image import open_image
 from shared.model.views import ImageError
 from tests.model.files import chunk, drawn, png, saved, tiff
 
+OLD_PILLOW = int(PIL.__version__.partition(".")[0]) < 13
 SIZE = (64, 6)
 #: 0 to 252: black at the left, nearly white at the right
 TONES = np.tile(np.arange(64) * 4, (6, 1))
@@ -233,11 +235,15 @@ def test_other_spaces_of_colour_are_seen_alike() -> None:
         saved(picture.convert("CMYK"), "TIFF"),
         saved(picture.convert("CMYK"), "JPEG", quality=100),  # inverted, as Adobe does
         saved(picture.convert("YCbCr"), "TIFF"),
-        saved(lab, "TIFF"),
         saved(picture, "TIFF", compression="jpeg", quality=95),
     ):
         apart = np.abs(np.asarray(open_image(data), int) - np.asarray(picture))
         assert apart.mean() < 4, data[:4]
+    if OLD_PILLOW:
+        with pytest.raises(ImageError, match=r"has colours \(LAB\) that this Pillow does not convert"):
+            open_image(saved(lab, "TIFF"))
+    else:
+        assert np.abs(np.asarray(open_image(saved(lab, "TIFF")), int) - np.asarray(picture)).mean() < 4
 
 
 def test_transparency_is_laid_over_white() -> None:
@@ -257,7 +263,8 @@ def test_transparency_is_laid_over_white() -> None:
     premultiplied = tiff((1, 1), bytes([0, 64, 0, 128]), 8, photometric=2, samples=4, more=[(338, "H", [1])])
     assert open_image(premultiplied).getpixel((0, 0)) == (127, 191, 127)
     grey_of_it = tiff((1, 1), bytes([64, 128]), 8, samples=2, more=[(338, "H", [1])])
-    assert open_image(grey_of_it).getpixel((0, 0)) == (191, 191, 191)
+    if not OLD_PILLOW:  # which names it as not supported
+        assert open_image(grey_of_it).getpixel((0, 0)) == (191, 191, 191)
 
 
 def test_stripes_make_no_difference() -> None:
