@@ -53,6 +53,8 @@ def split_words(words: Sequence[str], more: Sequence[str]) -> tuple[list[Path], 
     ([PosixPath('cat.png')], ['what is this?'])
     >>> split_words(["cat.png"], ["what is this?", "how many?"])
     ([PosixPath('cat.png')], ['what is this?', 'how many?'])
+    >>> split_words(["cat.heic", "missing.heic"], ["what is this?"])
+    ([PosixPath('cat.heic'), PosixPath('missing.heic')], ['what is this?'])
     """
     pictures, questions = list(words), list(more)
     if pictures and (not more or (len(pictures) > 1 and not _names_a_picture(pictures[-1]))):

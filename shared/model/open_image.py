@@ -31,6 +31,8 @@ from shared.model.whole import ended, lacks_rows
 
 #: of Pillow's many decoders only those of pictures people have; some of the others run programs
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+#: libtiff turns bytes around already, and Pillow would do it again
+_NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -139,7 +141,11 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
             tags = dict(getattr(image, "tag_v2", {}))
             if tags.get(254, 0) & 1:
                 raise ImageError("has a small preview in a picture's place (a camera's raw file?); export it as JPEG")
+            if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8:  # Pillow would read bytes of them as pixels
+                raise ImageError("has its colours in planes of more than 8 bits; save it with 8 bits a colour")
             found = _rawmode(image)
+            if image.tile and image.tile[0].codec_name == "libtiff":
+                rawmode = rawmode or _NATIVE.get(found, "")
             if rawmode:
                 image.tile = [tile._replace(args=_of(rawmode, tile.args)) for tile in image.tile]
             with quiet_stderr() if image.format == "TIFF" else nullcontext():

@@ -49,13 +49,19 @@ def with_chunks(whole: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
 
 def tiff(
     size: tuple[int, int], pixels: bytes, bits: int, *, photometric: int = 1, kind: int = 1, samples: int = 1,
-    order: str = "<", more: Iterable[tuple[int, str, list[Any]]] = (),
+    order: str = "<", more: Iterable[tuple[int, str, list[Any]]] = (), packed: bool = False,
 ) -> bytes:  # fmt: skip
     """``kind`` of a number: 1 without a sign, 2 with one, 3 floating point. ``more`` are (tag, type, values)."""
+    pixels = zlib.compress(pixels) if packed else pixels
 
     def built(at: int) -> bytes:
         tags = [
-            *((256, "I", [size[0]]), (257, "I", [size[1]]), (258, "H", [bits] * samples), (259, "H", [1])),
+            *(
+                (256, "I", [size[0]]),
+                (257, "I", [size[1]]),
+                (258, "H", [bits] * samples),
+                (259, "H", [8 if packed else 1]),
+            ),
             *((262, "H", [photometric]), (273, "I", [at]), (277, "H", [samples]), (278, "I", [size[1]])),
             *((279, "I", [len(pixels)]), (339, "H", [kind] * samples), *more),
         ]

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterable
 
 import numpy as np
+import PIL
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
@@ -12,6 +13,7 @@ from shared.model.open_image import open_image
 from shared.model.views import ImageError
 from tests.model.files import chunk, drawn, png, saved, tiff
 
+OLD_PILLOW = int(PIL.__version__.partition(".")[0]) < 13
 SIZE = (64, 6)
 #: 0 to 252: black at the left, nearly white at the right
 TONES = np.tile(np.arange(64) * 4, (6, 1))
@@ -21,6 +23,24 @@ SPREAD = TONES / 255
 def grey(values: NDArray[np.generic], bits: int, **settings: int | str) -> bytes:
     order = str(settings.get("order", "<"))
     return tiff(SIZE, values.astype(values.dtype.newbyteorder(order)).tobytes(), bits, **settings)  # type: ignore[arg-type]
+
+
+def packed_alike(order: str) -> dict[str, bytes]:
+    """Through libtiff, which turns bytes around itself."""
+
+    def made(values: NDArray[np.generic], bits: int, **settings: int) -> bytes:
+        data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+        return tiff(SIZE, data, bits, order=order, packed=True, **settings)
+
+    three = np.repeat(TONES[..., None], 3, -1)
+    return {
+        f"packed {order} 16 bits": made((TONES * 257).astype("u2"), 16),
+        f"packed {order} 16 bits with a sign": made((SPREAD * 32_767).round().astype("i2"), 16, kind=2),
+        f"packed {order} 8 bits in 32": made(TONES.astype("i4"), 32, kind=2),
+        f"packed {order} float": made(SPREAD.astype("f4"), 32, kind=3),
+        f"packed {order} colours of 16 bits": made((three * 257).astype("u2"), 16, photometric=2, samples=3),
+        f"packed {order} colours of 8 bits in 16": made(three.astype("u2"), 16, photometric=2, samples=3),
+    }
 
 
 def colours(values: NDArray[np.generic], bits: int, order: str = "<") -> bytes:
@@ -106,6 +126,8 @@ ALIKE = {
     "pgm 12 bits in 16": netpbm("P5", (SPREAD * 4095).round().astype(">u2")).replace(b"64 6\n", b"64 6\n65535\n"),
     "pfm": pfm(SPREAD),
     "pfm of 8 bits": pfm(TONES),
+    **packed_alike("<"),
+    **packed_alike(">"),
 }  # fmt: skip
 
 
@@ -170,11 +192,15 @@ def test_tones_that_differ_in_their_low_byte_alone_are_not_transparent() -> None
         (grey((SPREAD * 20 + 0.1).astype("f4"), 32, kind=3), "numbers from 0.1 to 19.8"),
         (grey((SPREAD - 0.5).astype("f4"), 32, kind=3), "numbers from -0.5 to 0.48"),
         (pfm(SPREAD * 1e30), r"numbers from 0 to 9\."),
+        (
+            tiff(SIZE, (TONES * 257).astype("u2").tobytes() * 3, 16, photometric=2, samples=3, more=[(284, "H", [2])]),
+            "planes",
+        ),
         (grey((SPREAD * np.nan).astype("f4"), 32, kind=3), "no finite number"),
     ],
 )
 def test_numbers_of_which_no_one_knows_the_white(data: bytes, said: str) -> None:
-    with pytest.raises(ImageError, match=rf"the picture holds {said}.*save it with 8 bits a colour"):
+    with pytest.raises(ImageError, match=rf"the picture (holds|has) .*{said}.*save it with 8 bits a colour"):
         open_image(data)
 
 
@@ -209,11 +235,15 @@ def test_other_spaces_of_colour_are_seen_alike() -> None:
         saved(picture.convert("CMYK"), "TIFF"),
         saved(picture.convert("CMYK"), "JPEG", quality=100),  # inverted, as Adobe does
         saved(picture.convert("YCbCr"), "TIFF"),
-        saved(lab, "TIFF"),
         saved(picture, "TIFF", compression="jpeg", quality=95),
     ):
         apart = np.abs(np.asarray(open_image(data), int) - np.asarray(picture))
         assert apart.mean() < 4, data[:4]
+    if OLD_PILLOW:
+        with pytest.raises(ImageError, match=r"has colours \(LAB\) that this Pillow does not convert"):
+            open_image(saved(lab, "TIFF"))
+    else:
+        assert np.abs(np.asarray(open_image(saved(lab, "TIFF")), int) - np.asarray(picture)).mean() < 4
 
 
 def test_transparency_is_laid_over_white() -> None:
@@ -233,7 +263,8 @@ def test_transparency_is_laid_over_white() -> None:
     premultiplied = tiff((1, 1), bytes([0, 64, 0, 128]), 8, photometric=2, samples=4, more=[(338, "H", [1])])
     assert open_image(premultiplied).getpixel((0, 0)) == (127, 191, 127)
     grey_of_it = tiff((1, 1), bytes([64, 128]), 8, samples=2, more=[(338, "H", [1])])
-    assert open_image(grey_of_it).getpixel((0, 0)) == (191, 191, 191)
+    if not OLD_PILLOW:  # which names it as not supported
+        assert open_image(grey_of_it).getpixel((0, 0)) == (191, 191, 191)
 
 
 def test_stripes_make_no_difference() -> None:
