@@ -26,7 +26,7 @@ def run(*command: object, cwd: Path) -> str:
 def tracked() -> list[str]:
     """The files of the project; of a source distribution, which has no git, all but what a build leaves."""
     if (ROOT / ".git").exists():
-        return run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+        return run("git", "ls-files", cwd=ROOT).splitlines()
     left = re.compile(r"__pycache__|\.egg-info|^PKG-INFO|^setup\.cfg|^\.\w+_cache|^\.venv|^\.hypothesis|^build/")
     found = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()]
     return [name for name in found if not left.search(name)]
