@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from lab import fake, reference_tower
 from shared.model.checkpoint import Checkpoint
+from shared.model.open_image import open_image
 from shared.model.projector import Projector
 from shared.model.tower import Tower
-from shared.model.views import open_image, views
+from shared.model.views import views
 
 
 def draw(*shape: int) -> NDArray[np.float32]:
