@@ -22,8 +22,9 @@ import grpc.aio
 
 from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
+from device_client.stream import LOST, Stream
 from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, ClientSecurity, dial
-from shared.rpc.errors import MismatchError, TofcError, UnavailableError, from_call, from_message
+from shared.rpc.errors import MismatchError, TofcError, UnavailableError, from_message
 from shared.rpc.picture_id import KEY_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
@@ -35,8 +36,6 @@ VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures 
 NOT_BACK = "NOT_BACK"  # a link that was lost, in a question's time
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
-_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
-_WRITE_FAILED = "Internal error from Core"  # grpc.aio's status (INTERNAL) when a link is lost while it writes
 
 Conversation = tuple[tuple[str, str], ...]  # questions and answers
 Event = pb.Token | pb.Done | pb.NeedPicture | Exception
@@ -77,7 +76,7 @@ class PictureListener(Protocol):
 class Link:
     """An open connection. Made by `open`; ended by `close` or by the other side (`failure`)."""
 
-    def __init__(self, channel: grpc.aio.Channel, call: Any, welcome: pb.Welcome, meter: Meter | None) -> None:
+    def __init__(self, channel: grpc.aio.Channel, stream: Stream, welcome: pb.Welcome, meter: Meter | None) -> None:
         self.welcome = welcome
         self.failure: TofcError | None = None
         # In flight, as the server counts them; one that was given up has no queue any more.
@@ -89,7 +88,7 @@ class Link:
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
         self._unacknowledged: Counter[tuple[int, int]] = Counter()  # what is sent again has two acks to come
         self._channel = channel
-        self._call = call
+        self._stream = stream
         self._meter = meter
         self._last_request = 0
         self._outbox: deque[pb.SessionRequest] = deque()
@@ -111,11 +110,11 @@ class Link:
         """
         channel = dial(target.address, target.security)
         try:
-            call = TofcServiceStub(channel).Session(metadata=target.security.metadata)
+            stream = Stream(TofcServiceStub(channel).Session(metadata=target.security.metadata))
             hello = pb.Hello(client_version=software_version(), model_id=model_id, codec_id=codec_id)
             try:
                 async with asyncio.timeout(target.connect_s):
-                    welcome = await _shake_hands(call, hello)
+                    welcome = await _shake_hands(stream, hello)
             except TimeoutError:
                 raise UnavailableError(
                     f"{target.address} did not answer within {target.connect_s:g} s; check the address and the link, "
@@ -131,7 +130,7 @@ class Link:
                     f"the server's picture key has {len(welcome.picture_key)} bytes, allowed are {KEY_BYTES.start} to "
                     f"{KEY_BYTES.stop - 1}; device and server may be of different versions"
                 )
-            return cls(channel, call, welcome, await attach(target.address))
+            return cls(channel, stream, welcome, await attach(target.address))
         except BaseException:
             await channel.close()
             raise
@@ -222,16 +221,14 @@ class Link:
         await self._channel.close()
 
     async def _write(self) -> None:
-        try:
-            while self._outbox or not self._leaving:
-                await self._filled.wait()
-                await asyncio.sleep(0)  # views that are known already, for instance, leave with their announcement
-                self._filled.clear()
-                while self._outbox:
-                    await self._call.write(self._batch())
-            await self._call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the reader sees the same end, with its reason
+        while self._outbox or not self._leaving:
+            await self._filled.wait()
+            await asyncio.sleep(0)  # views that are known already, for instance, leave with their announcement
+            self._filled.clear()
+            while self._outbox:
+                if not await self._stream.write(self._batch()):
+                    return  # the reader hears why
+        await self._stream.done_writing()
 
     def _batch(self) -> pb.SessionRequest:
         """What the outbox holds, as one message as far as it fits into one.
@@ -251,15 +248,14 @@ class Link:
     async def _read(self) -> None:
         failure: TofcError = LinkLost("the server ended the session")
         try:
-            while (response := await self._call.read()) is not grpc.aio.EOF:
+            while (response := await self._stream.read()) is not grpc.aio.EOF:
                 self._dispatch(_parsed(response))
-        except grpc.aio.AioRpcError as error:
-            failure = _ended(error)
-            if isinstance(failure, UnavailableError):
-                failure = LinkLost(f"the link was lost ({_short(failure.message)})")
+            if (error := await self._stream.ended()) is not None:
+                lost = isinstance(error, UnavailableError)
+                failure = LinkLost(f"the link was lost ({_short(error.message)})") if lost else error
         except Exception as error:  # whatever it was, nobody may wait for ever
             failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
-            self._call.cancel()
+            self._stream.cancel()
         self.end(failure)
 
     def _dispatch(self, response: pb.SessionResponse) -> None:
@@ -274,7 +270,7 @@ class Link:
             self._acknowledged(response.image_ack.ref, response.image_ack.offset)
         elif kind == "error" and response.error.request == 0:
             error = from_message(response.error)
-            self.end(LinkLost(error.message, reason=error.reason) if error.status in _LOST else error)
+            self.end(LinkLost(error.message, reason=error.reason) if error.status in LOST else error)
         elif kind in ("token", "done", "error", "need_picture"):
             event = getattr(response, kind)
             if event.request not in self.questions:
@@ -306,21 +302,15 @@ class Link:
                 queue.put_nowait(failure)
 
 
-async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
+async def _shake_hands(stream: Stream, hello: pb.Hello) -> pb.Welcome:
+    reading = asyncio.create_task(stream.read())  # before writing: a server that refuses does not wait for Hello
     try:
-        await call.write(pb.SessionRequest(hello=hello))
-        response = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise _ended(error) from None
-    except asyncio.InvalidStateError:  # refused before the first write: the status says why
-        response = grpc.aio.EOF
+        await stream.write(pb.SessionRequest(hello=hello))
+        response = await reading
+    finally:
+        reading.cancel()
     if response is grpc.aio.EOF:
-        code, details = await call.code(), await call.details()
-        if code is grpc.StatusCode.OK:
-            raise ReplyError("the server ended the session without a Welcome; its log may say why")
-        raise _ended(
-            grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details=details)
-        )
+        raise await stream.ended() or ReplyError("the server ended the session without a Welcome; its log may say why")
     response = _parsed(response)
     kind = response.WhichOneof("response")
     if kind == "error":
@@ -329,14 +319,6 @@ async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
         raise ReplyError(f"the server's first word was {kind!r}, not 'welcome'; is this a TOFC server of this version?")
     welcome: pb.Welcome = response.welcome
     return welcome
-
-
-def _ended(error: grpc.aio.AioRpcError) -> TofcError:
-    """Why gRPC ended the call: UnavailableError if the link was lost, under whatever status."""
-    ended = from_call(error)
-    if ended.status in _LOST or error.details() == _WRITE_FAILED:
-        return ended if isinstance(ended, UnavailableError) else UnavailableError(ended.message)
-    return ended
 
 
 def _parsed(response: pb.SessionResponse | None) -> pb.SessionResponse:
