@@ -14,8 +14,9 @@ import typer
 
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from shared.rpc.channel import ClientSecurity, dial, read_token
-from shared.rpc.errors import TofcError, UnsafeAddressError, from_call
+from shared.rpc.errors import DeadlineError, TofcError, UnavailableError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+from shared.rpc.unreachable import Dialled
 from shared.sentence import sentence
 
 if TYPE_CHECKING:
@@ -186,8 +187,17 @@ async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInf
                 tofc_pb2.GetServerInfoRequest(), timeout=INFO_TIMEOUT, metadata=security.metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise from_call(error) from error
+            raise _unanswered(address, security, from_call(error)) from error
     return found
+
+
+def _unanswered(address: str, security: ClientSecurity, error: TofcError) -> TofcError:
+    """The error with what was dialled, where the server itself did not say what is wrong."""
+    if error.reason == UnavailableError.reason:
+        return Dialled.of(address).failed(security, error.message, option="")
+    if error.reason == DeadlineError.reason:
+        return Dialled.of(address).silent(INFO_TIMEOUT, option="")
+    return error
 
 
 def _announce(server: "RunningServer") -> None:
