@@ -23,7 +23,7 @@ from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
 from device_client.pace import Flight, Pace
 from device_client.stream import LOST, Stream
-from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, ClientSecurity, dial
+from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, KEEPALIVE, ClientSecurity, Keepalive, dial
 from shared.rpc.errors import MismatchError, TofcError, UnavailableError, UnsupportedError, from_message
 from shared.rpc.picture_id import KEY_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
@@ -55,6 +55,7 @@ class Target:
     address: str = f"127.0.0.1:{DEFAULT_PORT}"
     security: ClientSecurity = field(default_factory=ClientSecurity)
     connect_s: float = 10.0  # until Welcome
+    keepalive: Keepalive = KEEPALIVE
 
 
 class PictureListener(Protocol):
@@ -70,7 +71,9 @@ class PictureListener(Protocol):
 class Link:
     """An open connection. Made by `open`; ended by `close` or by the other side (`failure`)."""
 
-    def __init__(self, channel: grpc.aio.Channel, stream: Stream, welcome: pb.Welcome, meter: Meter | None) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, stream: Stream, welcome: pb.Welcome, meter: Meter | None, pace: Pace
+    ) -> None:
         self.welcome = welcome
         self.failure: TofcError | None = None
         # In flight, as the server counts them; one that was given up has no queue any more.
@@ -80,7 +83,7 @@ class Link:
         self._conversations: OrderedDict[Conversation, int] = OrderedDict()
         self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
-        self._pace = Pace()
+        self._pace = pace
         self._taken = asyncio.Event()  # a chunk was acknowledged
         # By ref and number; what is sent again has two acknowledgements to come. A view has no flight.
         self._unacknowledged: defaultdict[tuple[int, int], deque[Flight | None]] = defaultdict(deque)
@@ -106,7 +109,7 @@ class Link:
             ValueError: the address is none, or may not be dialled without TLS and token.
         """
         dialled = Dialled.of(target.address)
-        channel = dial(target.address, target.security)
+        channel = dial(target.address, target.security, target.keepalive)
         try:
             stream = Stream(TofcServiceStub(channel).Session(metadata=target.security.metadata))
             hello = pb.Hello(client_version=software_version(), model_id=model_id, codec_id=codec_id)
@@ -130,7 +133,7 @@ class Link:
                     f"the server's picture key has {len(welcome.picture_key)} bytes, allowed are {KEY_BYTES.start} to "
                     f"{KEY_BYTES.stop - 1}; device and server may be of different versions"
                 )
-            return cls(channel, stream, welcome, await attach(target.address))
+            return cls(channel, stream, welcome, await attach(target.address), Pace(target.keepalive.timeout / 1e3))
         except BaseException:
             await channel.close()
             raise

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from shared.rpc.channel import CHUNK_BYTES
 
-CARRIED_S = 4.0  # what is under way is what the link carries in this time
+PART = 0.4  # of the time in which a ping must be replied to: what is under way is what the link carries in it
 FIRST_BYTES = 2 * 1024  # under way before the first acknowledgement
-LEAST_BYTES = 512  # a chunk: smaller ones would be mostly headers
+LEAST_BYTES = 256  # a chunk: of smaller ones headers would be a fourth
 MOST_BYTES = 8 * CHUNK_BYTES
 
 
@@ -29,10 +29,10 @@ class Flight:
 
 
 class Pace:
-    """Of one link.
+    """Of one link. ``patience_s``: the time in which a ping must be replied to.
 
     >>> now = 0.0
-    >>> pace = Pace(clock=lambda: now)
+    >>> pace = Pace(10.0, clock=lambda: now)
     >>> chunk = pace.leaves(1024)
     >>> now = 4.0  # 256 bytes a second: two chunks may be on their way
     >>> pace.arrived(chunk)
@@ -41,7 +41,8 @@ class Pace:
     (512, True, False)
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._carried_s = PART * patience_s
         self._clock = clock
         self._most = FIRST_BYTES
         self._under_way = 0
@@ -67,4 +68,4 @@ class Pace:
         self._acknowledged += flight.size
         took = max(self._clock() - flight.left_at, 1e-3)
         rate = (self._acknowledged - flight.acknowledged) / took
-        self._most = int(max(LEAST_BYTES, min(rate * CARRIED_S, MOST_BYTES)))
+        self._most = int(max(LEAST_BYTES, min(rate * self._carried_s, MOST_BYTES)))

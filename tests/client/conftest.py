@@ -1,7 +1,9 @@
 """A small server that keeps a diary, and a device without a model."""
 
 import asyncio
+import socket
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.messages: list[list[str]] = []  # the kinds of parts that each had
         self.stored: dict[bytes, set[int]] = {}
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
-        self.cut_at: int | None = None  # the link is lost with the chunk at this offset, once
+        self.cut_at: int | None = None  # the link is lost with the chunk that reaches this byte of its file, once
         self.refusal: TofcError | None = None
         self.word = "yes"
         self.speech: list[dict[str, Any]] = []  # tokens instead of that; thinking only to those who want it
@@ -143,19 +145,25 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 refs[message.ref] = message
                 self.stored.setdefault(message.picture_id, set())
                 if complete(message.ref) or message.reply:
-                    await send(picture_state=pb.PictureState(ref=message.ref, complete=complete(message.ref)))
+                    state = pb.PictureState(ref=message.ref, complete=complete(message.ref))
+                    if not state.complete:
+                        state.views.extend(sorted(self.stored[message.picture_id]))
+                        state.image.bytes = len(self.files.get(message.ref, b""))
+                        state.image.crc32 = zlib.crc32(self.files.get(message.ref, b""))
+                    await send(picture_state=state)
             elif kind == "view":
                 self.stored[refs[message.ref].picture_id].add(message.index)
                 tasks.append(asyncio.create_task(acknowledge(message)))
                 async with arrived:
                     arrived.notify_all()
             elif kind == "image_chunk":
-                if message.offset == self.cut_at:
+                if self.cut_at is not None and message.offset + len(message.data) > self.cut_at:
                     self.cut_at = None
                     broken.set()
                     return
-                if message.offset == 0:
-                    totals[message.ref], self.files[message.ref] = message.total, b""
+                if message.total:
+                    begun = self.files.get(message.ref, b"")[: message.offset]
+                    totals[message.ref], self.files[message.ref] = message.total, begun
                 assert message.offset == len(self.files[message.ref])
                 self.files[message.ref] += message.data
                 await send(image_ack=pb.ImageAck(ref=message.ref, offset=message.offset))
@@ -289,3 +297,12 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
 
     monkeypatch.setattr(cli, "TowerEncoder", Opened)
     return made
+
+
+@pytest.fixture
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        port: int = tried.getsockname()[1]
+        return port
