@@ -10,7 +10,6 @@ name and "_given": "answer" becomes "answer_given".
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -161,9 +160,8 @@ def _given(found: dict[str, Any]) -> dict[str, Any]:
 async def _still_there(session: Session, timeout_s: float | None) -> bool:
     """Whether the server lives after a line went wrong on it: then only that line is bad."""
     try:
-        async with asyncio.timeout(timeout_s):
-            await session.connect()
-    except (TofcError, TimeoutError):
+        await session.connect(timeout_s)
+    except TofcError:
         return False
     return True
 

@@ -33,6 +33,7 @@ NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 BASE = ServerSettings(model=NANO)
 INFO_TIMEOUT = 10.0  # seconds
 MOST_DAYS = 36_500
+EXIT_CODES = "Exit codes: 0 fine; 1 a server or this machine refuses, or nobody answers; 2 wrong use."
 WRONG_USE = (ValueError, OSError, UnsafeAddressError)
 
 
@@ -45,7 +46,7 @@ def _main() -> None:
     pass
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def serve(
     model: Annotated[
         Path, typer.Option(envvar=[_variable("MODEL"), "TOFC_MODEL"], help="Checkpoint: whole, or its server half.")
@@ -135,7 +136,7 @@ def serve(
         _give_up(error)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def info(
     address: Annotated[str, typer.Argument(help="HOST:PORT", envvar=_variable("ADDRESS"))] = "127.0.0.1:50061",
     tls: Annotated[bool, typer.Option(envvar=_variable("TLS"), help="Use TLS with the system's authorities.")] = False,
