@@ -60,7 +60,8 @@ class Retry:
 
     def wait_s(self, failed: int) -> float:
         """Seconds after ``failed`` failures, a little at random so that many devices do not come back at once."""
-        return min(self.first_s * 2.0 ** (failed - 1), self.most_s) * random.uniform(0.8, 1.2)
+        doubled = 2.0 ** min(failed - 1, 60)  # a server may load for hours
+        return min(self.first_s * doubled, self.most_s) * random.uniform(0.8, 1.2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
         self.cut_at: int | None = None  # the link is lost with the chunk that reaches this byte of its file, once
         self.refusal: TofcError | None = None
+        self.loading = 0  # sessions that hear, first, that it loads its model
         self.word = "yes"
         self.speech: list[dict[str, Any]] = []  # tokens instead of that; thinking only to those who want it
         self.done: dict[str, Any] = {}  # of Done, instead of the usual
@@ -136,9 +137,11 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         async def take(kind: str, message: Any) -> None:
             if kind == "hello":
-                if self.refusal is not None:
-                    await send(error=to_message(self.refusal))
-                    await abort(context, self.refusal)
+                refusal = UnavailableError("still loading", reason="LOADING") if self.loading else self.refusal
+                self.loading = max(0, self.loading - 1)
+                if refusal is not None:
+                    await send(error=to_message(refusal))
+                    await abort(context, refusal)
                 told = {"limits": self.limits, "draws": self.draws, "picture_key": self.picture_key}
                 await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, **told))
             elif kind == "picture":

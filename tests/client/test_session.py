@@ -292,10 +292,15 @@ async def test_a_server_that_will_have_room_is_waited_for(
     session = begin(retry=Retry(connects=2), sleep=sleep)
     report = await session.ask([session.open(small)], "there?").result()
     assert report.answer == "yes to there?" and len(waits) == 9
-    server.lose, server.refusal = [2], None
+
+
+async def test_a_server_that_has_no_room_is_waited_for_within_the_question_s_time(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    server.lose = [1]
 
     async def never(seconds: float) -> None:
-        server.refusal = refusal
+        server.refusal = LimitError("our own lost session", reason="TOO_MANY_SESSIONS")
         await asyncio.sleep(0)
 
     session = begin(sleep=never)
@@ -433,6 +438,10 @@ async def test_a_packet_beyond_the_limit(server: FakeServer, begin: Begin, small
     with pytest.raises(LimitError, match="1001 bytes, this server allows 1000"):
         await session.ask([session.open(small)], "too large?").result()
     await server.until(lambda: "cancel" in server.kinds())
+
+
+def test_waits_are_bounded_however_many_there_were() -> None:
+    assert 3 < Retry().wait_s(10**6) < 5
 
 
 async def test_used_up_numbers_open_another_session(server: FakeServer, begin: Begin, small: Path) -> None:
