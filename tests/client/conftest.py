@@ -1,7 +1,6 @@
 """A small server that keeps a diary, and a device without a model."""
 
 import asyncio
-import socket
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -300,12 +299,3 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
 
     monkeypatch.setattr(cli, "TowerEncoder", Opened)
     return made
-
-
-@pytest.fixture
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port: int = tried.getsockname()[1]
-        return port
