@@ -20,7 +20,7 @@ class Relay:
         """`rate`: bytes a second, each way. `delay_s`: one way."""
         self.links = 0  # that were opened
         self.carried = 0  # bytes, from clients to the server
-        self.cut_at: int | None = None  # the link is cut when so many were carried, once
+        self.cuts: list[int] = []  # each time so many were carried, the link is cut
         self._to, self._rate, self._delay_s = port, rate, delay_s
         self._sockets: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -82,8 +82,8 @@ class Relay:
                 await asyncio.sleep(free_at - loop.time())
                 late.put_nowait((loop.time() + self._delay_s, data))
                 self.carried += len(data) * up
-                if self.cut_at is not None and self.carried >= self.cut_at:
-                    self.cut_at = None
+                if self.cuts and self.carried >= self.cuts[0]:
+                    del self.cuts[0]
                     self.cut()
         except OSError:
             pass

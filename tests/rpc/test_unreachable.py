@@ -35,7 +35,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
     """Proxies that give one reply to everybody, or none; their address."""
-    listening: list[socketserver.ThreadingTCPServer] = []
+    listening, over = list[socketserver.ThreadingTCPServer](), threading.Event()
 
     def begin(reply: bytes | None) -> str:
         class Answer(socketserver.StreamRequestHandler):
@@ -44,7 +44,7 @@ def proxy() -> Iterator[Proxy]:
                 while self.rfile.readline() != b"\r\n":
                     pass
                 if reply is None:
-                    self.rfile.read()  # until the device hangs up
+                    over.wait()
                 else:
                     self.wfile.write(reply)
 
@@ -53,6 +53,7 @@ def proxy() -> Iterator[Proxy]:
         return f"127.0.0.1:{listening[-1].server_address[1]}"
 
     yield begin
+    over.set()
     for one in listening:
         one.shutdown()
         one.server_close()
