@@ -9,8 +9,10 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
-from shared.rpc.errors import TofcError, UnavailableError
+from device_client.link import LinkLost
+from shared.rpc.errors import LimitError, TofcError, UnavailableError
 
 LOADING, FULL = "LOADING", "TOO_MANY_SESSIONS"  # a server's reasons to open no session now
 
@@ -62,12 +64,55 @@ def most_s(error: TofcError, wait_s: float | None, *, repairing: bool) -> float:
     return 0.0
 
 
-def waiting_for(error: TofcError, address: str, wait_s: float | None) -> str:
-    """A line for the person."""
-    if error.reason == LOADING:
-        what = f"the server at {address} is loading its model"
-    elif error.reason == FULL:
-        what = f"the server at {address} is full"
-    else:
-        what = f"no server at {address} yet"
-    return f"{what}; waiting" + (f" up to {wait_s:g} s" if wait_s is not None else "")
+@dataclass(kw_only=True)
+class Missing:
+    """A server that opens no session yet, from the first try to connect to the last."""
+
+    address: str
+    wait_s: float | None
+    repairing: bool
+    connects: int  # tries to get a lost link back, however long they take
+    tries: int = 0
+    _unreached: int = 0  # of them, in which no server said that it will be there
+    _waited_s: float = 0.0
+    _told: set[str] = field(default_factory=set)
+
+    def pause_s(self, error: UnavailableError | LimitError, took_s: float, next_s: float) -> float:
+        """Seconds until the next try, ``next_s`` at most, after one that took ``took_s``.
+
+        Raises ``error``, or what it means to who had a link, when the time is up.
+        """
+        self.tries += 1
+        lost = self.repairing and isinstance(error, UnavailableError) and error.reason != LOADING
+        self._unreached += lost
+        self._waited_s += took_s
+        left_s = most_s(error, self.wait_s, repairing=self.repairing) - self._waited_s
+        if left_s > 0:
+            next_s = min(next_s, left_s)
+        elif lost and self._unreached >= self.connects:
+            raise LinkLost(
+                f"{self.address} was lost and did not come back in {self._unreached} tries ({error.message})"
+            )
+        elif not lost:
+            waited = f" (waited {self.wait_s:g} s)" if self.wait_s else ""
+            raise type(error)(f"{error.message}{waited}", reason=error.reason) from None
+        self._waited_s += next_s
+        return next_s
+
+    def stands_still(self, error: UnavailableError | LimitError) -> bool:
+        """Whether the wait is no question's time."""
+        return error.reason == LOADING or not self.repairing
+
+    def line(self, error: UnavailableError | LimitError) -> str:
+        """What to tell the person about the wait; nothing if that was told."""
+        if error.reason == LOADING:
+            what = f"the server at {self.address} is loading its model"
+        elif error.reason == FULL:
+            what = f"the server at {self.address} is full"
+        else:
+            what = f"no server at {self.address} yet"
+        line = f"{what}; waiting" + (f" up to {self.wait_s:g} s" if self.wait_s is not None else "")
+        if line in self._told:
+            return ""
+        self._told.add(line)
+        return line

@@ -33,7 +33,7 @@ from device_client.encoder import Encoder, EncoderThread
 from device_client.errors import ReplyError, UseError
 from device_client.link import NOT_BACK, SESSION_CLOSED, Conversation, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
-from device_client.patience import FULL, LOADING, Clock, most_s, waiting_for
+from device_client.patience import Clock, Missing
 from device_client.picture import Picture
 from device_client.report import Report, spent
 from device_client.transcript import Piece, Transcript
@@ -181,17 +181,6 @@ def next_step(error: TofcError, course: _Course, retry: Retry, *, closed: bool) 
         return Step.ASK_AGAIN  # the server did not keep it: with all turns
     lost = error.reason == "SESSION_USED_UP" or (isinstance(error, UnavailableError) and not closed)
     return Step.CONNECT_AGAIN if lost and course.in_vain < retry.losses else Step.GIVE_UP
-
-
-@dataclass(kw_only=True)
-class _Missing:
-    """A server that is waited for."""
-
-    repairing: bool  # there was a link with it
-    tries: int = 0
-    unreached: int = 0  # of them, in which no server of ours said anything
-    waited_s: float = 0.0
-    told: set[str] = field(default_factory=set)  # to the person
 
 
 class Session:
@@ -426,14 +415,22 @@ class Session:
                 one for one, delivery in self._deliveries.items() if delivery.complete or delivery.acknowledged
             )
             self._deliveries = {}
-            missing = _Missing(repairing=repairing)
+            missing = Missing(
+                address=self._target.address, wait_s=self._wait_s, repairing=repairing, connects=self._retry.connects
+            )
             while not self._closed:
                 begun = time.perf_counter()
                 try:
                     encoder = self.encoder.encoder
                     link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
                 except (UnavailableError, LimitError) as error:
-                    await self._wait(missing, error, begun)
+                    pause = missing.pause_s(error, time.perf_counter() - begun, self._retry.wait_s(missing.tries + 1))
+                    if missing.stands_still(error):
+                        if line := missing.line(error):
+                            self._tell(line)
+                        for clock in self._clocks:
+                            clock.put_off(time.perf_counter() - begun + pause)
+                    await self._sleep(pause)
                     continue
                 self._link = link
                 if self._closed:  # meanwhile
@@ -442,36 +439,6 @@ class Session:
                 self.connect_ms = _ms_since(begun)
                 return link
             raise LinkLost(SESSION_CLOSED)
-
-    async def _wait(self, missing: _Missing, error: UnavailableError | LimitError, begun: float) -> None:
-        """After a try to connect, until the next one. Raises when there is to be none."""
-        missing.tries += 1
-        missing.waited_s += time.perf_counter() - begun
-        missing.unreached += error.reason not in (LOADING, FULL)
-        left_s = most_s(error, self._wait_s, repairing=missing.repairing) - missing.waited_s
-        tries_left = missing.repairing and isinstance(error, UnavailableError) and error.reason != LOADING
-        if left_s <= 0 and not (tries_left and missing.unreached < self._retry.connects):
-            raise self._given_up(missing, error)
-        pause = self._retry.wait_s(missing.tries)
-        pause = min(pause, left_s) if left_s > 0 else pause
-        if error.reason == LOADING or not missing.repairing:
-            line = waiting_for(error, self._target.address, self._wait_s)
-            if line not in missing.told:
-                missing.told.add(line)
-                self._tell(line)
-            for clock in self._clocks:
-                clock.put_off(time.perf_counter() - begun + pause)
-        missing.waited_s += pause
-        await self._sleep(pause)
-
-    def _given_up(self, missing: _Missing, error: UnavailableError | LimitError) -> TofcError:
-        if missing.repairing and error.reason not in (LOADING, FULL) and isinstance(error, UnavailableError):
-            return LinkLost(
-                f"{self._target.address} was lost and did not come back in {missing.unreached} tries ({error.message})"
-            )
-        if missing.told:
-            return type(error)(f"{error.message} (waited {self._wait_s or 0:g} s)", reason=error.reason)
-        return error
 
     @contextmanager
     def _timed(self, timeout_s: float | None) -> Iterator[Clock]:
