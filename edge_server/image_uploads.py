@@ -14,6 +14,8 @@ from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.errors import InvalidRequestError
 from shared.rpc.tofc.v1 import tofc_pb2
 
+OFFERED = 8  # files that arrive for one picture, of which the longest is offered to who lost a link: one is usual
+
 
 class ImageUploads:
     """At most one file on its way under each of the session's refs."""
@@ -23,6 +25,7 @@ class ImageUploads:
         self._limits = limits
         self._darkroom = darkroom
         self._arriving: dict[int, tuple[Picture, ImageFile]] = {}  # by ref
+        self._continued: set[int] = set()  # refs whose file went on from what was here, which few bytes ask for
 
     async def take(
         self,
@@ -98,26 +101,32 @@ class ImageUploads:
 
     def _begin(self, chunk: tofc_pb2.ImageChunk, picture: Picture) -> None:
         """A file begins, or goes on from as much as is here of it."""
-        received = picture.received
+        received = picture.received if chunk.offset else None
+        there = len(received.data) if received else 0
+        if chunk.offset > there:
+            raise _out_of_order(chunk, f"{there} are there")
+        if chunk.offset and chunk.ref in self._continued:
+            raise _out_of_order(chunk, "the session has gone on from what was there already")
         begun = bytes(received.data[: chunk.offset]) if received else b""
-        if chunk.offset > len(begun):
-            raise _out_of_order(chunk, f"{len(begun)} are there")
         self._drop(chunk.ref)
         for ref in [ref for ref, (one, _) in self._arriving.items() if self._pictures.get(one.picture_id) is not one]:
             self._drop(ref)  # what was let go is sent from its begin, if at all
         if begun:
+            self._continued.add(chunk.ref)
             self._pictures.forget(picture)  # what an ended session left is this one's now
             self._pictures.reserve(len(begun))
         file = ImageFile(total=chunk.total)
         file.add(begun)
-        picture.arriving.append(file)
+        if len(picture.arriving) < OFFERED:
+            picture.arriving.append(file)
         self._arriving[chunk.ref] = picture, file
 
     def _take(self, ref: int) -> ImageFile | None:
         if ref not in self._arriving:
             return None
         picture, file = self._arriving.pop(ref)
-        picture.arriving.remove(file)
+        if file in picture.arriving:
+            picture.arriving.remove(file)
         return file
 
     def _drop(self, ref: int) -> None:

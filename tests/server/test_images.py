@@ -368,6 +368,22 @@ async def test_the_most_that_was_left_of_a_file_stays(serve: Serve, connect: Con
     await forgotten(server)  # one that breaks the rules leaves nothing
 
 
+async def test_a_file_goes_on_from_what_was_here_once_a_session(serve: Serve, connect: Connect) -> None:
+    """It copies what may be megabytes, for a chunk of one byte."""
+    server = await serve(limits=LIMITS)
+    other, client = connect(server), connect(server)
+    await begun(other, bytes(5000), 300)
+    await client.hello()
+    await client.send(pictures=[image_picture(1, "a", SIZE)])
+    await client.expect("picture_state")
+    for total, offset in ((5000, 300), (5000, 0)):
+        await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, offset=offset, total=total, data=b"x")])
+        await client.expect("image_ack")
+    await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, offset=300, total=5000, data=b"x")])
+    await client.failed(INVALID, "IMAGE_CHUNK_INVALID")
+    assert server.service.pictures.size == OVERHEAD + 300
+
+
 async def test_what_is_left_of_a_file_makes_room(serve: Serve, connect: Connect) -> None:
     server = await serve(limits=LIMITS, cache_bytes=2 * OVERHEAD + 1000)
     pictures = server.service.pictures
