@@ -11,7 +11,6 @@ written; one that is named like one of the results is kept under its name and "_
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import sys
@@ -154,8 +153,7 @@ def _write(out: FileIO, line: str) -> None:
 async def _still_there(session: Session, timeout_s: float | None) -> bool:
     """Whether the server lives after a line went wrong on it: then only that line is bad."""
     try:
-        async with asyncio.timeout(timeout_s):
-            await session.connect()
-    except (TofcError, TimeoutError):
+        await session.connect(timeout_s)
+    except TofcError:
         return False
     return True

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -54,10 +55,12 @@ from device_client.options import (
     TokenFile,
     TopK,
     TopP,
+    Wait,
 )
 from device_client.picture import ImageForm
 from device_client.rate import RateChoice
 from device_client.session import Sampling, Session
+from device_client.waiting import tell
 from shared.command import Program
 from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
 from shared.rpc.errors import TofcError
@@ -69,6 +72,13 @@ NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 MODES = ("features", "image")
 SERVER = f"127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT = 300.0
+EXIT_CODES = (
+    "Exit codes: 0 every question was answered; 2 wrong use, nothing was asked; 3 no server: unreachable, lost, of an "
+    "untrusted certificate, still loading after --wait, or no answer within --timeout; 4 some lines of a batch failed; "
+    "5 the server refuses: token, model, limits, no room; 130 interrupted; 141 nobody reads the output any more."
+)
+
+Begin = Callable[[Encoder | EncoderThread], Session]
 
 
 class Client(Program):
@@ -89,7 +99,7 @@ def _commands() -> None:
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def ask(
     words: Annotated[
         list[str] | None,
@@ -140,6 +150,7 @@ def ask(
     tls: Tls = False,
     tls_ca: TlsCa = None,
     timeout: Timeout = TIMEOUT,
+    wait: Wait = None,
 ) -> None:
     """Ask about pictures. The answer goes to stdout as it comes, what it cost to stderr.
 
@@ -150,6 +161,7 @@ def ask(
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
+        begin = partial(Session, target, wait_s=_wait(wait), tell=tell)
         packets = _Packets(
             preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
         )
@@ -159,7 +171,7 @@ def ask(
                 raise UseError("--batch takes its pictures and questions from the file; give no others, and no --json")
             if out is None:
                 raise UseError("--batch needs --out OUT.jsonl, where the answers go")
-            failed = asyncio.run(_batch(batch, out, resume, target, open_encoder, sampling, show_thinking, limit))
+            failed = asyncio.run(_batch(batch, out, resume, begin, open_encoder, sampling, show_thinking, limit))
             if failed:
                 raise typer.Exit(LINES_FAILED)
             return
@@ -171,10 +183,10 @@ def ask(
         if any(not question.strip() for question in questions):
             raise UseError("the question is empty; ask something, for instance: what is in the picture?")
         _check_exist(pictures)
-        asyncio.run(_ask(pictures, questions, target, open_encoder, sampling, show_thinking, limit, as_json))
+        asyncio.run(_ask(pictures, questions, begin, open_encoder, sampling, show_thinking, limit, as_json))
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def chat(
     pictures: Annotated[list[Path], typer.Argument(help="One or more pictures.", metavar="PICTURE...")],
     as_json: Json = False,
@@ -200,6 +212,7 @@ def chat(
     tls: Tls = False,
     tls_ca: TlsCa = None,
     timeout: Timeout = TIMEOUT,
+    wait: Wait = None,
 ) -> None:
     """Talk about pictures: a question a line on stdin, each asked with what was said before.
 
@@ -210,12 +223,13 @@ def chat(
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
         target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
+        begin = partial(Session, target, wait_s=_wait(wait), tell=tell)
         packets = _Packets(
             preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
         )
         open_encoder = _opener(model, packets, mode, codec, quality, scale)
         _check_exist(pictures)
-        if code := asyncio.run(_chat(pictures, target, open_encoder(), sampling, show_thinking, limit, as_json)):
+        if code := asyncio.run(_chat(pictures, begin, open_encoder(), sampling, show_thinking, limit, as_json)):
             raise typer.Exit(code)
 
 
@@ -263,7 +277,7 @@ def inspect(
 async def _ask(
     paths: list[Path],
     questions: list[str],
-    target: Target,
+    begin: Begin,
     open_encoder: Callable[[], Encoder],
     sampling: Sampling,
     thinking: bool,
@@ -272,7 +286,7 @@ async def _ask(
 ) -> None:
     encoder = EncoderThread(open_encoder())
     pictures = [encoder.open(path) for path in paths]
-    async with Session(target, encoder) as session:
+    async with begin(encoder) as session:
         await ask_all(
             session,
             pictures,
@@ -286,7 +300,7 @@ async def _ask(
 
 async def _chat(
     paths: list[Path],
-    target: Target,
+    begin: Begin,
     encoder: Encoder,
     sampling: Sampling,
     thinking: bool,
@@ -295,7 +309,7 @@ async def _chat(
 ) -> int:
     thread = EncoderThread(encoder)
     pictures = [thread.open(path) for path in paths]
-    async with Session(target, thread) as session:
+    async with begin(thread) as session:
         return await converse(
             session, pictures, sampling=sampling, thinking=thinking, timeout_s=timeout_s, as_json=as_json
         )
@@ -305,17 +319,16 @@ async def _batch(
     file: Path,
     out: Path,
     resume: bool,
-    target: Target,
+    begin: Begin,
     open_encoder: Callable[[], Encoder],
     sampling: Sampling,
     thinking: bool,
     timeout_s: float | None,
 ) -> int:
     """The number of lines that failed."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from device_client.waiting import Doing
+    from device_client.waiting import CONSOLE, Doing
 
     lines = batches.read_lines(file)
     with open_out(out, lines, questions=file, resume=resume) as answers:
@@ -325,8 +338,8 @@ async def _batch(
             note(f"{out} holds all {done} answers already{told}")
             return failed
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        async with Session(target, open_encoder()) as session:
-            with Progress(*columns, Doing(session.encoder), console=Console(stderr=True)) as progress:
+        async with begin(open_encoder()) as session:
+            with Progress(*columns, Doing(session.encoder), console=CONSOLE) as progress:
                 task = progress.add_task("asking", total=len(lines), completed=done)
 
                 def complain(text: str) -> None:
@@ -402,6 +415,12 @@ def _limit(timeout: float) -> float | None:
     if not timeout >= 0:
         raise UseError(f"--timeout {timeout:g} cannot be; give seconds, or 0 for no limit")
     return timeout or None
+
+
+def _wait(wait: float | None) -> float | None:
+    if wait is not None and not wait >= 0:
+        raise UseError(f"--wait must be 0 or more seconds, got {wait:g}")
+    return wait
 
 
 def _address(server: str) -> str:

@@ -5,7 +5,8 @@
     view 1 ─ encode ─ …
     image  ─ compress ─ window ─ ImageChunk ──→ … ImageAck                (instead of the views)
 
-Promises never to send a view after the server said that it has them all, and to begin again when asked to.
+Promises never to send a view after the server said that it has them all, to go on after a lost link from what the
+server still has, and to begin again when asked to.
 Leaves the encoding to `encoder`, the number of views in flight to `link`.
 """
 
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from dataclasses import dataclass, field, replace
 
 from device_client.encoder import EncoderThread
 from device_client.link import Event, Link
 from device_client.picture import Encoded, Picture
-from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.errors import LimitError
 from shared.rpc.picture_id import wire_id
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
@@ -42,12 +43,13 @@ class Delivery:
         self.waiting: set[asyncio.Queue[Event]] = set()  # questions to tell when the picture cannot be sent
         self._link = link
         self._encoder = encoder
-        self._state: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._state: asyncio.Future[pb.PictureState] = asyncio.get_running_loop().create_future()
         self._told = False  # by the server: it has the picture
         self._failed = False
+        self.acknowledged = 0  # views or chunks
         self._task: asyncio.Task[None] | None = None
-        self._pending: set[int] = set()
-        self._missing = -1  # views or chunks that were not acknowledged yet
+        self._pending: dict[int, int] = {}  # views, or bytes of a file, by index or offset: on their way
+        self._missing = -1  # views, or bytes of a file, that were not acknowledged yet
         self._encoded_at = 0.0
         self._shipment = Shipment()
         link.pictures[ref] = self
@@ -75,15 +77,15 @@ class Delivery:
     def start(self, picture: Picture, *, patient: bool = False, again: bool = False) -> Shipment:
         """Announce and send.
 
-        ``patient``: the server probably has it, so hear its word first. ``again``: it wants the picture again; its
-        word comes too, and only what it wants after that is another time.
+        ``patient``: the server probably has it, or some of it, so hear its word first. ``again``: it wants the
+        picture again; its word comes too, and only what it wants after that is another time.
         """
         self._shipment = shipment = Shipment()
         self._stop()
         self._failed = self._told = False
         self._state = asyncio.get_running_loop().create_future()
         if not (patient or again):
-            self._state.set_result(False)
+            self._state.set_result(pb.PictureState())
         self._pending.clear()
         self._missing = picture.n_views
         self._link.send(pictures=[self._announcement(picture, reply=patient or again)])
@@ -92,18 +94,22 @@ class Delivery:
 
     async def _run(self, picture: Picture, patient: bool, shipment: Shipment) -> None:
         try:
-            if patient and await self._state:
+            state = await self._state if patient else pb.PictureState()
+            if state.complete:
                 return
+            self._missing -= len(state.views)
             for index in range(picture.n_packets):
+                if index in state.views and not picture.form:
+                    continue
                 known = index < len(picture.packets)
                 encoded = await self._encoder.view(picture, index)
                 self._check(encoded, picture)
                 self._encoded_at = time.perf_counter()
                 if picture.form:
-                    await self._send_file(encoded.packet, shipment)
+                    await self._send_file(encoded.packet, state.image, shipment)
                     shipment.n_views = picture.n_views
                 else:
-                    self._pending.add(index)
+                    self._pending[index] = 1
                     await self._link.send_view(self.ref, index, encoded.packet)
                     shipment.n_bytes += len(encoded.packet)
                     shipment.n_views += 1
@@ -114,13 +120,14 @@ class Delivery:
             for queue in self.waiting:
                 queue.put_nowait(error)
 
-    async def _send_file(self, data: bytes, shipment: Shipment) -> None:
-        self._pending = set(range(0, len(data), CHUNK_BYTES))
-        self._missing = len(self._pending)
-        for offset in range(0, len(data), CHUNK_BYTES):
-            chunk = data[offset : offset + CHUNK_BYTES]
-            await self._link.send_chunk(self.ref, offset, len(data), chunk)
-            shipment.n_bytes += len(chunk)
+    async def _send_file(self, data: bytes, there: pb.ReceivedImage, shipment: Shipment) -> None:
+        offset = begin = _here(data, there)
+        self._missing = len(data) - begin
+        while offset < len(data):
+            length = await self._link.send_chunk(self.ref, offset, data, begins=offset == begin)
+            self._pending[offset] = length
+            shipment.n_bytes += length
+            offset += length
 
     def _check(self, encoded: Encoded, picture: Picture) -> None:
         most = self._link.limits.image_bytes if picture.form else self._link.limits.packet_bytes
@@ -143,17 +150,16 @@ class Delivery:
             self._failed = True
             self._stop()
 
-    def on_state(self, complete: bool) -> None:
+    def on_state(self, state: pb.PictureState) -> None:
         if not self._state.done():
-            self._state.set_result(complete)
-        if complete:
+            self._state.set_result(state)
+        if state.complete:
             self._told = True
             self._stop()
 
     def on_ack(self, number: int) -> None:
-        if number in self._pending:
-            self._pending.remove(number)
-            self._missing -= 1
+        self.acknowledged += 1
+        self._missing -= self._pending.pop(number, 0)
         if not self._pending:
             self._shipment.upload_ms = (time.perf_counter() - self._encoded_at) * 1e3
 
@@ -177,3 +183,9 @@ class Delivery:
     def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+
+def _here(data: bytes, there: pb.ReceivedImage) -> int:
+    """How much of a file need not be sent. Its last byte is sent in any case, for the server to begin looking at it."""
+    fits = there.bytes <= len(data) and zlib.crc32(data[: there.bytes]) == there.crc32
+    return min(there.bytes, len(data) - 1) if fits else 0

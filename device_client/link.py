@@ -5,15 +5,14 @@
 
 Promises that what is ready at one time leaves as one message, that a message is handed to whom it concerns, that at
 most 8 views or chunks are unacknowledged, and that when the connection ends everybody who waits on it hears why.
-Leaves trying again to `session`.
+Leaves trying again to `session`, and how much of a file a slow link can take to `pace`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,11 +21,14 @@ import grpc.aio
 
 from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
-from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, ClientSecurity, dial
-from shared.rpc.errors import MismatchError, TofcError, UnavailableError, from_call, from_message
+from device_client.pace import Flight, Pace
+from device_client.stream import LOST, Stream
+from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, KEEPALIVE, ClientSecurity, Keepalive, dial
+from shared.rpc.errors import MismatchError, TofcError, UnavailableError, UnsupportedError, from_message
 from shared.rpc.picture_id import KEY_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
+from shared.rpc.unreachable import Dialled, short
 from shared.rpc.version import software_version
 
 BATCH_BYTES = CHUNK_BYTES  # of what leaves as one message: a cancel soon gets its turn
@@ -35,8 +37,6 @@ VIEWS_IN_FLIGHT = 8  # views or chunks that are unacknowledged, of all pictures 
 NOT_BACK = "NOT_BACK"  # a link that was lost, in a question's time
 SESSION_CLOSED = "the session was closed; open another one"
 LEAVE_S = 2.0  # how long a farewell may take
-_LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
-_WRITE_FAILED = "Internal error from Core"  # grpc.aio's status (INTERNAL) when a link is lost while it writes
 
 Conversation = tuple[tuple[str, str], ...]  # questions and answers
 Event = pb.Token | pb.Done | pb.NeedPicture | Exception
@@ -48,13 +48,6 @@ class LinkLost(UnavailableError):
     reason = "LINK_LOST"
 
 
-class TlsError(TofcError):
-    """The two sides found no TLS that this one trusts. No UnavailableError: trying again does not help."""
-
-    status = grpc.StatusCode.UNAVAILABLE
-    reason = "TLS_FAILED"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """Which server, and how it is reached."""
@@ -62,12 +55,13 @@ class Target:
     address: str = f"127.0.0.1:{DEFAULT_PORT}"
     security: ClientSecurity = field(default_factory=ClientSecurity)
     connect_s: float = 10.0  # until Welcome
+    keepalive: Keepalive = KEEPALIVE
 
 
 class PictureListener(Protocol):
     """Who is told what happens to a picture."""
 
-    def on_state(self, complete: bool) -> None: ...
+    def on_state(self, state: pb.PictureState) -> None: ...
     def on_ack(self, number: int) -> None:
         """A view's index, or a chunk's offset."""
 
@@ -77,7 +71,9 @@ class PictureListener(Protocol):
 class Link:
     """An open connection. Made by `open`; ended by `close` or by the other side (`failure`)."""
 
-    def __init__(self, channel: grpc.aio.Channel, call: Any, welcome: pb.Welcome, meter: Meter | None) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, stream: Stream, welcome: pb.Welcome, meter: Meter | None, pace: Pace
+    ) -> None:
         self.welcome = welcome
         self.failure: TofcError | None = None
         # In flight, as the server counts them; one that was given up has no queue any more.
@@ -87,9 +83,12 @@ class Link:
         self._conversations: OrderedDict[Conversation, int] = OrderedDict()
         self._window = asyncio.Semaphore(VIEWS_IN_FLIGHT)
         self._slots = asyncio.Semaphore(welcome.limits.questions_in_flight or 1)
-        self._unacknowledged: Counter[tuple[int, int]] = Counter()  # what is sent again has two acks to come
+        self._pace = pace
+        self._taken = asyncio.Event()  # a chunk was acknowledged
+        # By ref and number; what is sent again has two acknowledgements to come. A view has no flight.
+        self._unacknowledged: defaultdict[tuple[int, int], deque[Flight | None]] = defaultdict(deque)
         self._channel = channel
-        self._call = call
+        self._stream = stream
         self._meter = meter
         self._last_request = 0
         self._outbox: deque[pb.SessionRequest] = deque()
@@ -109,29 +108,32 @@ class Link:
             MismatchError, TokenError, …: the server refuses, or runs another model.
             ValueError: the address is none, or may not be dialled without TLS and token.
         """
-        channel = dial(target.address, target.security)
+        dialled = Dialled.of(target.address)
+        channel = dial(target.address, target.security, target.keepalive)
         try:
-            call = TofcServiceStub(channel).Session(metadata=target.security.metadata)
+            stream = Stream(TofcServiceStub(channel).Session(metadata=target.security.metadata))
             hello = pb.Hello(client_version=software_version(), model_id=model_id, codec_id=codec_id)
             try:
                 async with asyncio.timeout(target.connect_s):
-                    welcome = await _shake_hands(call, hello)
+                    welcome = await _shake_hands(stream, hello)
             except TimeoutError:
-                raise UnavailableError(
-                    f"{target.address} did not answer within {target.connect_s:g} s; check the address and the link, "
-                    "or give another with --server HOST:PORT"
-                ) from None
+                raise dialled.silent(target.connect_s) from None
             except UnavailableError as error:
                 if error.reason == UnavailableError.reason:
-                    raise _unreachable(target, error.message) from None
+                    raise dialled.failed(target.security, error.message) from None
                 raise
+            except UnsupportedError as error:
+                raise UnsupportedError(
+                    f"whoever listens at {dialled} speaks gRPC, but does not know this call ({short(error.message)}); "
+                    "name an edge server with --server HOST:PORT, or update the older of device and server"
+                ) from None
             _check_ids(welcome, model_id, codec_id)
             if len(welcome.picture_key) not in KEY_BYTES:
                 raise ReplyError(
                     f"the server's picture key has {len(welcome.picture_key)} bytes, allowed are {KEY_BYTES.start} to "
                     f"{KEY_BYTES.stop - 1}; device and server may be of different versions"
                 )
-            return cls(channel, call, welcome, await attach(target.address))
+            return cls(channel, stream, welcome, await attach(target.address), Pace(target.keepalive.timeout / 1e3))
         except BaseException:
             await channel.close()
             raise
@@ -154,15 +156,21 @@ class Link:
     async def send_view(self, ref: int, index: int, packet: bytes) -> None:
         """Send a packet as soon as fewer than 8 are unacknowledged."""
         await self._window.acquire()
-        self._unacknowledged[ref, index] += 1
+        self._unacknowledged[ref, index].append(None)
         self.send(views=[pb.View(ref=ref, index=index, packet=packet)])
 
-    async def send_chunk(self, ref: int, offset: int, total: int, data: bytes) -> None:
-        """Send a piece of an image file of ``total`` bytes, under the same bound."""
+    async def send_chunk(self, ref: int, offset: int, data: bytes, *, begins: bool) -> int:
+        """Send a piece of the image file ``data`` as soon as the link takes more; returns how long it was.
+
+        ``begins``: it is the first of this announcement.
+        """
         await self._window.acquire()
-        self._unacknowledged[ref, offset] += 1
-        chunk = pb.ImageChunk(ref=ref, offset=offset, total=0 if offset else total, data=data)
-        self.send(image_chunks=[chunk])
+        while not self._pace.fits(len(piece := data[offset : offset + self._pace.chunk])):
+            self._taken.clear()
+            await self._taken.wait()
+        self._unacknowledged[ref, offset].append(self._pace.leaves(len(piece)))
+        self.send(image_chunks=[pb.ImageChunk(ref=ref, offset=offset, total=len(data) if begins else 0, data=piece)])
+        return len(piece)
 
     async def new_question(self) -> tuple[int, asyncio.Queue[Event]]:
         """A request number and the queue that everything about it comes to, as soon as the server takes one more."""
@@ -222,16 +230,14 @@ class Link:
         await self._channel.close()
 
     async def _write(self) -> None:
-        try:
-            while self._outbox or not self._leaving:
-                await self._filled.wait()
-                await asyncio.sleep(0)  # views that are known already, for instance, leave with their announcement
-                self._filled.clear()
-                while self._outbox:
-                    await self._call.write(self._batch())
-            await self._call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the reader sees the same end, with its reason
+        while self._outbox or not self._leaving:
+            await self._filled.wait()
+            await asyncio.sleep(0)  # views that are known already, for instance, leave with their announcement
+            self._filled.clear()
+            while self._outbox:
+                if not await self._stream.write(self._batch()):
+                    return  # the reader hears why
+        await self._stream.done_writing()
 
     def _batch(self) -> pb.SessionRequest:
         """What the outbox holds, as one message as far as it fits into one.
@@ -241,7 +247,8 @@ class Link:
         """
         batch = self._outbox.popleft()
         size = batch.ByteSize()
-        while self._outbox and not (batch.asks and self._outbox[0].pictures):
+        # (A chunk is acknowledged when its whole message is there, and tells how fast the link is.)
+        while self._outbox and not batch.image_chunks and not (batch.asks and self._outbox[0].pictures):
             size += self._outbox[0].ByteSize()
             if size > BATCH_BYTES:
                 break
@@ -251,22 +258,21 @@ class Link:
     async def _read(self) -> None:
         failure: TofcError = LinkLost("the server ended the session")
         try:
-            while (response := await self._call.read()) is not grpc.aio.EOF:
+            while (response := await self._stream.read()) is not grpc.aio.EOF:
                 self._dispatch(_parsed(response))
-        except grpc.aio.AioRpcError as error:
-            failure = _ended(error)
-            if isinstance(failure, UnavailableError):
-                failure = LinkLost(f"the link was lost ({_short(failure.message)})")
+            if (error := await self._stream.ended()) is not None:
+                lost = isinstance(error, UnavailableError)
+                failure = LinkLost(f"the link was lost ({short(error.message)})") if lost else error
         except Exception as error:  # whatever it was, nobody may wait for ever
             failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
-            self._call.cancel()
+            self._stream.cancel()
         self.end(failure)
 
     def _dispatch(self, response: pb.SessionResponse) -> None:
         kind = response.WhichOneof("response")
         if kind == "picture_state":
             if listener := self.pictures.get(response.picture_state.ref):
-                listener.on_state(response.picture_state.complete)
+                listener.on_state(response.picture_state)
         elif kind == "view_ack":
             for index in response.view_ack.indexes:
                 self._acknowledged(response.view_ack.ref, index)
@@ -274,7 +280,7 @@ class Link:
             self._acknowledged(response.image_ack.ref, response.image_ack.offset)
         elif kind == "error" and response.error.request == 0:
             error = from_message(response.error)
-            self.end(LinkLost(error.message, reason=error.reason) if error.status in _LOST else error)
+            self.end(LinkLost(error.message, reason=error.reason) if error.status in LOST else error)
         elif kind in ("token", "done", "error", "need_picture"):
             event = getattr(response, kind)
             if event.request not in self.questions:
@@ -288,11 +294,16 @@ class Link:
         # A kind that a newer server may send is nothing that this version waits for.
 
     def _acknowledged(self, ref: int, number: int) -> None:
-        if self._unacknowledged[ref, number] > 0:
-            self._unacknowledged[ref, number] -= 1
-            self._window.release()
-            if listener := self.pictures.get(ref):
-                listener.on_ack(number)
+        if not (waiting := self._unacknowledged.get((ref, number))):
+            return
+        if flight := waiting.popleft():
+            self._pace.arrived(flight)
+            self._taken.set()
+        if not waiting:
+            del self._unacknowledged[ref, number]
+        self._window.release()
+        if listener := self.pictures.get(ref):
+            listener.on_ack(number)
 
     def end(self, failure: TofcError) -> None:
         """Tell everybody who waits that nothing more comes, and why. The first reason counts."""
@@ -306,21 +317,15 @@ class Link:
                 queue.put_nowait(failure)
 
 
-async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
+async def _shake_hands(stream: Stream, hello: pb.Hello) -> pb.Welcome:
+    reading = asyncio.create_task(stream.read())  # before writing: a server that refuses does not wait for Hello
     try:
-        await call.write(pb.SessionRequest(hello=hello))
-        response = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise _ended(error) from None
-    except asyncio.InvalidStateError:  # refused before the first write: the status says why
-        response = grpc.aio.EOF
+        await stream.write(pb.SessionRequest(hello=hello))
+        response = await reading
+    finally:
+        reading.cancel()
     if response is grpc.aio.EOF:
-        code, details = await call.code(), await call.details()
-        if code is grpc.StatusCode.OK:
-            raise ReplyError("the server ended the session without a Welcome; its log may say why")
-        raise _ended(
-            grpc.aio.AioRpcError(code, await call.initial_metadata(), await call.trailing_metadata(), details=details)
-        )
+        raise await stream.ended() or ReplyError("the server ended the session without a Welcome; its log may say why")
     response = _parsed(response)
     kind = response.WhichOneof("response")
     if kind == "error":
@@ -329,14 +334,6 @@ async def _shake_hands(call: Any, hello: pb.Hello) -> pb.Welcome:
         raise ReplyError(f"the server's first word was {kind!r}, not 'welcome'; is this a TOFC server of this version?")
     welcome: pb.Welcome = response.welcome
     return welcome
-
-
-def _ended(error: grpc.aio.AioRpcError) -> TofcError:
-    """Why gRPC ended the call: UnavailableError if the link was lost, under whatever status."""
-    ended = from_call(error)
-    if ended.status in _LOST or error.details() == _WRITE_FAILED:
-        return ended if isinstance(ended, UnavailableError) else UnavailableError(ended.message)
-    return ended
 
 
 def _parsed(response: pb.SessionResponse | None) -> pb.SessionResponse:
@@ -353,29 +350,3 @@ def _check_ids(welcome: pb.Welcome, model_id: str, codec_id: str) -> None:
                 "(--model PATH)",
                 reason=f"{what.upper()}_MISMATCH",
             )
-
-
-def _unreachable(target: Target, message: str) -> TofcError:
-    address = target.address
-    if refused := re.search(r"SSL_ERROR_SSL.*OPENSSL_internal:([^:]*)|Hostname Verification Check failed", message):
-        return TlsError(
-            f"no trusted TLS with {address} ({refused[1] or refused[0]}); give its authority with --tls-ca FILE.pem, "
-            "the name in its certificate with --server HOST:PORT, or leave TLS out if the server has none"
-        )
-    cause = _short(message)
-    if cause.startswith("Socket closed") and not target.security.encrypted:  # it listens, and hangs up on what it hears
-        return UnavailableError(
-            f"whoever listens at {address} is no edge server without TLS ({cause}); if it is one with TLS, give "
-            "--tls-ca FILE.pem and --token-file FILE, else name another with --server HOST:PORT"
-        )
-    return UnavailableError(
-        f"no edge server at {address} ({cause}); start one with `edge-server serve --model PATH`, "
-        "or name another with --server HOST:PORT"
-    )
-
-
-def _short(message: str) -> str:
-    """The end of gRPC's chain of causes: 'failed to connect to all addresses; last error: …: Connection refused'."""
-    said = re.search(r"gRPC says: (.*)\)$", message, re.DOTALL)
-    cause = said[1].rpartition(": ")[2] if said else message
-    return re.sub(r" \(\d+\)$", "", cause)

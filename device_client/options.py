@@ -185,3 +185,13 @@ TlsCa = Annotated[
 Timeout = Annotated[
     float, typer.Option(envvar="TOFC_DEVICE_TIMEOUT", help="Seconds for each answer; 0: no limit.", metavar="S")
 ]
+Wait = Annotated[
+    float | None,
+    typer.Option(
+        "--wait",
+        envvar="TOFC_DEVICE_WAIT",
+        help="Seconds to wait for a server that is not there yet, loads its model or is full; 0: none.",
+        show_default="as long as it loads its model, else none",
+        metavar="S",
+    ),
+]

@@ -18,10 +18,11 @@ one connection to `link`, a picture's way to `delivery`.
 from __future__ import annotations
 
 import asyncio
+import enum
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from device_client.encoder import Encoder, EncoderThread
 from device_client.errors import ReplyError, UseError
 from device_client.link import NOT_BACK, SESSION_CLOSED, Conversation, Event, Link, LinkLost, Target
 from device_client.meter import Traffic
+from device_client.patience import Clock, Missing
 from device_client.picture import Picture
 from device_client.report import Report, spent
 from device_client.transcript import Piece, Transcript
@@ -51,14 +53,15 @@ _FINISH = {
 class Retry:
     """How hard a lost link is repaired. The wait doubles from ``first_s`` up to ``most_s``."""
 
-    losses: int = 3  # of one question; a question that breaks the server is not asked for ever
+    losses: int = 3  # of one question that brought it nothing; one that breaks the server is not asked for ever
     connects: int = 6  # tries to get the link back each time
     first_s: float = 0.25
     most_s: float = 4.0
 
     def wait_s(self, failed: int) -> float:
         """Seconds after ``failed`` failures, a little at random so that many devices do not come back at once."""
-        return min(self.first_s * 2.0 ** (failed - 1), self.most_s) * random.uniform(0.8, 1.2)
+        doubled = 2.0 ** min(failed - 1, 60)  # a server may load for hours
+        return min(self.first_s * doubled, self.most_s) * random.uniform(0.8, 1.2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,7 @@ class _Course:
     said: Transcript = field(default_factory=Transcript)
     after: int = 0  # the question that it was said to go on from, instead of all turns
     losses: int = 0
+    in_vain: int = 0  # of them, in a row: nothing more of its pictures had been acknowledged
     first_token_ms: float = 0.0
     shipments: list[Shipment] = field(default_factory=list)
     refs: dict[int, tuple[Picture, Delivery]] = field(default_factory=dict)
@@ -134,6 +138,17 @@ class _Course:
         for asked, said in self.history:
             turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=said)]
         return turns
+
+    @property
+    def sending(self) -> bool:
+        """Whether the server has not all of its pictures yet, and gets more."""
+        return any(not (one.complete or one.failed) for _, one in self.refs.values())
+
+    def lost(self) -> None:
+        """Its link was."""
+        gained = self.sending and any(delivery.acknowledged for _, delivery in self.refs.values())
+        self.losses += 1
+        self.in_vain = 0 if gained else self.in_vain + 1
 
     def drawn(self, welcome: pb.Welcome) -> pb.Sampling | None:
         """How the answer is drawn; None where nothing is to be said about it."""
@@ -150,6 +165,24 @@ class _Course:
         return sampling if sampling.ListFields() else None
 
 
+class Step(enum.Enum):
+    """What to do about a question that ended with an error."""
+
+    GIVE_UP = enum.auto()
+    ASK_AGAIN = enum.auto()
+    CONNECT_AGAIN = enum.auto()
+
+
+def next_step(error: TofcError, course: _Course, retry: Retry, *, closed: bool) -> Step:
+    """``closed``: the session is, by its user."""
+    if error.reason == "VIEWS_MISSING" and course.sending:
+        return Step.ASK_AGAIN  # a slow tower or link outlasted the server's patience
+    if error.reason == "CONVERSATION_GONE" and course.after:
+        return Step.ASK_AGAIN  # the server did not keep it: with all turns
+    lost = error.reason == "SESSION_USED_UP" or (isinstance(error, UnavailableError) and not closed)
+    return Step.CONNECT_AGAIN if lost and course.in_vain < retry.losses else Step.GIVE_UP
+
+
 class Session:
     """A session with one server; lasts over lost links. Questions may be asked at the same time."""
 
@@ -159,18 +192,27 @@ class Session:
         encoder: Encoder | EncoderThread,
         *,
         retry: Retry = Retry(),
+        wait_s: float | None = None,
+        tell: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """``wait_s``: for a server that is not ready. None: as long as it loads its model, and for no other reason.
+
+        ``tell`` gets a line for the person when such a wait begins.
+        """
         self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)
         self.connect_ms = 0.0  # of the last connecting, handshake included
         self._target = target
         self._retry = retry
+        self._wait_s = wait_s
+        self._tell = tell
         self._sleep = sleep
+        self._clocks: set[Clock] = set()  # of what is under way
         self._closed = False
         self._link: Link | None = None
         self._connecting = asyncio.Lock()
         self._deliveries: dict[bytes, Delivery] = {}  # of this link, by picture_id
-        self._delivered: set[bytes] = set()  # pictures that the server had completely at some time
+        self._known: set[bytes] = set()  # pictures of which the server had something at some time
         self._before = Traffic()  # of the links that ended
         self._metered = True
         self._load_reported = False
@@ -194,9 +236,12 @@ class Session:
         """Open a picture for this session's encoder. Raises ImageError."""
         return self.encoder.open(path)
 
-    async def connect(self) -> pb.Welcome:
+    async def connect(self, timeout_s: float | None = None) -> pb.Welcome:
         """Connect now rather than at the first question; returns what the server said. Raises as `Link.open`."""
-        return (await self._connected()).welcome
+        late = UnavailableError(f"{self._target.address} was not there within {timeout_s or 0:g} s")
+        with self._timed(timeout_s) as clock:
+            async with clock.within(late):
+                return (await self._connected()).welcome
 
     def traffic(self) -> Traffic | None:
         """Bytes on all sockets of this session so far; None where the kernel does not tell."""
@@ -238,8 +283,15 @@ class Session:
         course: _Course,
         timeout_s: float | None,
     ) -> AsyncGenerator[Piece, None]:
+        with self._timed(timeout_s) as clock:
+            async with aclosing(self._pieces_within(clock, answer, course, timeout_s)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _pieces_within(
+        self, clock: Clock, answer: Answer, course: _Course, timeout_s: float | None
+    ) -> AsyncGenerator[Piece, None]:
         begun = time.perf_counter()
-        deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         late = DeadlineError(
             f"no answer within {timeout_s or 0:g} s; give it more time (--timeout) or fewer tokens (--max-tokens)"
         )
@@ -252,41 +304,32 @@ class Session:
             while True:
                 try:
                     if link is None:
-                        async with _until(deadline, late if self._link is None else self._not_back(timeout_s)):
+                        async with clock.within(late if self._link is None else self._not_back(timeout_s)):
                             connected = await self._connected()
-                        async with _until(deadline, late):
+                        async with clock.within(late):
                             request, queue = await connected.new_question()
                         link = connected
-                        self._pose(link, request, queue, course, deadline)
+                        self._pose(link, request, queue, course, clock)
                         asked = True
-                    async with _until(deadline, late):
+                    async with clock.within(late):
                         event = await queue.get()
                     if isinstance(event, Exception):
                         raise event
                 except TofcError as error:
                     if link is None:  # the tries to connect are used up
                         raise
-                    if error.reason == "VIEWS_MISSING" and any(
-                        not (one.complete or one.failed) for _, one in course.refs.values()
-                    ):
-                        self._forget(link, request, course, queue, cancel=False)
-                        link = None  # a slow tower or link outlasted the server's patience: ask again
-                        continue
-                    if error.reason == "CONVERSATION_GONE" and course.after:
+                    step = next_step(error, course, self._retry, closed=self._closed)
+                    if step is Step.GIVE_UP:
+                        raise
+                    if error.reason == "CONVERSATION_GONE":
                         link.unlearn(course.history, course.after)
-                        self._forget(link, request, course, queue, cancel=False)
-                        link = None  # the server did not keep it: ask again, with all turns
-                        continue
-                    if error.reason == "SESSION_USED_UP":
+                    elif error.reason == "SESSION_USED_UP":
                         link.end(error)
-                    elif not isinstance(error, UnavailableError) or self._closed:
-                        raise
-                    course.losses += 1
-                    if course.losses > self._retry.losses:
-                        raise
                     self._forget(link, request, course, queue, cancel=False)
                     link = None
-                    await self._sleep(self._retry.wait_s(course.losses))
+                    if step is Step.CONNECT_AGAIN:
+                        course.lost()
+                        await self._sleep(self._retry.wait_s(max(course.in_vain, 1)))
                     continue
                 if isinstance(event, pb.Token):
                     course.first_token_ms = course.first_token_ms or _ms_since(begun)
@@ -314,7 +357,7 @@ class Session:
         request: int,
         queue: asyncio.Queue[Event],
         course: _Course,
-        deadline: float | None,
+        clock: Clock,
     ) -> None:
         """Announce what the link does not know yet and put the question; views follow as they are encoded."""
         if link.failure is not None:  # while this question waited for its turn; deliveries may be the next link's
@@ -327,14 +370,12 @@ class Session:
             if delivery is None or delivery.failed:
                 delivery = delivery or Delivery(link, self.encoder, ref=len(self._deliveries) + 1)
                 self._deliveries[picture.picture_id] = delivery
-                patient = picture.picture_id in self._delivered
+                patient = picture.picture_id in self._known
                 course.shipments.append(delivery.start(picture, patient=patient))
             delivery.waiting.add(queue)
             course.refs[delivery.ref] = (picture, delivery)
         refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
-        left_ms = 0
-        if deadline is not None:
-            left_ms = int(min(max((deadline - asyncio.get_running_loop().time()) * 1e3, 1), UINT32))
+        left_ms = 0 if clock.left_s is None else int(min(max(clock.left_s * 1e3, 1), UINT32))
         course.after = link.known(course.history)
         ask = pb.Ask(
             request=request,
@@ -367,30 +408,29 @@ class Session:
         async with self._connecting:
             if self._link is not None and self._link.failure is None:
                 return self._link
-            first = self._link is None
+            repairing = self._link is not None
             if self._link is not None:
                 await self._leave(self._link)
-            self._delivered.update(one for one, delivery in self._deliveries.items() if delivery.complete)
+            self._known.update(
+                one for one, delivery in self._deliveries.items() if delivery.complete or delivery.acknowledged
+            )
             self._deliveries = {}
-            failed = 0
+            missing = Missing(
+                address=self._target.address, wait_s=self._wait_s, repairing=repairing, connects=self._retry.connects
+            )
             while not self._closed:
                 begun = time.perf_counter()
                 try:
                     encoder = self.encoder.encoder
                     link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
                 except (UnavailableError, LimitError) as error:
-                    if isinstance(error, LimitError) and error.reason != "TOO_MANY_SESSIONS":
-                        raise
-                    # It will be there; and the session that it has no room beside may be this one's own, whose
-                    # end it has not heard of yet.
-                    failed += error.reason not in ("LOADING", "TOO_MANY_SESSIONS")
-                    if first:  # never there: waiting would only hide it
-                        raise
-                    if failed >= self._retry.connects:
-                        raise LinkLost(
-                            f"{self._target.address} was lost and did not come back in {failed} tries ({error.message})"
-                        ) from None
-                    await self._sleep(self._retry.wait_s(max(failed, 1)))
+                    pause = missing.pause_s(error, time.perf_counter() - begun, self._retry.wait_s(missing.tries + 1))
+                    if missing.stands_still(error):
+                        if line := missing.line(error):
+                            self._tell(line)
+                        for clock in self._clocks:
+                            clock.put_off(time.perf_counter() - begun + pause)
+                    await self._sleep(pause)
                     continue
                 self._link = link
                 if self._closed:  # meanwhile
@@ -399,6 +439,15 @@ class Session:
                 self.connect_ms = _ms_since(begun)
                 return link
             raise LinkLost(SESSION_CLOSED)
+
+    @contextmanager
+    def _timed(self, timeout_s: float | None) -> Iterator[Clock]:
+        clock = Clock(timeout_s)
+        self._clocks.add(clock)
+        try:
+            yield clock
+        finally:
+            self._clocks.discard(clock)
 
     def _not_back(self, timeout_s: float | None) -> LinkLost:
         return LinkLost(
@@ -462,15 +511,6 @@ class Session:
             image_quality=form.quality if form else None,
             image_scale=form.scale if form else None,
         )
-
-
-@asynccontextmanager
-async def _until(deadline: float | None, late: TofcError) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield
-    except TimeoutError:
-        raise late from None
 
 
 def _check_limits(limits: pb.Limits, course: _Course) -> None:

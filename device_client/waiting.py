@@ -1,7 +1,7 @@
-"""What a person sees who waits: a large model takes minutes to look at a picture.
+"""What a person sees who waits: a large model takes minutes to look at a picture, and to load.
 
-Promises that nothing of it is left on the screen, and that it is not written where stderr is no terminal. Leaves
-what the encoder is doing to `encoder`.
+Promises that nothing of the line that moves is left on the screen, and that it is not written where stderr is no
+terminal. Leaves what the encoder is doing to `encoder`, and why there is no server yet to `patience`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,20 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from device_client.encoder import EncoderThread
+from shared.terminal import one_line
+
+CONSOLE = Console(stderr=True)  # one, so that a line is printed above what moves
+
+
+def tell(text: str) -> None:
+    """A line that stays."""
+    CONSOLE.print(one_line(f"device-client: {text}"), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def waiting(encoder: EncoderThread, console: Console | None = None) -> Iterator[Callable[[], None]]:
     """A line that says it, until the end or until what this yields is called."""
-    shown = console or Console(stderr=True)
+    shown = console or CONSOLE
     if not shown.is_terminal:
         yield lambda: None
         return

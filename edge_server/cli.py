@@ -18,8 +18,9 @@ from shared.command import Program
 from shared.install import install
 from shared.model.threads import MOST_THREADS
 from shared.rpc.channel import ClientSecurity, dial, read_token
-from shared.rpc.errors import TofcError, UnsafeAddressError, from_call
+from shared.rpc.errors import DeadlineError, TofcError, UnavailableError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+from shared.rpc.unreachable import Dialled
 from shared.sentence import sentence
 from shared.terminal import note, one_line, printable, say
 from shared.text import read_pem
@@ -33,6 +34,7 @@ NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 BASE = ServerSettings(model=NANO)
 INFO_TIMEOUT = 10.0  # seconds
 MOST_DAYS = 36_500
+EXIT_CODES = "Exit codes: 0 fine; 1 a server or this machine refuses, or nobody answers; 2 wrong use."
 WRONG_USE = (ValueError, OSError, UnsafeAddressError)
 
 
@@ -45,7 +47,7 @@ def _main() -> None:
     pass
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def serve(
     model: Annotated[
         Path, typer.Option(envvar=[_variable("MODEL"), "TOFC_MODEL"], help="Checkpoint: whole, or its server half.")
@@ -148,7 +150,7 @@ def serve(
         _give_up(error)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def info(
     address: Annotated[str, typer.Argument(help="HOST:PORT", envvar=_variable("ADDRESS"))] = "127.0.0.1:50061",
     tls: Annotated[bool, typer.Option(envvar=_variable("TLS"), help="Use TLS with the system's authorities.")] = False,
@@ -212,8 +214,17 @@ async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInf
                 tofc_pb2.GetServerInfoRequest(), timeout=INFO_TIMEOUT, metadata=security.metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise from_call(error) from error
+            raise _unanswered(address, security, from_call(error)) from error
     return found
+
+
+def _unanswered(address: str, security: ClientSecurity, error: TofcError) -> TofcError:
+    """The error with what was dialled, where the server itself did not say what is wrong."""
+    if error.reason == UnavailableError.reason:
+        return Dialled.of(address).failed(security, error.message, option="")
+    if error.reason == DeadlineError.reason:
+        return Dialled.of(address).silent(INFO_TIMEOUT, option="")
+    return error
 
 
 def _announce(server: "RunningServer") -> None:

@@ -1,25 +1,20 @@
 """The image files that one session is sending, chunk by chunk.
 
 Promises that a chunk is kept only if it continues its file, and counts as memory of the server's pictures
-from its arrival until the file was developed or given up. Leaves what the bytes mean to `images`.
+from its arrival until the file was developed or given up; what came of it over a link that was lost stays with its
+picture. Leaves what the bytes mean to `images`.
 """
 
 import asyncio
-from dataclasses import dataclass, field
 
 from edge_server.images import Darkroom
-from edge_server.pictures import PictureCache
+from edge_server.pictures import ImageFile, Picture, PictureCache
 from edge_server.settings import SessionLimits
 from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.errors import InvalidRequestError
 from shared.rpc.tofc.v1 import tofc_pb2
 
-
-@dataclass(kw_only=True, eq=False)
-class _Arriving:
-    picture_id: bytes
-    total: int
-    data: bytearray = field(default_factory=bytearray)
+OFFERED = 8  # files that arrive for one picture, of which the longest is offered to who lost a link: one is usual
 
 
 class ImageUploads:
@@ -29,7 +24,8 @@ class ImageUploads:
         self._pictures = pictures
         self._limits = limits
         self._darkroom = darkroom
-        self._arriving: dict[int, _Arriving] = {}
+        self._arriving: dict[int, tuple[Picture, ImageFile]] = {}  # by ref
+        self._continued: set[int] = set()  # refs whose file went on from what was here, which few bytes ask for
 
     async def take(
         self,
@@ -52,70 +48,108 @@ class ImageUploads:
         if picture is None or picture.complete:  # acknowledged and forgotten, as views are
             self._drop(chunk.ref)
             return 0
-        file = self._add(chunk, announced.picture_id)
+        file = self._add(chunk, picture)
         if file is None:
             return 0
         try:
             await places.acquire()  # who sends faster than the tower sees is slowed down here
         except asyncio.CancelledError:
-            self._pictures.free(len(file))
+            self._pictures.leave(picture, file)
             raise
         picture.developing += 1
 
-        def over(_: object) -> None:
+        def over(task: asyncio.Task[None]) -> None:
             picture.developing -= 1
-            self._pictures.free(len(file))
+            if task.cancelled():  # the session ended
+                self._pictures.leave(picture, file)
+            else:
+                self._pictures.free(len(file.data))
             places.release()
 
         # Not inside the task: one that is cancelled before its first step runs nothing of it.
-        group.create_task(self._darkroom.develop(announced, file)).add_done_callback(over)
+        group.create_task(self._darkroom.develop(announced, bytes(file.data))).add_done_callback(over)
         return picture.count
 
-    def close(self) -> None:
-        """The session sends nothing any more."""
-        for ref in list(self._arriving):
-            self._drop(ref)
+    def close(self, *, lost: bool) -> None:
+        """The session sends nothing any more. ``lost``: its link was, and its device may come back for the rest."""
+        for ref, (picture, _) in list(self._arriving.items()):
+            if lost and (file := self._take(ref)):
+                self._pictures.leave(picture, file)
+            else:
+                self._drop(ref)
 
-    def _add(self, chunk: tofc_pb2.ImageChunk, picture_id: bytes) -> bytes | None:
+    def _add(self, chunk: tofc_pb2.ImageChunk, picture: Picture) -> ImageFile | None:
         """The whole file when this was its last chunk; its memory is then the caller's to free.
 
         Chunks of a file whose begin was not kept are forgotten.
         """
-        self._check(chunk)
-        if chunk.offset == 0:
-            self._drop(chunk.ref)
-            for ref in [ref for ref, one in self._arriving.items() if self._pictures.get(one.picture_id) is None]:
-                self._drop(ref)  # what was let go is sent from its begin, if at all
-            self._arriving[chunk.ref] = _Arriving(picture_id=picture_id, total=chunk.total)
-        file = self._arriving.get(chunk.ref)
-        if file is None:
+        begins = chunk.offset == 0 or chunk.total > 0
+        self._check(chunk, begins)
+        if begins:
+            self._begin(chunk, picture)
+        if chunk.ref not in self._arriving:
             return None
+        _, file = self._arriving[chunk.ref]
         if chunk.offset != len(file.data) or chunk.offset + len(chunk.data) > file.total:
-            raise InvalidRequestError(
-                f"bytes {chunk.offset} to {chunk.offset + len(chunk.data)} of the image of ref {chunk.ref}, of which "
-                f"{len(file.data)} of {file.total} are there; send it in order, or begin again at 0",
-                reason="IMAGE_CHUNK_INVALID",
-            )
+            raise _out_of_order(chunk, f"{len(file.data)} of {file.total} are there")
         self._pictures.reserve(len(chunk.data))
-        file.data += chunk.data
+        file.add(chunk.data)
         if len(file.data) < file.total:
             return None
-        del self._arriving[chunk.ref]
-        return bytes(file.data)
+        self._take(chunk.ref)
+        return file
+
+    def _begin(self, chunk: tofc_pb2.ImageChunk, picture: Picture) -> None:
+        """A file begins, or goes on from as much as is here of it."""
+        received = picture.received if chunk.offset else None
+        there = len(received.data) if received else 0
+        if chunk.offset > there:
+            raise _out_of_order(chunk, f"{there} are there")
+        if chunk.offset and chunk.ref in self._continued:
+            raise _out_of_order(chunk, "the session has gone on from what was there already")
+        begun = bytes(received.data[: chunk.offset]) if received else b""
+        self._drop(chunk.ref)
+        for ref in [ref for ref, (one, _) in self._arriving.items() if self._pictures.get(one.picture_id) is not one]:
+            self._drop(ref)  # what was let go is sent from its begin, if at all
+        if begun:
+            self._continued.add(chunk.ref)
+            self._pictures.forget(picture)  # what an ended session left is this one's now
+            self._pictures.reserve(len(begun))
+        file = ImageFile(total=chunk.total)
+        file.add(begun)
+        if len(picture.arriving) < OFFERED:
+            picture.arriving.append(file)
+        self._arriving[chunk.ref] = picture, file
+
+    def _take(self, ref: int) -> ImageFile | None:
+        if ref not in self._arriving:
+            return None
+        picture, file = self._arriving.pop(ref)
+        if file in picture.arriving:
+            picture.arriving.remove(file)
+        return file
 
     def _drop(self, ref: int) -> None:
-        if file := self._arriving.pop(ref, None):
+        if file := self._take(ref):
             self._pictures.free(len(file.data))
 
-    def _check(self, chunk: tofc_pb2.ImageChunk) -> None:
+    def _check(self, chunk: tofc_pb2.ImageChunk, begins: bool) -> None:
         if not 1 <= len(chunk.data) <= CHUNK_BYTES:
             raise InvalidRequestError(
                 f"a chunk of {len(chunk.data)} bytes of the image of ref {chunk.ref}; a chunk has 1 to {CHUNK_BYTES}",
                 reason="IMAGE_CHUNK_INVALID",
             )
-        if chunk.offset == 0 and not 1 <= chunk.total <= self._limits.image_bytes:
+        if begins and not 1 <= chunk.total <= self._limits.image_bytes:
             raise InvalidRequestError(
                 f"the image of ref {chunk.ref} has {chunk.total} bytes, allowed are 1 to {self._limits.image_bytes}; "
                 "lower its quality or scale it down",
                 reason="IMAGE_TOO_LARGE",
             )
+
+
+def _out_of_order(chunk: tofc_pb2.ImageChunk, there: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"bytes {chunk.offset} to {chunk.offset + len(chunk.data)} of the image of ref {chunk.ref}, of which {there}; "
+        "send it in order, or begin again at 0",
+        reason="IMAGE_CHUNK_INVALID",
+    )

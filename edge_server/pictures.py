@@ -1,8 +1,9 @@
 """Pictures the server holds: decoded, projected, bounded in bytes, shared by all sessions.
 
 Promises that memory stays below the bound, that a picture a question uses is not evicted, and that a
-picture is complete exactly when all its views are in. Leaves decoding to `assemble` and announcing to
-sessions. Everything here runs in the event loop's thread.
+picture is complete exactly when all its views are in. What a lost link left of a picture is kept until others need the
+room, for the device to go on from. Leaves decoding to `assemble` and announcing to sessions. Everything here runs
+in the event loop's thread.
 
 A picture is known by the device's hash of it, which a server cannot check: whoever may open a session
 (see the token) is trusted not to announce one picture under the hash of another. The hash is made with the
@@ -11,7 +12,9 @@ cache's key, which sessions alone are told (`shared.rpc.picture_id`).
 
 import asyncio
 import secrets
+import zlib
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,19 @@ from shared.rpc.errors import LimitError, MismatchError
 from shared.rpc.picture_id import KEY_BYTES
 
 OVERHEAD = 2048  # bytes that a picture costs beside its rows
+
+
+@dataclass(kw_only=True, eq=False)
+class ImageFile:
+    """A picture's image file as far as it came."""
+
+    total: int
+    data: bytearray = field(default_factory=bytearray)
+    crc32: int = 0
+
+    def add(self, data: bytes) -> None:
+        self.data += data
+        self.crc32 = zlib.crc32(data, self.crc32)
 
 
 class Picture:
@@ -34,6 +50,8 @@ class Picture:
         self.uploaders = 0  # sessions that announced it and may still send views
         self.questions = 0  # that wait for it or are reading it
         self.developing = 0  # image files of it that are wholly here: no client is waited for
+        self.arriving: list[ImageFile] = []  # from open sessions, whose memory is reserved apart from `size`
+        self.left: ImageFile | None = None  # by a session that ended; part of `size`
         self._views: list[NDArray[np.float32] | None] = [None] * (rows * columns + 1)
         self._missing = len(self._views)
         self._complete = asyncio.Event()
@@ -57,6 +75,17 @@ class Picture:
         return [view for view in self._views if view is not None]
 
     @property
+    def held(self) -> list[int]:
+        """Indexes of the views that are in."""
+        return [index for index, view in enumerate(self._views) if view is not None]
+
+    @property
+    def received(self) -> ImageFile | None:
+        """The most that is here of an image file, whoever sent it."""
+        files = [*self.arriving, *([self.left] if self.left else [])]
+        return max(files, key=lambda file: len(file.data), default=None)
+
+    @property
     def evictable(self) -> bool:
         return not self.questions and (self.complete or not self.uploaders)
 
@@ -77,7 +106,7 @@ class Picture:
 
 
 class PictureCache:
-    """Least recently used pictures go first; incomplete ones go when nobody sends them any more."""
+    """Least recently used pictures go first; incomplete ones too when nobody sends them any more."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -106,7 +135,10 @@ class PictureCache:
         """
         if (held := self.get(picture_id, (rows, columns))) is not None:
             return held
-        if (other := self._pictures.get(picture_id)) is not None:
+        other = self._pictures.get(picture_id)
+        if other is not None and other.evictable and not other.complete:  # what is left of it is no use to this one
+            self._drop(other)
+        elif other is not None:
             raise MismatchError(
                 f"picture {picture_id.hex()} is known with {other.rows} x {other.columns} crops, now it is "
                 f"announced with {rows} x {columns}; hash the picture again",
@@ -132,6 +164,8 @@ class PictureCache:
             picture.questions -= 1
         self.size += view.nbytes
         picture._fill(index, view, decode_ms)
+        if picture.complete:
+            self.forget(picture)
 
     def reserve(self, size: int) -> None:
         """Counts bytes that are kept for a picture elsewhere, until `free`. Raises LimitError."""
@@ -142,9 +176,31 @@ class PictureCache:
         """What was reserved is needed no more."""
         self.size -= size
 
-    def settle(self, picture: Picture) -> None:
-        """To call when an uploader or a question let go: drops a picture that nobody will complete."""
-        if not (picture.complete or picture.uploaders or picture.questions):
+    def leave(self, picture: Picture, file: ImageFile) -> None:
+        """A file with reserved memory comes no further: kept with its picture if it is the most that there is of it."""
+        held = self._pictures.get(picture.picture_id) is picture and not picture.complete
+        if not held or len(file.data) <= len(picture.left.data if picture.left else b""):
+            self.free(len(file.data))
+            return
+        self.forget(picture)
+        picture.left = file
+        picture.size += len(file.data)  # now counted with the picture, and evicted with it
+
+    def forget(self, picture: Picture) -> None:
+        """What was left of its image file is needed no more."""
+        if picture.left is not None:
+            picture.size -= len(picture.left.data)
+            if self._pictures.get(picture.picture_id) is picture:
+                self.size -= len(picture.left.data)
+            picture.left = None
+
+    def settle(self, picture: Picture, *, keep: bool = False) -> None:
+        """To call when an uploader or a question let go: drops a picture that nobody will complete.
+
+        ``keep``: what is here of it may be gone on from, and stays until others need the room.
+        """
+        begun = picture.held or picture.left
+        if not (picture.complete or picture.uploaders or picture.questions or (keep and begun)):
             self._drop(picture)
 
     def _make_room(self, size: int) -> None:

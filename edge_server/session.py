@@ -25,7 +25,7 @@ from edge_server.conversations import Conversations
 from edge_server.handshake import Identity, check_hello
 from edge_server.image_uploads import ImageUploads
 from edge_server.outbox import PATIENCE, Outbox, not_read
-from edge_server.pictures import PictureCache
+from edge_server.pictures import Picture, PictureCache
 from edge_server.receipts import Receipts
 from edge_server.settings import SessionLimits
 from edge_server.uploads import Uploads
@@ -44,6 +44,7 @@ from shared.rpc.tofc.v1 import tofc_pb2
 
 log = logging.getLogger(__name__)
 
+LOST = "the client went away"  # in the log, of a session that was cut off: its device may come back
 PARTS = 64  # of a request, which may have 18 000: so many are taken, then others have their turn
 
 
@@ -87,7 +88,7 @@ class Session:
         """Serves the stream to its end; the error that ended it has been sent already."""
         began = time.perf_counter()
         error: TofcError | None = None
-        outcome = "the client went away"
+        outcome = LOST
         try:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -106,8 +107,8 @@ class Session:
             outcome = "closed" if error is None else error.reason
         finally:
             self._outbox.abandon()
-            self._images.close()
-            self._uploads.close()
+            self._images.close(lost=outcome == LOST)
+            self._uploads.close(lost=outcome == LOST)
             log.info(
                 "%s ended after %.1f s: %d pictures, %d views, %d bytes of them, %d questions, %s",
                 *(self._name, time.perf_counter() - began, len(self._uploads), self._counts["views"]),
@@ -180,7 +181,7 @@ class Session:
     async def _picture(self, announced: tofc_pb2.Picture) -> None:
         picture = self._uploads.announce(announced)
         if picture.complete or announced.reply:
-            await self._outbox.send(picture_state=tofc_pb2.PictureState(ref=announced.ref, complete=picture.complete))
+            await self._outbox.send(picture_state=_state(announced.ref, picture))
 
     async def _view(self, view: tofc_pb2.View, group: asyncio.TaskGroup) -> None:
         announced = self._announced(view.ref, f"view {view.index}")
@@ -309,6 +310,15 @@ class Session:
             await self._outbox.send(error=to_message(unknown, cancel.request))
         elif cancel.request in self._questions:  # else its Done crossed the cancel on the way
             self._questions[cancel.request].cancel()
+
+
+def _state(ref: int, picture: Picture) -> tofc_pb2.PictureState:
+    if picture.complete:
+        return tofc_pb2.PictureState(ref=ref, complete=True)
+    state = tofc_pb2.PictureState(ref=ref, views=picture.held)
+    if file := picture.received:
+        state.image.bytes, state.image.crc32 = len(file.data), file.crc32
+    return state
 
 
 def _unknown(what: str) -> InvalidRequestError:

@@ -83,10 +83,10 @@ class Uploads:
             picture.questions -= 1
             self._pictures.settle(picture)
 
-    def close(self) -> None:
-        """The session sends nothing any more."""
+    def close(self, *, lost: bool) -> None:
+        """The session sends nothing any more. ``lost``: its link was, and its device may come back for the rest."""
         for picture in self._under_way.values():
-            self._let_go(picture)
+            self._let_go(picture, keep=lost)
         self._under_way.clear()
 
     def _check(self, announced: tofc_pb2.Picture) -> None:
@@ -127,9 +127,9 @@ class Uploads:
             if oldest is not None:
                 self._let_go(self._under_way.pop(oldest.picture_id))
 
-    def _let_go(self, picture: Picture) -> None:
+    def _let_go(self, picture: Picture, *, keep: bool = False) -> None:
         picture.uploaders -= 1
-        self._pictures.settle(picture)
+        self._pictures.settle(picture, keep=keep)
 
 
 def _lasting(announced: tofc_pb2.Picture) -> tofc_pb2.Picture:

@@ -240,7 +240,8 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
     rules = {
         "the cache keeps its bound": cache.size <= cache.capacity,
         "the cache knows its size": len(held) < len(cache) or cache.size == sum(one.size for one in held),
-        "what is held is whole and unused": all(one.complete and one.evictable and not one.uploaders for one in held),
+        "what is held is of use": all(one.complete or one.held or one.left for one in held),
+        "what is held is not in use": all(one.evictable and not (one.uploaders or one.arriving) for one in held),
         "no session goes on": not service._sessions,
         "the engine is idle": backend.engine.idle.is_set(),  # type: ignore[attr-defined]
     }

@@ -26,9 +26,11 @@ CHUNK_BYTES = 32 * 1024  # of an image file in one message: small enough that a 
 DEFAULT_PORT = 50061
 LEAST_TOKEN = 16  # characters; a guessable token is none
 
-# A connection's window is 65 535 bytes whatever one asks for. gRPC fills it up to what was asked for, 13 bytes each
-# time it writes; asked for less, it does so only once the difference is used up. Answers fit many times over.
-ANSWER_WINDOW = 16 * 1024
+# What a server may send of an answer before the device has read what came. A narrow link carries it in seconds, else
+# the replies to pings would wait behind it, and the link count as lost; text needs no more.
+# (A connection's window is 65 535 bytes whatever one asks for. gRPC fills it up to what was asked for, 13 bytes each
+# time it writes; asked for less, it does so only once the difference is used up.)
+ANSWER_WINDOW = 2 * 1024
 
 Options = list[tuple[str, int | str]]
 Metadata = tuple[tuple[str, str], ...]

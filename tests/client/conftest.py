@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, MutableSequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.messages: list[list[str]] = []  # the kinds of parts that each had
         self.stored: dict[bytes, set[int]] = {}
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
-        self.cut_at: int | None = None  # the link is lost with the chunk at this offset, once
+        self.cut_at: int | None = None  # the link is lost with the chunk that reaches this byte of its file, once
         self.refusal: TofcError | None = None
+        self.loading = 0  # sessions that hear, first, that it loads its model
         self.word = "yes"
         self.speech: list[dict[str, Any]] = []  # tokens instead of that; thinking only to those who want it
         self.done: dict[str, Any] = {}  # of Done, instead of the usual
@@ -134,28 +136,36 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         async def take(kind: str, message: Any) -> None:
             if kind == "hello":
-                if self.refusal is not None:
-                    await send(error=to_message(self.refusal))
-                    await abort(context, self.refusal)
+                refusal = UnavailableError("still loading", reason="LOADING") if self.loading else self.refusal
+                self.loading = max(0, self.loading - 1)
+                if refusal is not None:
+                    await send(error=to_message(refusal))
+                    await abort(context, refusal)
                 told = {"limits": self.limits, "draws": self.draws, "picture_key": self.picture_key}
                 await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, **told))
             elif kind == "picture":
                 refs[message.ref] = message
                 self.stored.setdefault(message.picture_id, set())
                 if complete(message.ref) or message.reply:
-                    await send(picture_state=pb.PictureState(ref=message.ref, complete=complete(message.ref)))
+                    state = pb.PictureState(ref=message.ref, complete=complete(message.ref))
+                    if not state.complete:
+                        state.views.extend(sorted(self.stored[message.picture_id]))
+                        state.image.bytes = len(self.files.get(message.ref, b""))
+                        state.image.crc32 = zlib.crc32(self.files.get(message.ref, b""))
+                    await send(picture_state=state)
             elif kind == "view":
                 self.stored[refs[message.ref].picture_id].add(message.index)
                 tasks.append(asyncio.create_task(acknowledge(message)))
                 async with arrived:
                     arrived.notify_all()
             elif kind == "image_chunk":
-                if message.offset == self.cut_at:
+                if self.cut_at is not None and message.offset + len(message.data) > self.cut_at:
                     self.cut_at = None
                     broken.set()
                     return
-                if message.offset == 0:
-                    totals[message.ref], self.files[message.ref] = message.total, b""
+                if message.total:
+                    begun = self.files.get(message.ref, b"")[: message.offset]
+                    totals[message.ref], self.files[message.ref] = message.total, begun
                 assert message.offset == len(self.files[message.ref])
                 self.files[message.ref] += message.data
                 await send(image_ack=pb.ImageAck(ref=message.ref, offset=message.offset))

@@ -82,14 +82,28 @@ async def test_a_large_file_goes_in_chunks_of_which_few_are_unacknowledged(
     assert report.timings["upload"] > 0
 
 
-async def test_a_link_lost_within_the_file_is_repaired(server: FakeServer, begin: Begin, noise: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_file_goes_on_after_a_lost_link_where_the_server_has_the_same(
+    damaged: bool, server: FakeServer, begin: Begin, noise: Path
+) -> None:
     server.cut_at = CHUNK_BYTES
-    session = begin(encoder(quality=100))
+    there: list[int] = []
+
+    async def meanwhile(_: float) -> None:
+        there.append(len(server.files[1]))
+        if damaged:  # by whoever sent it
+            server.files[1] = bytes(there[0])
+
+    session = begin(encoder(quality=100), sleep=meanwhile)
     picture = session.open(noise)
     report = await session.ask([picture], "still there?").result()
     assert (report.answer, report.reconnects) == ("yes to still there?", 1)
-    whole = len(picture.packets[0].packet)
-    assert len(server.files[1]) == whole < report.bytes_picture, "what was sent in vain counts too"
+    whole = picture.packets[0].packet
+    assert server.files[1] == whole
+    second = [chunk for number, kind, chunk in server.diary if kind == "image_chunk" and number == 2]
+    assert second[0].total == len(whole)
+    assert second[0].offset == (0 if damaged else there[0]) < CHUNK_BYTES
+    assert report.bytes_picture > len(whole), "what was sent in vain counts too"
 
 
 async def test_a_forgotten_file_is_sent_again_and_not_compressed_again(

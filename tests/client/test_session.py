@@ -11,15 +11,14 @@ from device_client.encoder import EncoderThread
 from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
 from device_client.link import (
-    _WRITE_FAILED,
     CONVERSATIONS,
     NOT_BACK,
     VIEWS_IN_FLIGHT,
     Link,
     LinkLost,
     Target,
-    TlsError,
 )
+from device_client.patience import Clock
 from device_client.report import Report
 from device_client.session import SEED_BITS, Retry, Sampling, Session, _Course
 from edge_server.credentials import write
@@ -34,6 +33,7 @@ from shared.rpc.errors import (
     UnavailableError,
 )
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from shared.rpc.unreachable import TlsError
 from tests.client.conftest import Begin, FakeServer
 
 
@@ -235,27 +235,6 @@ async def test_another_answer_after_a_lost_link_begins_again(server: FakeServer,
     assert pieces == [("yes", False), (" to", False), ("no", True), (" to", False), (" sure?", False)]
 
 
-async def test_a_link_lost_while_hello_is_written_is_repaired(
-    server: FakeServer, begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = begin()
-    await session.connect()
-    assert session._link is not None
-    call = type(session._link._call)
-    session._link.end(LinkLost("cut here"))
-    lost = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), _WRITE_FAILED)
-
-    async def write_once(*_: object) -> None:
-        monkeypatch.undo()
-        raise lost
-
-    monkeypatch.setattr(call, "write", write_once)
-    assert (await session.ask([], "still there?").result()).answer == "yes to still there?"
-    monkeypatch.setattr(call, "write", write_once)
-    with pytest.raises(UnavailableError, match=r"no edge server at .* \(Internal error from Core\)"):
-        await begin().connect()
-
-
 async def test_a_server_that_lost_the_picture_with_the_link_gets_it_again(
     server: FakeServer, begin: Begin, small: Path
 ) -> None:
@@ -313,10 +292,15 @@ async def test_a_server_that_will_have_room_is_waited_for(
     session = begin(retry=Retry(connects=2), sleep=sleep)
     report = await session.ask([session.open(small)], "there?").result()
     assert report.answer == "yes to there?" and len(waits) == 9
-    server.lose, server.refusal = [2], None
+
+
+async def test_a_server_that_has_no_room_is_waited_for_within_the_question_s_time(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    server.lose = [1]
 
     async def never(seconds: float) -> None:
-        server.refusal = refusal
+        server.refusal = LimitError("our own lost session", reason="TOO_MANY_SESSIONS")
         await asyncio.sleep(0)
 
     session = begin(sleep=never)
@@ -336,7 +320,7 @@ async def test_a_question_whose_link_went_while_it_waited_begins_again(
     link.end(LinkLost("gone"))
     course = _Course(pictures=[seen], question="?", history=(), sampling=Sampling(), thinking=False)
     with pytest.raises(LinkLost, match="gone"):
-        session._pose(link, 1, asyncio.Queue(), course, None)
+        session._pose(link, 1, asyncio.Queue(), course, Clock(None))
     assert not session._deliveries
     assert (await session.ask([seen], "and now?").result()).answer == "yes to and now?"
 
@@ -454,6 +438,10 @@ async def test_a_packet_beyond_the_limit(server: FakeServer, begin: Begin, small
     with pytest.raises(LimitError, match="1001 bytes, this server allows 1000"):
         await session.ask([session.open(small)], "too large?").result()
     await server.until(lambda: "cancel" in server.kinds())
+
+
+def test_waits_are_bounded_however_many_there_were() -> None:
+    assert 3 < Retry().wait_s(10**6) < 5
 
 
 async def test_used_up_numbers_open_another_session(server: FakeServer, begin: Begin, small: Path) -> None:

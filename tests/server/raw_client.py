@@ -1,6 +1,7 @@
 """A client that speaks the contract word by word."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -110,6 +111,13 @@ class RawClient:
     async def receive_status(self) -> grpc.StatusCode:
         async with asyncio.timeout(ANSWERED):
             return await self.call.code()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what the server does by itself."""
+    async with asyncio.timeout(ANSWERED):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 def picture_id(name: str) -> bytes:

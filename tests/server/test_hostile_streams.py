@@ -117,8 +117,8 @@ def test_a_client_that_reads_nothing_loses_its_place() -> None:
 @pytest.mark.parametrize(
     ("broken", "name", "kind"),
     [
-        (Uploads, "close", "unused"),  # announced pictures are kept for ever
-        (Uploads, "release", "unused"),  # a question's pictures are
+        (Uploads, "close", "not in use"),  # announced pictures are kept for ever
+        (Uploads, "release", "not in use"),  # a question's pictures are
         (Session, "_cancel", "INTERNAL|client's"),
         (Question, "_views", "INTERNAL|client's"),
     ],
@@ -129,7 +129,7 @@ def test_a_broken_server_is_found_out(broken: type, name: str, kind: str, monkey
     async def fails(*_: object) -> None:
         raise ValueError("planted")
 
-    monkeypatch.setattr(broken, name, (lambda *_: None) if broken is Uploads else fails)
+    monkeypatch.setattr(broken, name, (lambda *_, **__: None) if broken is Uploads else fails)
     target = Streams()
     cases = [*target.seeds(), b"\0" + write([hello(0), picture(0, 1, 0, 1, 1), view(0, 1), ask(0, 1, 1), cancel(0, 1)])]
     with pytest.raises(Finding, match=kind):

@@ -4,6 +4,7 @@ import asyncio
 import struct
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from shared.model.image_file import compress
 from shared.rpc.channel import CHUNK_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect, Serve
-from tests.server.raw_client import ANSWERED, RawClient, image_picture, picture_id
+from tests.server.raw_client import ANSWERED, RawClient, image_picture, picture_id, until
 
 LIMITS = SessionLimits(image_bytes=100_000, image_pixels=300_000)
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -40,12 +41,6 @@ def jpeg(letter: str, size: tuple[int, int] = SIZE) -> bytes:
 async def within(awaitable: Any) -> Any:
     async with asyncio.timeout(ANSWERED):
         return await awaitable
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(ANSWERED):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def forgotten(server: RunningServer) -> None:
@@ -332,24 +327,131 @@ async def test_memory_that_is_not_there_is_named(
     await forgotten(server)
 
 
-async def vanishes(client: RawClient, server: RunningServer) -> None:
-    await client.channel.close()
-    await forgotten(server)
+async def begun(client: RawClient, file: bytes, length: int) -> None:
+    """Announces a file as "a" and sends its begin."""
+    await client.hello()
+    await client.send(pictures=[image_picture(1, "a", SIZE)])
+    assert (await client.expect("picture_state")).image.bytes == 0
+    await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, total=len(file), data=file[:length])])
+    await client.expect("image_ack")
 
 
-async def test_who_goes_in_the_middle_of_a_file_leaves_nothing(serve: Serve, connect: Connect) -> None:
+async def goes_on(client: RawClient, file: bytes, offset: int) -> None:
+    """Sends the rest of "a", in two chunks, and asks about it."""
+    middle = (offset + len(file)) // 2
+    chunks = [(offset, len(file), file[offset:middle])] * (middle > offset) + [(middle, 0, file[middle:])]
+    for at, total, data in chunks:
+        chunk = tofc_pb2.ImageChunk(ref=1, offset=at, total=total or len(file) * (at == offset), data=data)
+        await client.send(image_chunks=[chunk])
+        assert (await client.expect("image_ack")).offset == at
+    await client.ask(1, "?", refs=(1,))
+    assert (await client.answer(1))[0] == "A?"
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+@pytest.mark.parametrize("less", [0, 50])
+async def test_a_file_goes_on_after_a_lost_link(serve: Serve, connect: Connect, noticed: bool, less: int) -> None:
+    """Whether or not the server has noticed by then that the link was lost."""
     server = await serve(limits=LIMITS)
+    pictures = server.service.pictures
+    lost, back, other = connect(server), connect(server), connect(server)
+    file = jpeg("A")
+    await begun(lost, file, 300)
+    if noticed:
+        await lost.channel.close()
+        await until(lambda: (held := pictures.get(picture_id("a"))) and held.evictable)
+        assert pictures.size == OVERHEAD + 300
+    await back.hello()
+    await back.send(pictures=[image_picture(1, "a", SIZE)])
+    state = await back.expect("picture_state")
+    assert (state.complete, state.image.bytes, state.image.crc32) == (False, 300, zlib.crc32(file[:300]))
+    await goes_on(back, file, 300 - less)
+    if not noticed:
+        await lost.end()
+    assert pictures.size == OVERHEAD + 4
+    await other.hello()
+    await other.send(pictures=[image_picture(1, "a", SIZE)])
+    state = await other.expect("picture_state")
+    assert state.complete and not state.HasField("image")
+
+
+async def test_the_most_that_was_left_of_a_file_stays(serve: Serve, connect: Connect) -> None:
+    server = await serve(limits=LIMITS)
+    pictures = server.service.pictures
+    for length in (200, 400, 300):
+        client = connect(server)
+        await client.hello()
+        await client.send(pictures=[image_picture(1, "a", SIZE)])
+        await client.expect("picture_state")
+        await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, total=5000, data=bytes(length))])
+        await client.expect("image_ack")
+        await client.channel.close()
+        await until(lambda: (held := pictures.get(picture_id("a"))) and held.evictable)
+    assert pictures.size == OVERHEAD + 400
     client = connect(server)
     await client.hello()
     await client.send(pictures=[image_picture(1, "a", SIZE)])
+    assert (await client.expect("picture_state")).image.bytes == 400
+    await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, offset=401, total=5000, data=b"x")])
+    await client.failed(INVALID, "IMAGE_CHUNK_INVALID")
+    await forgotten(server)  # one that breaks the rules leaves nothing
+
+
+async def test_a_file_goes_on_from_what_was_here_once_a_session(serve: Serve, connect: Connect) -> None:
+    """It copies what may be megabytes, for a chunk of one byte."""
+    server = await serve(limits=LIMITS)
+    other, client = connect(server), connect(server)
+    await begun(other, bytes(5000), 300)
+    await client.hello()
+    await client.send(pictures=[image_picture(1, "a", SIZE)])
     await client.expect("picture_state")
-    await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, total=5000, data=bytes(4000))])
-    await client.expect("image_ack")
-    assert server.service.pictures.size == OVERHEAD + 4000
-    await vanishes(client, server)
+    for total, offset in ((5000, 300), (5000, 0)):
+        await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, offset=offset, total=total, data=b"x")])
+        await client.expect("image_ack")
+    await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, offset=300, total=5000, data=b"x")])
+    await client.failed(INVALID, "IMAGE_CHUNK_INVALID")
+    assert server.service.pictures.size == OVERHEAD + 300
 
 
-async def test_who_goes_while_the_tower_looks_leaves_nothing(
+async def test_what_is_left_of_a_file_makes_room(serve: Serve, connect: Connect) -> None:
+    server = await serve(limits=LIMITS, cache_bytes=2 * OVERHEAD + 1000)
+    pictures = server.service.pictures
+    lost, other = connect(server), connect(server)
+    await begun(lost, bytes(5000), 900)
+    await lost.channel.close()
+    await until(lambda: (held := pictures.get(picture_id("a"))) and held.evictable)
+    await other.hello()
+    await other.send(pictures=[image_picture(1, "b", SIZE)])
+    await other.expect("picture_state")
+    assert pictures.get(picture_id("a")) is not None
+    await other.send(image_chunks=[tofc_pb2.ImageChunk(ref=1, total=5000, data=bytes(900))])
+    await other.expect("image_ack")
+    assert pictures.get(picture_id("a")) is None and pictures.size == OVERHEAD + 900
+    await other.end()
+    await forgotten(server)
+
+
+async def test_who_goes_while_the_tower_looks_leaves_the_file(
+    serve: Serve, connect: Connect, gate: threading.Event
+) -> None:
+    server = await serve(fake_backend(looker=FakeLooker(lambda: gate.wait(ANSWERED))), limits=LIMITS)
+    pictures = server.service.pictures
+    lost, back = connect(server), connect(server)
+    file = jpeg("A")
+    await begun(lost, file, len(file))
+    await until(lambda: (held := pictures.get(picture_id("a"))) and held.developing)
+    await lost.channel.close()
+    await until(lambda: (held := pictures.get(picture_id("a"))) and held.evictable)
+    assert pictures.size == OVERHEAD + len(file)
+    gate.set()
+    await back.hello()
+    await back.send(pictures=[image_picture(1, "a", SIZE)])
+    assert (await back.expect("picture_state")).image.bytes == len(file)
+    await goes_on(back, file, len(file) - 1)
+    assert pictures.size == OVERHEAD + 4
+
+
+async def test_who_goes_while_the_tower_looks_is_looked_at_no_more(
     serve: Serve, connect: Connect, gate: threading.Event
 ) -> None:
     looking = threading.Event()
@@ -368,12 +470,13 @@ async def test_who_goes_while_the_tower_looks_leaves_nothing(
     await waiting.hello()
     await waiting.image(1, "w", jpeg("W"), size=SIZE)  # its turn comes after
     await client.channel.close()
-    await until(lambda: server.service.pictures.get(picture_id("a")) is None)
+    await until(lambda: (held := server.service.pictures.get(picture_id("a"))) and held.evictable)
     await waiting.ask(1, "?", refs=(1,))
     gate.set()
     assert (await waiting.answer(1))[0] == "W?"
     assert looker.looked == 2, "one view of the first picture, which nobody wants any more, and the second picture"
-    assert server.service.pictures.size == OVERHEAD + 4
+    left = len(jpeg("A", (448, 448)))
+    assert server.service.pictures.size == OVERHEAD + left + OVERHEAD + 4
 
 
 async def test_files_in_line_are_bounded_by_the_pictures_memory(

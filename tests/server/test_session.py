@@ -7,12 +7,13 @@ import pytest
 
 from edge_server.conversations import KEPT
 from edge_server.fake import CORRUPT, fake_backend
+from edge_server.pictures import OVERHEAD
 from edge_server.settings import MOST_TURNS, SessionLimits
 from shared.model.generation import Defaults
 from shared.rpc.channel import UP_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect, Serve
-from tests.server.raw_client import picture_id
+from tests.server.raw_client import picture_id, until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -100,6 +101,53 @@ async def test_a_picture_without_its_sender_is_dropped(serve: Serve, connect: Co
     await two.hello()
     assert len(server.service.pictures) == 0
     assert not await two.picture(1, "half")  # another layout is no contradiction any more
+
+
+async def test_what_a_lost_link_left_of_a_picture_is_not_sent_again(serve: Serve, connect: Connect) -> None:
+    server = await serve()
+    one, two, other = connect(server), connect(server), connect(server)
+    for client in (one, two, other):
+        await client.hello()
+    await one.picture(1, "half", rows=1, columns=2)
+    for index in (0, 2):
+        await one.view(1, index, b"abc"[index : index + 1])
+    half = server.service.pictures.get(picture_id("half"))
+    assert half is not None
+    await until(lambda: half.held == [0, 2])
+    await one.channel.close()
+    await until(lambda: half.evictable)
+    announced = tofc_pb2.Picture(ref=1, picture_id=picture_id("half"), rows=1, columns=2, reply=True)
+    await two.send(pictures=[announced])
+    state = await two.expect("picture_state")
+    assert (state.complete, list(state.views)) == (False, [0, 2]) and not state.HasField("image")
+    await two.ask(1, "?", refs=(1,))
+    await two.view(1, 1, b"b")
+    assert (await two.answer(1))[0] == "abc?"
+    await other.send(pictures=[announced])
+    state = await other.expect("picture_state")
+    assert state.complete and not state.views
+
+
+async def test_what_a_lost_link_left_makes_room(serve: Serve, connect: Connect) -> None:
+    server = await serve(cache_bytes=3 * OVERHEAD)
+    for name in ("a", "b"):
+        client = connect(server)
+        await client.hello()
+        await client.picture(1, name, rows=1, columns=1)
+        await client.view(1, 0, bytes(150))
+        held = server.service.pictures.get(picture_id(name))
+        assert held is not None
+        await until(lambda held=held: held.held)
+        await client.channel.close()
+        await until(lambda held=held: held.evictable)
+    assert len(server.service.pictures) == 2
+    client = connect(server)
+    await client.hello()
+    assert not await client.picture(1, "b", rows=2, columns=1), "another layout: what is left is of no use"
+    assert not await client.picture(2, "c", rows=1, columns=1)
+    assert not await client.picture(3, "d", rows=1, columns=1)
+    assert server.service.pictures.get(picture_id("a")) is None
+    assert server.service.pictures.size == 3 * OVERHEAD
 
 
 async def test_acknowledgements_are_gathered(serve: Serve, connect: Connect) -> None:

@@ -150,12 +150,24 @@ class Image(_message.Message):
     def __init__(self, format: _Optional[_Union[ImageFormat, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class PictureState(_message.Message):
-    __slots__ = ("ref", "complete")
+    __slots__ = ("ref", "complete", "views", "image")
     REF_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
     ref: int
     complete: bool
-    def __init__(self, ref: _Optional[int] = ..., complete: bool = ...) -> None: ...
+    views: _containers.RepeatedScalarFieldContainer[int]
+    image: ReceivedImage
+    def __init__(self, ref: _Optional[int] = ..., complete: bool = ..., views: _Optional[_Iterable[int]] = ..., image: _Optional[_Union[ReceivedImage, _Mapping]] = ...) -> None: ...
+
+class ReceivedImage(_message.Message):
+    __slots__ = ("bytes", "crc32")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    crc32: int
+    def __init__(self, bytes: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class View(_message.Message):
     __slots__ = ("ref", "index", "packet")

@@ -1,0 +1,194 @@
+"""A server that says no is heard, with its own reason, every time: even if it ends the call before the device wrote."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from grpc_health.v1 import health, health_pb2_grpc
+
+from device_client.errors import NO_SERVER, REFUSED, exit_code
+from device_client.link import Link, LinkLost, Target
+from edge_server.cli import _info
+from edge_server.credentials import write
+from edge_server.fake import fake_backend
+from edge_server.server import start
+from edge_server.settings import ServerSettings
+from shared.rpc.channel import ClientSecurity, bind, make_server
+from shared.rpc.errors import InvalidRequestError, TofcError, UnavailableError
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+
+TOKEN = "0123456789abcdef"
+TIMES = 64  # handshakes in a row, and as many at once
+
+
+class Elsewhere:
+    """An event loop in a thread of its own, as far from the device's as one process allows."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self.ends: list[Callable[[], Awaitable[Any]]] = []
+
+    async def run(self, work: Any) -> Any:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+
+    async def serve(self, load: Any = lambda _: fake_backend(), **settings: Any) -> Any:
+        running = await self.run(start(ServerSettings(model=Path("unused"), port=0, grace=0.0, **settings), load))
+        self.ends.append(running.stop)
+        return running
+
+    async def close(self) -> None:
+        for end in self.ends:
+            await self.run(end())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        await asyncio.to_thread(self._thread.join)
+        self.loop.close()
+
+
+@pytest_asyncio.fixture
+async def elsewhere() -> AsyncIterator[Elsewhere]:
+    made = Elsewhere()
+    yield made
+    await made.close()
+
+
+@pytest.fixture(autouse=True)
+def busy() -> Iterator[None]:
+    """Something else keeps a core busy: then the server's end and the device's first write meet in any order."""
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    yield
+    spinning.kill()
+    spinning.wait()
+
+
+async def heard(target: Target, model_id: str = "fake-model", codec_id: str = "fake-codec") -> Counter[tuple[str, int]]:
+    """Reasons and exit codes of many handshakes, one after the other and all at once."""
+
+    async def shake_hands() -> tuple[str, int]:
+        with pytest.raises(TofcError) as refused:
+            await Link.open(target, model_id, codec_id)
+        return refused.value.reason, exit_code(refused.value)
+
+    found = [await shake_hands() for _ in range(TIMES)]
+    for _ in range(TIMES // 16):
+        found += await asyncio.gather(*(shake_hands() for _ in range(16)))
+    return Counter(found)
+
+
+async def test_a_full_server(elsewhere: Elsewhere) -> None:
+    target = Target(address=(await elsewhere.serve(sessions=1)).address)
+    first = await Link.open(target, "fake-model", "fake-codec")
+    assert await heard(target) == {("TOO_MANY_SESSIONS", REFUSED): 2 * TIMES}
+    await first.close()
+
+
+async def test_a_server_that_stops(elsewhere: Elsewhere) -> None:
+    server = await elsewhere.serve()
+    server.service.close()
+    assert await heard(Target(address=server.address)) == {("STOPPING", NO_SERVER): 2 * TIMES}
+
+
+async def test_a_server_that_loads(elsewhere: Elsewhere, free_port: int) -> None:
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load(_: ServerSettings) -> Any:
+        loading.set()
+        loaded.wait()
+        return fake_backend()
+
+    settings = ServerSettings(model=Path("unused"), port=free_port, grace=0.0)
+    starting = asyncio.create_task(elsewhere.run(start(settings, load)))
+    try:
+        await asyncio.to_thread(loading.wait)
+        target = Target(address=f"127.0.0.1:{free_port}")
+        assert await heard(target) == {("LOADING", NO_SERVER): 2 * TIMES}
+        with pytest.raises(UnavailableError, match="still loading its model"):
+            await _info(target.address, ClientSecurity())
+    finally:
+        loaded.set()
+    await elsewhere.run((await starting).stop())
+
+
+@pytest.mark.parametrize("token", [None, "x" * 16])
+async def test_a_token_that_is_missing_or_wrong(elsewhere: Elsewhere, tmp_path: Path, token: str | None) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    server = await elsewhere.serve(token_file=tmp_path / "token")
+    target = Target(address=server.address, security=ClientSecurity(token=token))
+    assert await heard(target) == {("TOKEN_REFUSED", REFUSED): 2 * TIMES}
+
+
+async def test_another_service(elsewhere: Elsewhere) -> None:
+    async def begin() -> Any:
+        other = make_server()
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), other)
+        port = bind(other, "127.0.0.1", 0)
+        await other.start()
+        elsewhere.ends.append(lambda: other.stop(0))
+        return port
+
+    target = Target(address=f"127.0.0.1:{await elsewhere.run(begin())}")
+    assert await heard(target) == {("UNSUPPORTED", REFUSED): 2 * TIMES}
+    with pytest.raises(TofcError, match=rf"{target.address} speaks gRPC, but does not know this call"):
+        await Link.open(target, "", "")
+
+
+async def test_another_model_or_codec(elsewhere: Elsewhere) -> None:
+    target = Target(address=(await elsewhere.serve()).address)
+    assert await heard(target, model_id="other") == {("MODEL_MISMATCH", REFUSED): 2 * TIMES}
+    assert await heard(target, codec_id="other") == {("CODEC_MISMATCH", REFUSED): 2 * TIMES}
+
+
+async def test_no_common_tls(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    ours, other = write(tmp_path / "ours", ["localhost"]), write(tmp_path / "other", ["localhost"])
+    plain = await elsewhere.serve()
+    encrypted = await elsewhere.serve(tls_cert=ours.certificate, tls_key=ours.key)
+    trusting = ClientSecurity(ca=other.authority.read_bytes())
+    target = Target(address=f"localhost:{encrypted.port}", security=trusting)
+    assert await heard(target) == {("TLS_FAILED", NO_SERVER): 2 * TIMES}
+    assert await heard(replace(target, address=plain.address)) == {("TLS_FAILED", NO_SERVER): 2 * TIMES}
+    assert await heard(replace(target, security=ClientSecurity())) == {("UNAVAILABLE", NO_SERVER): 2 * TIMES}
+
+
+async def test_an_end_in_the_middle_is_heard_by_who_is_writing(elsewhere: Elsewhere) -> None:
+    """A rule of the protocol is broken while much more is under way, which nobody reads any more."""
+    target = Target(address=(await elsewhere.serve()).address)
+    found = Counter[tuple[type[Exception] | None, str]]()
+    for _ in range(TIMES):
+        link = await Link.open(target, "fake-model", "fake-codec")
+        ended = asyncio.Event()
+        end = link.end
+
+        def noting(failure: TofcError, end: Any = end, ended: asyncio.Event = ended) -> None:
+            end(failure)
+            ended.set()
+
+        link.end = noting  # type: ignore[method-assign]
+        link.send(pictures=[pb.Picture(ref=1, picture_id=b"short")])
+        for _ in range(200):
+            if link.failure is None:
+                link.send(asks=[pb.Ask(request=1, question="x" * 20_000)])
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            await ended.wait()
+        found[type(link.failure), link.failure.reason if link.failure else ""] += 1
+        await link.close()
+    assert found == {(InvalidRequestError, "PICTURE_ID_INVALID"): TIMES}
+
+
+async def test_a_server_that_hangs_up_is_not_reached() -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listening:
+        target = Target(address=f"127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+        found = await heard(target)
+    assert found == {("UNAVAILABLE", NO_SERVER): 2 * TIMES} and LinkLost.reason not in {reason for reason, _ in found}
