@@ -52,10 +52,7 @@ def rgb(image: Image.Image, tags: Mapping[int, Any], low: Callable[[], Image.Ima
     elif image.mode == "F" or image.mode.startswith("I") or signed:
         found = _grey(image, tags)
     elif image.mode != "RGB" or image.has_transparency_data:
-        try:
-            found = _joined(image, _plain)
-        except ValueError:  # LAB, before Pillow 13
-            raise ImageError(f"has colours ({image.mode}) that this Pillow does not convert; save it as RGB") from None
+        found = _joined(image, _plain)
     else:
         found = image
     found.info = {}

@@ -234,16 +234,12 @@ def test_other_spaces_of_colour_are_seen_alike() -> None:
     for data in (
         saved(picture.convert("CMYK"), "TIFF"),
         saved(picture.convert("CMYK"), "JPEG", quality=100),  # inverted, as Adobe does
-        saved(picture.convert("YCbCr"), "TIFF"),
         saved(picture, "TIFF", compression="jpeg", quality=95),
     ):
         apart = np.abs(np.asarray(open_image(data), int) - np.asarray(picture))
         assert apart.mean() < 4, data[:4]
-    if OLD_PILLOW:
-        with pytest.raises(ImageError, match=r"has colours \(LAB\) that this Pillow does not convert"):
-            open_image(saved(lab, "TIFF"))
-    else:
-        assert np.abs(np.asarray(open_image(saved(lab, "TIFF")), int) - np.asarray(picture)).mean() < 4
+    for other in (lab, picture.convert("YCbCr"))[: 1 if OLD_PILLOW else 2]:  # it reads its own YCbCr as truncated
+        assert np.abs(np.asarray(open_image(saved(other, "TIFF")), int) - np.asarray(picture)).mean() < 4
 
 
 def test_transparency_is_laid_over_white() -> None:
