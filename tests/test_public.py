@@ -35,12 +35,11 @@ def test_a_command_can_be_called(command: str) -> None:
 @pytest.mark.parametrize("extra", ["device", "server", "lab", "dev"])
 def test_what_is_missing_is_installed_from_where_the_user_is(extra: str, tmp_path: Path) -> None:
     assert shlex.split(install(extra)) == [sys.executable, "-m", "pip", "install", "-e", f"{ROOT}[{extra}]"]
-    python, *pip, first, second = shlex.split(install(extra, tmp_path))[:6]  # installed: no checkout to name
-    assert (python, pip) == (sys.executable, ["-m", "pip", "install"])
-    for wanted in shlex.split(install(extra, tmp_path))[4:]:
-        assert Requirement(wanted).name != "tofc" and "extra" not in wanted
-    if extra == "device":
-        assert (Requirement(first).name, Requirement(second).name) == ("torch", "transformers")
+    python, *pip = shlex.split(install(extra, tmp_path))  # installed: no checkout to name
+    assert (python, pip[:3]) == (sys.executable, ["-m", "pip", "install"])
+    names = {Requirement(wanted).name for wanted in pip[3:]}
+    assert "tofc" not in names and not any("extra" in wanted for wanted in pip)
+    assert names == {"torch"} if extra == "device" else len(names) > 5
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
