@@ -12,7 +12,7 @@ from shared.rpc.errors import TofcError
 from shared.streams import INTERRUPTED as INTERRUPTED
 
 WRONG_USE = 2  # empty question, not a picture, file missing: nothing was asked
-NO_SERVER = 3  # unreachable, lost for good, too slow, or broken
+NO_SERVER = 3  # unreachable, not trusted, lost for good, too slow, or broken
 LINES_FAILED = 4  # a batch went through, but not with every line
 REFUSED = 5  # the server is there and says no: model, codec, limits, token
 

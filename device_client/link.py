@@ -23,7 +23,15 @@ from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
 from device_client.pace import Flight, Pace
 from device_client.stream import LOST, Stream
-from shared.rpc.channel import CHUNK_BYTES, DEFAULT_PORT, KEEPALIVE, ClientSecurity, Keepalive, dial
+from shared.rpc.channel import (
+    CHUNK_BYTES,
+    CONNECT_S,
+    DEFAULT_PORT,
+    KEEPALIVE,
+    ClientSecurity,
+    Keepalive,
+    dial,
+)
 from shared.rpc.errors import MismatchError, TofcError, UnavailableError, UnsupportedError, from_message
 from shared.rpc.picture_id import KEY_BYTES
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
@@ -54,7 +62,7 @@ class Target:
 
     address: str = f"127.0.0.1:{DEFAULT_PORT}"
     security: ClientSecurity = field(default_factory=ClientSecurity)
-    connect_s: float = 10.0  # until Welcome
+    connect_s: float = CONNECT_S  # until Welcome
     keepalive: Keepalive = KEEPALIVE
 
 

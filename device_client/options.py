@@ -183,7 +183,12 @@ TlsCa = Annotated[
     typer.Option(envvar="TOFC_DEVICE_TLS_CA", help="TLS, trusting this authority (PEM).", metavar="PATH"),
 ]
 Timeout = Annotated[
-    float, typer.Option(envvar="TOFC_DEVICE_TIMEOUT", help="Seconds for each answer; 0: no limit.", metavar="S")
+    float,
+    typer.Option(
+        envvar="TOFC_DEVICE_TIMEOUT",
+        help="Seconds for each answer, from when the server is ready; 0: no limit.",
+        metavar="S",
+    ),
 ]
 Wait = Annotated[
     float | None,

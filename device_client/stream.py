@@ -11,6 +11,7 @@ of the call: `read` gives up what has arrived already, and the call's status bec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -52,7 +53,9 @@ class Stream:
             return grpc.aio.EOF
 
     async def done_writing(self) -> None:
-        await self._call.done_writing()
+        """Nothing more will be written."""
+        with contextlib.suppress(grpc.aio.InternalError):  # the call has ended meanwhile
+            await self._call.done_writing()
 
     async def ended(self) -> TofcError | None:
         """Why the call ended, None where all was well: UnavailableError if the link was lost, under whatever status."""

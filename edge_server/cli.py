@@ -17,7 +17,7 @@ from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings,
 from shared.command import Program
 from shared.install import install
 from shared.model.threads import MOST_THREADS
-from shared.rpc.channel import ClientSecurity, dial, read_token
+from shared.rpc.channel import CONNECT_S, ClientSecurity, dial, read_token
 from shared.rpc.errors import DeadlineError, TofcError, UnavailableError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.unreachable import Dialled
@@ -32,7 +32,6 @@ app = Program(help="Serve a model to devices, or ask a server what it is.")
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 BASE = ServerSettings(model=NANO)
-INFO_TIMEOUT = 10.0  # seconds
 MOST_DAYS = 36_500
 EXIT_CODES = "Exit codes: 0 fine; 1 a server or this machine refuses, or nobody answers; 2 wrong use."
 WRONG_USE = (ValueError, OSError, UnsafeAddressError)
@@ -211,7 +210,7 @@ async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInf
         stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
         try:
             found: tofc_pb2.GetServerInfoResponse = await stub.GetServerInfo(
-                tofc_pb2.GetServerInfoRequest(), timeout=INFO_TIMEOUT, metadata=security.metadata
+                tofc_pb2.GetServerInfoRequest(), timeout=CONNECT_S, metadata=security.metadata
             )
         except grpc.aio.AioRpcError as error:
             raise _unanswered(address, security, from_call(error)) from error
@@ -223,7 +222,7 @@ def _unanswered(address: str, security: ClientSecurity, error: TofcError) -> Tof
     if error.reason == UnavailableError.reason:
         return Dialled.of(address).failed(security, error.message, option="")
     if error.reason == DeadlineError.reason:
-        return Dialled.of(address).silent(INFO_TIMEOUT, option="")
+        return Dialled.of(address).silent(CONNECT_S, option="")
     return error
 
 

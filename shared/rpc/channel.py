@@ -24,6 +24,7 @@ UP_BYTES = 256 * 1024  # largest message to the server: a packet is a few hundre
 DOWN_BYTES = 1024 * 1024  # largest message to the device
 CHUNK_BYTES = 32 * 1024  # of an image file in one message: small enough that a cancel soon gets its turn
 DEFAULT_PORT = 50061
+CONNECT_S = 30.0  # until a server has answered for the first time: TLS takes 18 s at 300 B/s and a second of round trip
 LEAST_TOKEN = 16  # characters; a guessable token is none
 
 # What a server may send of an answer before the device has read what came. A narrow link carries it in seconds, else
@@ -159,6 +160,7 @@ def client_options(keepalive: Keepalive = KEEPALIVE, *, proxy: bool = True) -> O
         *SPARING,
         ("grpc.http2.lookahead_bytes", ANSWER_WINDOW),
         ("grpc.enable_http_proxy", int(proxy)),
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1e3) + 10_000),  # one try may take as long; by itself 20 s
         ("grpc.service_config", json.dumps({"methodConfig": [retried]})),
     ]
 

@@ -14,7 +14,7 @@ from edge_server.credentials import write
 from edge_server.fake import fake_backend
 from edge_server.server import start
 from edge_server.settings import ServerSettings
-from shared.rpc.channel import ClientSecurity
+from shared.rpc.channel import CONNECT_S, ClientSecurity
 from shared.rpc.errors import TofcError, UnavailableError
 from shared.rpc.unreachable import EXCEPTIONS, PROXIES, Dialled, TlsError
 
@@ -60,7 +60,7 @@ def proxy() -> Iterator[Proxy]:
 
 
 async def said(
-    address: str, security: ClientSecurity = TRUSTED, connect_s: float = 10.0, *, both: bool = True
+    address: str, security: ClientSecurity = TRUSTED, connect_s: float = CONNECT_S, *, both: bool = True
 ) -> TofcError:
     """What the device says; `edge-server info`, which takes longer, says the same but for the option."""
     with pytest.raises(TofcError) as device:
@@ -119,7 +119,7 @@ async def test_a_proxy_that_does_not_help(
 ) -> None:
     address = proxy(reply)
     monkeypatch.setenv("https_proxy", f"http://{SECRET}@{address}")
-    error = await said(AWAY, connect_s=0.2 if reply is None else 10.0, both=reply is not None)
+    error = await said(AWAY, connect_s=0.2 if reply is None else CONNECT_S, both=reply is not None)
     assert type(error) is kind and told in str(error)
     assert f"the proxy http://{address} that https_proxy names" in str(error) and str(error).endswith(DIRECTLY)
 
