@@ -17,8 +17,9 @@ unexport PYTHONPATH PYTHONHOME
 
 BIN := $(VENV)/bin
 RECIPE := pyproject.toml .ci/constraints.txt .ci/install .ci/torch
-# An environment that was moved or copied with its checkout is full of the old paths.
-ifneq ($(shell [ ! -e $(VENV)/place ] || [ "$$(cat $(VENV)/place)" = "$$(pwd -P) $$(realpath $(VENV))" ] || echo moved),)
+# An environment that was moved or copied with its checkout is full of the old paths; or its Python was removed.
+PLACE = "$$(cat $(VENV)/place)" = "$$(pwd -P) $$(realpath $(VENV))" -a -x $(VENV)/bin/python
+ifneq ($(shell [ ! -e $(VENV)/place ] || [ $(PLACE) ] || echo moved),)
 RECIPE += moved
 .PHONY: moved
 moved: ;

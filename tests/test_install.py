@@ -130,32 +130,34 @@ def test_what_a_shell_has_set_for_others_sends_nothing_elsewhere(tmp_path: Path)
     assert (seen["PIP_USER"], seen["PIP_REQUIRE_VIRTUALENV"]) == ("0", "0")
 
 
-def test_an_environment_that_was_moved_is_made_anew(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / ".ci", tmp_path / "here" / ".ci")
+@pytest.mark.parametrize(
+    ("place", "python", "said"),
+    [
+        ("{here} {here}/.venv", sys.executable, ""),
+        ("/elsewhere /elsewhere/.venv", sys.executable, "was made for another place (/elsewhere /elsewhere/.venv)"),
+        ("{here} {here}/.venv", "/nonexistent/python3", "The Python that .venv was made with is gone"),
+    ],
+)
+def test_an_environment_that_was_moved_is_made_anew(tmp_path: Path, place: str, python: str, said: str) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(ROOT / ".ci", here / ".ci")
     for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / "here" / name)
-    folder = tmp_path / "here" / ".venv"
-    folder.mkdir()
-    (folder / "installed-demo").touch()
-
-    def planned() -> str:
-        words = ["make", "--dry-run", "--directory", str(folder.parent), "VENV=.venv", "demo"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
-
-    place = folder / "place"
-    place.write_text(f"{folder.parent} {folder}\n")
-    assert ".ci/install" not in planned()
-    place.write_text("/elsewhere /elsewhere/.venv\n")
-    assert ".ci/install .venv device server" in planned()
-    (folder / "bin").mkdir()
-    python = program(
-        tmp_path / "bin", "python3", '#!/bin/sh\n[ "$2" = venv ] && exit 9\nexec ' + f'{sys.executable} "$@"\n'
-    )
-    given = {"PATH": os.environ["PATH"], "PYTHON": str(python)}
-    words = [str(folder.parent / ".ci" / "install"), ".venv", "device"]
-    done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 9 and "was made for another place (/elsewhere /elsewhere/.venv)" in done.stdout
-    assert not folder.exists()
+        shutil.copy(ROOT / name, here / name)
+    (here / ".venv" / "bin").mkdir(parents=True)
+    (here / ".venv" / "bin" / "python").symlink_to(python)
+    (here / ".venv" / "place").write_text(place.format(here=here) + "\n")
+    (here / ".venv" / "installed-demo").touch()
+    path = {"PATH": os.environ["PATH"]}  # not what a make around this one has set
+    words = ["make", "--dry-run", "VENV=.venv", "demo"]
+    planned = subprocess.run(words, cwd=here, env=path, capture_output=True, text=True, check=True).stdout
+    assert (".ci/install .venv device server" in planned) is bool(said)
+    if said:
+        script = f'#!/bin/sh\n[ "$2" = venv ] && exit 9\nexec {sys.executable} "$@"\n'
+        other = program(tmp_path / "bin", "python3", script)
+        words, given = [".ci/install", ".venv", "device"], path | {"PYTHON": str(other)}
+        done = subprocess.run(words, cwd=here, env=given, capture_output=True, text=True, check=False)
+        assert done.returncode == 9 and said in done.stdout
+        assert not (here / ".venv").exists()
 
 
 def test_every_requirement_says_from_where_to_where_it_was_tested() -> None:

@@ -2,7 +2,7 @@
 
 Promises the published computation (Perception Encoder, arXiv 2504.13181; STEP3-VL-10B, arXiv 2601.09668) for any
 square view whose side is a multiple of the patch, whatever else is installed: a device and a server that disagreed
-about it would not notice. What it works on is never larger than a block of tokens. Leaves weights to ``tower``.
+about it would not notice. Its widest tensors hold a block of tokens, never a view. Leaves weights to ``tower``.
 
     pixels ─ conv1 ─ + positions ─ ln_pre ─ L × (attention with 2-D RoPE, MLP) ─ conv ½ ─ conv ½ ─ features
              14 px     interpolated                                              [B, 13·13, 6144] of 728 px
