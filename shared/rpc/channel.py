@@ -9,6 +9,7 @@ gRPC accepts unknown option names without a word, so no other module spells one.
 import errno
 import ipaddress
 import json
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -213,12 +214,12 @@ def make_server(
     )
 
 
-def _require_free(host: str, port: int) -> None:
-    """Raises OSError where another process listens on any address of a name: gRPC is content with the other ones."""
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on any address of a name (gRPC is content with one of them)."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except socket.gaierror:
-        return  # gRPC says what is wrong with a name
+        return True  # gRPC says what is wrong with a name
     for family, kind, _, _, address in found:
         try:
             with socket.socket(family, kind) as tried:
@@ -226,7 +227,8 @@ def _require_free(host: str, port: int) -> None:
                 tried.bind(address)
         except OSError as error:  # of another kind for an address family that this machine does not have
             if error.errno == errno.EADDRINUSE:
-                raise
+                return False
+    return True
 
 
 def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity = ServerSecurity()) -> int:
@@ -234,8 +236,8 @@ def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity
     _require_safe("listening on", host, security.encrypted, security.token)
     target = join_address(host, port)
     try:
-        if port:  # else the system chooses a free one
-            _require_free(host, port)
+        if port and not is_free(host, port):  # 0: the system chooses a free one
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if security.certificate is not None and security.key is not None:
             credentials = grpc.ssl_server_credentials([(security.key, security.certificate)])
             bound = server.add_secure_port(target, credentials)
