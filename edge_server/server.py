@@ -22,6 +22,7 @@ from edge_server.backend import Backend
 from edge_server.handshake import Identity
 from edge_server.images import Darkroom
 from edge_server.listener import Listener
+from edge_server.request_bounds import BoundedRequests
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
 from shared.rpc import channel
@@ -123,7 +124,7 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
     Raises UnsafeAddressError, UnavailableError (port), CheckpointError.
     """
     security = settings.security()
-    interceptors = [TokenInterceptor(security.token)] if security.token else []
+    interceptors = [*([TokenInterceptor(security.token)] if security.token else []), BoundedRequests()]
     servicer = health.aio.HealthServicer()
     await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
     service = TofcService(settings)

@@ -58,38 +58,47 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         request_iterator: AsyncIterable[tofc_pb2.SessionRequest],
         context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
     ) -> None:
-        error: TofcError | None
-        identity, shop = self._identity, self._shop
-        if identity is None or shop is None:
-            error = self._refusal
-        elif len(self._sessions) >= self.settings.sessions:
-            error = LimitError(
+        refusal = self._refused()
+        error = refusal or await self._serve(request_iterator, context)
+        if refusal is not None:
+            with contextlib.suppress(TimeoutError):  # the status says it too
+                async with asyncio.timeout(PATIENCE):
+                    await context.write(tofc_pb2.SessionResponse(error=to_message(refusal)))
+        if error is not None:
+            await abort(context, error)  # whose frames gRPC keeps for a while: this one holds no session
+
+    def _refused(self) -> TofcError | None:
+        """Why no session can be opened now."""
+        if self._identity is None or self._shop is None:
+            return self._refusal
+        if len(self._sessions) >= self.settings.sessions:
+            return LimitError(
                 f"{self.settings.sessions} sessions are open, which is all this server takes (--sessions); "
                 "try again later",
                 reason="TOO_MANY_SESSIONS",
             )
-        else:
-            session = Session(
-                name=f"session {next(self._numbers)} ({context.peer()})",
-                identity=identity,
-                limits=self._limits,
-                pictures=self.pictures,
-                shop=shop,
-                outbox=Outbox(context.write),
-                hello_timeout=self.settings.hello_timeout,
-            )
-            self._sessions.add(session)
-            try:
-                error = await session.run(request_iterator)
-            finally:
-                self._sessions.discard(session)
-            if error is not None:
-                await abort(context, error)
-            return
-        with contextlib.suppress(TimeoutError):  # the status says it too
-            async with asyncio.timeout(PATIENCE):
-                await context.write(tofc_pb2.SessionResponse(error=to_message(error)))
-        await abort(context, error)
+        return None
+
+    async def _serve(
+        self,
+        request_iterator: AsyncIterable[tofc_pb2.SessionRequest],
+        context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
+    ) -> TofcError | None:
+        assert self._identity is not None and self._shop is not None, "else it is refused"
+        session = Session(
+            name=f"session {next(self._numbers)} ({context.peer()})",
+            identity=self._identity,
+            limits=self._limits,
+            pictures=self.pictures,
+            shop=self._shop,
+            outbox=Outbox(context.write),
+            hello_timeout=self.settings.hello_timeout,
+        )
+        self._sessions.add(session)
+        try:
+            return await session.run(request_iterator)
+        finally:
+            self._sessions.discard(session)
 
     async def GetServerInfo(
         self,

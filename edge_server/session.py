@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterable, Coroutine, Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ from shared.rpc.tofc.v1 import tofc_pb2
 
 log = logging.getLogger(__name__)
 
-PARTS = 64  # of a request, which may have 18 000: so many are taken, then others have their turn
+PARTS_A_TURN = 64  # of a request: so many are taken, then others have their turn
 
 
 class Session:
@@ -96,6 +97,7 @@ class Session:
                     watch.cancel()
             except BaseExceptionGroup as several:
                 error = self._reason(several)
+                _release(several)
             try:
                 async with asyncio.timeout(PATIENCE):
                     if error is not None:
@@ -167,7 +169,7 @@ class Session:
             raise _unknown(f"a request with a part of unknown kind ({unknown[0].field_number})")
         for count, taken in enumerate(self._parts(request, group), 1):
             await taken
-            if count % PARTS == 0:
+            if count % PARTS_A_TURN == 0:
                 await asyncio.sleep(0)
 
     def _parts(self, request: tofc_pb2.SessionRequest, group: asyncio.TaskGroup) -> Iterator[Coroutine[Any, Any, None]]:
@@ -309,6 +311,18 @@ class Session:
             await self._outbox.send(error=to_message(unknown, cancel.request))
         elif cancel.request in self._questions:  # else its Done crossed the cancel on the way
             self._questions[cancel.request].cancel()
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, requests among it: they are in cycles with it (in asyncio's task
+    groups too), which only a full collection finds.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        for one in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            _release(one)
+        before, error.__traceback__, error.__context__ = error.__context__, None, None
+        error = before
 
 
 def _unknown(what: str) -> InvalidRequestError:
