@@ -95,7 +95,7 @@ def serve(
         float, typer.Option(envvar=_variable("PICTURE_TIMEOUT"), help="Seconds a question waits for views.")
     ] = BASE.picture_timeout,
     grace: Annotated[
-        float, typer.Option(envvar=_variable("GRACE"), help="Seconds for streams to end when stopping.", min=0)
+        float, typer.Option(envvar=_variable("GRACE"), help="Seconds for questions under way when stopping.", min=0)
     ] = BASE.grace,
     log_level: Annotated[str, typer.Option(envvar=_variable("LOG_LEVEL"), help="debug, info, warning, …")] = "info",
 ) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc.aio
 
@@ -32,7 +32,8 @@ class Listener:
         self._security = security
         self._server = make()
         self.watching: asyncio.Task[NoReturn]
-        self._draining: dict[asyncio.Task[None], grpc.aio.Server] = {}  # accept nothing, but have open sessions
+        self._draining: set[asyncio.Task[None]] = set()  # servers that accept nothing, but have open sessions
+        self._grace: asyncio.Future[float] = asyncio.get_running_loop().create_future()  # set when all stop
         self.host = host
         self.port = channel.bind(self._server, host, port, security)
 
@@ -44,8 +45,8 @@ class Listener:
     async def stop(self, grace: float) -> None:
         """End every call after `grace` seconds at most."""
         self.watching.cancel()
-        servers = [self._server, *self._draining.values()]
-        await asyncio.gather(*(server.stop(grace) for server in servers), return_exceptions=True)
+        self._grace.set_result(grace)
+        await asyncio.gather(self._server.stop(grace), *self._draining)
 
     async def _watch(self) -> NoReturn:
         while True:
@@ -62,13 +63,18 @@ class Listener:
             raise UnavailableError(f"the port was lost: {error.message}", reason="PORT_LOST") from None
         await server.start()
         self._server = server
-        draining = asyncio.create_task(_drain(ended))
-        self._draining[draining] = ended
-        draining.add_done_callback(self._draining.pop)
+        draining = asyncio.create_task(self._drain(ended))
+        self._draining.add(draining)
+        draining.add_done_callback(self._draining.discard)
 
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        """Until the last session of a server has ended whose accept loop is dead; then free it.
 
-async def _drain(server: grpc.aio.Server) -> None:
-    """Until the last session of a server has ended whose accept loop is dead."""
-    with contextlib.suppress(Exception):  # what ended the loop; gRPC has logged it
-        await server.wait_for_termination()
-    await server.stop(None)  # frees it: gRPC crashes where one is collected that was not stopped
+        gRPC crashes where a server is collected that was not stopped, or is stopped twice at a time; and to cancel a
+        wait for its end would cancel what tells that end.
+        """
+        ending: asyncio.Future[Any] = asyncio.ensure_future(server.wait_for_termination())
+        await asyncio.wait({ending, self._grace}, return_when=asyncio.FIRST_COMPLETED)
+        await server.stop(self._grace.result() if self._grace.done() else None)
+        with contextlib.suppress(Exception):  # what ended the accept loop; gRPC has logged it
+            await ending

@@ -1,7 +1,8 @@
 """A server's life: listen, load, serve, stop.
 
-Promises that health says NOT_SERVING until the model is loaded and from the moment of stopping, and
-that stopping ends streams with an Error that says so before the engine goes. Leaves calls to `service`.
+Promises that health says NOT_SERVING until the model is loaded and from the moment of stopping, that questions under
+way then have `grace` seconds to be answered, and that streams end with an Error that says so before the engine goes.
+Leaves calls to `service`.
 """
 
 import asyncio
@@ -31,6 +32,8 @@ from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.version import software_version
 
 log = logging.getLogger(__name__)
+
+FAREWELL_S = 1.0  # for clients to hear why their session ended, beyond the grace for their questions
 
 SERVICE = tofc_pb2.DESCRIPTOR.services_by_name["TofcService"].full_name
 
@@ -108,8 +111,8 @@ class RunningServer:
 
     async def _stop(self, grace: float) -> None:
         await self._health.enter_graceful_shutdown()
-        self.service.close()
-        await self._listener.stop(grace)
+        await self.service.close(grace)
+        await self._listener.stop(FAREWELL_S if grace else 0)
         if self._backend is not None:
             await self._backend.engine.stop()
         for pool in (self._pool, *([self._darkroom.pool] if self._darkroom else [])):

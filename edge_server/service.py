@@ -32,6 +32,8 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         self.settings = settings
         self._numbers = itertools.count(1)
         self._sessions: set[Session] = set()
+        self._left = asyncio.Event()  # set while no session is open
+        self._left.set()
         self._identity: Identity | None = None
         self._shop: Workshop | None = None
         self._limits = settings.limits
@@ -46,11 +48,16 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         self._shop = shop
         self._limits = limits
 
-    def close(self) -> None:
-        """Ends every session with an Error that says so, and refuses new ones."""
+    async def close(self, grace: float) -> None:
+        """Refuses new sessions and questions; ends each session when its questions are answered, or after `grace` s."""
         self._identity = self._shop = None
         self._refusal = UnavailableError("the server is stopping; try again later or elsewhere", reason="STOPPING")
-        for session in self._sessions:
+        for session in list(self._sessions):
+            session.drain(self._refusal)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._left.wait()
+        for session in list(self._sessions):
             session.end(self._refusal)
 
     async def Session(
@@ -95,10 +102,13 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             hello_timeout=self.settings.hello_timeout,
         )
         self._sessions.add(session)
+        self._left.clear()
         try:
             return await session.run(request_iterator)
         finally:
             self._sessions.discard(session)
+            if not self._sessions:
+                self._left.set()
 
     async def GetServerInfo(
         self,

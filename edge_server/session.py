@@ -77,12 +77,19 @@ class Session:
         self._asked: set[int] = set()
         self._views = asyncio.Semaphore(limits.views_in_flight)
         self._ended: asyncio.Future[TofcError] = asyncio.get_running_loop().create_future()
+        self._draining: TofcError | None = None  # why no question is taken any more
         self._counts = {"views": 0, "bytes": 0}
 
     def end(self, error: TofcError) -> None:
         """Ends the session from outside, with an Error that says why."""
         if not self._ended.done():
             self._ended.set_result(error)
+
+    def drain(self, error: TofcError) -> None:
+        """Refuses further questions with `error`, and ends with it once those in flight are answered."""
+        self._draining = error
+        if not self._questions:
+            self.end(error)
 
     async def run(self, requests: AsyncIterable[tofc_pb2.SessionRequest]) -> TofcError | None:
         """Serves the stream to its end; the error that ended it has been sent already."""
@@ -260,6 +267,8 @@ class Session:
 
     def _accept(self, ask: tofc_pb2.Ask) -> Question:
         """The question, its pictures held: nothing may be awaited before `_forget` is sure to be called."""
+        if self._draining is not None:
+            raise self._draining
         if ask.request in self._asked:
             raise DuplicateError(
                 f"question {ask.request} was asked in this session; what was asked first goes on, number another "
@@ -300,6 +309,8 @@ class Session:
     def _forget(self, question: Question) -> None:
         self._questions.pop(question.number, None)
         self._uploads.release(question.pictures)
+        if self._draining is not None and not self._questions:
+            self.end(self._draining)
 
     async def _cancel(self, cancel: tofc_pb2.Cancel) -> None:
         if cancel.request not in self._asked:

@@ -173,6 +173,8 @@ def server_options(keepalive: Keepalive = KEEPALIVE) -> Options:
         *SPARING,
         # A widely copied spelling with `recv` in it is ignored, and pinging clients are then cut.
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive.permitted_every),
+        # A device has one session on its connection; a stranger's headers, which compress 3 000 : 1, are held a stream.
+        ("grpc.max_concurrent_streams", 4),
         ("grpc.so_reuseport", 0),  # a second server on one port must fail, not share the calls
     ]
 

@@ -126,7 +126,7 @@ async def test_others_have_their_turn_while_a_long_request_is_taken(shop: Worksh
         yield HELLO
         announced = tofc_pb2.Picture(ref=1, picture_id=picture_id("1"))  # nothing is said to that
         begun = turns
-        yield tofc_pb2.SessionRequest(pictures=[announced] * (10 * session.PARTS))
+        yield tofc_pb2.SessionRequest(pictures=[announced] * (10 * session.PARTS_A_TURN))
         taken = turns - begun
 
     async def others() -> None:
