@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from edge_server import backend as backends
+from edge_server.admission import Admission
 from edge_server.answer import Workshop
 from edge_server.backend import Backend
 from edge_server.handshake import Identity
@@ -87,6 +88,7 @@ class RunningServer:
             Workshop(
                 assembler=backend.assembler,
                 engine=backend.engine,
+                admission=Admission(settings.engine_parallel + settings.engine_queue),
                 decode=backend.decode,
                 marks=backend.marks,
                 defaults=backend.defaults,

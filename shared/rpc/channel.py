@@ -156,6 +156,10 @@ def client_options(keepalive: Keepalive = KEEPALIVE, *, proxy: bool = True) -> O
         ("grpc.http2.max_pings_without_data", 0),
         *SPARING,
         ("grpc.http2.lookahead_bytes", ANSWER_WINDOW),
+        (
+            "grpc.use_local_subchannel_pool",
+            1,
+        ),  # a connection a channel: else those of a process share one, and its limits
         ("grpc.enable_http_proxy", int(proxy)),
         ("grpc.service_config", json.dumps({"methodConfig": [retried]})),
     ]
@@ -174,7 +178,7 @@ def server_options(keepalive: Keepalive = KEEPALIVE) -> Options:
         # A widely copied spelling with `recv` in it is ignored, and pinging clients are then cut.
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive.permitted_every),
         # A device has one session on its connection; a stranger's headers, which compress 3 000 : 1, are held a stream.
-        ("grpc.max_concurrent_streams", 4),
+        ("grpc.max_concurrent_streams", 8),
         ("grpc.so_reuseport", 0),  # a second server on one port must fail, not share the calls
     ]
 

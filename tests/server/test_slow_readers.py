@@ -9,6 +9,7 @@ import pytest
 from benchmarks.fuzz.streams import JumpingLoop
 from edge_server import outbox as outbox_module
 from edge_server import session
+from edge_server.admission import Admission
 from edge_server.answer import Question, Workshop
 from edge_server.conversations import Conversations
 from edge_server.engine.base import Sampling
@@ -49,6 +50,7 @@ class Unread:
 def shop() -> Workshop:
     backend = fake_backend()
     return Workshop(
+        admission=Admission(40),
         assembler=backend.assembler,
         engine=backend.engine,
         decode=decode_bytes,
