@@ -17,6 +17,7 @@ from edge_server.answer import Workshop
 from edge_server.handshake import Identity
 from edge_server.outbox import PATIENCE, Outbox
 from edge_server.pictures import PictureCache
+from edge_server.places import Places
 from edge_server.session import Session
 from edge_server.settings import ServerSettings, SessionLimits
 from shared.rpc.errors import InternalError, LimitError, TofcError, UnavailableError, abort, to_message
@@ -31,7 +32,7 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self._numbers = itertools.count(1)
-        self._sessions: set[Session] = set()
+        self._places: Places[Session] = Places(settings.sessions)
         self._left = asyncio.Event()  # set while no session is open
         self._left.set()
         self._identity: Identity | None = None
@@ -52,12 +53,12 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         """Refuses new sessions and questions; ends each session when its questions are answered, or after `grace` s."""
         self._identity = self._shop = None
         self._refusal = UnavailableError("the server is stopping; try again later or elsewhere", reason="STOPPING")
-        for session in list(self._sessions):
+        for session in self._places:
             session.drain(self._refusal)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._left.wait()
-        for session in list(self._sessions):
+        for session in self._places:
             session.end(self._refusal)
 
     async def Session(
@@ -78,12 +79,10 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         """Why no session can be opened now."""
         if self._identity is None or self._shop is None:
             return self._refusal
-        if len(self._sessions) >= self.settings.sessions:
-            return LimitError(
-                f"{self.settings.sessions} sessions are open, which is all this server takes (--sessions); "
-                "try again later",
-                reason="TOO_MANY_SESSIONS",
-            )
+        try:
+            self._places.check()
+        except LimitError as error:
+            return error
         return None
 
     async def _serve(
@@ -100,14 +99,15 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             shop=self._shop,
             outbox=Outbox(context.write),
             hello_timeout=self.settings.hello_timeout,
+            greeted=self._places.enter,
         )
-        self._sessions.add(session)
+        self._places.open(session, context.peer())
         self._left.clear()
         try:
             return await session.run(request_iterator)
         finally:
-            self._sessions.discard(session)
-            if not self._sessions:
+            self._places.leave(session)
+            if not any(self._places):
                 self._left.set()
 
     async def GetServerInfo(

@@ -13,7 +13,7 @@ import functools
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterable, Coroutine, Iterator
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,9 @@ class Session:
         shop: Workshop,
         outbox: Outbox,
         hello_timeout: float,
+        greeted: "Callable[[Session], None]" = lambda _: None,
     ) -> None:
+        """`greeted` is called with the first Hello, and may refuse the session."""
         self._name = name
         self._identity = identity
         self._limits = limits
@@ -73,6 +75,7 @@ class Session:
         self._conversations = Conversations(limits.question_bytes)
         self._outbox = outbox
         self._hello_timeout = hello_timeout
+        self._greeted = greeted
         self._questions: dict[int, Question] = {}  # in flight
         self._asked: set[int] = set()
         self._views = asyncio.Semaphore(limits.views_in_flight)
@@ -159,6 +162,7 @@ class Session:
                 f"the first request is {kinds or 'empty'}; a session begins with Hello", reason="HELLO_FIRST"
             )
         check_hello(first.hello, self._identity)
+        self._greeted(self)
         draws = self._shop.defaults.temperature > 0
         await self._outbox.send(welcome=self._identity.welcome(self._limits, self._pictures.key, draws=draws))
         await self._take_parts(first, group)
