@@ -243,7 +243,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
         "the cache keeps its bound": cache.size <= cache.capacity,
         "the cache knows its size": len(held) < len(cache) or cache.size == sum(one.size for one in held),
         "what is held is whole and unused": all(one.complete and one.evictable and not one.uploaders for one in held),
-        "no session goes on": not service._sessions,
+        "no session goes on": not any(service._places),
         "the engine is idle": backend.engine.idle.is_set(),  # type: ignore[attr-defined]
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:
