@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edge_server.admission import Admission
 from edge_server.assemble import Assembler, PictureRows
 from edge_server.conversations import Conversations
 from edge_server.engine.base import Engine, Finish, Generation, Sampling
@@ -44,6 +45,7 @@ class Workshop:
 
     assembler: Assembler
     engine: Engine
+    admission: Admission
     decode: Decode
     pool: Executor
     picture_timeout: float  # seconds
@@ -137,7 +139,7 @@ class Question:
                     reason = tofc_pb2.FINISH_REASON_CANCELLED
                 else:
                     async with asyncio.timeout(self.deadline_ms / 1e3 if self.deadline_ms else None):
-                        reason = FINISH[await self._generate(shop, outbox)]
+                        reason = FINISH[await self._generate(shop, outbox, session)]
                     self.conversations.add(self.number, self.turns, self._answer)
             except asyncio.CancelledError:
                 me = asyncio.current_task()
@@ -167,7 +169,7 @@ class Question:
                 *(self._elapsed(), outcome),
             )
 
-    async def _generate(self, shop: Workshop, outbox: Outbox) -> Finish:
+    async def _generate(self, shop: Workshop, outbox: Outbox, session: str) -> Finish:
         for ref in self.gone:
             await outbox.send(need_picture=tofc_pb2.NeedPicture(request=self.number, ref=ref))
         await self._views(shop.picture_timeout)
@@ -179,13 +181,14 @@ class Question:
         self._prompt, self._visual = len(assembled.prompt.embeds), assembled.visual_tokens
         inside = shop.marks is not None and shop.marks.left_open(assembled.ids, shop.decode)
         self._speech = speech = Speech(shop.decode, shop.marks, inside=inside)
-        self._generation = generation = shop.engine.submit(assembled.prompt, self.sampling)
-        try:
-            async for token in generation:
-                self._first_ms = self._first_ms or self._elapsed()
-                await self._say(speech.push(token), outbox)
-        finally:
-            await generation.aclose()
+        async with shop.admission.place(session):
+            self._generation = generation = shop.engine.submit(assembled.prompt, self.sampling)
+            try:
+                async for token in generation:
+                    self._first_ms = self._first_ms or self._elapsed()
+                    await self._say(speech.push(token), outbox)
+            finally:
+                await generation.aclose()
         await self._say(speech.finish(), outbox)
         if generation.finish is None:
             raise InternalError("the engine ended the answer without saying why; ask again")

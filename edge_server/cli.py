@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import grpc
 import typer
 
+from edge_server.log import QueuedLog
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from shared.command import Program
 from shared.install import install
@@ -22,7 +23,7 @@ from shared.rpc.errors import DeadlineError, TofcError, UnavailableError, Unsafe
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.unreachable import Dialled
 from shared.sentence import sentence
-from shared.terminal import note, one_line, printable, say
+from shared.terminal import note, one_line, say
 from shared.text import read_pem
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def serve(
         float, typer.Option(envvar=_variable("PICTURE_TIMEOUT"), help="Seconds a question waits for views.")
     ] = BASE.picture_timeout,
     grace: Annotated[
-        float, typer.Option(envvar=_variable("GRACE"), help="Seconds for streams to end when stopping.", min=0)
+        float, typer.Option(envvar=_variable("GRACE"), help="Seconds for questions under way when stopping.", min=0)
     ] = BASE.grace,
     log_level: Annotated[str, typer.Option(envvar=_variable("LOG_LEVEL"), help="debug, info, warning, …")] = "info",
 ) -> None:
@@ -230,20 +231,11 @@ def _announce(server: "RunningServer") -> None:
     say(f"listening on {server.address}")
 
 
-class _Printable(logging.Formatter):
-    """What clients and libraries say cannot steer the terminal of who reads the log."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
 def _log_to_stderr(level: str) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ValueError(f"log level {level!r}; allowed are debug, info, warning, error and critical")
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=number, handlers=[handler])
+    logging.basicConfig(level=number, handlers=[QueuedLog()])
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
 

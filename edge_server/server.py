@@ -1,7 +1,8 @@
 """A server's life: listen, load, serve, stop.
 
-Promises that health says NOT_SERVING until the model is loaded and from the moment of stopping, and
-that stopping ends streams with an Error that says so before the engine goes. Leaves calls to `service`.
+Promises that health says NOT_SERVING until the model is loaded and from the moment of stopping, that questions under
+way then have `grace` seconds to be answered, and that streams end with an Error that says so before the engine goes.
+Leaves calls to `service`.
 """
 
 import asyncio
@@ -10,16 +11,20 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from edge_server import backend as backends
+from edge_server.admission import Admission
 from edge_server.answer import Workshop
 from edge_server.backend import Backend
 from edge_server.handshake import Identity
 from edge_server.images import Darkroom
+from edge_server.listener import Listener
+from edge_server.request_bounds import BoundedRequests
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
 from shared.rpc import channel
@@ -28,6 +33,8 @@ from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.version import software_version
 
 log = logging.getLogger(__name__)
+
+FAREWELL_S = 1.0  # for clients to hear why their session ended, beyond the grace for their questions
 
 SERVICE = tofc_pb2.DESCRIPTOR.services_by_name["TofcService"].full_name
 
@@ -38,19 +45,15 @@ class RunningServer:
     def __init__(
         self,
         *,
-        host: str,
-        port: int,
+        listener: Listener,
         grace: float,
-        server: grpc.aio.Server,
         health_servicer: health.aio.HealthServicer,
         service: TofcService,
         pool: ThreadPoolExecutor,
     ) -> None:
-        self.host = host
-        self.port = port
         self.service = service
+        self._listener = listener
         self._grace = grace
-        self._server = server
         self._health = health_servicer
         self._pool = pool
         self._backend: Backend | None = None
@@ -64,9 +67,13 @@ class RunningServer:
         return self._backend
 
     @property
+    def port(self) -> int:
+        return self._listener.port
+
+    @property
     def address(self) -> str:
         """HOST:PORT, as a client dials it."""
-        return channel.join_address(self.host, self.port)
+        return channel.join_address(self._listener.host, self.port)
 
     async def serve(self, backend: Backend) -> None:
         """Opens the service with what was loaded."""
@@ -81,6 +88,7 @@ class RunningServer:
             Workshop(
                 assembler=backend.assembler,
                 engine=backend.engine,
+                admission=Admission(settings.engine_parallel + settings.engine_queue),
                 decode=backend.decode,
                 marks=backend.marks,
                 defaults=backend.defaults,
@@ -92,9 +100,10 @@ class RunningServer:
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
 
-    async def wait(self) -> None:
-        """Until the server has stopped."""
-        await self._server.wait_for_termination()
+    @property
+    def watching(self) -> "asyncio.Task[NoReturn]":
+        """Ends, with UnavailableError, only when the port was lost for good."""
+        return self._listener.watching
 
     async def stop(self, grace: float | None = None) -> None:
         """Ends sessions, then the server, then the engine. `grace` is seconds; calling twice is harmless."""
@@ -104,8 +113,8 @@ class RunningServer:
 
     async def _stop(self, grace: float) -> None:
         await self._health.enter_graceful_shutdown()
-        self.service.close()
-        await self._server.stop(grace)
+        await self.service.close(grace)
+        await self._listener.stop(FAREWELL_S if grace else 0)
         if self._backend is not None:
             await self._backend.engine.stop()
         for pool in (self._pool, *([self._darkroom.pool] if self._darkroom else [])):
@@ -120,25 +129,27 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
     Raises UnsafeAddressError, UnavailableError (port), CheckpointError.
     """
     security = settings.security()
-    interceptors = [TokenInterceptor(security.token)] if security.token else []
-    server = channel.make_server(interceptors)
-    port = channel.bind(server, settings.host, settings.port, security)
+    interceptors = [*([TokenInterceptor(security.token)] if security.token else []), BoundedRequests()]
     servicer = health.aio.HealthServicer()
     await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
     service = TofcService(settings)
-    tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+    def make() -> grpc.aio.Server:
+        server = channel.make_server(interceptors)
+        tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    listener = Listener(make, settings.host, settings.port, security)
     running = RunningServer(
-        host=settings.host,
-        port=port,
+        listener=listener,
         grace=settings.grace,
-        server=server,
         health_servicer=servicer,
         service=service,
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="tofc-worker"),
     )
-    await server.start()
+    await listener.start()
     log.info("loading %s", settings.model)
     try:
         await running.serve(await asyncio.to_thread(load or backends.load, settings))
@@ -169,8 +180,11 @@ async def run(settings: ServerSettings, ready: Callable[[RunningServer], None]) 
             os._exit(0)  # the loading thread cannot be interrupted, Python would wait for it, and it writes nothing
         running = await starting
         ready(running)
-        await stopping
-        await running.stop()
+        await asyncio.wait([stopping, running.watching], return_when=asyncio.FIRST_COMPLETED)
+        lost = running.watching.exception() if running.watching.done() else None
+        await running.stop(0 if lost else None)
+        if lost is not None:
+            raise lost
     finally:
         stopping.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):

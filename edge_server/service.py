@@ -17,6 +17,7 @@ from edge_server.answer import Workshop
 from edge_server.handshake import Identity
 from edge_server.outbox import PATIENCE, Outbox
 from edge_server.pictures import PictureCache
+from edge_server.places import Places
 from edge_server.session import Session
 from edge_server.settings import ServerSettings, SessionLimits
 from shared.rpc.errors import InternalError, LimitError, TofcError, UnavailableError, abort, to_message
@@ -31,7 +32,9 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self._numbers = itertools.count(1)
-        self._sessions: set[Session] = set()
+        self._places: Places[Session] = Places(settings.sessions)
+        self._left = asyncio.Event()  # set while no session is open
+        self._left.set()
         self._identity: Identity | None = None
         self._shop: Workshop | None = None
         self._limits = settings.limits
@@ -46,11 +49,16 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         self._shop = shop
         self._limits = limits
 
-    def close(self) -> None:
-        """Ends every session with an Error that says so, and refuses new ones."""
+    async def close(self, grace: float) -> None:
+        """Refuses new sessions and questions; ends each session when its questions are answered, or after `grace` s."""
         self._identity = self._shop = None
         self._refusal = UnavailableError("the server is stopping; try again later or elsewhere", reason="STOPPING")
-        for session in self._sessions:
+        for session in self._places:
+            session.drain(self._refusal)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._left.wait()
+        for session in self._places:
             session.end(self._refusal)
 
     async def Session(
@@ -58,38 +66,49 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         request_iterator: AsyncIterable[tofc_pb2.SessionRequest],
         context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
     ) -> None:
-        error: TofcError | None
-        identity, shop = self._identity, self._shop
-        if identity is None or shop is None:
-            error = self._refusal
-        elif len(self._sessions) >= self.settings.sessions:
-            error = LimitError(
-                f"{self.settings.sessions} sessions are open, which is all this server takes (--sessions); "
-                "try again later",
-                reason="TOO_MANY_SESSIONS",
-            )
-        else:
-            session = Session(
-                name=f"session {next(self._numbers)} ({context.peer()})",
-                identity=identity,
-                limits=self._limits,
-                pictures=self.pictures,
-                shop=shop,
-                outbox=Outbox(context.write),
-                hello_timeout=self.settings.hello_timeout,
-            )
-            self._sessions.add(session)
-            try:
-                error = await session.run(request_iterator)
-            finally:
-                self._sessions.discard(session)
-            if error is not None:
-                await abort(context, error)
-            return
-        with contextlib.suppress(TimeoutError):  # the status says it too
-            async with asyncio.timeout(PATIENCE):
-                await context.write(tofc_pb2.SessionResponse(error=to_message(error)))
-        await abort(context, error)
+        refusal = self._refused()
+        error = refusal or await self._serve(request_iterator, context)
+        if refusal is not None:
+            with contextlib.suppress(TimeoutError):  # the status says it too
+                async with asyncio.timeout(PATIENCE):
+                    await context.write(tofc_pb2.SessionResponse(error=to_message(refusal)))
+        if error is not None:
+            await abort(context, error)  # whose frames gRPC keeps for a while: this one holds no session
+
+    def _refused(self) -> TofcError | None:
+        """Why no session can be opened now."""
+        if self._identity is None or self._shop is None:
+            return self._refusal
+        try:
+            self._places.check()
+        except LimitError as error:
+            return error
+        return None
+
+    async def _serve(
+        self,
+        request_iterator: AsyncIterable[tofc_pb2.SessionRequest],
+        context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
+    ) -> TofcError | None:
+        assert self._identity is not None and self._shop is not None, "else it is refused"
+        session = Session(
+            name=f"session {next(self._numbers)} ({context.peer()})",
+            identity=self._identity,
+            limits=self._limits,
+            pictures=self.pictures,
+            shop=self._shop,
+            outbox=Outbox(context.write),
+            hello_timeout=self.settings.hello_timeout,
+            greeted=self._places.enter,
+        )
+        self._places.open(session, context.peer())
+        self._left.clear()
+        try:
+            return await session.run(request_iterator)
+        finally:
+            self._places.leave(session)
+            if not any(self._places):
+                self._left.set()
 
     async def GetServerInfo(
         self,

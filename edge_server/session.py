@@ -12,7 +12,8 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterable, Coroutine, Iterator
+import traceback
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ from shared.rpc.tofc.v1 import tofc_pb2
 log = logging.getLogger(__name__)
 
 LOST = "the client went away"  # in the log, of a session that was cut off: its device may come back
-PARTS = 64  # of a request, which may have 18 000: so many are taken, then others have their turn
+PARTS_A_TURN = 64  # of a request: so many are taken, then others have their turn
 
 
 class Session:
@@ -61,7 +62,9 @@ class Session:
         shop: Workshop,
         outbox: Outbox,
         hello_timeout: float,
+        greeted: "Callable[[Session], None]" = lambda _: None,
     ) -> None:
+        """`greeted` is called with the first Hello, and may refuse the session."""
         self._name = name
         self._identity = identity
         self._limits = limits
@@ -73,16 +76,24 @@ class Session:
         self._conversations = Conversations(limits.question_bytes)
         self._outbox = outbox
         self._hello_timeout = hello_timeout
+        self._greeted = greeted
         self._questions: dict[int, Question] = {}  # in flight
         self._asked: set[int] = set()
         self._views = asyncio.Semaphore(limits.views_in_flight)
         self._ended: asyncio.Future[TofcError] = asyncio.get_running_loop().create_future()
+        self._draining: TofcError | None = None  # why no question is taken any more
         self._counts = {"views": 0, "bytes": 0}
 
     def end(self, error: TofcError) -> None:
         """Ends the session from outside, with an Error that says why."""
         if not self._ended.done():
             self._ended.set_result(error)
+
+    def drain(self, error: TofcError) -> None:
+        """Refuses further questions with `error`, and ends with it once those in flight are answered."""
+        self._draining = error
+        if not self._questions:
+            self.end(error)
 
     async def run(self, requests: AsyncIterable[tofc_pb2.SessionRequest]) -> TofcError | None:
         """Serves the stream to its end; the error that ended it has been sent already."""
@@ -97,6 +108,7 @@ class Session:
                     watch.cancel()
             except BaseExceptionGroup as several:
                 error = self._reason(several)
+                _release(several)
             try:
                 async with asyncio.timeout(PATIENCE):
                     if error is not None:
@@ -151,6 +163,7 @@ class Session:
                 f"the first request is {kinds or 'empty'}; a session begins with Hello", reason="HELLO_FIRST"
             )
         check_hello(first.hello, self._identity)
+        self._greeted(self)
         draws = self._shop.defaults.temperature > 0
         await self._outbox.send(welcome=self._identity.welcome(self._limits, self._pictures.key, draws=draws))
         await self._take_parts(first, group)
@@ -168,7 +181,7 @@ class Session:
             raise _unknown(f"a request with a part of unknown kind ({unknown[0].field_number})")
         for count, taken in enumerate(self._parts(request, group), 1):
             await taken
-            if count % PARTS == 0:
+            if count % PARTS_A_TURN == 0:
                 await asyncio.sleep(0)
 
     def _parts(self, request: tofc_pb2.SessionRequest, group: asyncio.TaskGroup) -> Iterator[Coroutine[Any, Any, None]]:
@@ -259,6 +272,8 @@ class Session:
 
     def _accept(self, ask: tofc_pb2.Ask) -> Question:
         """The question, its pictures held: nothing may be awaited before `_forget` is sure to be called."""
+        if self._draining is not None:
+            raise self._draining
         if ask.request in self._asked:
             raise DuplicateError(
                 f"question {ask.request} was asked in this session; what was asked first goes on, number another "
@@ -299,6 +314,8 @@ class Session:
     def _forget(self, question: Question) -> None:
         self._questions.pop(question.number, None)
         self._uploads.release(question.pictures)
+        if self._draining is not None and not self._questions:
+            self.end(self._draining)
 
     async def _cancel(self, cancel: tofc_pb2.Cancel) -> None:
         if cancel.request not in self._asked:
@@ -319,6 +336,18 @@ def _state(ref: int, picture: Picture) -> tofc_pb2.PictureState:
     if file := picture.received:
         state.image.bytes, state.image.crc32 = len(file.data), file.crc32
     return state
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, requests among it: they are in cycles with it (in asyncio's task
+    groups too), which only a full collection finds.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        for one in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            _release(one)
+        before, error.__traceback__, error.__context__ = error.__context__, None, None
+        error = before
 
 
 def _unknown(what: str) -> InvalidRequestError:

@@ -22,6 +22,7 @@ import grpc
 
 from benchmarks.fuzz import Finding
 from benchmarks.fuzz.requests import PICTURES, Kind, Step, changed, read, seeds, write
+from edge_server.admission import Admission
 from edge_server.answer import Workshop
 from edge_server.fake import fake_backend
 from edge_server.handshake import Identity
@@ -222,6 +223,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
     service.open(
         Identity(version="1.0", model_id=backend.model_id, codec_id=backend.codec_id),
         Workshop(
+            admission=Admission(40),
             assembler=backend.assembler,
             engine=backend.engine,
             decode=backend.decode,
@@ -242,7 +244,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
         "the cache knows its size": len(held) < len(cache) or cache.size == sum(one.size for one in held),
         "what is held is of use": all(one.complete or one.held or one.left for one in held),
         "what is held is not in use": all(one.evictable and not (one.uploaders or one.arriving) for one in held),
-        "no session goes on": not service._sessions,
+        "no session goes on": not any(service._places),
         "the engine is idle": backend.engine.idle.is_set(),  # type: ignore[attr-defined]
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:

@@ -9,6 +9,7 @@ gRPC accepts unknown option names without a word, so no other module spells one.
 import errno
 import ipaddress
 import json
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -159,6 +160,10 @@ def client_options(keepalive: Keepalive = KEEPALIVE, *, proxy: bool = True) -> O
         ("grpc.http2.max_pings_without_data", 0),
         *SPARING,
         ("grpc.http2.lookahead_bytes", ANSWER_WINDOW),
+        (
+            "grpc.use_local_subchannel_pool",
+            1,
+        ),  # a connection a channel: else those of a process share one, and its limits
         ("grpc.enable_http_proxy", int(proxy)),
         ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1e3) + 10_000),  # one try may take as long; by itself 20 s
         ("grpc.service_config", json.dumps({"methodConfig": [retried]})),
@@ -177,6 +182,8 @@ def server_options(keepalive: Keepalive = KEEPALIVE) -> Options:
         *SPARING,
         # A widely copied spelling with `recv` in it is ignored, and pinging clients are then cut.
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive.permitted_every),
+        # A device has one session on its connection; a stranger's headers, which compress 3 000 : 1, are held a stream.
+        ("grpc.max_concurrent_streams", 8),
         ("grpc.so_reuseport", 0),  # a second server on one port must fail, not share the calls
     ]
 
@@ -218,12 +225,12 @@ def make_server(
     )
 
 
-def _require_free(host: str, port: int) -> None:
-    """Raises OSError where another process listens on any address of a name: gRPC is content with the other ones."""
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on any address of a name (gRPC is content with one of them)."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except socket.gaierror:
-        return  # gRPC says what is wrong with a name
+        return True  # gRPC says what is wrong with a name
     for family, kind, _, _, address in found:
         try:
             with socket.socket(family, kind) as tried:
@@ -231,7 +238,8 @@ def _require_free(host: str, port: int) -> None:
                 tried.bind(address)
         except OSError as error:  # of another kind for an address family that this machine does not have
             if error.errno == errno.EADDRINUSE:
-                raise
+                return False
+    return True
 
 
 def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity = ServerSecurity()) -> int:
@@ -239,8 +247,8 @@ def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity
     _require_safe("listening on", host, security.encrypted, security.token)
     target = join_address(host, port)
     try:
-        if port:  # else the system chooses a free one
-            _require_free(host, port)
+        if port and not is_free(host, port):  # 0: the system chooses a free one
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if security.certificate is not None and security.key is not None:
             credentials = grpc.ssl_server_credentials([(security.key, security.certificate)])
             bound = server.add_secure_port(target, credentials)

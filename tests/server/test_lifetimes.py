@@ -228,18 +228,37 @@ async def test_views_of_a_picture_that_came_back_with_another_layout_are_forgott
     await early.end()
 
 
-async def test_stopping_tells_every_session(serve: Serve, connect: Connect, engine: FakeEngine) -> None:
+async def test_stopping_lets_questions_end_and_takes_no_more(
+    serve: Serve, connect: Connect, engine: FakeEngine, gate: asyncio.Event
+) -> None:
     server = await serve(fake_backend(engine=engine))
     busy, quiet = connect(server), connect(server)
     await busy.hello()
     await quiet.hello()
-    await busy.ask(1, "?")
+    await busy.ask(1, "under way")
     await within(engine.busy.wait())
     stopping = asyncio.create_task(server.stop(grace=ANSWERED))
-    for client in (busy, quiet):
-        assert "stopping" in await client.failed(grpc.StatusCode.UNAVAILABLE, "STOPPING")
+    assert "stopping" in await quiet.failed(grpc.StatusCode.UNAVAILABLE, "STOPPING")
+    await busy.ask(2, "too late")
+    refused = await busy.expect("error")
+    assert (refused.request, refused.reason) == (2, "STOPPING")
+    gate.set()
+    assert (await busy.answer(1))[0] == "under way"
+    assert "stopping" in await busy.failed(grpc.StatusCode.UNAVAILABLE, "STOPPING")
     await within(stopping)
     await server.stop()
+    assert engine.stopped and engine.idle.is_set()
+
+
+async def test_stopping_waits_no_longer_than_its_grace(serve: Serve, connect: Connect, engine: FakeEngine) -> None:
+    server = await serve(fake_backend(engine=engine))
+    busy = connect(server)
+    await busy.hello()
+    await busy.ask(1, "?")
+    await within(engine.busy.wait())
+    stopping = asyncio.create_task(server.stop(grace=0.01))
+    assert "stopping" in await busy.failed(grpc.StatusCode.UNAVAILABLE, "STOPPING")
+    await within(stopping)
     assert engine.stopped and engine.idle.is_set() and engine.steps == 0
 
 

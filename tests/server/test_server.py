@@ -1,7 +1,6 @@
 """A server's life: health, reflection, TLS and tokens, signals, the command line."""
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from typer.testing import CliRunner
 import edge_server
 from edge_server import credentials
 from edge_server.backend import Backend
-from edge_server.cli import _Printable, app
+from edge_server.cli import app
 from edge_server.fake import fake_backend
 from edge_server.server import SERVICE, start
 from edge_server.settings import ServerSettings, SessionLimits
@@ -166,11 +165,6 @@ async def test_certificates_and_tokens_as_other_systems_write_them(serve: Serve,
     wide.write_text(written.authority.read_text(), encoding="utf-16")
     found = await asyncio.to_thread(CliRunner().invoke, app, [*arguments[:3], str(wide)])
     assert (found.exit_code, found.output.count("\n")) == (2, 1) and "wide.pem is UTF-16 text" in found.output
-
-
-def test_what_a_log_quotes_steers_no_terminal() -> None:
-    record = logging.LogRecord("edge_server", logging.INFO, "", 0, "%s went away", ("\x1b[2J\x9bm",), None)
-    assert _Printable("%(name)s: %(message)s").format(record) == "edge_server: \\x1b[2J\\x9bm went away"
 
 
 async def test_info_is_quiet_when_nobody_reads_it(serve: Serve) -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.fuzz.streams import JumpingLoop
 from edge_server import outbox as outbox_module
 from edge_server import session
+from edge_server.admission import Admission
 from edge_server.answer import Question, Workshop
 from edge_server.conversations import Conversations
 from edge_server.engine.base import Sampling
@@ -49,6 +50,7 @@ class Unread:
 def shop() -> Workshop:
     backend = fake_backend()
     return Workshop(
+        admission=Admission(40),
         assembler=backend.assembler,
         engine=backend.engine,
         decode=decode_bytes,
@@ -126,7 +128,7 @@ async def test_others_have_their_turn_while_a_long_request_is_taken(shop: Worksh
         yield HELLO
         announced = tofc_pb2.Picture(ref=1, picture_id=picture_id("1"))  # nothing is said to that
         begun = turns
-        yield tofc_pb2.SessionRequest(pictures=[announced] * (10 * session.PARTS))
+        yield tofc_pb2.SessionRequest(pictures=[announced] * (10 * session.PARTS_A_TURN))
         taken = turns - begun
 
     async def others() -> None:

@@ -1,0 +1,110 @@
+"""A port that gRPC gives up is served again; what was open stays open."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from edge_server import listener as listening
+from shared.rpc import channel
+from shared.rpc.errors import UnavailableError
+from tests.server.conftest import Connect, Serve
+from tests.server.raw_client import ANSWERED
+from tests.server.wire import HEADERS, RST_STREAM, Wire, call
+
+SESSION = b"/tofc.v1.TofcService/Session"
+UNDECODABLE = [call(b"/\xff"), call(SESSION + b"\xc3")]
+REFUSED = [
+    call(b""),
+    call(b"*"),
+    call(SESSION, (b"x-\xff", b"1")),
+    call(SESSION, (b"x-latin", b"\xe9\xff")),
+    call(SESSION, (b"grpc-timeout", b"-1S")),
+]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "WATCH_S", 0.02)
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
+
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set whenever a port is bound."""
+    event, bind = asyncio.Event(), channel.bind
+
+    def telling(*arguments: Any) -> int:
+        event.set()
+        return bind(*arguments)
+
+    monkeypatch.setattr(channel, "bind", telling)
+    return event
+
+
+@pytest.mark.parametrize("block", UNDECODABLE)
+async def test_a_call_that_grpc_cannot_decode_leaves_the_service_up(
+    serve: Serve, connect: Connect, bound: asyncio.Event, block: bytes
+) -> None:
+    server = await serve()
+    before = connect(server)
+    await before.hello()
+    for _ in range(3):
+        bound.clear()
+        async with Wire(server.port) as wire:
+            await wire.call(block)
+            async with asyncio.timeout(ANSWERED):
+                await bound.wait()
+        after = connect(server)
+        await after.hello()
+        await after.ask(1, "new")
+        assert (await after.answer(1))[0] == "new"
+    await before.ask(1, "old")
+    assert (await before.answer(1))[0] == "old"
+
+
+@pytest.mark.parametrize("block", REFUSED)
+async def test_other_calls_that_make_no_sense_are_refused(serve: Serve, connect: Connect, block: bytes) -> None:
+    server = await serve()
+    async with Wire(server.port) as wire:
+        await wire.call(block)
+        async with asyncio.timeout(ANSWERED):
+            while (await wire.receive())[0] not in (RST_STREAM, HEADERS):
+                pass
+    client = connect(server)
+    await client.hello()
+
+
+async def test_a_port_that_somebody_else_took_ends_the_server_with_an_error(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve()
+
+    def taken(*_: object) -> int:
+        raise UnavailableError("cannot listen on 127.0.0.1: the port is taken")
+
+    monkeypatch.setattr(channel, "bind", taken)
+    async with Wire(server.port) as wire:
+        await wire.call(UNDECODABLE[0])
+        async with asyncio.timeout(ANSWERED):
+            with pytest.raises(UnavailableError, match="the port was lost: cannot listen"):
+                await server.watching
+
+
+async def test_a_server_that_lost_its_port_still_ends_open_sessions_in_order(
+    serve: Serve, connect: Connect, bound: asyncio.Event
+) -> None:
+    server = await serve()
+    client = connect(server)
+    await client.hello()
+    bound.clear()
+    async with Wire(server.port) as wire:
+        await wire.call(UNDECODABLE[0])
+        async with asyncio.timeout(ANSWERED):
+            await bound.wait()
+    stopping = asyncio.create_task(server.stop(grace=ANSWERED))
+    error = await client.expect("error")
+    assert error.reason == "STOPPING"
+    await client.call.done_writing()
+    await stopping
