@@ -48,7 +48,7 @@ def test_lines_come_in_order_with_level_and_name(logger: logging.Logger, pipe: t
     logger.warning("one %d", 1)
     logger.error("two \udcff\n")
     text = read(pipe, lambda text: "two" in text and text.endswith("\n"))
-    assert "WARNING some.module: one 1\n" in text and "ERROR some.module: two \\udcff" in text
+    assert "WARNING some.module: one 1\n" in text and "ERROR some.module: two \\xff" in text
 
 
 def test_what_a_log_quotes_steers_no_terminal(logger: logging.Logger, pipe: tuple[int, int]) -> None:
