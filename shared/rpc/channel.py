@@ -160,10 +160,8 @@ def client_options(keepalive: Keepalive = KEEPALIVE, *, proxy: bool = True) -> O
         ("grpc.http2.max_pings_without_data", 0),
         *SPARING,
         ("grpc.http2.lookahead_bytes", ANSWER_WINDOW),
-        (
-            "grpc.use_local_subchannel_pool",
-            1,
-        ),  # a connection a channel: else those of a process share one, and its limits
+        # A connection a channel: else those of a process share one, and its limits.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", int(proxy)),
         ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1e3) + 10_000),  # one try may take as long; by itself 20 s
         ("grpc.service_config", json.dumps({"methodConfig": [retried]})),
