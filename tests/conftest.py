@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -14,9 +15,10 @@ for name in [name for name in os.environ if name.startswith("TOFC_") or name.low
 
 
 @pytest.fixture
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port: int = tried.getsockname()[1]
-        return port
+def free_port() -> Iterator[int]:
+    """One that nobody listens on, and no other process gets; a server may, since both ask to share addresses."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        yield port
