@@ -11,7 +11,7 @@ from shared.rpc import channel
 from shared.rpc.errors import UnavailableError
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
-from tests.server.wire import HEADERS, RST_STREAM, Wire, call
+from benchmarks.trust.wire import HEADERS, RST_STREAM, Wire, call
 
 SESSION = b"/tofc.v1.TofcService/Session"
 UNDECODABLE = [call(b"/\xff"), call(SESSION + b"\xc3")]
