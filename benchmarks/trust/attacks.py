@@ -112,6 +112,15 @@ async def flipped_bits(assault: Assault) -> None:
 
 
 async def hpack_bombs(assault: Assault) -> None:
+    await _hpack_bombs(assault, 2)
+
+
+async def hpack_bombs_of_many(assault: Assault) -> None:
+    """More connections than gRPC has threads at first; it adds one a second, and until then others wait."""
+    await _hpack_bombs(assault, 8)
+
+
+async def _hpack_bombs(assault: Assault, connections: int) -> None:
     """Frames of 12 kB that stand for 48 MB of headers each."""
 
     async def talk(wire: Wire) -> None:
@@ -123,7 +132,7 @@ async def hpack_bombs(assault: Assault) -> None:
             assault.done["frames"] += 1
             await asyncio.sleep(0)
 
-    await assault.connections(4, talk)
+    await assault.connections(connections, talk)
 
 
 async def pings(assault: Assault) -> None:
@@ -244,7 +253,7 @@ async def greedy_sessions(assault: Assault) -> None:
 ATTACKS: dict[str, Attack] = {
     one.__name__: one
     for one in (
-        undecodable_paths, flipped_bits, hpack_bombs, empty_parts, resets, silent_streams, unread_answers,
-        greedy_sessions, pings, settings, window_updates, streams, continuations, garbage, slow_loris,
+        undecodable_paths, flipped_bits, hpack_bombs, hpack_bombs_of_many, empty_parts, resets, silent_streams,
+        unread_answers, greedy_sessions, pings, settings, window_updates, streams, continuations, garbage, slow_loris,
     )
 }  # fmt: skip

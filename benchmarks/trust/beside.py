@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.trust.attacks import ATTACKS
-from benchmarks.trust.subject import ROOT, Asker, Fault, Server, Subject
+from benchmarks.trust.subject import FAKE, ROOT, Asker, Fault, Server, Subject
 from device_client.errors import EncoderError
 from shared.rpc.errors import TofcError
 
-SLOWER = 5.0  # than alone, the 95th percentile
 MEMORY = 1.3  # times what it was before
+SLACK_MB = 100.0  # or, of a server without a model, so much more: gRPC keeps it once
 SESSION_S = 10.0  # until a new session's first answer
 LOG_BYTES = 1_000_000  # of an attack
-SHARED = frozenset({"greedy_sessions", "unread_answers"})  # clients like any other: a good one has its share
+#: Clients like any other: a good one is answered, as one of forty.
+SHARED = frozenset({"greedy_sessions", "unread_answers"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Plan:
     attack_s: float
     alone: int  # questions
     rest_s: float  # at most, for memory to be given back
+    slower: float = 5.0  # than alone, at most: the 95th percentile
 
 
 def p95(seconds: list[float]) -> float:
@@ -64,7 +66,8 @@ async def attacked(subject: Subject, server: Server, name: str, plan: Plan, seed
                     await asyncio.sleep(0.1)
             peak_mb = max(peak_mb, server.memory_mb if server.alive else 0)
         did, new_s = await attack, await opening
-    after_mb = await _rest(server, before_mb * MEMORY, plan.rest_s)
+    enough_mb = max(before_mb * MEMORY, before_mb + SLACK_MB * (subject.model == FAKE))
+    after_mb = await _rest(server, enough_mb, plan.rest_s)
     found = {
         "attack": did,
         "answers_beside": len(beside),
@@ -75,12 +78,12 @@ async def attacked(subject: Subject, server: Server, name: str, plan: Plan, seed
     }
     if not server.alive:
         faults.append("the server process ended")
-    if name not in SHARED and p95(beside or [math.inf]) > SLOWER * p95(alone):
-        faults.append(f"answers took more than {SLOWER:g} times as long as alone")
+    if name not in SHARED and p95(beside or [math.inf]) > plan.slower * p95(alone):
+        faults.append(f"answers took more than {plan.slower:g} times as long as alone")
     if new_s > SESSION_S:
         faults.append(f"a new session took more than {SESSION_S:g} s")
-    if after_mb > before_mb * MEMORY:
-        faults.append(f"memory afterwards is more than {MEMORY:g} times what it was")
+    if after_mb > enough_mb:
+        faults.append(f"memory afterwards is more than {enough_mb:.0f} MB")
     if found["log_bytes"] > LOG_BYTES:
         faults.append(f"the log grew by more than {LOG_BYTES} bytes")
     return {**found, "faults": faults[:10]}

@@ -118,7 +118,7 @@ async def cuts(subject: Subject, server: Server, count: int, rng: Random) -> dic
     """The link is cut after random numbers of bytes, in the middle of whatever is on its way."""
     gaps = [rng.randrange(1, 2 * BETWEEN_CUTS) for _ in range(count)]
     total, resumed, faults, begun = 0, 0, list[str](), asyncio.get_running_loop().time()
-    async with Relay(server.port, iter(gaps)) as relay:
+    async with Relay(server.port, gaps) as relay:
         for number in itertools.count():
             asked = Batch(subject, f"cuts-{number}", min(LINES, 3 * count))
             async with aclosing(asked.run(relay.port)) as lines:

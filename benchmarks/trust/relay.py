@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Self
 
@@ -11,12 +11,12 @@ from typing import Self
 class Relay:
     """`async with` opens and closes it. `cuts`: bytes, both ways together, after each of which every link is cut."""
 
-    def __init__(self, port: int, cuts: Iterator[int] = iter(())) -> None:
+    def __init__(self, port: int, cuts: Iterable[int] = ()) -> None:
         self.cut = 0  # how often
         self.links = 0
         self._to = port
-        self._cuts = cuts
-        self._left = next(cuts, None)
+        self._cuts = iter(cuts)
+        self._left = next(self._cuts, None)
         self._dead = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -32,6 +32,7 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._abort()
+        await asyncio.sleep(0)  # sockets are closed by then
 
     def die(self) -> None:
         """From now on nothing is carried; nobody is told."""

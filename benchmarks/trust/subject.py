@@ -29,7 +29,6 @@ from edge_server.fake import FakeLooker
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
 FAKE = Path("fake")  # in place of a model
-STARTS_S = 120.0
 SOON = Retry(losses=20, connects=40, first_s=0.05, most_s=1.0)  # a server that is killed again and again comes back
 
 
@@ -79,7 +78,8 @@ class Server:
         assert self.process.stdout is not None
         said = next((line for line in self.process.stdout if line.startswith("listening on ")), None)
         if said is None:
-            raise Fault(f"the server ended with {self.process.wait()} before it listened; {self.log} says why")
+            self.process.communicate()
+            raise Fault(f"the server ended with {self.process.returncode} before it listened; {self.log} says why")
         self.port = int(said.rpartition(":")[2])
 
     def kill(self) -> None:
@@ -123,9 +123,7 @@ class Subject:
 
     def encoder(self) -> Encoder:
         if self.model == FAKE:
-            return FakeEncoder(
-                model_id="fake-model", codec_id="fake-codec", packet_bytes=50, rule=FakeLooker().rule
-            )
+            return FakeEncoder(model_id="fake-model", codec_id="fake-codec", packet_bytes=50, rule=FakeLooker().rule)
         return TowerEncoder.open(self.model)
 
     def session(self, port: int) -> Session:
@@ -152,8 +150,7 @@ def serving(model: Path, log: Path) -> Iterator[Server]:
     try:
         yield server
     finally:
-        if server.alive:
-            server.kill()
+        server.kill()
 
 
 class Asker:

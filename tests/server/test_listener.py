@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.trust.wire import HEADERS, RST_STREAM, Wire, call
 from edge_server import listener as listening
 from shared.rpc import channel
 from shared.rpc.errors import UnavailableError
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
-from benchmarks.trust.wire import HEADERS, RST_STREAM, Wire, call
 
 SESSION = b"/tofc.v1.TofcService/Session"
 UNDECODABLE = [call(b"/\xff"), call(SESSION + b"\xc3")]
