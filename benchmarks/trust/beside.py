@@ -73,16 +73,16 @@ async def attacked(subject: Subject, server: Server, name: str, plan: Plan, seed
         "answers_beside": len(beside),
         "p95_ms": {"alone": round(p95(alone) * 1e3, 1), "beside": round(p95(beside or [math.inf]) * 1e3, 1)},
         "new_session_s": round(new_s, 2),
-        "memory_mb": {"before": round(before_mb), "peak": round(peak_mb), "after": round(after_mb)},
+        "memory_mb": {"before": round(before_mb), "peak": round(peak_mb), "after": after_mb and round(after_mb)},
         "log_bytes": server.log.stat().st_size - log_before,
     }
-    if not server.alive:
-        faults.append("the server process ended")
     if name not in SHARED and p95(beside or [math.inf]) > plan.slower * p95(alone):
         faults.append(f"answers took more than {plan.slower:g} times as long as alone")
     if new_s > SESSION_S:
         faults.append(f"a new session took more than {SESSION_S:g} s")
-    if after_mb > enough_mb:
+    if after_mb is None:
+        faults.append(f"the server ended with {server.exit_code}; its log ends with {server.log_end!r}")
+    elif after_mb > enough_mb:
         faults.append(f"memory afterwards is more than {enough_mb:.0f} MB")
     if found["log_bytes"] > LOG_BYTES:
         faults.append(f"the log grew by more than {LOG_BYTES} bytes")
@@ -128,12 +128,12 @@ async def _new_session(subject: Subject, server: Server, wait_s: float) -> float
     return math.inf
 
 
-async def _rest(server: Server, enough_mb: float, most_s: float) -> float:
-    """Memory as soon as it is little enough, or after a rest."""
+async def _rest(server: Server, enough_mb: float, most_s: float) -> float | None:
+    """Memory as soon as it is little enough, or after a rest; None where the process ended."""
     until = time.monotonic() + most_s
     while server.alive and server.memory_mb > enough_mb and time.monotonic() < until:
         await asyncio.sleep(0.1)
-    return server.memory_mb if server.alive else math.nan
+    return server.memory_mb if server.alive else None
 
 
 async def unread_log(subject: Subject, server: Server, plan: Plan, seed: int) -> dict[str, Any]:

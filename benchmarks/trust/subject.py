@@ -58,11 +58,19 @@ class Server:
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.process is not None and self.exit_code is None
 
     @property
     def memory_mb(self) -> float:
         return resident_mb(self.pid)
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self.process is None else self.process.poll()
+
+    @property
+    def log_end(self) -> str:
+        return self.log.read_text(errors="replace")[-500:]
 
     def start(self, *, stderr: int | None = None) -> None:
         """Again on the same port. `stderr`: a descriptor instead of the log file."""
