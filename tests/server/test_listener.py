@@ -85,7 +85,7 @@ async def test_open_sessions_outlive_a_collection_of_garbage(
 
 
 async def test_no_method_is_registered_apart(serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC waits for each such apart, with memory that it frees when its accept loop ends and then writes to."""
+    """For each such gRPC waits apart, with memory that it frees when its accept loop ends and then writes to."""
 
     def registered(*_: object) -> None:
         raise AssertionError
