@@ -47,6 +47,7 @@ async def attacked(subject: Subject, server: Server, name: str, plan: Plan, seed
     """One attack's figures, with "faults": what did not hold."""
     if not server.alive:
         server.start()
+    await _new_session(subject, server, 0.0)  # what came before may have cost it its port a moment ago
     async with subject.session(server.port) as session:
         asker = Asker(subject, session)
         for _ in subject.questions:  # what a session costs once is not a question's
