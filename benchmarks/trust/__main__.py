@@ -33,7 +33,7 @@ from benchmarks.trust.soak import soak
 from benchmarks.trust.subject import ROOT, Server, Subject, serving
 
 RESULT = ROOT / "benchmarks" / "results" / "trust.json"
-LONG = Plan(attack_s=10.0, alone=60, rest_s=10.0)
+LONG = Plan(attack_s=10.0, alone=200, rest_s=10.0)
 SHORT = Plan(attack_s=0.8, alone=5, rest_s=1.0, slower=15.0)  # twenty answers, of which one or two wait for a core
 KILLS, CUTS = (20, 2), (300, 10)  # long, short
 
