@@ -22,6 +22,7 @@ from PIL import Image
 
 from device_client.compute import AS_STORED, Compute
 from device_client.errors import EncoderError
+from device_client.loading import LOADS
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, Spending
 from shared.install import install
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 THREAD = "encoder"  # name of the encoder thread
+_CLOSED = "the encoder was closed; open another session"
 
 
 class Encoder(Protocol):
@@ -58,6 +60,9 @@ class Encoder(Protocol):
 
     def load(self) -> None:
         """The slow part of starting: imports and weights. Called once, before ``encode``."""
+
+    def unload(self) -> None:
+        """Let go of the weights: nothing is encoded any more."""
 
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
         """The picture's packets in prompt order, each computed when it is asked for."""
@@ -124,6 +129,9 @@ class TowerEncoder:
         except (RuntimeError, MemoryError) as error:  # what torch raises when an accelerator's memory is short
             raise EncoderError(f"the vision tower could not be loaded ({error})") from error
 
+    def unload(self) -> None:
+        self._tower = self._codec = None
+
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
         tower, codec = self._parts()
         begun = time.perf_counter()
@@ -177,7 +185,7 @@ class EncoderThread:
         self._thread: threading.Thread | None = None
         self.broken: Exception | None = None  # why loading failed
         self.doing = ""  # what takes long at this moment, for a person who waits
-        self._closed = False
+        self._closed = self._loaded = False
 
     def open(self, path: Path) -> Picture:
         """Open and identify a picture under this encoder's codec and setting."""
@@ -199,15 +207,21 @@ class EncoderThread:
         return await asyncio.wrap_future(self._submit(lambda: self._until(picture, index)))
 
     def close(self) -> None:
-        """End the thread after the views that were asked for; does not wait. Nothing more can be encoded."""
+        """End the thread after the views that were asked for; does not wait. Nothing more can be encoded.
+
+        What does not load yet never will.
+        """
         self._closed = True
         self._jobs.put(None)
+        LOADS.closed()
 
     def _load(self) -> None:
         begun = time.perf_counter()
         self.doing = "loading the model"
         try:
-            self.encoder.load()
+            self._loaded = LOADS.load(self.encoder, lambda: self._closed)
+            if not self._loaded:
+                self.broken = EncoderError(_CLOSED)
         except Exception as error:
             self.broken = error  # every picture hears of it
         self.load_ms = _ms_since(begun)
@@ -240,7 +254,7 @@ class EncoderThread:
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
         if self._closed:  # nobody would come to do it
-            raise EncoderError("the encoder was closed; open another session")
+            raise EncoderError(_CLOSED)
         future: Future[T] = Future()
         self._jobs.put((job, future))
         return future
@@ -255,6 +269,8 @@ class EncoderThread:
             except BaseException as error:
                 future.set_exception(error)
             self.doing = ""
+        if self._loaded:
+            LOADS.unload(self.encoder)
 
 
 def _ms_since(begun: float) -> float:

@@ -37,12 +37,16 @@ class FakeEncoder:
         self.form = None
         self.rule = rule or ViewRule(global_size=336, crop_size=224, max_side=3024)
         self.loaded = 0
+        self.unloaded = 0
         self.encoded = 0
         self._packet_bytes = packet_bytes
         self._before_view = before_view
 
     def load(self) -> None:
         self.loaded += 1
+
+    def unload(self) -> None:
+        self.unloaded += 1
 
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
         layout = plan(image.width, image.height, self.rule)

@@ -40,6 +40,9 @@ class ImageEncoder:
     def load(self) -> None:
         """Nothing: Pillow is there."""
 
+    def unload(self) -> None:
+        """Nothing was loaded."""
+
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
         begun = time.perf_counter()
         try:

@@ -9,9 +9,10 @@ is served to `server`.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import grpc
 import grpc.aio
 
 from shared.rpc import channel
@@ -21,6 +22,23 @@ from shared.rpc.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 WATCH_S = 0.25  # between two looks at the port; each is one attempt to bind it
+
+
+class Unregistered:
+    """A gRPC server as services see it that are added to it; their methods are found by name alone.
+
+    For each method that is registered, too, gRPC waits apart. When its accept loop ends, it frees what it waits with,
+    and then writes there: the process crashes.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Nothing."""
 
 
 class Listener:

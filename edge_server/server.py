@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -23,7 +23,7 @@ from edge_server.answer import Workshop
 from edge_server.backend import Backend
 from edge_server.handshake import Identity
 from edge_server.images import Darkroom
-from edge_server.listener import Listener
+from edge_server.listener import Listener, Unregistered
 from edge_server.request_bounds import BoundedRequests
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
@@ -136,9 +136,10 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
 
     def make() -> grpc.aio.Server:
         server = channel.make_server(interceptors)
-        tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        added: Any = Unregistered(server)
+        tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, added)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, added)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), added)
         return server
 
     listener = Listener(make, settings.host, settings.port, security)

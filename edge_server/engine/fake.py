@@ -12,7 +12,8 @@ from shared.rpc.errors import LimitError
 
 
 class FakeEngine:
-    """`answer` maps a prompt to token ids. With a `gate`, every token waits until the event is set.
+    """`answer` maps a prompt to token ids. With a `gate`, every token waits until the event is set; one
+    takes `step_s` seconds.
 
     For tests: `steps` counts tokens made, `cancelled` answers given up; `busy` is set while an answer
     is under way and `idle` while none is.
@@ -27,6 +28,7 @@ class FakeEngine:
         gate: asyncio.Event | None = None,
         queue: int = 32,
         max_positions: int = 65536,
+        step_s: float = 0.0,
     ) -> None:
         self.max_positions = max_positions
         self.steps = 0
@@ -39,6 +41,7 @@ class FakeEngine:
         self._answer = answer
         self._gate = gate
         self._queue = queue
+        self._step_s = step_s
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, prompt: Prompt, sampling: Sampling) -> Generation:
@@ -72,7 +75,7 @@ class FakeEngine:
                 await self._gate.wait()
             self.steps += 1
             generation.put(token)
-            await asyncio.sleep(0)  # others take their turn
+            await asyncio.sleep(self._step_s)  # others take their turn
         generation.end(Finish.STOP if len(tokens) <= sampling.max_tokens else Finish.LENGTH)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -1,17 +1,18 @@
 """A port that gRPC gives up is served again; what was open stays open."""
 
 import asyncio
+import gc
 import logging
 from typing import Any
 
 import pytest
 
+from benchmarks.trust.wire import HEADERS, RST_STREAM, Wire, call
 from edge_server import listener as listening
 from shared.rpc import channel
 from shared.rpc.errors import UnavailableError
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
-from tests.server.wire import HEADERS, RST_STREAM, Wire, call
 
 SESSION = b"/tofc.v1.TofcService/Session"
 UNDECODABLE = [call(b"/\xff"), call(SESSION + b"\xc3")]
@@ -62,6 +63,36 @@ async def test_a_call_that_grpc_cannot_decode_leaves_the_service_up(
         assert (await after.answer(1))[0] == "new"
     await before.ask(1, "old")
     assert (await before.answer(1))[0] == "old"
+
+
+async def test_open_sessions_outlive_a_collection_of_garbage(
+    serve: Serve, connect: Connect, bound: asyncio.Event
+) -> None:
+    server = await serve()
+    open_ones = [connect(server) for _ in range(3)]
+    for one in open_ones:
+        await one.hello()
+    bound.clear()
+    async with Wire(server.port) as wire:
+        await wire.call(UNDECODABLE[0])
+        async with asyncio.timeout(ANSWERED):
+            await bound.wait()
+    gc.collect()
+    for one in open_ones:
+        await one.ask(1, "old")
+        assert (await one.answer(1))[0] == "old"
+        await one.end()
+
+
+async def test_no_method_is_registered_apart(serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each such gRPC waits apart, with memory that it frees when its accept loop ends and then writes to."""
+
+    def registered(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("grpc.aio._server.Server.add_registered_method_handlers", registered)
+    client = connect(await serve())
+    await client.hello()
 
 
 @pytest.mark.parametrize("block", REFUSED)

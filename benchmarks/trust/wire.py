@@ -2,17 +2,23 @@
 
 import asyncio
 import struct
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Self
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS, RST_STREAM, SETTINGS, CONTINUATION = 1, 3, 4, 9
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_HEADERS = 4
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
     """One HTTP/2 frame (RFC 9113, 4.1)."""
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def message(data: bytes) -> bytes:
+    """One message of a gRPC call, uncompressed."""
+    return b"\0" + struct.pack(">I", len(data)) + data
 
 
 def literal(name: bytes, value: bytes) -> bytes:
@@ -43,6 +49,7 @@ class Wire:
 
     def __init__(self, port: int) -> None:
         self._port = port
+        self.closed = asyncio.Event()  # set by `reading`
 
     async def __aenter__(self) -> Self:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -64,3 +71,21 @@ class Wire:
         head = await self.reader.readexactly(9)
         payload = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
         return head[3], int.from_bytes(head[5:], "big"), payload
+
+    async def reading(self, talk: Awaitable[None]) -> None:
+        """Run `talk` until it ends or the other side closes; what comes is read and thrown away."""
+
+        async def read() -> None:
+            try:
+                while await self.reader.read(1 << 16):
+                    pass
+            finally:
+                self.closed.set()
+
+        tasks = [asyncio.ensure_future(talk), asyncio.create_task(read())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

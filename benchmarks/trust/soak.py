@@ -1,0 +1,66 @@
+"""One device asks one server for hours, in sessions that are opened anew now and then: memory of both stays flat.
+
+Promises that a run that is interrupted says what it saw so far. The device is this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+from benchmarks.trust.subject import Asker, Server, Subject, resident_mb
+
+EVERY_S = 5.0  # a sample
+QUESTIONS = 300  # of a session
+FLAT = 1.05  # the last third's median to the first's
+WARM = 0.1  # of the run, which does not count: caches fill
+
+
+async def soak(subject: Subject, server: Server, seconds: float) -> dict[str, Any]:
+    """Both sides' memory while questions are asked, one after another; ends early when interrupted (cancelled)."""
+    begun, asked, sessions = time.monotonic(), 0, 0
+    samples: list[tuple[float, float, float]] = []
+    try:
+        while time.monotonic() - begun < seconds:
+            async with subject.session(server.port) as session:
+                sessions += 1
+                asker = Asker(subject, session)
+                while asker.count < QUESTIONS and time.monotonic() - begun < seconds:
+                    await asker.ask()
+                    asked += 1
+                    now = time.monotonic() - begun
+                    if now - (samples[-1][0] if samples else -EVERY_S) >= EVERY_S:
+                        samples.append((now, server.memory_mb, resident_mb(os.getpid())))
+                        told = f"{now:.0f} of {seconds:.0f} s, {asked} questions, server {samples[-1][1]:.0f} MB"
+                        print(f"\r{told}, device {samples[-1][2]:.0f} MB ", end="", file=sys.stderr, flush=True)
+    except asyncio.CancelledError:
+        pass
+    print(file=sys.stderr)
+    return {
+        "seconds": round(time.monotonic() - begun),
+        "questions": asked,
+        "sessions": sessions,
+        **summary(samples),
+    }
+
+
+def summary(samples: list[tuple[float, float, float]]) -> dict[str, Any]:
+    """Memory of both sides from samples of (s, MB of the server, MB of the device)."""
+    kept = [one for one in samples if one[0] >= WARM * samples[-1][0]]
+    if len(kept) < 6:
+        return {"faults": [f"{len(kept)} samples of memory are too few to tell; let it run for a minute or more"]}
+    third = len(kept) // 3
+    found: dict[str, Any] = {}
+    faults = []
+    for column, name in ((1, "server"), (2, "device")):
+        first, last = (statistics.median(one[column] for one in part) for part in (kept[:third], kept[-third:]))
+        slope = statistics.linear_regression([one[0] for one in kept], [one[column] for one in kept]).slope
+        found[f"{name}_mb"] = {"first_third": round(first, 1), "last_third": round(last, 1)}
+        found[f"{name}_mb_an_hour"] = round(slope * 3600, 1)
+        if last > FLAT * first:
+            faults.append(f"the {name}'s memory grew from {first:.0f} to {last:.0f} MB")
+    return {**found, "faults": faults}

@@ -1,0 +1,182 @@
+"""What is attacked: a real server process, and the questions that good devices ask it.
+
+Promises that a wrong answer is told from a right one: what is right is what the server said before anything was done
+to it. Leaves what is done to it to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from device_client.encoder import Encoder, TowerEncoder
+from device_client.fake import FakeEncoder
+from device_client.link import Target
+from device_client.picture import Picture
+from device_client.session import Retry, Session
+from edge_server.fake import FakeLooker
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "tests" / "e2e" / "pictures"
+FAKE = Path("fake")  # in place of a model
+SOON = Retry(losses=20, connects=40, first_s=0.05, most_s=1.0)  # a server that is killed again and again comes back
+
+
+class Fault(Exception):
+    """Something that must hold does not."""
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of a process in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmRSS"))
+
+
+class Server:
+    """A server process on a port of this machine; its log goes to a file."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        self.log = log
+        self._model = model
+        self.port = 0
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.exit_code is None
+
+    @property
+    def memory_mb(self) -> float:
+        return resident_mb(self.pid)
+
+    @property
+    def exit_code(self) -> int | None:
+        return None if self.process is None else self.process.poll()
+
+    @property
+    def log_end(self) -> str:
+        return self.log.read_text(errors="replace")[-500:]
+
+    def start(self, *, stderr: int | None = None) -> None:
+        """Again on the same port. `stderr`: a descriptor instead of the log file."""
+        command = [sys.executable, "-m", "edge_server", "serve", "--model", str(self._model)]
+        if self._model == FAKE:
+            command = [sys.executable, "-m", "benchmarks.trust.fake_server"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port)],
+                cwd=ROOT, stdout=subprocess.PIPE, stderr=log if stderr is None else stderr, text=True,
+                env={**os.environ, "GRPC_VERBOSITY": "NONE"},
+            )  # fmt: skip
+        assert self.process.stdout is not None
+        said = next((line for line in self.process.stdout if line.startswith("listening on ")), None)
+        if said is None:
+            self.process.communicate()
+            raise Fault(f"the server ended with {self.process.returncode} before it listened; {self.log} says why")
+        self.port = int(said.rpartition(":")[2])
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.communicate()
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """SIGTERM; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Fault(f"the server did not end within {timeout_s:g} s of SIGTERM") from None
+        return self.process.returncode
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """A model, the questions about pictures that it is asked, and their right answers once `learn` was called."""
+
+    model: Path
+    folder: Path
+    answers: dict[tuple[Path, str], str] = field(default_factory=dict)
+    _encoders: int = 0
+
+    def __post_init__(self) -> None:
+        self.questions = list(self._questions())
+
+    def _questions(self) -> Iterator[tuple[Path, str]]:
+        if self.model == FAKE:
+            for number in range(3):
+                picture = self.folder / f"{number}.png"
+                Image.new("RGB", (200, 160), (number * 80, 0, 0)).save(picture)
+                yield from ((picture, f"what is it? {count}") for count in range(8))
+        else:
+            for one in json.loads((PICTURES / "questions.json").read_text())[:24]:
+                yield PICTURES / one["image"], one["question"]
+
+    def encoder(self) -> Encoder:
+        if self.model == FAKE:
+            return FakeEncoder(model_id="fake-model", codec_id="fake-codec", packet_bytes=50, rule=FakeLooker().rule)
+        return TowerEncoder.open(self.model)
+
+    def session(self, port: int) -> Session:
+        return Session(Target(address=f"127.0.0.1:{port}"), self.encoder(), retry=SOON)
+
+    async def learn(self, port: int) -> None:
+        """What is right."""
+        async with self.session(port) as session:
+            pictures = {path: session.open(path) for path, _ in self.questions}
+            for path, question in self.questions:
+                self.answers[path, question] = (await session.ask([pictures[path]], question).result()).answer
+        if len(set(self.answers.values())) < 3:
+            raise Fault(f"all {len(self.answers)} questions have one answer, which would hide wrong ones")
+
+    def check(self, path: Path, question: str, answer: str) -> None:
+        if (right := self.answers[path, question]) != answer:
+            raise Fault(f"{question!r} about {path.name} was answered {answer!r}, not {right!r}")
+
+
+@contextmanager
+def serving(model: Path, log: Path) -> Iterator[Server]:
+    server = Server(model, log)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class Asker:
+    """A good device: asks one question after another in one session, and checks the answers."""
+
+    def __init__(self, subject: Subject, session: Session) -> None:
+        self._subject = subject
+        self._session = session
+        self._pictures: dict[Path, Picture] = {}
+        self.count = 0
+
+    async def ask(self) -> float:
+        """One question; the seconds until its answer was whole."""
+        path, question = self._subject.questions[self.count % len(self._subject.questions)]
+        self.count += 1
+        if path not in self._pictures:
+            self._pictures[path] = self._session.open(path)
+        begun = asyncio.get_running_loop().time()
+        report = await self._session.ask([self._pictures[path]], question).result()
+        self._subject.check(path, question, report.answer)
+        return asyncio.get_running_loop().time() - begun

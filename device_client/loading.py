@@ -1,0 +1,59 @@
+"""Loading encoders: one at a time in a process, and nothing that nobody waits for any more.
+
+Promises that sessions which are opened and closed sooner than a model loads leave neither threads nor weights, and
+that weights go with the last thread that used them. Leaves what is loaded to the encoder.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Loadable(Protocol):
+    def load(self) -> None: ...
+    def unload(self) -> None: ...
+
+
+class Loads:
+    """Loads side by side would share the cores and hold all their memory at once."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy = False
+        self._users: Counter[int] = Counter()  # of encoders, by id
+
+    def load(self, encoder: Loadable, closed: Callable[[], bool]) -> bool:
+        """Load for the thread that calls, when its turn comes; False if it was closed before. Raises as `load`."""
+        with self._changed:
+            self._changed.wait_for(lambda: closed() or not self._busy)
+            if closed():
+                return False
+            self._busy = True
+            self._users[id(encoder)] += 1
+        try:
+            encoder.load()
+        except BaseException:
+            self.unload(encoder)
+            raise
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+        return True
+
+    def unload(self, encoder: Loadable) -> None:
+        """The thread that loaded it ends. Others may use the same encoder."""
+        with self._changed:
+            self._users[id(encoder)] -= 1
+            if not self._users[id(encoder)]:
+                del self._users[id(encoder)]
+                encoder.unload()
+
+    def closed(self) -> None:
+        """To call when a thread was closed that may wait for its turn."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+LOADS = Loads()
