@@ -327,6 +327,7 @@ async def _batch(
 ) -> int:
     """The number of lines that failed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     from device_client.waiting import CONSOLE, Doing
 
@@ -343,7 +344,7 @@ async def _batch(
                 task = progress.add_task("asking", total=len(lines), completed=done)
 
                 def complain(text: str) -> None:
-                    progress.console.print(one_line(text), style="red", markup=False, soft_wrap=True)
+                    progress.console.print(Text(one_line(text), style="red"), soft_wrap=True)
 
                 try:
                     async for answered in batches.run(

@@ -6,6 +6,7 @@ Promises that every number was measured in this run, or is None. Leaves showing 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from device_client.meter import Traffic
 from device_client.picture import Picture
 from shared.model.views import ViewRule, plan
 
+MOST_MS = 1e9  # a server's figure beyond 11 days is none
 QUALITY = 75  # Pillow's default for JPEG, and what most programs write
 
 
@@ -32,7 +34,7 @@ class Report:
     views_sent: int
     features: int  # visual features of its pictures that the model saw
     reconnects: int  # how often the link was lost on the way
-    timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server begin with server_
+    timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server, server_…, may be NaN
     usage: dict[str, int] = field(default_factory=dict)
     mode: str = "features"  # or image, and then how
     image_codec: str | None = None
@@ -60,6 +62,15 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+
+def plausible(ms: float) -> float:
+    """A server's figure, NaN where it cannot be one: text then says "?", JSON null.
+
+    >>> [plausible(ms) for ms in (1.5, -1.0, float("inf"), 3e38)]
+    [1.5, nan, nan, nan]
+    """
+    return ms if 0 <= ms <= MOST_MS else math.nan
 
 
 def spent(before: Traffic | None, after: Traffic | None) -> tuple[int | None, int | None]:

@@ -4,6 +4,17 @@ Promises a file's name before the system's word about it, instead of a number th
 codes and what to do next to the commands.
 """
 
+LONGEST = 1000  # characters of what another machine says
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """What somebody else wrote, in at most ``most`` characters.
+
+    >>> shortened("abc" * 500, 40)
+    'abcabcab… (1500 characters)'
+    """
+    return text if len(text) <= most else f"{text[: most - 32]}… ({len(text)} characters)"
+
 
 def sentence(error: BaseException) -> str:
     """

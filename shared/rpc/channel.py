@@ -46,10 +46,13 @@ SPARING: Options = [
 
 @dataclass(frozen=True, kw_only=True)
 class Keepalive:
-    """Pings that find out about a link that died silently, as mobile links do. Milliseconds."""
+    """Pings that find out about a link that died silently, as mobile links do. Milliseconds.
+
+    Such a link is heard of after `client_every` or `server_every`, and `timeout` more.
+    """
 
     client_every: int = 20_000
-    server_every: int = 30_000
+    server_every: int = 22_000  # a little later, so that a device's ping is the only one
     timeout: int = 10_000
     permitted_every: int = 10_000  # a server cuts a client that pings more often
 
@@ -59,6 +62,17 @@ class Keepalive:
                 f"keepalive every {self.client_every} ms is more often than the {self.permitted_every} ms "
                 "that the server permits; raise client_every or lower permitted_every"
             )
+
+    def options(self, every: int) -> Options:
+        """Of the side that pings when it has heard nothing for `every`."""
+        return [
+            ("grpc.keepalive_time_ms", every),
+            ("grpc.keepalive_timeout_ms", 3 * self.timeout),  # for the kernel: what it sent has to be acknowledged
+            # For replies to pings. gRPC never begins to count the keepalive timeout, so this counts, by itself 60 s.
+            ("grpc.http2.ping_timeout_ms", self.timeout),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
 
 
 KEEPALIVE = Keepalive()
@@ -154,10 +168,7 @@ def client_options(keepalive: Keepalive = KEEPALIVE, *, proxy: bool = True) -> O
     return [
         ("grpc.max_send_message_length", UP_BYTES),
         ("grpc.max_receive_message_length", DOWN_BYTES),
-        ("grpc.keepalive_time_ms", keepalive.client_every),
-        ("grpc.keepalive_timeout_ms", keepalive.timeout),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
+        *keepalive.options(keepalive.client_every),
         *SPARING,
         ("grpc.http2.lookahead_bytes", ANSWER_WINDOW),
         (
@@ -175,10 +186,7 @@ def server_options(keepalive: Keepalive = KEEPALIVE) -> Options:
     return [
         ("grpc.max_send_message_length", DOWN_BYTES),
         ("grpc.max_receive_message_length", UP_BYTES),
-        ("grpc.keepalive_time_ms", keepalive.server_every),
-        ("grpc.keepalive_timeout_ms", keepalive.timeout),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
+        *keepalive.options(keepalive.server_every),
         *SPARING,
         # A widely copied spelling with `recv` in it is ignored, and pinging clients are then cut.
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive.permitted_every),

@@ -93,7 +93,7 @@ async def test_a_full_server(elsewhere: Elsewhere) -> None:
 
 async def test_a_server_that_stops(elsewhere: Elsewhere) -> None:
     server = await elsewhere.serve()
-    server.service.close()
+    await server.service.close(0)
     assert await heard(Target(address=server.address)) == {("STOPPING", NO_SERVER): 2 * TIMES}
 
 
