@@ -192,7 +192,7 @@ def from_call(error: grpc.aio.AioRpcError) -> TofcError:
     metadata = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
     reason = _known(metadata.get(REASON_METADATA, ""))
     details = shortened(error.details() or "")
-    if not reason and details.startswith(_TOO_LARGE):
+    if not reason and _TOO_LARGE in details:
         return TofcError(f"The server sent a message that is too large ({details}); update the older side.")
     kind = BY_STATUS.get(error.code(), TofcError)
     if reason or not details:
