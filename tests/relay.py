@@ -22,6 +22,7 @@ class Relay:
         self.carried = 0  # bytes, from clients to the server
         self.cuts: list[int] = []  # each time so many were carried, the link is cut
         self._to, self._rate, self._delay_s = port, rate, delay_s
+        self.dies_at: int | None = None  # when so many were carried
         self._dead = False
         self._sockets: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,6 +90,8 @@ class Relay:
                 await asyncio.sleep(free_at - loop.time())
                 late.put_nowait((loop.time() + self._delay_s, data))
                 self.carried += len(data) * up
+                if self.dies_at is not None and self.carried >= self.dies_at:
+                    self.die()
                 if self.cuts and self.carried >= self.cuts[0]:
                     del self.cuts[0]
                     self.cut()

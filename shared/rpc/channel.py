@@ -34,6 +34,8 @@ LEAST_TOKEN = 16  # characters; a guessable token is none
 # time it writes; asked for less, it does so only once the difference is used up.)
 ANSWER_WINDOW = 2 * 1024
 
+KERNEL = 3  # times the patience with pings
+
 Options = list[tuple[str, int | str]]
 Metadata = tuple[tuple[str, str], ...]
 
@@ -53,7 +55,7 @@ class Keepalive:
 
     client_every: int = 20_000
     server_every: int = 22_000  # a little later, so that a device's ping is the only one
-    timeout: int = 10_000
+    timeout: int = 10_000  # for the reply to a ping
     permitted_every: int = 10_000  # a server cuts a client that pings more often
 
     def __post_init__(self) -> None:
@@ -67,9 +69,12 @@ class Keepalive:
         """Of the side that pings when it has heard nothing for `every`."""
         return [
             ("grpc.keepalive_time_ms", every),
-            ("grpc.keepalive_timeout_ms", 3 * self.timeout),  # for the kernel: what it sent has to be acknowledged
-            # For replies to pings. gRPC never begins to count the keepalive timeout, so this counts, by itself 60 s.
+            # In which a ping must be replied to. gRPC does not begin to count what it calls the keepalive timeout
+            # (its PR 39239); this one it counts, by itself 60 s.
             ("grpc.http2.ping_timeout_ms", self.timeout),
+            # This goes to the kernel: how long what it sent may be unacknowledged, as it is while a question of many
+            # kilobytes goes up a slow link.
+            ("grpc.keepalive_timeout_ms", KERNEL * self.timeout),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]
