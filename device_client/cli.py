@@ -454,7 +454,7 @@ def _exit_codes() -> Iterator[None]:
         yield
     except BrokenPipeError:  # nobody reads any more: `Program` ends quietly
         raise
-    except (ValueError, OSError, EncoderError, TofcError) as error:
+    except (ValueError, OSError, EncoderError, TofcError, MemoryError) as error:
         note(f"device-client: {sentence(error)}")
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
 from device_client.pace import Flight, Pace
 from device_client.stream import LOST, Stream
+from shared.out_of_memory import out_of_memory
 from shared.rpc.channel import (
     CHUNK_BYTES,
     CONNECT_S,
@@ -39,7 +40,7 @@ from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.unreachable import Dialled, short
 from shared.rpc.version import software_version
-from shared.sentence import shortened
+from shared.sentence import sentence, shortened
 
 BATCH_BYTES = CHUNK_BYTES  # of what leaves as one message: a cancel soon gets its turn
 CONVERSATIONS = 8  # the last ones, which a server keeps as the protocol says; it tells when it does not
@@ -281,7 +282,8 @@ class Link:
                 lost = isinstance(error, UnavailableError)
                 failure = LinkLost(f"the link was lost ({short(error.message)})") if lost else error
         except Exception as error:  # whatever it was, nobody may wait for ever
-            failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
+            told = sentence(MemoryError(str(error))) if out_of_memory(error) else f"{ReplyError.sentence} ({error!r})"
+            failure = error if isinstance(error, ReplyError) else ReplyError(told)
             self._stream.cancel()
         self.end(failure)
 

@@ -92,7 +92,7 @@ def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
     """Re-encode pictures with Pillow at `input_size`, quality 75. Sizes add up over the pictures.
 
     None for what these formats cannot hold (WebP ends at 16383 px a side), or the model's views (a picture may be
-    narrower than they allow where its file is sent scaled down).
+    narrower than they allow where its file is sent scaled down), and where memory is short.
     """
     jpeg = webp = 0
     sizes = []
@@ -104,7 +104,7 @@ def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
             image = picture.image if same else picture.image.resize(size, Image.Resampling.BILINEAR)
             jpeg += _encoded(image, "JPEG")
             webp += _encoded(image, "WEBP")
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemoryError):  # a picture that was answered needs no comparison
             return None
         sizes.append(size)
     files = [picture.file_bytes for picture in pictures]

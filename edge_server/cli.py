@@ -18,6 +18,7 @@ from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings,
 from shared.command import Program
 from shared.install import install
 from shared.model.threads import MOST_THREADS
+from shared.out_of_memory import out_of_memory
 from shared.rpc.channel import CONNECT_S, ClientSecurity, dial, read_token
 from shared.rpc.errors import DeadlineError, InternalError, TofcError, UnavailableError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
@@ -148,6 +149,11 @@ def serve(
         raise
     except (TofcError, ValueError, OSError, ModuleNotFoundError) as error:  # Checkpoint-, CodecError are ValueErrors
         _give_up(error)
+    except Exception as error:  # at loading, for instance; while sessions are served they hear of it
+        if not out_of_memory(error):
+            raise
+        note(f"edge-server: {sentence(MemoryError(str(error)))}")
+        raise typer.Exit(1) from None
 
 
 @app.command(epilog=EXIT_CODES)

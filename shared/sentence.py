@@ -26,6 +26,8 @@ def sentence(error: BaseException) -> str:
     >>> sentence(ValueError("0 is too little"))
     '0 is too little'
     """
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({str(error) or 'of this machine'}); end other programs, or take less at once"
     if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
         told = error.strerror[0].lower() + error.strerror[1:]
         return told if error.filename is None else f"{error.filename}: {told}"

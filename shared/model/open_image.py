@@ -28,6 +28,7 @@ from shared.model.quiet import quiet, quiet_stderr
 from shared.model.tones import low_bytes, rgb
 from shared.model.views import MAX_PIXELS, ImageError
 from shared.model.whole import ended, lacks_rows
+from shared.out_of_memory import out_of_memory
 
 #: of Pillow's many decoders only those of pictures people have; some of the others run programs
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
@@ -63,9 +64,9 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
             file.seek(0)
             said = remedy(file.read(1024)) or "is not a picture in a format that can be read; use JPEG, PNG or WebP"
             raise ImageError(f"{shown} {said}") from None
-        except MemoryError:
-            raise ImageError(f"{shown} needs more memory than is free; scale it down first") from None
         except Exception as error:  # decoders of damaged files raise many kinds, and the file is a stranger's
+            if out_of_memory(error):
+                raise ImageError(f"{shown} needs more memory than is free; scale it down first") from None
             said = " ".join(str(error).split())
             raise ImageError(f"{shown} is damaged or truncated ({said}); save it again") from error
         if _version(file) != before:
