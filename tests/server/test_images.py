@@ -480,7 +480,7 @@ async def test_files_in_line_are_bounded_by_the_pictures_memory(
     assert (response.error.request, response.error.reason) == (1, "CACHE_FULL")
     gate.set()
     await client.end()
-    await forgotten(server)
+    await until(lambda: server.service.pictures.size == 2 * (OVERHEAD + 4))
 
 
 async def test_half_a_file_takes_no_memory_once_its_picture_was_let_go(serve: Serve, connect: Connect) -> None:

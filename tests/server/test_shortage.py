@@ -176,6 +176,7 @@ from edge_server.images import CODECS, read_views
 from shared.model.open_image import open_image
 from shared.model.views import ViewRule
 from shared.rpc.tofc.v1 import tofc_pb2
+rule = ViewRule(global_size=336, crop_size=224, max_side=1344)
 side, codec, path = 4000, sys.argv[1], Path(sys.argv[2])
 small = io.BytesIO()
 Image.new("RGB", (8, 8)).save(small, codec)  # what is loaded late is loaded
@@ -185,7 +186,7 @@ kind = next(number for number, name in CODECS.items() if name == codec)
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + (24 << 20), -1))
 try:
-    read_views(data, tofc_pb2.Image(format=kind, width=side, height=side), ViewRule(global_size=336, crop_size=224, max_side=1344), 10**8)
+    read_views(data, tofc_pb2.Image(format=kind, width=side, height=side), rule, 10**8)
 except MemoryError:
     print("server: memory")
 try:
