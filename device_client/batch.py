@@ -127,7 +127,7 @@ async def run(
             answer = session.ask(pictures, line.question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
             report = await answer.result()
             outcome = {key: value for key, value in report.to_json().items() if key != "question"}
-        except (ValueError, OSError, EncoderError, TofcError) as error:
+        except (ValueError, OSError, EncoderError, TofcError, MemoryError) as error:
             gone = getattr(error, "reason", "") == NOT_BACK  # this line may be good: --resume asks it again
             if gone or (exit_code(error) == NO_SERVER and not await _still_there(session, timeout_s)):
                 raise

@@ -327,6 +327,7 @@ async def _batch(
 ) -> int:
     """The number of lines that failed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
     from device_client.waiting import CONSOLE, Doing
 
@@ -343,7 +344,7 @@ async def _batch(
                 task = progress.add_task("asking", total=len(lines), completed=done)
 
                 def complain(text: str) -> None:
-                    progress.console.print(one_line(text), style="red", markup=False, soft_wrap=True)
+                    progress.console.print(Text(one_line(text), style="red"), soft_wrap=True)
 
                 try:
                     async for answered in batches.run(
@@ -453,7 +454,7 @@ def _exit_codes() -> Iterator[None]:
         yield
     except BrokenPipeError:  # nobody reads any more: `Program` ends quietly
         raise
-    except (ValueError, OSError, EncoderError, TofcError) as error:
+    except (ValueError, OSError, EncoderError, TofcError, MemoryError) as error:
         note(f"device-client: {sentence(error)}")
         raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt:

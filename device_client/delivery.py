@@ -97,9 +97,10 @@ class Delivery:
             state = await self._state if patient else pb.PictureState()
             if state.complete:
                 return
-            self._missing -= len(state.views)
+            there = {index for index in state.views if index < picture.n_views}
+            self._missing -= len(there)
             for index in range(picture.n_packets):
-                if index in state.views and not picture.form:
+                if index in there and not picture.form:
                     continue
                 known = index < len(picture.packets)
                 encoded = await self._encoder.view(picture, index)

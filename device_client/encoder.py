@@ -30,6 +30,7 @@ from shared.model.checkpoint import Checkpoint
 from shared.model.room import RoomError
 from shared.model.threads import use_threads, wait_asleep
 from shared.model.views import View, ViewRule, views
+from shared.out_of_memory import out_of_memory
 from shared.terminal import one_line
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ class TowerEncoder:
             self._tower = Tower(self._checkpoint, dtype, self._compute.device)
         except (ValueError, RoomError) as error:  # the model's fault, not that of the picture that is waiting
             raise EncoderError(str(error)) from error
-        except (RuntimeError, MemoryError) as error:  # what torch raises when an accelerator's memory is short
-            raise EncoderError(f"the vision tower could not be loaded ({error})") from error
+        except (RuntimeError, MemoryError) as error:
+            said = _short_of_memory(error, "the vision tower") or f"the vision tower could not be loaded ({error})"
+            raise EncoderError(said) from error
 
     def unload(self) -> None:
         self._tower = self._codec = None
@@ -247,7 +249,8 @@ class EncoderThread:
                 if isinstance(error, EncoderError) or not isinstance(error, (RuntimeError, MemoryError, ValueError)):
                     raise
                 # What torch raises when memory is short, for instance, or the codec for features that are none.
-                raise EncoderError(f"{picture.source} could not be encoded ({error})") from error
+                said = _short_of_memory(error, picture.source) or f"{picture.source} could not be encoded ({error})"
+                raise EncoderError(said) from error
         if len(picture.packets) == picture.n_packets:
             picture.steps = picture.image = None
         return picture.packets[index]
@@ -271,6 +274,16 @@ class EncoderThread:
             self.doing = ""
         if self._loaded:
             LOADS.unload(self.encoder)
+
+
+def _short_of_memory(error: Exception, what: str) -> str:
+    """What to say if that was it; else nothing."""
+    if not out_of_memory(error):
+        return ""
+    return (
+        f"this device has not enough memory for {what}; end other programs, or take a smaller picture, a smaller type "
+        "of number (--dtype) or fewer threads (--threads)"
+    )
 
 
 def _ms_since(begun: float) -> float:

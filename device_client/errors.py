@@ -48,14 +48,14 @@ def exit_code(error: BaseException) -> int:
     """The exit code of a command that ended with ``error``.
 
     Wrong use is every ``ValueError`` (pictures, checkpoints, addresses and settings raise those) and every
-    ``OSError`` (a file that cannot be read or written).
+    ``OSError`` (a file that cannot be read or written), and memory that this device does not have.
 
     >>> exit_code(UseError("the question is empty"))
     2
     """
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    if isinstance(error, (ValueError, OSError, EncoderError)):
+    if isinstance(error, (ValueError, OSError, EncoderError, MemoryError)):
         return WRONG_USE
     if isinstance(error, TofcError):
         return NO_SERVER if error.status in _SERVER_TROUBLE else REFUSED

@@ -19,10 +19,12 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from device_client.allowance import Allowance
 from device_client.errors import ReplyError
 from device_client.meter import Meter, Traffic, attach
 from device_client.pace import Flight, Pace
 from device_client.stream import LOST, Stream
+from shared.out_of_memory import out_of_memory
 from shared.rpc.channel import (
     CHUNK_BYTES,
     CONNECT_S,
@@ -38,6 +40,7 @@ from shared.rpc.tofc.v1 import tofc_pb2 as pb
 from shared.rpc.tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from shared.rpc.unreachable import Dialled, short
 from shared.rpc.version import software_version
+from shared.sentence import sentence, shortened
 
 BATCH_BYTES = CHUNK_BYTES  # of what leaves as one message: a cancel soon gets its turn
 CONVERSATIONS = 8  # the last ones, which a server keeps as the protocol says; it tells when it does not
@@ -86,6 +89,7 @@ class Link:
         self.failure: TofcError | None = None
         # In flight, as the server counts them; one that was given up has no queue any more.
         self.questions: dict[int, asyncio.Queue[Event] | None] = {}
+        self._allowances: dict[int, Allowance] = {}
         self.pictures: dict[int, PictureListener] = {}  # by ref
         # Their last question's number. Least recently used first, as the server keeps them.
         self._conversations: OrderedDict[Conversation, int] = OrderedDict()
@@ -180,10 +184,15 @@ class Link:
         self.send(image_chunks=[pb.ImageChunk(ref=ref, offset=offset, total=len(data) if begins else 0, data=piece)])
         return len(piece)
 
-    async def new_question(self) -> tuple[int, asyncio.Queue[Event]]:
-        """A request number and the queue that everything about it comes to, as soon as the server takes one more."""
+    async def new_question(self, *, most_tokens: int = 0, pictures: int = 0) -> tuple[int, asyncio.Queue[Event]]:
+        """A request number and the queue that everything about it comes to, as soon as the server takes one more.
+
+        ``most_tokens``: of its answer, 0 for as many as the server allows.
+        """
         await self._slots.acquire()
         self._last_request += 1
+        allowance = Allowance(most_tokens=most_tokens or self.limits.new_tokens, pictures=pictures)
+        self._allowances[self._last_request] = allowance
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self.questions[self._last_request] = queue
         return self._last_request, queue
@@ -219,6 +228,7 @@ class Link:
     def _over(self, request: int) -> asyncio.Queue[Event] | None:
         """The question takes no place any more; returns who listened."""
         self._slots.release()
+        del self._allowances[request]
         return self.questions.pop(request)
 
     async def close(self) -> None:
@@ -272,7 +282,8 @@ class Link:
                 lost = isinstance(error, UnavailableError)
                 failure = LinkLost(f"the link was lost ({short(error.message)})") if lost else error
         except Exception as error:  # whatever it was, nobody may wait for ever
-            failure = error if isinstance(error, ReplyError) else ReplyError(f"{ReplyError.sentence} ({error!r})")
+            told = sentence(MemoryError(str(error))) if out_of_memory(error) else f"{ReplyError.sentence} ({error!r})"
+            failure = error if isinstance(error, ReplyError) else ReplyError(told)
             self._stream.cancel()
         self.end(failure)
 
@@ -294,6 +305,8 @@ class Link:
             if event.request not in self.questions:
                 return
             over = kind in ("done", "error")
+            if not over:
+                self._allowances[event.request].take(event)
             queue = self._over(event.request) if over else self.questions[event.request]
             if queue is not None:
                 queue.put_nowait(from_message(event) if kind == "error" else event)
@@ -354,7 +367,7 @@ def _check_ids(welcome: pb.Welcome, model_id: str, codec_id: str) -> None:
     for what, ours, theirs in (("model", model_id, welcome.model_id), ("codec", codec_id, welcome.codec_id)):
         if ours != theirs:
             raise MismatchError(
-                f"the server runs {what} {theirs}, this device {ours}; give both sides halves of one checkpoint "
-                "(--model PATH)",
+                f"the server runs {what} {shortened(theirs, 64)}, this device {ours}; give both sides halves of one "
+                "checkpoint (--model PATH)",
                 reason=f"{what.upper()}_MISMATCH",
             )

@@ -6,6 +6,7 @@ Promises that every number was measured in this run, or is None. Leaves showing 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from device_client.meter import Traffic
 from device_client.picture import Picture
 from shared.model.views import ViewRule, plan
 
+MOST_MS = 1e9  # a server's figure beyond 11 days is none
 QUALITY = 75  # Pillow's default for JPEG, and what most programs write
 
 
@@ -32,7 +34,7 @@ class Report:
     views_sent: int
     features: int  # visual features of its pictures that the model saw
     reconnects: int  # how often the link was lost on the way
-    timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server begin with server_
+    timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server, server_…, may be NaN
     usage: dict[str, int] = field(default_factory=dict)
     mode: str = "features"  # or image, and then how
     image_codec: str | None = None
@@ -62,6 +64,15 @@ class Comparison:
         return asdict(self)
 
 
+def plausible(ms: float) -> float:
+    """A server's figure, NaN where it cannot be one: text then says "?", JSON null.
+
+    >>> [plausible(ms) for ms in (1.5, -1.0, float("inf"), 3e38)]
+    [1.5, nan, nan, nan]
+    """
+    return ms if 0 <= ms <= MOST_MS else math.nan
+
+
 def spent(before: Traffic | None, after: Traffic | None) -> tuple[int | None, int | None]:
     """(up, down) between two readings; None where one of them is missing."""
     if before is None or after is None:
@@ -81,7 +92,7 @@ def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
     """Re-encode pictures with Pillow at `input_size`, quality 75. Sizes add up over the pictures.
 
     None for what these formats cannot hold (WebP ends at 16383 px a side), or the model's views (a picture may be
-    narrower than they allow where its file is sent scaled down).
+    narrower than they allow where its file is sent scaled down), and where memory is short.
     """
     jpeg = webp = 0
     sizes = []
@@ -93,7 +104,7 @@ def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
             image = picture.image if same else picture.image.resize(size, Image.Resampling.BILINEAR)
             jpeg += _encoded(image, "JPEG")
             webp += _encoded(image, "WEBP")
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemoryError):  # a picture that was answered needs no comparison
             return None
         sizes.append(size)
     files = [picture.file_bytes for picture in pictures]

@@ -27,25 +27,48 @@ class Piece:
 
 @dataclass(kw_only=True)
 class _Strand:
-    """The answer, or the thinking."""
+    """The answer, or the thinking. Each piece costs its own length, however much was said before."""
 
     thinking: bool
-    text: str = ""  # what this attempt has said
-    shown: str = ""  # what the person has seen
+    _said: list[str] = field(default_factory=list)  # by this attempt
+    _shown: str = ""  # by an earlier one, and so far repeated up to `_at`
+    _at: int = 0
+
+    @property
+    def text(self) -> str:
+        """What this attempt has said."""
+        return "".join(self._said)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the person has seen anything."""
+        return bool(self._said or self._shown)
+
+    def become(self, text: list[str]) -> None:
+        """All of this was said, and seen."""
+        self._said, self._shown, self._at = text, "", 0
+
+    def restart(self) -> None:
+        """The question is asked again."""
+        self._shown, self._at, self._said = self.text + self._shown[self._at :], 0, []
 
     def take(self, text: str) -> list[Piece]:
         """The new part of what is repeated; all of it, with ``again``, where it leaves what was shown."""
-        self.text += text
-        if self.shown.startswith(self.text):
-            return []
-        again = not self.text.startswith(self.shown)
-        new = self.text if again else self.text[len(self.shown) :]
-        self.shown = self.text
-        return [Piece(text=new, thinking=self.thinking, again=again)]
+        self._said.append(text)
+        if self._at < len(self._shown):
+            if self._shown.startswith(text, self._at):
+                self._at += len(text)
+                return []
+            rest, self._shown, self._at = self._shown[self._at :], "", 0
+            if not text.startswith(rest):
+                return [Piece(text=self.text, thinking=self.thinking, again=True)]
+            text = text[len(rest) :]
+        return [Piece(text=text, thinking=self.thinking)]
 
     def end(self) -> list[Piece]:
         """What is to be corrected: asked again, it came out shorter."""
-        return [] if self.shown == self.text else [Piece(text=self.text, thinking=self.thinking, again=True)]
+        shorter = self._at < len(self._shown)
+        return [Piece(text=self.text, thinking=self.thinking, again=True)] if shorter else []
 
 
 @dataclass(kw_only=True)
@@ -54,21 +77,23 @@ class Transcript:
 
     answer: _Strand = field(default_factory=lambda: _Strand(thinking=False))
     thinking: _Strand = field(default_factory=lambda: _Strand(thinking=True))
-    _all: str = ""  # of this attempt, in the order in which it came
+    _all: list[str] = field(default_factory=list)  # of this attempt, in the order in which it came
 
     def restart(self) -> None:
         """The question is asked again."""
-        self._all = self.answer.text = self.thinking.text = ""
+        self._all = []
+        self.answer.restart()
+        self.thinking.restart()
 
     def take(self, token: pb.Token) -> list[Piece]:
         """What is new to the person."""
         pieces = []
         if token.anew:
-            if self.answer.shown:
+            if self.answer.seen:
                 pieces.append(Piece(text="", anew=True))
-            self.thinking.text = self.thinking.shown = self._all  # seen, though as the answer
-            self.answer.text = self.answer.shown = ""
-        self._all += token.text
+            self.thinking.become(list(self._all))  # seen, though as the answer
+            self.answer.become([])
+        self._all.append(token.text)
         if token.text:
             pieces += (self.thinking if token.thinking else self.answer).take(token.text)
         return pieces

@@ -21,6 +21,7 @@ from edge_server.images import Darkroom
 from edge_server.outbox import Outbox
 from edge_server.pictures import Picture
 from edge_server.settings import MOST_TURNS, SessionLimits
+from edge_server.shortage import shortage
 from edge_server.text import Decode
 from edge_server.thinking import Marks, Part, Speech
 from shared.model.generation import GREEDY, Defaults
@@ -158,10 +159,13 @@ class Question:
         except TofcError as error:
             await self._fail(error, outbox)
             outcome = error.reason
-        except Exception:
-            log.exception("%s question %d failed", session, self.number)
-            await self._fail(InternalError(), outbox)
-            outcome = InternalError.reason
+        except Exception as error:
+            told: TofcError | None = shortage(error, f"question {self.number} of {session}")
+            if told is None:
+                log.exception("%s question %d failed", session, self.number)
+                told = InternalError()
+            await self._fail(told, outbox)
+            outcome = told.reason
         finally:
             log.info(
                 "%s question %d: %d pictures, %d prompt tokens (%d visual), %d new tokens (%d thinking), %.0f ms, %s",

@@ -18,11 +18,12 @@ from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings,
 from shared.command import Program
 from shared.install import install
 from shared.model.threads import MOST_THREADS
+from shared.out_of_memory import out_of_memory
 from shared.rpc.channel import CONNECT_S, ClientSecurity, dial, read_token
-from shared.rpc.errors import DeadlineError, TofcError, UnavailableError, UnsafeAddressError, from_call
+from shared.rpc.errors import DeadlineError, InternalError, TofcError, UnavailableError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.unreachable import Dialled
-from shared.sentence import sentence
+from shared.sentence import sentence, shortened
 from shared.terminal import note, one_line, say
 from shared.text import read_pem
 
@@ -148,6 +149,11 @@ def serve(
         raise
     except (TofcError, ValueError, OSError, ModuleNotFoundError) as error:  # Checkpoint-, CodecError are ValueErrors
         _give_up(error)
+    except Exception as error:  # at loading, for instance; while sessions are served they hear of it
+        if not out_of_memory(error):
+            raise
+        note(f"edge-server: {sentence(MemoryError(str(error)))}")
+        raise typer.Exit(1) from None
 
 
 @app.command(epilog=EXIT_CODES)
@@ -171,7 +177,7 @@ def info(
         _give_up(error)
     for field in found.DESCRIPTOR.fields:
         if field.name != "limits":
-            say(one_line(f"{field.name}: {getattr(found, field.name)}"))
+            say(one_line(f"{field.name}: {shortened(getattr(found, field.name))}"))
     for field in found.limits.DESCRIPTOR.fields:
         say(f"limits.{field.name}: {getattr(found.limits, field.name)}")
 
@@ -210,11 +216,13 @@ async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInf
     async with dial(address, security) as channel:
         stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
         try:
-            found: tofc_pb2.GetServerInfoResponse = await stub.GetServerInfo(
+            found: tofc_pb2.GetServerInfoResponse | None = await stub.GetServerInfo(
                 tofc_pb2.GetServerInfoRequest(), timeout=CONNECT_S, metadata=security.metadata
             )
         except grpc.aio.AioRpcError as error:
             raise _unanswered(address, security, from_call(error)) from error
+    if found is None:  # gRPC's word for bytes that are no such message
+        raise InternalError(f"what {address} answered cannot be read; update the older of server and this command")
     return found
 
 

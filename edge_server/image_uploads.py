@@ -10,8 +10,9 @@ import asyncio
 from edge_server.images import Darkroom
 from edge_server.pictures import ImageFile, Picture, PictureCache
 from edge_server.settings import SessionLimits
+from edge_server.shortage import shortage
 from shared.rpc.channel import CHUNK_BYTES
-from shared.rpc.errors import InvalidRequestError
+from shared.rpc.errors import InvalidRequestError, LimitError
 from shared.rpc.tofc.v1 import tofc_pb2
 
 OFFERED = 8  # files that arrive for one picture, of which the longest is offered to who lost a link: one is usual
@@ -36,7 +37,8 @@ class ImageUploads:
     ) -> int:
         """Keep a chunk; with the last one the file is developed by a task of `group`, when there is a place.
 
-        Returns the views that begin to be made. Raises InvalidRequestError, LimitError; the task CorruptPacketError.
+        Returns the views that begin to be made. Raises InvalidRequestError, LimitError, MemoryError; the task
+        CorruptPacketError. Where there is no memory to develop the file, questions about the picture hear it.
         """
         if self._darkroom is None or not announced.HasField("image"):
             raise InvalidRequestError(
@@ -67,8 +69,25 @@ class ImageUploads:
             places.release()
 
         # Not inside the task: one that is cancelled before its first step runs nothing of it.
-        group.create_task(self._darkroom.develop(announced, bytes(file.data))).add_done_callback(over)
+        group.create_task(self._develop(self._darkroom, announced, picture, file)).add_done_callback(over)
         return picture.count
+
+    async def _develop(
+        self, darkroom: Darkroom, announced: tofc_pb2.Picture, picture: Picture, file: ImageFile
+    ) -> None:
+        try:
+            await darkroom.develop(announced, bytes(file.data))
+        except Exception as error:
+            size = f"{announced.image.width} x {announced.image.height} px"
+            if (told := shortage(error, f"a picture of {size}")) is None:
+                raise
+            self._pictures.lose(picture, told)
+
+    def lose(self, ref: int, announced: tofc_pb2.Picture, error: LimitError) -> None:
+        """There is no room for what comes of a file."""
+        self._drop(ref)
+        if (picture := self._pictures.get(announced.picture_id, (announced.rows, announced.columns))) is not None:
+            self._pictures.lose(picture, error)
 
     def close(self, *, lost: bool) -> None:
         """The session sends nothing any more. ``lost``: its link was, and its device may come back for the rest."""
@@ -93,7 +112,11 @@ class ImageUploads:
         if chunk.offset != len(file.data) or chunk.offset + len(chunk.data) > file.total:
             raise _out_of_order(chunk, f"{len(file.data)} of {file.total} are there")
         self._pictures.reserve(len(chunk.data))
-        file.add(chunk.data)
+        try:
+            file.add(chunk.data)
+        except MemoryError:
+            self._pictures.free(len(chunk.data))
+            raise
         if len(file.data) < file.total:
             return None
         self._take(chunk.ref)

@@ -23,7 +23,7 @@ from edge_server.pictures import Picture, PictureCache
 from edge_server.settings import SessionLimits
 from shared.model.image_file import ImageFileError, decompress, require
 from shared.model.views import ImageError, ViewRule, plan, views
-from shared.rpc.errors import CorruptPacketError, InvalidRequestError, LimitError, MismatchError
+from shared.rpc.errors import CorruptPacketError, InvalidRequestError, MismatchError
 from shared.rpc.tofc.v1 import tofc_pb2
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def check_image(announced: tofc_pb2.Picture, limits: SessionLimits, rule: ViewRu
 
 
 def read_views(data: bytes, image: tofc_pb2.Image, rule: ViewRule, max_pixels: int) -> list[NDArray[np.float32]]:
-    """The pixels [3, S, S] of every view of an announced image. Raises CorruptPacketError, LimitError."""
+    """The pixels [3, S, S] of every view of an announced image. Raises CorruptPacketError, MemoryError."""
     try:
         opened = decompress(data, CODECS[image.format], max_pixels=max_pixels)
         if opened.size != (image.width, image.height):
@@ -116,12 +116,6 @@ def read_views(data: bytes, image: tofc_pb2.Image, rule: ViewRule, max_pixels: i
                 f"the file is {opened.width} x {opened.height} px, announced were {image.width} x {image.height}",
             )
         return [view.pixels for view in views(opened, rule)]
-    except MemoryError:
-        raise LimitError(
-            f"the server has not enough memory for a picture of {image.width} x {image.height} px at the moment; ask "
-            "again later, or scale it down",
-            reason="NO_MEMORY",
-        ) from None
     except ImageFileError as error:
         raise CorruptPacketError(f"{error}; send the picture again", reason=error.reason) from None
 
@@ -142,7 +136,7 @@ class Darkroom:
     async def develop(self, announced: tofc_pb2.Picture, file: bytes) -> None:
         """Put every view of a file into its picture; those that another session's file filled are left alone.
 
-        Stops where the picture is held no more. Raises CorruptPacketError, LimitError.
+        Stops where the picture is held no more. Raises CorruptPacketError, LimitError, MemoryError.
         """
         async with self._turn:
             if (held := self._unfinished(announced)) is None:

@@ -55,6 +55,7 @@ class Picture:
         self._views: list[NDArray[np.float32] | None] = [None] * (rows * columns + 1)
         self._missing = len(self._views)
         self._complete = asyncio.Event()
+        self._lost: LimitError | None = None
 
     @property
     def count(self) -> int:
@@ -93,8 +94,10 @@ class Picture:
         return self._views[index] is not None
 
     async def wait(self) -> None:
-        """Until every view is in."""
+        """Until every view is in. Raises LimitError when that will not be: see `PictureCache.lose`."""
         await self._complete.wait()
+        if self._lost is not None:
+            raise LimitError(self._lost.message, reason=self._lost.reason)  # each its own: they have tracebacks
 
     def _fill(self, index: int, view: NDArray[np.float32], decode_ms: float) -> None:
         self._views[index] = view
@@ -193,6 +196,12 @@ class PictureCache:
             if self._pictures.get(picture.picture_id) is picture:
                 self.size -= len(picture.left.data)
             picture.left = None
+
+    def lose(self, picture: Picture, error: LimitError) -> None:
+        """There is no room for one of its views: questions that wait for it hear `error`, others get it sent again."""
+        picture._lost = error
+        picture._complete.set()
+        self._drop(picture)
 
     def settle(self, picture: Picture, *, keep: bool = False) -> None:
         """To call when an uploader or a question let go: drops a picture that nobody will complete.

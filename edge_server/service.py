@@ -57,9 +57,13 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             session.drain(self._refusal)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                await self._left.wait()
+                await self.deserted()
         for session in self._places:
             session.end(self._refusal)
+
+    async def deserted(self) -> None:
+        """Until no session is open."""
+        await self._left.wait()
 
     async def Session(
         self,

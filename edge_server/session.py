@@ -29,6 +29,7 @@ from edge_server.outbox import PATIENCE, Outbox, not_read
 from edge_server.pictures import Picture, PictureCache
 from edge_server.receipts import Receipts
 from edge_server.settings import SessionLimits
+from edge_server.shortage import shortage
 from edge_server.uploads import Uploads
 from shared.rpc.errors import (
     DeadlineError,
@@ -139,6 +140,8 @@ class Session:
                 reason="UNKNOWN_REQUEST",
             )
         told, others = several.split(TofcError)
+        if others is not None and (told_of := shortage(others, self._name)) is not None:
+            return told_of
         if others is not None:
             log.error("%s failed", self._name, exc_info=others)
         found: BaseException | None = told
@@ -228,10 +231,16 @@ class Session:
             picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
             if picture is not None and not picture.has(view.index):
                 loop = asyncio.get_running_loop()
-                rows, took = await loop.run_in_executor(
-                    self._shop.pool, functools.partial(_timed_view, self._shop, view.packet, last)
-                )
-                self._pictures.put(picture, view.index, rows, took)
+                decoding = functools.partial(_timed_view, self._shop, view.packet, last)
+                try:
+                    rows, took = await loop.run_in_executor(self._shop.pool, decoding)
+                    self._pictures.put(picture, view.index, rows, took)
+                except Exception as error:
+                    told = shortage(error, f"view {view.index} of ref {view.ref} of {self._name}")
+                    if told is None:
+                        raise
+                    self._pictures.lose(picture, told)
+                    picture = None
             # Still in flight until then: else a client that reads nothing makes the server hold views without end.
             for ack in self._receipts.add(view.ref, view.index, last=picture is None or picture.complete):
                 await self._outbox.send(view_ack=ack)
@@ -250,7 +259,13 @@ class Session:
     async def _image_chunk(self, chunk: tofc_pb2.ImageChunk, group: asyncio.TaskGroup) -> None:
         announced = self._announced(chunk.ref, "a chunk")
         self._counts["bytes"] += len(chunk.data)
-        self._counts["views"] += await self._images.take(chunk, announced, self._views, group)
+        try:
+            self._counts["views"] += await self._images.take(chunk, announced, self._views, group)
+        except Exception as error:
+            told = shortage(error, f"the image of ref {chunk.ref} of {self._name}")
+            if told is None:
+                raise
+            self._images.lose(chunk.ref, announced, told)
         await self._outbox.send(image_ack=tofc_pb2.ImageAck(ref=chunk.ref, offset=chunk.offset))
 
     # questions

@@ -22,6 +22,8 @@ class Relay:
         self.carried = 0  # bytes, from clients to the server
         self.cuts: list[int] = []  # each time so many were carried, the link is cut
         self._to, self._rate, self._delay_s = port, rate, delay_s
+        self.dies_at: int | None = None  # when so many were carried
+        self._dead = False
         self._sockets: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -45,6 +47,10 @@ class Relay:
         for one in self._sockets:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
+
+    def die(self) -> None:
+        """Nothing arrives any more, either way, and nobody is told: as where a cable is pulled."""
+        self._dead = True
 
     def _start(self, work: object) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
@@ -78,10 +84,14 @@ class Relay:
         delivering = self._start(self._deliver(late, target))
         try:
             while data := await loop.sock_recv(source, max(1, int(self._rate / 50))):
+                if self._dead:
+                    await asyncio.Event().wait()
                 free_at = max(free_at, loop.time()) + len(data) / self._rate
                 await asyncio.sleep(free_at - loop.time())
                 late.put_nowait((loop.time() + self._delay_s, data))
                 self.carried += len(data) * up
+                if self.dies_at is not None and self.carried >= self.dies_at:
+                    self.die()
                 if self.cuts and self.carried >= self.cuts[0]:
                     del self.cuts[0]
                     self.cut()
@@ -96,7 +106,8 @@ class Relay:
             while True:
                 at, data = await late.get()
                 await asyncio.sleep(at - loop.time())
-                await loop.sock_sendall(target, data)
+                if not self._dead:
+                    await loop.sock_sendall(target, data)
 
 
 def _small(made: socket.socket) -> socket.socket:

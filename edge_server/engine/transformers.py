@@ -22,6 +22,7 @@ from transformers import DynamicCache, Qwen3ForCausalLM
 from edge_server.engine.base import Finish, Generation, Prompt, Sampling
 from edge_server.engine.qwen3 import CACHE
 from edge_server.engine.sampling import Sampler
+from edge_server.shortage import shortage
 from shared.rpc.errors import LimitError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -134,14 +135,11 @@ class TransformersEngine:
             with torch.inference_mode():
                 logits = self._first(request) if request.prompt is not None else self._next(request)
                 token = request.sampler.choose(logits)
-        except torch.OutOfMemoryError:
-            generation.fail(
-                LimitError("the engine has no memory left for this question; ask again later", reason="ENGINE_MEMORY")
-            )
-            return True
         except Exception as error:
-            log.exception("a step failed")
-            generation.fail(error)
+            told = shortage(error, "another token of a question", reason="ENGINE_MEMORY")
+            if told is None:
+                log.exception("a step failed")
+            generation.fail(told or error)
             return True
         if token in self._stop_tokens:
             generation.end(Finish.STOP)

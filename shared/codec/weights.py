@@ -220,6 +220,8 @@ class CodecWeights:
             tensors = load_file(directory / TENSOR_FILE)
         except FileNotFoundError:
             raise
+        except MemoryError:  # of this machine, not of the file
+            raise
         except Exception as error:  # safetensors has its own exception type, which is no public name
             raise CodecError(f"{directory / TENSOR_FILE} cannot be read ({error}): export the codec again") from error
         return cls.of(config, tensors)

@@ -19,8 +19,9 @@ from typing import Any
 
 from PIL import Image, features
 
-from shared.model.image_headers import HeaderError, size_of
+from shared.model.image_headers import DECODER_BYTES, HeaderError, size_of
 from shared.model.views import ImageError
+from shared.out_of_memory import out_of_memory, room_for
 
 CODECS = ("jpeg", "webp", "avif", "jxl")
 _PILLOW = {"jpeg": "JPEG", "webp": "WEBP", "avif": "AVIF", "jxl": "JXL"}
@@ -159,7 +160,7 @@ def decompress(data: bytes, codec: str, *, max_pixels: int) -> Image.Image:
             image.load()
             # Some decoders hold twice the picture as long as their image lives.
             return image._new(image.im) if image.mode == "RGB" else image.convert("RGB")
-    except MemoryError:  # of this machine, not of the file
-        raise
     except Exception as error:  # decoders of damaged files raise many kinds, and the file is a stranger's
+        if out_of_memory(error) or not room_for(DECODER_BYTES * width * height):  # of this machine, not of the file
+            raise MemoryError(str(error)) from error
         raise ImageFileError("IMAGE_INVALID", f"the {codec} file is damaged or truncated ({error})") from error

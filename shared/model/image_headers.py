@@ -24,6 +24,9 @@ class HeaderError(ValueError):
     """Bytes that do not begin as such a file does; the message says what is wrong with them."""
 
 
+DECODER_BYTES = 16  # a pixel: what decoders of WebP and AVIF may take, which do not tell when it is not there
+
+
 def size_of(data: bytes, codec: str) -> tuple[int, int]:
     """(width, height) in px of a whole file of ``codec``: jpeg, webp, avif or jxl. Raises ``HeaderError``."""
     try:

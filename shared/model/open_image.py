@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -22,12 +22,13 @@ from typing import IO, Any, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from shared.model.bare import bare
-from shared.model.image_headers import HeaderError, jxl_size
+from shared.model.image_headers import DECODER_BYTES, HeaderError, jxl_size, size_of
 from shared.model.named_formats import is_heif, is_jxl, remedy
 from shared.model.quiet import quiet, quiet_stderr
 from shared.model.tones import low_bytes, rgb
 from shared.model.views import MAX_PIXELS, ImageError
 from shared.model.whole import ended, lacks_rows
+from shared.out_of_memory import out_of_memory, room_for
 
 #: of Pillow's many decoders only those of pictures people have; some of the others run programs
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
@@ -63,9 +64,9 @@ def open_image(source: Path | str | bytes, max_pixels: int = MAX_PIXELS) -> Imag
             file.seek(0)
             said = remedy(file.read(1024)) or "is not a picture in a format that can be read; use JPEG, PNG or WebP"
             raise ImageError(f"{shown} {said}") from None
-        except MemoryError:
-            raise ImageError(f"{shown} needs more memory than is free; scale it down first") from None
         except Exception as error:  # decoders of damaged files raise many kinds, and the file is a stranger's
+            if out_of_memory(error) or not _fitted(file, max_pixels):
+                raise ImageError(f"{shown} needs more memory than is free; scale it down first") from None
             said = " ".join(str(error).split())
             raise ImageError(f"{shown} is damaged or truncated ({said}); save it again") from error
         if _version(file) != before:
@@ -96,6 +97,17 @@ def _opened(source: Path | str | bytes, shown: str) -> Iterator[IO[bytes]]:
             raise
         why = (getattr(error, "strerror", None) or str(error)).lower()
         raise ImageError(f"{shown} could not be read: {why}; give the path of a picture") from None
+
+
+def _fitted(file: IO[bytes], max_pixels: int) -> bool:
+    """Whether the pixels of what was not decoded would have had room; Pillow tells of other formats itself."""
+    file.seek(0)
+    data = file.read()
+    for codec in ("webp", "avif"):
+        with suppress(HeaderError):
+            width, height = size_of(data, codec)
+            return width * height > max_pixels or room_for(DECODER_BYTES * width * height)
+    return True
 
 
 def _version(file: IO[bytes]) -> tuple[int, int] | None:

@@ -1,17 +1,21 @@
 """Errors of the project: one table status ↔ exception ↔ sentence, and their ways over the wire.
 
 Promises that an error raised on the server is caught on the device as the same class with the same
-reason and sentence. Leaves to others which error a situation deserves.
+reason and sentence, cut where it is longer than a sentence may be. Leaves to others which error a situation deserves.
 """
 
+import re
 from typing import Any, ClassVar
 
 import grpc
 import grpc.aio
 
 from shared.rpc.tofc.v1 import tofc_pb2
+from shared.sentence import shortened
 
 REASON_METADATA = "tofc-reason"  # trailing metadata of a call that ended with an error
+_REASON = re.compile("[A-Z0-9_]{1,64}")
+_TOO_LARGE = "CLIENT: Received message larger than max"  # gRPC's own words, under the status of a server without room
 
 
 class TofcError(Exception):
@@ -169,20 +173,27 @@ def from_status(status: grpc.StatusCode | int, reason: str = "", message: str = 
 def to_message(error: TofcError, request: int = 0) -> tofc_pb2.Error:
     """The error as the stream carries it; request 0 means the session, which ends."""
     return tofc_pb2.Error(
-        request=request, status=status_number(error.status), reason=error.reason, message=error.message
+        request=request, status=status_number(error.status), reason=error.reason, message=shortened(error.message)
     )
 
 
 def from_message(error: tofc_pb2.Error) -> TofcError:
     """The exception that the stream's error stands for."""
-    return from_status(error.status, error.reason, error.message)
+    return from_status(error.status, _known(error.reason), shortened(error.message))
+
+
+def _known(reason: str) -> str:
+    """A reason as this side may know it; none instead of anything else."""
+    return reason if _REASON.fullmatch(reason) else ""
 
 
 def from_call(error: grpc.aio.AioRpcError) -> TofcError:
     """The exception for a call that gRPC ended; the transport's own wording is kept where there is one."""
     metadata = {str(key): str(value) for key, value in error.trailing_metadata() or ()}
-    reason = metadata.get(REASON_METADATA, "")
-    details = error.details() or ""
+    reason = _known(metadata.get(REASON_METADATA, ""))
+    details = shortened(error.details() or "")
+    if not reason and _TOO_LARGE in details:
+        return TofcError(f"The server sent a message that is too large ({details}); update the older side.")
     kind = BY_STATUS.get(error.code(), TofcError)
     if reason or not details:
         return kind(details, reason=reason)
@@ -191,4 +202,4 @@ def from_call(error: grpc.aio.AioRpcError) -> TofcError:
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TofcError) -> None:
     """Ends a call with the error's status, sentence and reason. Raises, as gRPC's own abort does."""
-    await context.abort(error.status, error.message, ((REASON_METADATA, error.reason),))
+    await context.abort(error.status, shortened(error.message), ((REASON_METADATA, error.reason),))

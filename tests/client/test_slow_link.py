@@ -14,10 +14,11 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from device_client.encoder import Encoder
+from device_client.delivery import Delivery
+from device_client.encoder import Encoder, EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.image_encoder import ImageEncoder
-from device_client.link import VIEWS_IN_FLIGHT, Target
+from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target
 from device_client.pace import LEAST_BYTES, MOST_BYTES, Pace
 from device_client.picture import ImageForm
 from device_client.report import Report
@@ -27,11 +28,13 @@ from edge_server.fake import FakeLooker, fake_backend
 from edge_server.server import RunningServer, start
 from edge_server.settings import ServerSettings, SessionLimits
 from shared.rpc.channel import CHUNK_BYTES, Keepalive, make_server
+from shared.rpc.errors import TofcError
 from tests.relay import Relay
 
 KEEPALIVE = Keepalive(client_every=1000, server_every=1000, timeout=1000, permitted_every=100)
 RATE = 6000.0
 HANGS_S = 60
+HEARD_S = 20  # gRPC by itself hears of a dead link a minute after its ping
 
 
 @pytest_asyncio.fixture
@@ -101,6 +104,35 @@ async def test_views_that_arrived_are_not_sent_again(server: RunningServer, wide
         report, _ = await asked(relay, packets(400), wide)
         assert (report.reconnects, relay.links) == (1, 2)
         assert 21 <= report.views_sent <= 21 + VIEWS_IN_FLIGHT
+
+
+@pytest.mark.parametrize("dies_at", [None, 6000], ids=["idle", "in the middle of a file"])
+async def test_a_link_that_dies_in_silence_is_heard_of_on_both_sides(
+    server: RunningServer, noise: Path, dies_at: int | None
+) -> None:
+    async with Relay(server.port, rate=RATE) as relay:
+        relay.dies_at = dies_at
+        link = await Link.open(
+            Target(address=f"127.0.0.1:{relay.port}", keepalive=KEEPALIVE), "fake-model", "fake-codec"
+        )
+        ended, end = asyncio.Event(), link.end
+
+        def noting(failure: TofcError) -> None:
+            end(failure)
+            ended.set()
+
+        link.end = noting  # type: ignore[method-assign]
+        encoder = EncoderThread(image_files())
+        if dies_at is None:
+            relay.die()
+        else:
+            Delivery(link, encoder, ref=1).start(encoder.open(noise))
+        async with asyncio.timeout(HEARD_S):
+            await ended.wait()
+            await server.service.deserted()
+        assert isinstance(link.failure, LinkLost) and relay.carried < 12_000
+        encoder.close()
+        await link.close()
 
 
 @pytest.mark.parametrize("rate", [100.0, 300.0, 1e4, 1e7])

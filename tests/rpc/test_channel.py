@@ -12,8 +12,10 @@ from shared.rpc.channel import (
     UP_BYTES,
     ClientSecurity,
     Keepalive,
+    Options,
     ServerSecurity,
     bind,
+    client_options,
     dial,
     is_loopback,
     join_address,
@@ -157,6 +159,13 @@ def test_the_option_that_permits_pings_is_spelled_as_grpc_reads_it() -> None:
     assert not [name for name in options if "recv_ping" in name]
     with pytest.raises(ValueError, match="more often"):
         Keepalive(client_every=5_000)
+
+
+@pytest.mark.parametrize("options", [client_options(), server_options()])
+def test_a_link_that_dies_in_silence_is_heard_of_in_35_s(options: Options) -> None:
+    told = dict(options)
+    heard = int(told["grpc.keepalive_time_ms"]) + int(told["grpc.http2.ping_timeout_ms"])
+    assert max(heard, int(told["grpc.keepalive_timeout_ms"])) <= 35_000
 
 
 async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,23 +310,6 @@ async def test_a_sliver_whose_square_is_allowed(serve: Serve, connect: Connect) 
     assert (await client.answer(1))[0].endswith("?")
 
 
-@pytest.mark.parametrize("where", ["decompress", "views"])
-async def test_memory_that_is_not_there_is_named(
-    serve: Serve, connect: Connect, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load" if where == "decompress" else "edge_server.images.views", full)
-    server = await serve(limits=LIMITS)
-    client = connect(server)
-    await client.hello()
-    await client.image(1, "a", jpeg("A"), size=SIZE)
-    said = await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_MEMORY")
-    assert "not enough memory for a picture of 60 x 40 px" in said
-    await forgotten(server)
-
-
 async def begun(client: RawClient, file: bytes, length: int) -> None:
     """Announces a file as "a" and sends its begin."""
     await client.hello()
@@ -490,9 +473,14 @@ async def test_files_in_line_are_bounded_by_the_pictures_memory(
         await client.image(ref, str(ref), jpeg("A"), size=SIZE)
     await client.send(pictures=[image_picture(3, "3", SIZE)])
     await client.expect("picture_state")
+    await client.ask(1, "?", refs=(3,))
     await client.send(image_chunks=[tofc_pb2.ImageChunk(ref=3, total=2000, data=bytes(2000))])
-    await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "CACHE_FULL")
-    await forgotten(server)
+    while (response := await client.receive()).WhichOneof("response") == "image_ack":
+        pass
+    assert (response.error.request, response.error.reason) == (1, "CACHE_FULL")
+    gate.set()
+    await client.end()
+    await until(lambda: server.service.pictures.size == 2 * (OVERHEAD + 4))
 
 
 async def test_half_a_file_takes_no_memory_once_its_picture_was_let_go(serve: Serve, connect: Connect) -> None:

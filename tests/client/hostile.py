@@ -1,0 +1,130 @@
+"""A server that says what it likes: a script a session, in messages or in bytes that are none."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from shared.rpc.tofc.v1 import tofc_pb2 as pb
+
+Said = pb.SessionResponse | bytes
+
+
+class Gone(Exception):
+    """The device says nothing more."""
+
+
+class Stage:
+    """What a script hears of its device."""
+
+    def __init__(self, requests: Any, context: Any) -> None:
+        self.requests, self.context = requests, context
+        self.deaf = False  # nothing is read after Hello
+        self.heard: list[tuple[str, Any]] = []
+        self._changed = asyncio.Condition()
+        self._over = False
+
+    async def listen(self) -> None:
+        async for request in self.requests:
+            async with self._changed:
+                for field, parts in request.ListFields():
+                    many = field.is_repeated
+                    self.heard += [(field.name, part) for part in (parts if many else [parts])]
+                self._changed.notify_all()
+            if self.deaf:
+                await asyncio.Event().wait()
+        async with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    async def until(self, kind: str, count: int = 1) -> Any:
+        """The message of this kind that comes as number ``count``. Raises Gone if the device ends before."""
+
+        def there() -> bool:
+            return self._over or len(self.of(kind)) >= count
+
+        async with self._changed:
+            await self._changed.wait_for(there)
+        if len(self.of(kind)) < count:
+            raise Gone
+        return self.of(kind)[count - 1]
+
+    def of(self, kind: str) -> list[Any]:
+        return [message for one, message in self.heard if one == kind]
+
+    async def welcome(self, **more: Any) -> pb.SessionResponse:
+        """To who said Hello."""
+        hello = await self.until("hello")
+        limits = pb.Limits(packet_bytes=1000, new_tokens=50, image_bytes=10**6, image_pixels=10**6)
+        ids = {"model_id": hello.model_id, "codec_id": hello.codec_id, "picture_key": bytes(16), "limits": limits}
+        return pb.SessionResponse(welcome=pb.Welcome(**{**ids, **more}))
+
+
+Script = Callable[[Stage], AsyncIterator[Said]]
+
+
+class Hostile:
+    """``sent`` counts messages, of all sessions."""
+
+    def __init__(self) -> None:
+        self.script: Script | None = None
+        self.info: bytes | None = None  # the answer to GetServerInfo; None: there is none
+        self.sent = 0
+        self.sessions = 0
+        self.port = 0
+
+    async def session(self, requests: Any, context: Any) -> None:
+        self.sessions += 1
+        assert self.script is not None
+        stage = Stage(requests, context)
+        listening = asyncio.create_task(stage.listen())
+        try:
+            with contextlib.suppress(Gone):
+                async for said in self.script(stage):
+                    await context.write(said if isinstance(said, bytes) else said.SerializeToString())
+                    self.sent += 1
+            await listening
+        finally:
+            listening.cancel()
+
+    async def server_info(self, request: bytes, context: Any) -> bytes:
+        if self.info is None:
+            await asyncio.Event().wait()
+        return self.info or b""
+
+
+@contextmanager
+def hostile_server() -> Iterator[Hostile]:
+    """In a thread of its own: the commands run an event loop themselves."""
+    ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    made = Hostile()
+
+    async def serve() -> None:
+        server = grpc.aio.server(
+            options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        )
+        handlers = {
+            "Session": grpc.stream_stream_rpc_method_handler(made.session, pb.SessionRequest.FromString),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(made.server_info),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("tofc.v1.TofcService", handlers),))
+        made.port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        ready.set()
+        await stop.wait()
+        await server.stop(0)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(20)
+    try:
+        yield made
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
