@@ -9,7 +9,7 @@ here. Leaves the order within the engine to it.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from shared.rpc.errors import LimitError
@@ -24,8 +24,8 @@ class Admission:
         self._line: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def place(self, session: str) -> AsyncIterator[None]:
-        """Hold a place. Raises LimitError (ENGINE_BUSY)."""
+    async def place(self, session: str) -> AsyncIterator[Callable[[], None]]:
+        """Hold a place, until the end or until what this yields is called. Raises LimitError (ENGINE_BUSY)."""
         if self._held[session] and not self._free:
             raise LimitError(
                 "as many questions are being answered or wait as this server takes, some of this session among them; "
@@ -35,14 +35,27 @@ class Admission:
         self._held[session] += 1
         try:
             await self._enter()
-            try:
-                yield
-            finally:
+        except BaseException:
+            self._let_go(session)
+            raise
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            if not left:
+                left = True
                 self._leave()
+                self._let_go(session)
+
+        try:
+            yield leave
         finally:
-            self._held[session] -= 1
-            if not self._held[session]:
-                del self._held[session]
+            leave()
+
+    def _let_go(self, session: str) -> None:
+        self._held[session] -= 1
+        if not self._held[session]:
+            del self._held[session]
 
     async def _enter(self) -> None:
         if self._free:

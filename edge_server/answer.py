@@ -185,8 +185,9 @@ class Question:
         self._prompt, self._visual = len(assembled.prompt.embeds), assembled.visual_tokens
         inside = shop.marks is not None and shop.marks.left_open(assembled.ids, shop.decode)
         self._speech = speech = Speech(shop.decode, shop.marks, inside=inside)
-        async with shop.admission.place(session):
+        async with shop.admission.place(session) as leave:
             self._generation = generation = shop.engine.submit(assembled.prompt, self.sampling)
+            generation.when_over(leave)  # a client that does not read holds no place
             try:
                 async for token in generation:
                     self._first_ms = self._first_ms or self._elapsed()

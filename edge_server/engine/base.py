@@ -68,6 +68,7 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[int | Finish | Exception] = asyncio.Queue()  # at most max_tokens + 1 entries
         self._on_close = on_close
+        self._when_over: Callable[[], None] = lambda: None
         self._submitted = self._begun = time.perf_counter()
         self.cancelled = False
         self.finish: Finish | None = None
@@ -96,9 +97,18 @@ class Generation:
 
     def _hand_over(self, item: int | Finish | Exception) -> None:
         if not self.cancelled:  # else nobody listens, and the loop may be gone
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._receive, item)
 
     # the session's side
+
+    def _receive(self, item: int | Finish | Exception) -> None:
+        self._arrived.put_nowait(item)
+        if not isinstance(item, int):
+            self._when_over()
+
+    def when_over(self, call: Callable[[], None]) -> None:
+        """To be called once the engine has no more to do for this answer, however late what it said is read."""
+        self._when_over = call
 
     def __aiter__(self) -> "Generation":
         return self

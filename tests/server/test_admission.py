@@ -6,8 +6,11 @@ from contextlib import AsyncExitStack
 import pytest
 
 from edge_server.admission import Admission
+from edge_server.answer import Question
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import fake_backend, prompt_bytes
+from edge_server.outbox import Outbox
+from edge_server.thinking import Part
 from shared.rpc.errors import LimitError
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
@@ -82,6 +85,32 @@ async def test_a_place_is_not_lost_with_a_question_that_is_given_up() -> None:
     again = Asker(admission, "a")
     await settled()
     assert again.inside
+
+
+async def test_a_place_is_free_when_the_engine_is_done_though_nobody_reads(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = asyncio.Event()
+    server = await serve(engine_parallel=1, engine_queue=1)
+    clients = [connect(server) for _ in range(3)]
+    for client in clients:
+        await client.hello()
+    say = Question._say
+
+    async def stuck(self: Question, parts: list[Part], outbox: Outbox) -> None:
+        if self.turns[0].text == "unread":
+            await held.wait()
+        await say(self, parts, outbox)
+
+    monkeypatch.setattr(Question, "_say", stuck)
+    *unread, other = clients
+    for client in unread:
+        await client.ask(1, "unread")
+    await other.ask(1, "read")
+    assert (await other.answer(1))[0] == "read"
+    held.set()
+    for client in unread:
+        assert (await client.answer(1))[0] == "unread"
 
 
 async def test_a_modest_session_is_answered_beside_greedy_ones(serve: Serve, connect: Connect) -> None:
