@@ -18,13 +18,13 @@ from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings,
 from shared.command import Program
 from shared.install import install
 from shared.model.threads import MOST_THREADS
-from shared.rpc.channel import CONNECT_S, ClientSecurity, dial, read_token
+from shared.rpc.channel import CONNECT_S, ClientSecurity, dial
+from shared.rpc.client_files import client_security
 from shared.rpc.errors import DeadlineError, TofcError, UnavailableError, UnsafeAddressError, from_call
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.unreachable import Dialled
 from shared.sentence import sentence
 from shared.terminal import note, one_line, say
-from shared.text import read_pem
 
 if TYPE_CHECKING:
     from edge_server.server import RunningServer
@@ -58,8 +58,13 @@ def serve(
     port: Annotated[int, typer.Option(envvar=_variable("PORT"), help="0: any free one.", min=0, max=65535)] = BASE.port,
     tls_cert: Annotated[Path | None, typer.Option(envvar=_variable("TLS_CERT"), help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="Its key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(envvar=_variable("TLS_CLIENT_CA"), help="Only clients with a certificate that it signed, PEM."),
+    ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(envvar=_variable("TOKEN_FILE"), help="A file with the token that clients show.")
+        Path | None,
+        typer.Option(envvar=_variable("TOKEN_FILE"), help="Tokens of clients, a line each: TOKEN, or TOKEN DEVICE."),
     ] = None,
     take_images: Annotated[
         bool,
@@ -122,6 +127,7 @@ def serve(
             port=port,
             tls_cert=tls_cert,
             tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
             token_file=token_file,
             device=device,
             dtype=dtype,
@@ -157,14 +163,16 @@ def info(
     tls_ca: Annotated[
         Path | None, typer.Option(envvar=_variable("TLS_CA"), help="The authority to trust, PEM; implies TLS.")
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar=_variable("TLS_CERT"), help="A client certificate, or the server's own.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="Its key, PEM.")] = None,
     token_file: Annotated[Path | None, typer.Option(envvar=_variable("TOKEN_FILE"), help="The server's token.")] = None,
 ) -> None:
     """Says what a server runs and allows."""
     try:
-        security = ClientSecurity(
-            tls=tls,
-            ca=read_pem(tls_ca) if tls_ca else None,
-            token=read_token(token_file) if token_file else None,
+        security = client_security(
+            token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
         )
         found = asyncio.run(_info(address, security))
     except (TofcError, ValueError, OSError) as error:
@@ -238,6 +246,10 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=number, handlers=[QueuedLog()])
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+
+
+def _warn(text: str) -> None:
+    note(f"edge-server: {text}")
 
 
 def _give_up(error: Exception) -> NoReturn:
