@@ -1,8 +1,8 @@
 """The command `edge-server`: serve a model, or ask a server what it is.
 
-Promises that every option is also an environment variable (TOFC_SERVER_…; what `credentials` does beside adding has to be said each time)
-and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a server refuses.
-Leaves what options mean to `settings`.
+Promises that every option is also an environment variable (TOFC_SERVER_…; what `credentials` does beside adding has to
+be said each time) and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a
+server refuses. Leaves what options mean to `settings`.
 """
 
 import asyncio
@@ -199,8 +199,8 @@ def credentials(
         str,
         typer.Option(
             metavar="NAME",
-            help="A token and a certificate of its own for this device, in devices/NAME.",
-            show_default="",
+            help="A token and a certificate for one device, in devices/NAME.",
+            show_default=False,
         ),
     ] = "",
     days: Annotated[

@@ -147,7 +147,7 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
 
 def _revoked() -> TokenError:
     return TokenError(
-        "this device's token was revoked; ask whoever runs the server for another one", reason="TOKEN_revoked()"
+        "this device's token was revoked; ask whoever runs the server for another one", reason="TOKEN_REVOKED"
     )
 
 
