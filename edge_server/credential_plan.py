@@ -128,13 +128,13 @@ def _tokens(files: Credentials, found: Found, wish: Wish) -> tuple[tuple[Token, 
     if not tokens:
         tokens = [_fresh()]
     ending = found.ending or (tuple(tokens) if wish.renew else ())
-    old = [token.name for token in tokens if token in ending]
-    new = [token.name for token in tokens if token not in ending]
-    tokens += [_fresh(name) for name in dict.fromkeys(old) if name not in new]
+    ends = {token.value for token in ending}  # whatever name they have by now
+    new = [token.name for token in tokens if token.value not in ends]
+    tokens += [_fresh(name) for name in dict.fromkeys(token.name for token in tokens) if name not in new]
     if wish.device and wish.device not in [token.name for token in tokens]:
         tokens.append(_fresh(wish.device))
     if wish.finish:
-        tokens = [token for token in tokens if token not in ending]
+        tokens = [token for token in tokens if token.value not in ends]
     return tuple(tokens), ending
 
 

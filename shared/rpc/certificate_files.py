@@ -7,6 +7,7 @@ a certificate is trusted to TLS, and making one to the server.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -41,8 +42,12 @@ def check_authorities(pem: bytes, path: Path, option: str) -> None:
 
 
 def ends(pem: bytes) -> list[datetime]:
-    """The last moment of each certificate."""
-    return [end for found in _PEM.findall(pem) if (end := end_of(base64.b64decode(found))) is not None]
+    """The last moment of each certificate that can be read."""
+    found = []
+    for text in _PEM.findall(pem):
+        with contextlib.suppress(ValueError):
+            found.append(end_of(base64.b64decode(text)))
+    return [end for end in found if end is not None]
 
 
 def end_of(der: bytes) -> datetime | None:
