@@ -20,9 +20,10 @@ from edge_server import access, certificates, credentials
 from edge_server.cli import app
 from edge_server.credentials import Credentials
 from edge_server.server import RunningServer
-from shared.rpc.channel import ClientSecurity
+from edge_server.settings import ServerSettings
+from shared.rpc.channel import ClientSecurity, bind, make_server
 from shared.rpc.client_files import client_security
-from shared.rpc.errors import TofcError, TokenError, UnavailableError
+from shared.rpc.errors import TofcError, TokenError, UnavailableError, UnsupportedError
 from shared.rpc.unreachable import TlsError
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
@@ -107,6 +108,17 @@ async def test_a_token_is_needed_beside_a_certificate(serve: Serve, tmp_path: Pa
     files = written(tmp_path, "kitchen")
     server = await serve(host="0.0.0.0", **guarded(files))
     assert isinstance(await refusal(server, of_device(files.devices / "kitchen", "token_file")), TokenError)
+
+
+async def test_a_certificate_names_a_device_without_a_token(
+    serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = written(tmp_path, "kitchen")
+    with caplog.at_level(logging.INFO):
+        server = await serve(**guarded(files, token_file=None))
+        assert await refusal(server, of_device(files.devices / "kitchen", "token_file")) is None
+        await server.stop()
+    assert "(kitchen, ipv4:" in caplog.text
 
 
 async def test_a_devices_certificate_is_no_servers(serve: Serve, tmp_path: Path) -> None:
@@ -241,6 +253,21 @@ async def test_a_renewed_certificate_is_shown_at_the_next_handshake(
         assert caplog.text.count(f"{files.key} is not the key of {files.certificate}") == 1
         secret(files.key, other.key.read_text())
         assert await refusal(server, theirs) is None and isinstance(await refusal(server, ours), TlsError)
+
+
+async def test_a_port_that_is_bound_later_shows_what_holds_then(tmp_path: Path) -> None:
+    files, other = written(tmp_path / "ours"), written(tmp_path / "theirs")
+    settings = ServerSettings(model=tmp_path, tls_cert=files.certificate, tls_key=files.key)
+    security = access.Access(settings).security
+    secret(files.certificate, other.certificate.read_text())
+    secret(files.key, other.key.read_text())
+    server = make_server()
+    port = bind(server, "127.0.0.1", 0, security)
+    await server.start()
+    target = Target(address=f"localhost:{port}", security=ClientSecurity(ca=other.ca.read_bytes()))
+    with pytest.raises(UnsupportedError):  # through TLS, to no service
+        await Link.open(target, *IDS)
+    await server.stop(0)
 
 
 async def test_a_renewal_lets_old_and_new_in_until_it_is_finished(serve: Serve, tmp_path: Path) -> None:
