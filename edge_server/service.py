@@ -106,7 +106,7 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         if self._tokens and token is None:  # since the call was let in
             return _revoked()
         session = Session(
-            name=f"session {next(self._numbers)} ({_who(token, context)})",
+            name=f"session {next(self._numbers)} ({self._who(token, context)})",
             identity=self._identity,
             limits=self._limits,
             pictures=self.pictures,
@@ -126,6 +126,13 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             self._shown.pop(session, None)
             if not any(self._places):
                 self._left.set()
+
+    def _who(self, token: Token | None, context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+        """The device's name, by its token or else by its certificate, and where it calls from."""
+        names = [token.name] if token is not None else []
+        if self.settings.tls_client_ca is not None:
+            names += [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", ())]
+        return ", ".join([*[name for name in names if name][:1], context.peer()])
 
     async def GetServerInfo(
         self,
@@ -149,10 +156,3 @@ def _revoked() -> TokenError:
     return TokenError(
         "this device's token was revoked; ask whoever runs the server for another one", reason="TOKEN_REVOKED"
     )
-
-
-def _who(token: Token | None, context: "grpc.aio.ServicerContext[Any, Any]") -> str:
-    """The device's name, by its token or else by its certificate, and where it calls from."""
-    names = [token.name] if token is not None else []
-    names += [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", ())]
-    return ", ".join([*[name for name in names if name][:1], context.peer()])
