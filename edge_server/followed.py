@@ -16,7 +16,8 @@ from shared.sentence import sentence
 
 log = logging.getLogger(__name__)
 
-SETTLED_NS = 1_000_000_000  # a file may change again within one tick of its time stamp
+SETTLED_NS = 1_000_000_000  # a file may change again within one tick of its time stamp: a read so soon is repeated
+AGAIN_NS = 50_000_000  # between such reads
 
 T = TypeVar("T")
 
@@ -31,18 +32,23 @@ class Followed(Generic[T]):
         self._lock = threading.Lock()
         self._trouble = ""
         self._stamps = self._look()
+        self._read_at = time.time_ns()
         self._value = read()
 
     def __call__(self) -> T:
         with self._lock:
             stamps = self._look()
-            if stamps != self._stamps or _unsettled(stamps):
-                self._stamps = stamps
+            if stamps != self._stamps or self._unsettled():
+                self._stamps, self._read_at = stamps, time.time_ns()
                 self._read_again()
             return self._value
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._paths]
+
+    def _unsettled(self) -> bool:
+        early = any(stamp is not None and abs(self._read_at - stamp[0]) < SETTLED_NS for stamp in self._stamps)
+        return early and abs(time.time_ns() - self._read_at) > AGAIN_NS
 
     def _read_again(self) -> None:
         names = ", ".join(map(str, self._paths))
@@ -67,8 +73,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     if not stat.S_ISREG(found.st_mode):  # a pipe, as of <(…), is read once
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _unsettled(stamps: Sequence[tuple[int, int, int] | None]) -> bool:
-    now = time.time_ns()
-    return any(stamp is not None and abs(now - stamp[0]) < SETTLED_NS for stamp in stamps)
