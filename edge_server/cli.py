@@ -1,7 +1,7 @@
 """The command `edge-server`: serve a model, or ask a server what it is.
 
-Promises that every option is also an environment variable (TOFC_SERVER_…; what `credentials` does beside adding has to
-be said each time) and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a
+Promises that every option is also an environment variable (TOFC_SERVER_…; what locks devices out of a server has to be
+said each time) and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a
 server refuses. Leaves what options mean to `settings`.
 """
 
@@ -195,9 +195,11 @@ def credentials(
         list[str] | None,
         typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several."),
     ] = None,
-    device: Annotated[
+    device_name: Annotated[
         str,
         typer.Option(
+            "--device",
+            envvar=_variable("DEVICE_NAME"),
             metavar="NAME",
             help="A token and a certificate for one device, in devices/NAME.",
             show_default=False,
@@ -225,7 +227,7 @@ def credentials(
     try:
         from edge_server import credentials as files
 
-        done = files.write(out, names or [], days=days, device=device, renew=renew, finish=finish, replace=replace)
+        done = files.write(out, names or [], days=days, device=device_name, renew=renew, finish=finish, replace=replace)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _give_up(error)
     for line in done.told.splitlines():

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from cryptography import x509
+
 from edge_server.certificates import general_name, hosts_of
 from edge_server.credential_files import Credentials as Credentials
 from edge_server.credential_files import CredentialsError as CredentialsError
@@ -91,11 +93,13 @@ def _told(files: Credentials, found: Found, wish: Wish, plan: Plan) -> Credentia
             f"\ncopy {files.devices / wish.device} to the device; for a server that asks for its certificate: "
             f"--tls-client-ca {files.clients}"
         )
-    until = f"{plan.certificate.not_valid_after_utc:%Y-%m-%d}"
-    authorities = " and ".join(f"{one.not_valid_after_utc:%Y-%m-%d}" for one in plan.ca)
-    certified = f"certificate for {spell(hosts_of(plan.certificate))} until {until}{plan.warning}"
-    told = f"{done}\n{certified}\nauthority valid until {authorities}"
+    certified = f"certificate for {spell(hosts_of(plan.certificate))} until {_end(plan.certificate)}{plan.warning}"
+    told = f"{done}\n{certified}\nauthority valid until {' and '.join(map(_end, plan.ca))}"
     return replace(files, written=tuple(plan.files), told=told)
+
+
+def _end(certificate: x509.Certificate) -> str:
+    return f"{certificate.not_valid_after_utc:%Y-%m-%d}"
 
 
 @contextmanager

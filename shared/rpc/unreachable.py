@@ -134,7 +134,7 @@ class Dialled:
                 f"whoever listens at {self} is no edge server without TLS ({cause}); if it is one with TLS, give "
                 f"--tls-ca FILE.pem and --token-file FILE, else give another {option}HOST:PORT"
             )
-        if cause.startswith("Socket closed") and security.encrypted:
+        if cause.startswith("Socket closed") and security.encrypted and not self.proxy:  # else the proxy may have
             shown = "wants a client certificate"
             if security.certificate is not None:
                 end = min(ends(security.certificate), default=datetime.max.replace(tzinfo=UTC))
@@ -142,7 +142,7 @@ class Dialled:
                 shown = f"does not accept this client certificate{ended}"
             return UnavailableError(
                 f"whoever listens at {self} hung up without a word ({cause}): it stopped, or it {shown} (--tls-cert "
-                f"and --tls-key, from whoever runs it){self._direct}"
+                "and --tls-key, from whoever runs it)"
             )
         last = re.search(r"ipv[46]:([^ ]*\d): ", message)
         if last and (tried := unquote(last[1])) != self.address:  # a name may have several addresses
