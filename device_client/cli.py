@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -52,6 +51,8 @@ from device_client.options import (
     Timeout,
     Tls,
     TlsCa,
+    TlsCert,
+    TlsKey,
     TokenFile,
     TopK,
     TopP,
@@ -62,11 +63,11 @@ from device_client.rate import RateChoice
 from device_client.session import Sampling, Session
 from device_client.waiting import tell
 from shared.command import Program
-from shared.rpc.channel import DEFAULT_PORT, ClientSecurity, read_token, split_address
+from shared.rpc.channel import DEFAULT_PORT, split_address
+from shared.rpc.client_files import client_security
 from shared.rpc.errors import TofcError
 from shared.sentence import sentence
 from shared.terminal import note, one_line
-from shared.text import read_pem
 
 NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 MODES = ("features", "image")
@@ -149,6 +150,8 @@ def ask(
     token_file: TokenFile = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     timeout: Timeout = TIMEOUT,
     wait: Wait = None,
 ) -> None:
@@ -160,7 +163,11 @@ def ask(
     with _exit_codes():
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
+        address = _address(server)
+        security = client_security(
+            token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
+        )
+        target = Target(address=address, security=security)
         begin = partial(Session, target, wait_s=_wait(wait), tell=tell)
         packets = _Packets(
             preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
@@ -211,6 +218,8 @@ def chat(
     token_file: TokenFile = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     timeout: Timeout = TIMEOUT,
     wait: Wait = None,
 ) -> None:
@@ -222,7 +231,11 @@ def chat(
     with _exit_codes():
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        target = Target(address=_address(server), security=_security(token_file, tls, tls_ca))
+        address = _address(server)
+        security = client_security(
+            token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
+        )
+        target = Target(address=address, security=security)
         begin = partial(Session, target, wait_s=_wait(wait), tell=tell)
         packets = _Packets(
             preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
@@ -430,21 +443,8 @@ def _address(server: str) -> str:
     return server
 
 
-def _security(token_file: Path | None, tls: bool, tls_ca: Path | None) -> ClientSecurity:
-    for option, file in (("--token-file", token_file), ("--tls-ca", tls_ca)):
-        if file is not None and not file.exists():  # it may be a pipe, as of <(…)
-            raise UseError(f"{option} {file} does not exist; give the path of a file")
-    authority = read_pem(tls_ca) if tls_ca else None
-    if authority is not None:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=authority.decode("ascii", "ignore"))
-        except (ssl.SSLError, ValueError):  # ValueError for nothing at all
-            raise UseError(f"--tls-ca {tls_ca} holds no certificate in PEM; give the authority's") from None
-    return ClientSecurity(
-        tls=tls,
-        ca=authority,
-        token=read_token(token_file) if token_file else None,
-    )
+def _warn(text: str) -> None:
+    note(f"device-client: {text}")
 
 
 @contextmanager

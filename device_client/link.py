@@ -132,7 +132,7 @@ class Link:
                 raise dialled.silent(target.connect_s) from None
             except UnavailableError as error:
                 if error.reason == UnavailableError.reason:
-                    raise dialled.failed(target.security, error.message) from None
+                    raise await dialled.explain(target.security, error.message) from None
                 raise
             except UnsupportedError as error:
                 raise UnsupportedError(

@@ -182,6 +182,13 @@ TlsCa = Annotated[
     Path | None,
     typer.Option(envvar="TOFC_DEVICE_TLS_CA", help="TLS, trusting this authority (PEM).", metavar="PATH"),
 ]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="TOFC_DEVICE_TLS_CERT", help="This device's certificate, if the server asks (PEM).", metavar="PATH"
+    ),
+]
+TlsKey = Annotated[Path | None, typer.Option(envvar="TOFC_DEVICE_TLS_KEY", help="Its key (PEM).", metavar="PATH")]
 Timeout = Annotated[
     float,
     typer.Option(

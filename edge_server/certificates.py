@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -70,16 +71,32 @@ class Authority:
         return pem_of(self.certificate) + pem_of(self.key)
 
     def sign(self, key: PublicKey, hosts: Iterable[x509.GeneralName], days: int) -> x509.Certificate:
-        """A server's certificate for ``hosts``, for ``days`` but no longer than the authority itself."""
-        begin = _now() - CLOCKS_DIFFER
-        end = min(begin + datetime.timedelta(days=days), self.certificate.not_valid_after_utc)
+        """A server's certificate for ``hosts``, for ``days`` but no longer than the authority itself.
+
+        It is a client's too: a health check beside the server shows it where clients have to show one.
+        """
         # Whom it is for stands in its alternative names, which are critical where there is no subject (RFC 5280).
         return (
-            _builder(x509.Name([]), self.certificate.subject, key, begin, end)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            self._leaf(x509.Name([]), key, days, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
             .add_extension(x509.SubjectAlternativeName(hosts), critical=True)
             .sign(self.key, hashes.SHA256())
         )
+
+    def sign_device(self, key: PublicKey, name: str, days: int) -> x509.Certificate:
+        """A device's certificate: no client takes it for a server's."""
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        return self._leaf(subject, key, days, ExtendedKeyUsageOID.CLIENT_AUTH).sign(self.key, hashes.SHA256())
+
+    def _leaf(
+        self, subject: x509.Name, key: PublicKey, days: int, *usages: x509.ObjectIdentifier
+    ) -> x509.CertificateBuilder:
+        begin = _now() - CLOCKS_DIFFER
+        end = min(begin + datetime.timedelta(days=days), self.certificate.not_valid_after_utc)
+        builder = _builder(subject, self.certificate.subject, key, begin, end)
+        return builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+
+    def signed(self, certificate: x509.Certificate) -> bool:
+        return signed_by(certificate, self.certificate)
 
 
 def make_key() -> ec.EllipticCurvePrivateKey:
@@ -110,6 +127,14 @@ def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
         return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
         return []
+
+
+def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def left(certificate: x509.Certificate) -> datetime.timedelta:

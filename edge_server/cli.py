@@ -1,12 +1,13 @@
 """The command `edge-server`: serve a model, or ask a server what it is.
 
-Promises that every option is also an environment variable (TOFC_SERVER_…; `--replace` alone has to be said each time)
-and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a server refuses.
-Leaves what options mean to `settings`.
+Promises that every option is also an environment variable (TOFC_SERVER_…; what locks devices out of a server has to be
+said each time) and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a
+server refuses. Leaves what options mean to `settings`.
 """
 
 import asyncio
 import logging
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,13 +20,14 @@ from shared.command import Program
 from shared.install import install
 from shared.model.threads import MOST_THREADS
 from shared.out_of_memory import out_of_memory
-from shared.rpc.channel import CONNECT_S, ClientSecurity, dial, read_token
+from shared.rpc.channel import CONNECT_S, ClientSecurity, dial
+from shared.rpc.client_files import client_security
 from shared.rpc.errors import DeadlineError, InternalError, TofcError, UnavailableError, UnsafeAddressError, from_call
+from shared.rpc.peer_certificate import valid_until
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.unreachable import Dialled
 from shared.sentence import sentence, shortened
 from shared.terminal import note, one_line, say
-from shared.text import read_pem
 
 if TYPE_CHECKING:
     from edge_server.server import RunningServer
@@ -59,8 +61,13 @@ def serve(
     port: Annotated[int, typer.Option(envvar=_variable("PORT"), help="0: any free one.", min=0, max=65535)] = BASE.port,
     tls_cert: Annotated[Path | None, typer.Option(envvar=_variable("TLS_CERT"), help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="Its key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(envvar=_variable("TLS_CLIENT_CA"), help="Only clients with a certificate that it signed, PEM."),
+    ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(envvar=_variable("TOKEN_FILE"), help="A file with the token that clients show.")
+        Path | None,
+        typer.Option(envvar=_variable("TOKEN_FILE"), help="Tokens of clients, a line each: TOKEN, or TOKEN DEVICE."),
     ] = None,
     take_images: Annotated[
         bool,
@@ -123,6 +130,7 @@ def serve(
             port=port,
             tls_cert=tls_cert,
             tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
             token_file=token_file,
             device=device,
             dtype=dtype,
@@ -163,18 +171,22 @@ def info(
     tls_ca: Annotated[
         Path | None, typer.Option(envvar=_variable("TLS_CA"), help="The authority to trust, PEM; implies TLS.")
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar=_variable("TLS_CERT"), help="A client certificate, or the server's own.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="Its key, PEM.")] = None,
     token_file: Annotated[Path | None, typer.Option(envvar=_variable("TOKEN_FILE"), help="The server's token.")] = None,
 ) -> None:
     """Says what a server runs and allows."""
     try:
-        security = ClientSecurity(
-            tls=tls,
-            ca=read_pem(tls_ca) if tls_ca else None,
-            token=read_token(token_file) if token_file else None,
+        security = client_security(
+            token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
         )
-        found = asyncio.run(_info(address, security))
+        found, end = asyncio.run(_ask(address, security))
     except (TofcError, ValueError, OSError) as error:
         _give_up(error)
+    if end is not None:
+        say(f"certificate: valid until {end:%Y-%m-%d}")
     for field in found.DESCRIPTOR.fields:
         if field.name != "limits":
             say(one_line(f"{field.name}: {shortened(getattr(found, field.name))}"))
@@ -184,15 +196,30 @@ def info(
 
 @app.command()
 def credentials(
-    out: Annotated[
-        Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/, client/ and authority/ go below it.")
-    ],
+    out: Annotated[Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/, client/, … go below it.")],
     names: Annotated[
-        list[str], typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several.")
-    ],
+        list[str] | None,
+        typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several."),
+    ] = None,
+    device_name: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            envvar=_variable("DEVICE_NAME"),
+            metavar="NAME",
+            help="A token and a certificate for one device, in devices/NAME.",
+            show_default=False,
+        ),
+    ] = "",
     days: Annotated[
         int, typer.Option(envvar=_variable("DAYS"), help="Lifetime of a certificate signed now.", max=MOST_DAYS)
     ] = 365,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="A new authority and new tokens beside the old ones, which still hold.")
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="End a renewal: what was there before it holds no longer.")
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="All anew; devices that have client/ are locked out until they get this.")
     ] = False,
@@ -201,15 +228,23 @@ def credentials(
 
     Authority and token stay, so devices need nothing new: a certificate that lacks a --host, or has less than two weeks
     left, is signed again by the same authority, whose key lies in authority/; keep that away from server and devices.
+    A server that runs takes what is new without a restart. To revoke a device remove its line from server/token.
     """
     try:
         from edge_server import credentials as files
 
-        done = files.write(out, names, days=days, replace=replace)
+        done = files.write(out, names or [], days=days, device=device_name, renew=renew, finish=finish, replace=replace)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         _give_up(error)
     for line in done.told.splitlines():
         say(line)
+
+
+async def _ask(address: str, security: ClientSecurity) -> tuple[tofc_pb2.GetServerInfoResponse, datetime | None]:
+    """What a server says, and until when its certificate is valid."""
+    found = await _info(address, security)
+    direct = security.encrypted and not Dialled.of(address).proxy
+    return found, await valid_until(address, security) if direct else None
 
 
 async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInfoResponse:
@@ -220,16 +255,16 @@ async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInf
                 tofc_pb2.GetServerInfoRequest(), timeout=CONNECT_S, metadata=security.metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise _unanswered(address, security, from_call(error)) from error
+            raise await _unanswered(address, security, from_call(error)) from error
     if found is None:  # gRPC's word for bytes that are no such message
         raise InternalError(f"what {address} answered cannot be read; update the older of server and this command")
     return found
 
 
-def _unanswered(address: str, security: ClientSecurity, error: TofcError) -> TofcError:
+async def _unanswered(address: str, security: ClientSecurity, error: TofcError) -> TofcError:
     """The error with what was dialled, where the server itself did not say what is wrong."""
     if error.reason == UnavailableError.reason:
-        return Dialled.of(address).failed(security, error.message, option="")
+        return await Dialled.of(address).explain(security, error.message, option="")
     if error.reason == DeadlineError.reason:
         return Dialled.of(address).silent(CONNECT_S, option="")
     return error
@@ -246,6 +281,10 @@ def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=number, handlers=[QueuedLog()])
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+
+
+def _warn(text: str) -> None:
+    note(f"edge-server: {text}")
 
 
 def _give_up(error: Exception) -> NoReturn:

@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from edge_server import backend as backends
+from edge_server.access import Access
 from edge_server.admission import Admission
 from edge_server.answer import Workshop
 from edge_server.backend import Backend
@@ -28,7 +29,6 @@ from edge_server.request_bounds import BoundedRequests
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
 from shared.rpc import channel
-from shared.rpc.auth import TokenInterceptor
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from shared.rpc.version import software_version
 
@@ -49,9 +49,11 @@ class RunningServer:
         grace: float,
         health_servicer: health.aio.HealthServicer,
         service: TofcService,
+        access: Access,
         pool: ThreadPoolExecutor,
     ) -> None:
         self.service = service
+        self._access = asyncio.create_task(access.watch(service.keep))
         self._listener = listener
         self._grace = grace
         self._health = health_servicer
@@ -112,6 +114,7 @@ class RunningServer:
         await asyncio.shield(self._stopping)
 
     async def _stop(self, grace: float) -> None:
+        self._access.cancel()
         await self._health.enter_graceful_shutdown()
         await self.service.close(grace)
         await self._listener.stop(FAREWELL_S if grace else 0)
@@ -126,13 +129,13 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
     """Listens, loads the model and returns when sessions are served.
 
     `load` makes the backend, in a worker thread; the default loads the checkpoint of the settings.
-    Raises UnsafeAddressError, UnavailableError (port), CheckpointError.
+    Raises UnsafeAddressError, UnavailableError (port), CheckpointError; ValueError, OSError for files.
     """
-    security = settings.security()
-    interceptors = [*([TokenInterceptor(security.token)] if security.token else []), BoundedRequests()]
+    access = Access(settings)
+    interceptors = [*access.interceptors, BoundedRequests()]
     servicer = health.aio.HealthServicer()
     await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
-    service = TofcService(settings)
+    service = TofcService(settings, access.tokens)
 
     def make() -> grpc.aio.Server:
         server = channel.make_server(interceptors)
@@ -142,12 +145,13 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), added)
         return server
 
-    listener = Listener(make, settings.host, settings.port, security)
+    listener = Listener(make, settings.host, settings.port, access.security)
     running = RunningServer(
         listener=listener,
         grace=settings.grace,
         health_servicer=servicer,
         service=service,
+        access=access,
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="tofc-worker"),
     )
     await listener.start()

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -20,8 +21,9 @@ from edge_server.pictures import PictureCache
 from edge_server.places import Places
 from edge_server.session import Session
 from edge_server.settings import ServerSettings, SessionLimits
-from shared.rpc.errors import InternalError, LimitError, TofcError, UnavailableError, abort, to_message
+from shared.rpc.errors import InternalError, LimitError, TofcError, TokenError, UnavailableError, abort, to_message
 from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+from shared.rpc.tokens import Token, shown
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,11 @@ log = logging.getLogger(__name__)
 class TofcService(tofc_pb2_grpc.TofcServiceServicer):
     """One server's calls."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, tokens: Callable[[], Sequence[Token]] | None = None) -> None:
+        """`tokens` are those that hold now."""
         self.settings = settings
+        self._tokens = tokens
+        self._shown: dict[Session, Token] = {}
         self._numbers = itertools.count(1)
         self._places: Places[Session] = Places(settings.sessions)
         self._left = asyncio.Event()  # set while no session is open
@@ -48,6 +53,12 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         self._identity = identity
         self._shop = shop
         self._limits = limits
+
+    def keep(self, tokens: Sequence[Token]) -> None:
+        """Ends the sessions that were opened with other tokens than these."""
+        for session, token in self._shown.items():
+            if all(token.value != one.value for one in tokens):
+                session.end(_revoked())
 
     async def close(self, grace: float) -> None:
         """Refuses new sessions and questions; ends each session when its questions are answered, or after `grace` s."""
@@ -95,8 +106,11 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
     ) -> TofcError | None:
         assert self._identity is not None and self._shop is not None, "else it is refused"
+        token = shown(self._tokens(), context.invocation_metadata() or ()) if self._tokens else None
+        if self._tokens and token is None:  # since the call was let in
+            return _revoked()
         session = Session(
-            name=f"session {next(self._numbers)} ({context.peer()})",
+            name=f"session {next(self._numbers)} ({self._who(token, context)})",
             identity=self._identity,
             limits=self._limits,
             pictures=self.pictures,
@@ -106,13 +120,23 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             greeted=self._places.enter,
         )
         self._places.open(session, context.peer())
+        if token is not None:
+            self._shown[session] = token
         self._left.clear()
         try:
             return await session.run(request_iterator)
         finally:
             self._places.leave(session)
+            self._shown.pop(session, None)
             if not any(self._places):
                 self._left.set()
+
+    def _who(self, token: Token | None, context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+        """The device's name, by its token or else by its certificate, and where it calls from."""
+        names = [token.name] if token is not None else []
+        if self.settings.tls_client_ca is not None:
+            names += [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", ())]
+        return ", ".join([*[name for name in names if name][:1], context.peer()])
 
     async def GetServerInfo(
         self,
@@ -130,3 +154,9 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             engine=shop.engine.name,
             limits=self._limits.message,
         )
+
+
+def _revoked() -> TokenError:
+    return TokenError(
+        "this device's token was revoked; ask whoever runs the server for another one", reason="TOKEN_REVOKED"
+    )

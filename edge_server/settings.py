@@ -7,8 +7,11 @@ environment, a test) to `cli`.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared.rpc.channel import DEFAULT_PORT, UP_BYTES, ServerSecurity, read_token
+from shared.rpc.certificate_files import check_authorities, check_pair
+from shared.rpc.channel import DEFAULT_PORT, UP_BYTES, ServerSecurity
 from shared.rpc.tofc.v1 import tofc_pb2
+from shared.rpc.tokens import Token, read_tokens
+from shared.secret_file import check_private
 from shared.text import read_pem
 
 MIB = 1024 * 1024
@@ -69,13 +72,14 @@ class SessionLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """One server. Files are read when it starts. Seconds for times, bytes for sizes."""
+    """One server. Seconds for times, bytes for sizes."""
 
     model: Path
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT  # 0: any free one
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients have to show a certificate that it signed
     token_file: Path | None = None
     device: str = "cpu"
     dtype: str = "float32"
@@ -107,10 +111,24 @@ class ServerSettings:
         """Whether pictures may come as image files, which needs the tower."""
         return self.limits.image_bytes > 0
 
-    def security(self) -> ServerSecurity:
-        """Certificate, key and token from their files. Raises UnsafeAddressError, OSError."""
-        return ServerSecurity(
+    def tls(self) -> ServerSecurity:
+        """Certificates and key from their files. Raises UnsafeAddressError, ValueError, OSError."""
+        found = ServerSecurity(
             certificate=read_pem(self.tls_cert) if self.tls_cert else None,
             key=read_pem(self.tls_key) if self.tls_key else None,
-            token=read_token(self.token_file) if self.token_file else None,
+            client_ca=read_pem(self.tls_client_ca) if self.tls_client_ca else None,
         )
+        if self.tls_cert is not None and self.tls_key is not None:
+            check_pair(self.tls_cert, self.tls_key)
+            check_private(self.tls_key)
+        if self.tls_client_ca is not None and found.client_ca is not None:
+            check_authorities(found.client_ca, self.tls_client_ca, "--tls-client-ca")
+        return found
+
+    def tokens(self) -> tuple[Token, ...]:
+        """Those that clients may show. Raises UnsafeAddressError, OSError."""
+        if self.token_file is None:
+            return ()
+        tokens = read_tokens(self.token_file)
+        check_private(self.token_file)
+        return tokens

@@ -1,27 +1,27 @@
 """The token check of a server, for every kind of call.
 
-Promises that without the token no call but a health probe reaches its handler; leaves the token's way
-to the server (a file) and TLS to `channel`.
+Promises that without a token that holds now no call but a health probe reaches its handler; leaves which tokens hold
+to `tokens` and TLS to `channel`.
 """
 
-import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from shared.rpc.errors import TokenError, abort
+from shared.rpc.tokens import Token, shown
 
 # Probes carry no token, and tell nothing but readiness; Watch would give strangers streams that stay open.
 OPEN_METHOD = "/grpc.health.v1.Health/Check"
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls whose `authorization` is not `Bearer TOKEN`, compared in constant time."""
+    """Refuses calls whose `authorization` is not `Bearer TOKEN` of one of the `tokens` at that time."""
 
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
+    def __init__(self, tokens: Callable[[], Sequence[Token]]) -> None:
+        self._tokens = tokens
 
     async def intercept_service(
         self,
@@ -31,11 +31,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method == OPEN_METHOD:
             return handler
-        for key, value in handler_call_details.invocation_metadata:
-            shown = value if isinstance(value, bytes) else value.encode()
-            if key == "authorization" and hmac.compare_digest(shown, self._expected):
-                return handler
-        return _refusing(handler)
+        return handler if shown(self._tokens(), handler_call_details.invocation_metadata) else _refusing(handler)
 
 
 def _refusing(handler: Any) -> Any:

@@ -11,22 +11,22 @@ import ipaddress
 import json
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 
 from shared.rpc.errors import UnavailableError, UnsafeAddressError
-from shared.text import read_lines, stripped
+from shared.rpc.tokens import read_tokens
 
 UP_BYTES = 256 * 1024  # largest message to the server: a packet is a few hundred bytes
 DOWN_BYTES = 1024 * 1024  # largest message to the device
 CHUNK_BYTES = 32 * 1024  # of an image file in one message: small enough that a cancel soon gets its turn
 DEFAULT_PORT = 50061
 CONNECT_S = 30.0  # until a server has answered for the first time: TLS takes 18 s at 300 B/s and a second of round trip
-LEAST_TOKEN = 16  # characters; a guessable token is none
 
 # What a server may send of an answer before the device has read what came. A narrow link carries it in seconds, else
 # the replies to pings would wait behind it, and the link count as lost; text needs no more.
@@ -85,11 +85,21 @@ KEEPALIVE = Keepalive()
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSecurity:
-    """What a device shows and trusts. `ca` (PEM) implies TLS; TLS without `ca` trusts the system's authorities."""
+    """What a device shows and trusts. `ca` (PEM) implies TLS; TLS without `ca` trusts the system's authorities.
+
+    `certificate` and `key` are of the device itself, for a server that asks for them.
+    """
 
     tls: bool = False
     ca: bytes | None = field(default=None, repr=False)
+    certificate: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        _require_pair("the client certificate", self.certificate, self.key)
+        if self.certificate is not None and not self.encrypted:
+            raise UnsafeAddressError("a client certificate is shown over TLS alone; give --tls-ca FILE.pem, or --tls")
 
     @property
     def encrypted(self) -> bool:
@@ -103,16 +113,24 @@ class ClientSecurity:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSecurity:
-    """What a server shows and asks for. Certificate chain and key are PEM and come together."""
+    """What a server shows and asks for. Certificate chain and key are PEM and come together.
+
+    With `client_ca` (PEM) clients have to show a certificate that one of its authorities signed. `current` says what
+    holds at each handshake, as long as it asks clients for the same things.
+    """
 
     certificate: bytes | None = field(default=None, repr=False)
     key: bytes | None = field(default=None, repr=False)
+    client_ca: bytes | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    current: "Callable[[], ServerSecurity] | None" = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if (self.certificate is None) != (self.key is None):
-            missing = "key" if self.key is None else "certificate"
-            raise UnsafeAddressError(f"TLS is half configured: the {missing} is missing; give certificate and key")
+        _require_pair("TLS", self.certificate, self.key)
+        if self.client_ca is not None and not self.encrypted:
+            raise UnsafeAddressError(
+                "client certificates (--tls-client-ca) need TLS; give the server's own with --tls-cert and --tls-key"
+            )
 
     @property
     def encrypted(self) -> bool:
@@ -120,15 +138,16 @@ class ServerSecurity:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file: one line of at least 16 visible ASCII characters. Raises UnsafeAddressError, ValueError."""
-    token = stripped("\n".join(read_lines(path)))
-    if len(token) < LEAST_TOKEN or not all("!" <= character <= "~" for character in token):
+    """What a client shows: the first token of a file. Raises UnsafeAddressError, ValueError, OSError."""
+    return read_tokens(path)[0].value
+
+
+def _require_pair(what: str, certificate: bytes | None, key: bytes | None) -> None:
+    if (certificate is None) != (key is None):
+        missing = "key" if key is None else "certificate"
         raise UnsafeAddressError(
-            f"{path} holds {len(token)} characters; a token is one line of at least {LEAST_TOKEN} visible ASCII "
-            "characters without spaces, for instance from: openssl rand -hex 32",
-            reason="TOKEN_UNUSABLE",
+            f"{what} is half configured: the {missing} is missing; give certificate and key (--tls-cert and --tls-key)"
         )
-    return token
 
 
 def is_loopback(host: str) -> bool:
@@ -220,7 +239,9 @@ def dial(
     target = join_address(host, port)
     # The payload is entropy-coded already: compressing it again only costs time.
     if security.encrypted:
-        credentials = grpc.ssl_channel_credentials(root_certificates=security.ca)
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=security.ca, private_key=security.key, certificate_chain=security.certificate
+        )
         return grpc.aio.secure_channel(target, credentials, options=options, compression=grpc.Compression.NoCompression)
     return grpc.aio.insecure_channel(target, options=options, compression=grpc.Compression.NoCompression)
 
@@ -260,9 +281,8 @@ def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity
     try:
         if port and not is_free(host, port):  # 0: the system chooses a free one
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        if security.certificate is not None and security.key is not None:
-            credentials = grpc.ssl_server_credentials([(security.key, security.certificate)])
-            bound = server.add_secure_port(target, credentials)
+        if security.encrypted:
+            bound = server.add_secure_port(target, _server_credentials(security))
         else:
             bound = server.add_insecure_port(target)
     except (RuntimeError, OSError) as error:
@@ -272,3 +292,26 @@ def bind(server: grpc.aio.Server, host: str, port: int, security: ServerSecurity
             reason="CANNOT_LISTEN",
         ) from error
     return int(bound)
+
+
+def _server_credentials(security: ServerSecurity) -> grpc.ServerCredentials:
+    """Certificates that gRPC asks for again at each handshake."""
+
+    def configured() -> grpc.ServerCertificateConfiguration:
+        assert security.key is not None and security.certificate is not None, "they come together"
+        return grpc.ssl_server_certificate_configuration(
+            [(security.key, security.certificate)], root_certificates=security.client_ca
+        )
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:  # in one of gRPC's threads; None: nothing new
+        nonlocal security
+        if security.current is None or (now := security.current()) == security:
+            return None
+        security = replace(now, current=security.current)
+        return configured()
+
+    return grpc.dynamic_ssl_server_credentials(
+        configured(),
+        cast(Any, renewed),  # its types know no None
+        require_client_authentication=security.client_ca is not None,
+    )

@@ -104,7 +104,7 @@ class TokenError(TofcError):
 
     status = grpc.StatusCode.UNAUTHENTICATED
     reason = "TOKEN_REFUSED"
-    sentence = "The token is missing or wrong; give the token that the server was started with."
+    sentence = "The token is missing or wrong; give one that is in the server's token file now."
 
 
 class UnavailableError(TofcError):

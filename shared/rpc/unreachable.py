@@ -11,16 +11,22 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
 import grpc
 
+from shared.rpc.certificate_files import ends
 from shared.rpc.channel import ClientSecurity, is_loopback, split_address
 from shared.rpc.errors import TofcError, UnavailableError
+from shared.rpc.peer_certificate import valid_until
 
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first that is set counts, as gRPC does it
 EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 _TLS_FAILED = re.compile(r"SSL_ERROR_SSL.*OPENSSL_internal:([^:]*)|Hostname Verification Check failed")
+
+
+_NOT_NOW = re.compile(r"CERTIFICATE_VERIFY_FAILED: certificate (has expired|is not yet valid)")
 
 
 class TlsError(TofcError):
@@ -72,6 +78,32 @@ class Dialled:
             f"give another {option}HOST:PORT{self._direct}"
         )
 
+    async def explain(self, security: ClientSecurity, message: str, *, option: str = "--server ") -> TofcError:
+        """`failed`, with the dates of a certificate that is not valid now."""
+        if dated := _NOT_NOW.search(message):
+            return TlsError(await self._not_now(security, dated[1] == "has expired"))
+        return self.failed(security, message, option=option)
+
+    async def _not_now(self, security: ClientSecurity, ended: bool) -> str:
+        now = datetime.now(UTC)
+        if not ended:
+            return (
+                f"the certificate of {self} is not valid yet; this machine's clock says {now:%Y-%m-%d %H:%M} UTC: "
+                "set it, if that is wrong"
+            )
+        clock = f" (this machine's clock says {now:%Y-%m-%d})"
+        if security.ca is not None and (own := max(ends(security.ca), default=now)) < now:
+            return (
+                f"the authority that --tls-ca names ended on {own:%Y-%m-%d}{clock}; ask whoever runs {self} for a new "
+                "ca.pem"
+            )
+        end = None if self.proxy else await valid_until(self.address, security)
+        when = f" on {end:%Y-%m-%d}" if end else ""
+        return (
+            f"the certificate of {self} ended{when}{clock}; whoever runs that server renews it with `edge-server "
+            "credentials`"
+        )
+
     def failed(self, security: ClientSecurity, message: str, *, option: str = "--server ") -> TofcError:
         """`message` is gRPC's; `option` names the one that the address was given with."""
         cause, host = short(message), split_address(self.address)[0]
@@ -101,6 +133,16 @@ class Dialled:
             return UnavailableError(
                 f"whoever listens at {self} is no edge server without TLS ({cause}); if it is one with TLS, give "
                 f"--tls-ca FILE.pem and --token-file FILE, else give another {option}HOST:PORT"
+            )
+        if cause.startswith("Socket closed") and security.encrypted and not self.proxy:  # else the proxy may have
+            shown = "wants a client certificate"
+            if security.certificate is not None:
+                end = min(ends(security.certificate), default=datetime.max.replace(tzinfo=UTC))
+                ended = f", which ended on {end:%Y-%m-%d}" if end < datetime.now(UTC) else ""
+                shown = f"does not accept this client certificate{ended}"
+            return UnavailableError(
+                f"whoever listens at {self} hung up without a word ({cause}): it stopped, or it {shown} (--tls-cert "
+                "and --tls-key, from whoever runs it)"
             )
         last = re.search(r"ipv[46]:([^ ]*\d): ", message)
         if last and (tried := unquote(last[1])) != self.address:  # a name may have several addresses

@@ -121,6 +121,7 @@ async def test_a_server_that_loads(elsewhere: Elsewhere, free_port: int) -> None
 @pytest.mark.parametrize("token", [None, "x" * 16])
 async def test_a_token_that_is_missing_or_wrong(elsewhere: Elsewhere, tmp_path: Path, token: str | None) -> None:
     (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
     server = await elsewhere.serve(token_file=tmp_path / "token")
     target = Target(address=server.address, security=ClientSecurity(token=token))
     assert await heard(target) == {("TOKEN_REFUSED", REFUSED): 2 * TIMES}

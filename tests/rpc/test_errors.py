@@ -19,6 +19,7 @@ from shared.rpc.errors import (
     from_status,
     to_message,
 )
+from shared.rpc.tokens import Token
 
 
 def test_the_table_holds_every_status_once() -> None:
@@ -104,7 +105,7 @@ async def test_an_aborted_call_keeps_its_reason(arity: str) -> None:
 @pytest.mark.parametrize("arity", ["UU", "SU", "US", "SS"])
 async def test_a_token_is_asked_for_whatever_the_arity(arity: str) -> None:
     token = "0123456789abcdef"
-    server = make_server([TokenInterceptor(token)])
+    server = make_server([TokenInterceptor(lambda: [Token(token)])])
     server.add_generic_rpc_handlers((arities(None),))
     port = bind(server, "127.0.0.1", 0)
     await server.start()

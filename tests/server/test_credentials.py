@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from edge_server import certificates, credentials
 from edge_server.credentials import Credentials, CredentialsError
 from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, dial, make_server, read_token
+from shared.rpc.tokens import read_tokens
 
 
 async def probe(folder: Path, ca: Path) -> int:
@@ -181,6 +182,86 @@ def test_an_interrupted_first_call_is_completed(tmp_path: Path, monkeypatch: pyt
     assert not credentials.write(tmp_path, ["server"]).written
 
 
+@pytest.mark.parametrize("step", ["renew", "finish"])
+def test_an_interrupted_renewal_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Wherever it stops, another start of the server's container changes nothing that devices have."""
+
+    def state(folder: Path) -> tuple[int, int, set[str], int, bool]:
+        files = Credentials.below(folder)
+        tokens = read_tokens(files.token)
+        authorities = x509.load_pem_x509_certificates(files.ca.read_bytes())
+        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+        ours = sum(certificates.signed_by(certificate, one) for one in authorities)
+        return len(tokens), len(authorities), {one.name for one in tokens}, ours, files.successor.exists()
+
+    really, calls = credentials._write_secret, 0
+
+    def interrupted(path: Path, content: bytes) -> None:
+        if len(done) == calls:
+            raise KeyboardInterrupt
+        done.append(path)
+        really(path, content)
+
+    while True:
+        folder, done = tmp_path / str(calls), list[Path]()
+        credentials.write(folder, ["server"])
+        credentials.write(folder, [], device="kitchen")
+        if step == "finish":
+            credentials.write(folder, [], renew=True)
+        trusted = Credentials.below(folder).ca.read_bytes()
+        with monkeypatch.context() as patched:
+            patched.setattr(credentials, "_write_secret", interrupted)
+            try:
+                credentials.write(folder, [], **{step: True})  # type: ignore[arg-type]
+                break
+            except KeyboardInterrupt:
+                pass
+        credentials.write(folder, ["server"])
+        certificate = x509.load_pem_x509_certificate((folder / "server/cert.pem").read_bytes())
+        authorities = x509.load_pem_x509_certificates(trusted)
+        assert any(certificates.signed_by(certificate, one) for one in authorities), "devices still get in"
+        credentials.write(folder, [], **{step: True})  # type: ignore[arg-type]
+        both = step == "renew"
+        assert state(folder) == ((4, 2) if both else (2, 1)) + ({"", "kitchen"}, 1, both)
+        calls += 1
+    assert calls == len(done) >= 6
+
+
+def test_a_device_is_revoked_by_its_line_and_made_anew(tmp_path: Path) -> None:
+    credentials.write(tmp_path, ["server"])
+    first = credentials.write(tmp_path, [], device="kitchen")
+    assert not credentials.write(tmp_path, [], device="kitchen").written
+    before = contents(tmp_path / "devices")
+    shared, of_kitchen = read_tokens(first.token)
+    first.token.write_text(f"{shared}\n")
+    credentials.write(tmp_path, ["server"])
+    credentials.write(tmp_path, [], renew=True)
+    assert contents(tmp_path / "devices") == before, "a revoked device comes by no new token"
+    credentials.write(tmp_path, [], finish=True)
+    credentials.write(tmp_path, [], device="kitchen")
+    changed = {path.name for path, content in contents(tmp_path / "devices").items() if content != before[path]}
+    assert changed == {"token", "key.pem", "cert.pem", "ca.pem"}
+    assert of_kitchen.value not in first.token.read_text()
+
+
+def test_what_devices_share_may_be_revoked_for_good(tmp_path: Path) -> None:
+    first = credentials.write(tmp_path, ["server"])
+    credentials.write(tmp_path, [], device="kitchen")
+    first.token.write_text(f"{read_tokens(first.token)[1]}\n")
+    assert not credentials.write(tmp_path, ["server"]).written
+    credentials.write(tmp_path, [], renew=True)
+    assert [token.name for token in read_tokens(first.token)] == ["kitchen", "kitchen"]
+
+
+def test_a_lost_authority_is_succeeded(tmp_path: Path) -> None:
+    written = credentials.write(tmp_path, ["server"])
+    written.authority.unlink()
+    credentials.write(tmp_path, [], renew=True)
+    assert len(x509.load_pem_x509_certificates(written.ca.read_bytes())) == 2
+    credentials.write(tmp_path, ["another"], finish=True)
+    assert hosts(written) == {"server", "another"} and not credentials.write(tmp_path, ["server"]).written
+
+
 def damage(folder: Path, how: str) -> None:
     stranger = Credentials.below(folder.parent / "stranger")
     credentials.write(folder.parent / "stranger", ["server"])
@@ -296,10 +377,13 @@ def test_a_renewed_file_stays_readable_for_whom_it_was(tmp_path: Path) -> None:
         (["https://edge.example.org"], {}),
         (["edge.example.org:50061"], {}),
         (["192.0.2.300"], {}),
+        (["server"], {"device": "a b"}),
+        (["server"], {"device": "../x"}),
+        (["server"], {"renew": True, "finish": True}),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, asked: list[str], settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"--host|--days"):
+    with pytest.raises(ValueError, match=r"--host|--days|--device|--renew"):
         credentials.write(tmp_path, asked, **settings)
     assert not contents(tmp_path)
 

@@ -153,6 +153,7 @@ async def test_certificates_and_tokens_as_other_systems_write_them(serve: Serve,
     def foreign(*files: Path) -> Path:
         texts = [b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n") for file in files]
         (tmp_path / files[-1].name).write_bytes(b"".join(texts))
+        (tmp_path / files[-1].name).chmod(0o600)
         return tmp_path / files[-1].name
 
     certificate, key, token = (foreign(file) for file in (written.certificate, written.key, written.token))
@@ -182,6 +183,7 @@ async def test_info_is_quiet_when_nobody_reads_it(serve: Serve) -> None:
 async def test_a_token_without_tls_on_this_machine(serve: Serve, connect: Connect, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("0123456789abcdef\n")
+    token.chmod(0o600)
     server = await serve(token_file=token)
     security = ClientSecurity(token="0123456789abcdef")
     client = connect(server, metadata=security.metadata)
@@ -247,8 +249,8 @@ def test_every_option_is_an_environment_variable() -> None:
     command: Any = typer.main.get_command(app)
     for name, one in command.commands.items():
         for parameter in one.params:
-            if parameter.name == "replace":
-                assert not parameter.envvar, "left in an environment it would lock devices out at every start"
+            if parameter.name in ("replace", "renew", "finish"):
+                assert not parameter.envvar, "left in an environment it would lock devices out, start after start"
             elif parameter.name != "help":
                 variables = parameter.envvar if isinstance(parameter.envvar, list) else [parameter.envvar]
                 assert f"TOFC_SERVER_{parameter.name.upper()}" in variables, (name, parameter.name)
