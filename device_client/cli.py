@@ -63,6 +63,7 @@ from device_client.rate import RateChoice
 from device_client.session import Sampling, Session
 from device_client.waiting import tell
 from shared.command import Program
+from shared.out_of_memory import out_of_memory
 from shared.rpc.channel import DEFAULT_PORT, split_address
 from shared.rpc.client_files import client_security
 from shared.rpc.errors import TofcError
@@ -457,6 +458,11 @@ def _exit_codes() -> Iterator[None]:
     except (ValueError, OSError, EncoderError, TofcError, MemoryError) as error:
         note(f"device-client: {sentence(error)}")
         raise typer.Exit(exit_code(error)) from None
+    except RuntimeError as error:  # torch's, of memory that is not there, while a picture is looked at
+        if not out_of_memory(error):
+            raise
+        note(f"device-client: {sentence(MemoryError(str(error)))}")
+        raise typer.Exit(exit_code(MemoryError())) from None
     except KeyboardInterrupt:
         note("device-client: stopped")
         raise typer.Exit(INTERRUPTED) from None

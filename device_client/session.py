@@ -54,7 +54,7 @@ class Retry:
     """How hard a lost link is repaired. The wait doubles from ``first_s`` up to ``most_s``."""
 
     losses: int = 3  # of one question that brought it nothing; one that breaks the server is not asked for ever
-    askings: int = 100  # of one question in all: a server that always takes some of a picture would get it for ever
+    askings: int = 1000  # of one question in all: a server that always takes some of a picture would get it for ever
     connects: int = 6  # tries to get the link back each time
     first_s: float = 0.25
     most_s: float = 4.0

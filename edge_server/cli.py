@@ -290,4 +290,4 @@ def _warn(text: str) -> None:
 def _give_up(error: Exception) -> NoReturn:
     told = f"{error}; {install('server')}" if isinstance(error, ModuleNotFoundError) else sentence(error)
     note(f"edge-server: {told}")
-    raise typer.Exit(2 if isinstance(error, WRONG_USE) else 1)
+    raise typer.Exit(2 if isinstance(error, WRONG_USE) and not out_of_memory(error) else 1)

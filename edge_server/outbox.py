@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from edge_server.shortage import shortage
 from shared.rpc.errors import DeadlineError
 from shared.rpc.tofc.v1 import tofc_pb2
 
@@ -88,7 +89,8 @@ class Outbox:
             try:
                 await self._write(response)
             except Exception as error:  # gRPC has several for a stream that is over, some of them private
-                log.debug("a client went away: %s", error)
+                if shortage(error, "a response") is None:
+                    log.debug("a client went away: %s", error)
                 return
             self._written += 1
 

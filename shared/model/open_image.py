@@ -192,7 +192,9 @@ def _too_large(found: int | None, max_pixels: int, begin: str = "has ") -> Image
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # what cannot be read says nothing
+    except Exception as error:  # what cannot be read says nothing
+        if out_of_memory(error):
+            raise
         return None
 
 

@@ -39,6 +39,38 @@ def test_answer_on_stdout_truth_on_stderr(serving: FakeServer, encoders: list[Fa
     assert encoders[0].setting == "12 features, quality 1" and encoders[0].loaded == 1
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")],
+    ids=repr,
+)
+def test_a_device_without_memory_says_so(
+    serving: FakeServer, small: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "TowerEncoder", type("Opened", (), {"open": lambda *_: FakeEncoder(before_view=full)}))
+    result = ask(serving, small, "why?")
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"device-client: this device has not enough memory for {small}; end other programs")
+    monkeypatch.setattr(cli, "TowerEncoder", type("Opened", (), {"open": full}))
+    if isinstance(error, MemoryError):
+        result = ask(serving, small, "why?")
+        assert (result.exit_code, result.stderr.partition(" (")[0]) == (2, "device-client: not enough memory")
+
+
+def test_a_comparison_that_finds_no_memory_is_left_out(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("device_client.report._encoded", full)
+    result = ask(serving, small, "why?")
+    assert (result.exit_code, result.stdout) == (0, "yes to why?\n") and "JPEG" not in result.stderr
+
+
 def test_several_questions_send_the_picture_once(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
     result = ask(serving, small, "-q", "one", "-q", "two")
     assert result.stdout == "yes to one\nyes to two\n"

@@ -105,7 +105,7 @@ def each_time(*messages: pb.SessionResponse) -> Script:
 
     async def script(stage: Stage) -> AsyncIterator[Said]:
         yield await stage.welcome()
-        for count in range(1, 1000):
+        for count in range(1, 2 * Retry().askings):
             number = (await stage.until("asks", count)).request
             for message in messages:
                 kind = message.WhichOneof("response")
@@ -123,7 +123,7 @@ async def missing_for_ever(stage: Stage) -> AsyncIterator[Said]:
     """Takes the picture, and misses it again."""
     yield await stage.welcome()
     await stage.until("asks")
-    for count in range(1, 1000):
+    for count in range(1, 2 * Retry().askings):
         await stage.until("views", count)
         yield response(view_ack=pb.ViewAck(ref=1, indexes=[0]))
         yield response(need_picture=pb.NeedPicture(request=1, ref=1))
@@ -312,6 +312,7 @@ CASES = {
         script=each_time(response(view_ack=pb.ViewAck(ref=1, indexes=[0])), error("later", UNAVAILABLE)),
         code=NO_SERVER,
         told="later",
+        most=3 * Retry().askings,
     ),
     "a conversation that was none": Case(
         script=each_time(error("gone", NOT_FOUND, "CONVERSATION_GONE")), code=REFUSED, told="gone"

@@ -10,6 +10,8 @@ from shared.rpc.auth import TokenInterceptor
 from shared.rpc.channel import bind, dial, make_server
 from shared.rpc.errors import (
     BY_STATUS,
+    REASON_METADATA,
+    InvalidRequestError,
     LimitError,
     TofcError,
     TokenError,
@@ -19,6 +21,7 @@ from shared.rpc.errors import (
     from_status,
     to_message,
 )
+from shared.rpc.tofc.v1 import tofc_pb2
 from shared.rpc.tokens import Token
 
 
@@ -125,3 +128,24 @@ async def test_a_server_that_is_not_there_is_a_sentence() -> None:
     found = from_call(failed.value)
     assert type(found) is errors.UnavailableError
     assert found.message.startswith(found.sentence)
+
+
+@pytest.mark.parametrize("length", [999, 1000, 1001, 800_000])
+def test_a_sentence_has_a_bound_on_both_sides(length: int) -> None:
+    told = InvalidRequestError("x" * length)
+    cut = f"… ({length} characters)" if length > 1000 else ""
+    for found in (to_message(told).message, from_message(tofc_pb2.Error(status=3, message=told.message)).message):
+        assert len(found) <= 1000 and found.startswith("x" * 900) and found.endswith(cut or "x")
+    assert from_message(to_message(told)).message == to_message(told).message, "cut once"
+    call = grpc.aio.AioRpcError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata((REASON_METADATA, "REASON")),
+        details=told.message,
+    )
+    assert from_call(call).message == to_message(told).message
+
+
+@pytest.mark.parametrize("reason", ["\x1b]52;c;\x07", "A" * 65, "no reason", "É"])
+def test_a_reason_that_is_none_is_left_out(reason: str) -> None:
+    assert from_message(tofc_pb2.Error(status=3, reason=reason)).reason == InvalidRequestError.reason

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from typer.testing import CliRunner
 
+from edge_server import cli
 from edge_server.fake import FakeAssembler, FakeLooker, fake_backend
 from edge_server.pictures import OVERHEAD, ImageFile
 from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect, Serve
-from tests.server.raw_client import RawClient, image_picture, until
+from tests.server.raw_client import RawClient, image_picture, picture_id, until
 from tests.server.test_images import LIMITS, SIZE, jpeg
 
 SHORT = (
@@ -165,6 +168,26 @@ async def test_two_questions_about_one_picture_both_hear_it(
     await client.view(1, 0, b"x")
     for number in (1, 2):
         await refused(client, number)
+
+
+async def test_what_belongs_to_no_question_is_the_session_s(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+) -> None:
+    client = connect(await serve())
+    await client.hello()
+    monkeypatch.setattr("edge_server.uploads.Uploads.announce", full(MemoryError()))
+    await client.send(pictures=[tofc_pb2.Picture(ref=1, picture_id=picture_id("a"))])
+    await client.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_MEMORY")
+    assert len(warnings()) == 1
+
+
+@pytest.mark.parametrize("error", SHORT, ids=repr)
+def test_a_server_that_finds_no_memory_at_its_start_says_so(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr("edge_server.backend.load", full(error))
+    result = CliRunner().invoke(cli.app, ["serve", "--port", "0", "--log-level", "critical"])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("edge-server: ") and "memory" in line
 
 
 # Really: a process that may have no more memory than it has.

@@ -140,6 +140,41 @@ async def test_an_idle_engine_holds_no_cache(engine: TransformersEngine, monkeyp
             gc.collect()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=repr,
+)
+async def test_memory_that_is_not_there_is_one_question_s_concern(
+    engine: TransformersEngine,
+    model: Qwen3ForCausalLM,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    first = TransformersEngine._first
+
+    def short(of: TransformersEngine, request: embedded._Request) -> torch.Tensor:
+        if request.prompt is not None and len(request.prompt.embeds) == 20:
+            raise error
+        return first(of, request)
+
+    monkeypatch.setattr(TransformersEngine, "_first", short)
+    other = engine.submit(Prompt(embeds=embeds(1)), Sampling(max_tokens=4))
+    with pytest.raises(LimitError) as refused:
+        await collect(engine.submit(Prompt(embeds=embeds(2, 20)), Sampling(max_tokens=4)))
+    assert refused.value.reason == "ENGINE_MEMORY" and "not enough memory" in refused.value.message
+    assert await collect(other) == reference(model, embeds(1), 4)
+    (record,) = [one for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
+    assert record.exc_info is None and record.getMessage().startswith("no memory for another token of a question")
+
+
 async def test_stopping_fails_what_is_under_way(model: Qwen3ForCausalLM) -> None:
     engine = TransformersEngine(model, [], parallel=1)
     running, waiting = (engine.submit(Prompt(embeds=embeds(n)), Sampling(max_tokens=50)) for n in range(2))
