@@ -34,6 +34,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 #: libtiff turns bytes around already, and Pillow would do it again
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 _ORIENTATION = 0x0112
+_MOST_SIDE = 65_535  # px: a longer ribbon makes too many views, and a row of one pixel costs Pillow 12 bytes
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -130,8 +131,8 @@ def _read(file: IO[bytes], max_pixels: int) -> tuple[Image.Image, Image.Transpos
     image, rawmode, tags, turn, nominal = loaded
     del loaded
     other = low_bytes(rawmode)
-    low = None if other is None else lambda: _low(_load(pixels, formats, max_pixels, other).image, rawmode)
-    return rgb(image, tags, low, nominal), turn
+    low = None if other is None else lambda: _load(pixels, formats, max_pixels, other).image
+    return rgb(image, tags, low, rawmode, nominal), turn
 
 
 def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str = "") -> _Loaded:
@@ -175,6 +176,10 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise _too_large(size[0] * size[1], max_pixels, f"is {size[0]} × {size[1]} px, ")
+    if max(size) > _MOST_SIDE:
+        raise ImageError(
+            f"is {size[0]} × {size[1]} px; at most {_MOST_SIDE} px a side are accepted: cut it shorter or scale it down"
+        )
 
 
 def _too_large(found: int | None, max_pixels: int, begin: str = "has ") -> ImageError:
@@ -203,11 +208,6 @@ def _deep_ppm(image: Any) -> int:
 def _is_deep_text(image: Any) -> bool:
     """Whether it is a PPM in decimal digits of more than 8 bits a colour."""
     return image.mode == "RGB" and any(tile.codec_name == "ppm_plain" and tile.args[1] > 255 for tile in image.tile)
-
-
-def _low(image: Image.Image, rawmode: str) -> Image.Image:
-    """The low bytes, in the places of the high ones."""
-    return Image.merge("RGBA", [image.getchannel(one) for one in "GGGA"]) if rawmode == "LA;16B" else image
 
 
 def _rawmode(image: Any) -> str:

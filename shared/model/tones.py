@@ -41,18 +41,22 @@ def stripes(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def rgb(
-    image: Image.Image, tags: Mapping[int, Any], low: Callable[[], Image.Image] | None = None, nominal: int = 65_535
+    image: Image.Image,
+    tags: Mapping[int, Any],
+    low: Callable[[], Image.Image] | None = None,
+    rawmode: str = "",
+    nominal: int = 65_535,
 ) -> Image.Image:
     """A picture as Pillow loaded it, with a TIFF's tags, → RGB without metadata.
 
-    ``low`` gives the low bytes of one with 16 bits a colour, of which Pillow loads the high ones; ``nominal`` is white
-    by its header.
+    Of one with 16 bits a colour Pillow loads the high bytes of ``rawmode``: ``low`` gives the low ones, and ``nominal``
+    is white by its header.
 
     Raises ``ImageError`` where the file does not say what its numbers mean.
     """
     signed = image.mode == "L" and tags.get(339, (1,))[0] == 2
     if low is not None and ("transparency" in image.info or brightest(image) < 64 or nominal < 65_535):
-        found = _sixteen(image, low(), nominal)
+        found = _sixteen(image, low(), nominal, [1, 1, 1, 3] if rawmode == "LA;16B" else slice(None))
     elif image.mode == "F" or image.mode.startswith("I") or signed:
         found = _grey(image, tags)
     elif image.mode != "RGB" or image.has_transparency_data:
@@ -131,22 +135,23 @@ def _grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     return _joined(image, convert)
 
 
-def _sixteen(high: Image.Image, low: Image.Image, nominal: int) -> Image.Image:
-    """Three numbers of 16 bits a pixel, or four with alpha."""
+def _sixteen(high: Image.Image, low: Image.Image, nominal: int, places: slice | list[int]) -> Image.Image:
+    """Three numbers of 16 bits a pixel, or four with alpha. The low bytes are in these ``places``."""
     clear = high.info.get("transparency")
 
     def numbers() -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         for (top, more), (_, less) in zip(stripes(high), stripes(low), strict=True):
-            values = np.asarray(more).astype(np.uint16) << 8 | np.asarray(less)
+            values = np.asarray(more).astype(np.uint16) << 8 | np.asarray(less)[..., places]
             yield top, values[..., :3], values[..., 3:]
 
-    _, most, _ = _range(values for _, values, _ in numbers())
+    most = solid = 0
+    for _, values, alpha in numbers():
+        most, solid = max(most, int(values.max())), max(solid, int(alpha.max(initial=0)))
     white = _white(0, most, nominal)
     if 0 < most < white * _BLACK:
         raise _unclear(0, most)
-    solid = max((int(alpha.max(initial=0)) for _, _, alpha in numbers()), default=0)
     opaque = white if 0 < solid <= white else 65_535
-    found = Image.new("RGB", high.size)
+    found = low if low.mode == "RGB" else Image.new("RGB", high.size)
     for top, values, alpha in numbers():
         levels = _bytes(values, white)
         if clear is not None:

@@ -147,6 +147,13 @@ def test_a_huge_picture_is_refused_before_decoding(size: tuple[int, int]) -> Non
         open_image(bomb)
 
 
+@pytest.mark.parametrize("size", [(1, 90_000_000), (90_000_000, 1), (65_536, 100)])
+def test_a_ribbon_is_refused_before_decoding(size: tuple[int, int]) -> None:
+    bomb = header(size, 1, 0) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match=rf"{size[0]} × {size[1]} px; at most 65535 px a side.*scale it down"):
+        open_image(bomb)
+
+
 def test_pixels_that_are_damaged_stay_an_error() -> None:
     for broken in (
         PNG.replace(PNG[37:41], b"\0\0\0\1", 1),
