@@ -525,7 +525,8 @@ def _check_limits(limits: pb.Limits, course: _Course) -> None:
     pictures = course.pictures
     size = sum(len(text.encode()) for text in (course.question, *(text for turn in course.history for text in turn)))
     views = max((picture.n_views for picture in pictures), default=0)
-    pixels = max((picture.form_pixels for picture in pictures), default=0)
+    pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in pictures), default=(0, (0, 0)))
+    counted = "pixels of one picture" if width * height == pixels else "pixels of one picture, padded to a square"
     if pixels and not limits.image_pixels:
         raise MismatchError(
             "this server takes no images (--mode image); start it with `edge-server serve --take-images`, or leave "
@@ -536,7 +537,7 @@ def _check_limits(limits: pb.Limits, course: _Course) -> None:
     for found, most, what, remedy, reason in (
         (len(pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer", exceeded),
         (views, limits.views_per_picture, "views of one picture", "scale the picture down", exceeded),
-        (pixels, limits.image_pixels, "pixels of one picture", "lower --scale", exceeded),
+        (pixels, limits.image_pixels, counted, "lower --scale", exceeded),
         (size, limits.question_bytes, "bytes of question", "shorten it", "QUESTION_TOO_LONG"),
         (course.sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens", exceeded),
     ):

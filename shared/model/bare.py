@@ -28,7 +28,8 @@ Part = bytes | tuple[int, int]  # as it is, or (begin, end) in the file
 
 _MOST_METADATA = 1 << 20  # bytes of a kept piece; what says which side is up has a few hundred
 _MOST_PIECES = 10_000
-_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS")
+#: how many bytes say what is transparent, by a PNG's type of colour
+_PNG_CLEAR = {b"\0": range(2, 3), b"\2": range(6, 7), b"\3": range(1, 257)}
 #: of a TIFF's tags those that say where its pixels are and what they mean (TIFF 6.0, and libtiff's own)
 _TIFF_TAGS = frozenset(
     (254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332)
@@ -66,10 +67,12 @@ def _png(file: IO[bytes]) -> list[Part]:
     before: list[Part] = [(0, 8)]
     begin = stop = 0  # the run of IDAT: further ones belong to no picture
     cut: list[Part] = []  # the last of them, where the file ends within it
-    at = 8
+    at, colour = 8, b""
     while len(before) < _MOST_PIECES and len(head := _read(file, at, 8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         after = at + 12 + length
+        if kind == b"IHDR":
+            colour = _read(file, at + 17, 1)
         if kind == b"IDAT" and (not begin or stop == at):
             begin = begin or at
             if after > end:
@@ -78,7 +81,9 @@ def _png(file: IO[bytes]) -> list[Part]:
                 stop = at
                 break
             stop = after
-        elif after <= end and ((kind in _PNG_PIXELS and not begin) or _png_turns(file, at, length, kind)):
+        elif after <= end and (
+            (not begin and _png_matters(file, at, length, kind, colour)) or _png_turns(file, at, length, kind)
+        ):
             before.append((at, after))
         if kind == b"IEND" or not kind.isalpha() or after > end:
             break
@@ -86,16 +91,26 @@ def _png(file: IO[bytes]) -> list[Part]:
     return [*before, (begin, stop), *cut, bytes.fromhex("00000000 49454e44 ae426082")]
 
 
+def _png_matters(file: IO[bytes], at: int, length: int, kind: bytes, colour: bytes) -> bool:
+    """Whether a chunk before the pixels decides them. A palette beside colours is a suggestion."""
+    if kind == b"tRNS":
+        return length in _PNG_CLEAR.get(colour, ()) and _png_is_whole(file, at, length)
+    return kind == b"IHDR" or (kind == b"PLTE" and colour == b"\3")
+
+
+def _png_is_whole(file: IO[bytes], at: int, length: int) -> bool:
+    return struct.pack(">I", zlib.crc32(_read(file, at + 4, 4 + length))) == _read(file, at + 8 + length, 4)
+
+
 def _png_turns(file: IO[bytes], at: int, length: int, kind: bytes) -> bool:
     """Whether a chunk may say which side is up: EXIF or XMP, well-formed."""
     if kind not in (b"eXIf", b"iTXt", b"zTXt", b"tEXt") or length > _MOST_METADATA:
         return False
-    data = _read(file, at + 8, length)
-    if struct.pack(">I", zlib.crc32(kind + data)) != _read(file, at + 8 + length, 4):
+    if not _png_is_whole(file, at, length):
         return False
     if kind == b"eXIf":
         return True
-    keyword, _, text = data.partition(b"\0")
+    keyword, _, text = _read(file, at + 8, length).partition(b"\0")
     if keyword not in (b"XML:com.adobe.xmp", b"Raw profile type exif"):
         return False
     packed = text[1:]  # after the method

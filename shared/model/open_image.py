@@ -25,7 +25,7 @@ from shared.model.bare import bare
 from shared.model.image_headers import DECODER_BYTES, HeaderError, jxl_size, size_of
 from shared.model.named_formats import is_heif, is_jxl, remedy
 from shared.model.quiet import quiet, quiet_stderr
-from shared.model.tones import low_bytes, rgb
+from shared.model.tones import brightest, low_bytes, rgb
 from shared.model.views import MAX_PIXELS, ImageError
 from shared.model.whole import ended, lacks_rows
 from shared.out_of_memory import out_of_memory, room_for
@@ -35,6 +35,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 #: libtiff turns bytes around already, and Pillow would do it again
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 _ORIENTATION = 0x0112
+_MOST_SIDE = 65_535  # px: a longer ribbon makes too many views, and a row of one pixel costs Pillow 12 bytes
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -122,6 +123,7 @@ class _Loaded(NamedTuple):
     rawmode: str  # Pillow's name of how they lay in the file
     tags: Mapping[int, Any]  # of a TIFF
     turn: Image.Transpose | None  # what makes them upright
+    nominal: int  # which number is white by the header of a PPM of 16 bits a colour
 
 
 def _read(file: IO[bytes], max_pixels: int) -> tuple[Image.Image, Image.Transpose | None]:
@@ -138,11 +140,11 @@ def _read(file: IO[bytes], max_pixels: int) -> tuple[Image.Image, Image.Transpos
         if (whole := ended(pixels)) is None:
             raise
         loaded = _load(whole, formats, max_pixels)
-    image, rawmode, tags, turn = loaded
+    image, rawmode, tags, turn, nominal = loaded
     del loaded
     other = low_bytes(rawmode)
     low = None if other is None else lambda: _load(pixels, formats, max_pixels, other).image
-    return rgb(image, tags, low), turn
+    return rgb(image, tags, low, rawmode, nominal), turn
 
 
 def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str = "") -> _Loaded:
@@ -155,6 +157,8 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
                 raise ImageError("has a small preview in a picture's place (a camera's raw file?); export it as JPEG")
             if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8:  # Pillow would read bytes of them as pixels
                 raise ImageError("has its colours in planes of more than 8 bits; save it with 8 bits a colour")
+            deep_text = _is_deep_text(image)
+            nominal = _deep_ppm(image)
             found = _rawmode(image)
             if image.tile and image.tile[0].codec_name == "libtiff":
                 rawmode = rawmode or _NATIVE.get(found, "")
@@ -164,6 +168,10 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
                 image.load()
             if lacks_rows(pixels, image):
                 raise ImageError("is damaged or truncated (a part of the pixels is missing); save it again")
+            if deep_text and 0 < brightest(image) < 65:  # its decoder keeps 8 bits
+                raise ImageError(
+                    "holds numbers far below the white that its header names; save it with 8 bits a colour"
+                )
             if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getbbox() is None:
                 image.putalpha(255)  # where nothing would be seen, the byte is not in use
             clear = image.info.get("transparency")
@@ -171,7 +179,7 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
                 image.info["transparency"] = clear * (85 if found == "L;2" else 17)
             turn = _turn(image)
             # Some decoders hold twice the picture as long as their image lives.
-            return _Loaded(image._new(image.im), found, tags, turn)
+            return _Loaded(image._new(image.im), found, tags, turn, nominal)
     except Image.DecompressionBombError as error:  # raised before the size can be asked for; its text has it
         pixels_told = re.search(r"\((\d+) pixels\)", str(error))
         raise _too_large(int(pixels_told[1]) if pixels_told else None, max_pixels) from None
@@ -180,6 +188,10 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise _too_large(size[0] * size[1], max_pixels, f"is {size[0]} × {size[1]} px, ")
+    if max(size) > _MOST_SIDE:
+        raise ImageError(
+            f"is {size[0]} × {size[1]} px; at most {_MOST_SIDE} px a side are accepted: cut it shorter or scale it down"
+        )
 
 
 def _too_large(found: int | None, max_pixels: int, begin: str = "has ") -> ImageError:
@@ -196,6 +208,20 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         if out_of_memory(error):
             raise
         return None
+
+
+def _deep_ppm(image: Any) -> int:
+    """Which number is white in a PPM of 16 bits a colour; its decoder, which keeps 8 of them, is replaced."""
+    tile = image.tile[0] if image.tile else None
+    if tile is None or tile.codec_name != "ppm" or tile.args[0] != "RGB" or tile.args[1] < 256:
+        return 65_535
+    image.tile = [tile._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
+    return int(tile.args[1])
+
+
+def _is_deep_text(image: Any) -> bool:
+    """Whether it is a PPM in decimal digits of more than 8 bits a colour."""
+    return image.mode == "RGB" and any(tile.codec_name == "ppm_plain" and tile.args[1] > 255 for tile in image.tile)
 
 
 def _rawmode(image: Any) -> str:

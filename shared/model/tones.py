@@ -8,9 +8,10 @@ Promises the tones that the file means, or a sentence where it does not say whic
 is black because of its numbers. Works in stripes: beside source and result it takes a few MB. Leaves opening to
 ``open_image``.
 
-Whole numbers of 16 bits that end below 256 or 4096 are taken as 8 or 12 bits in a larger container, as cameras and
-array libraries write them: by their nominal range they would be nearly black. Of 32 bits hardly anybody uses the
-nominal range, so that the usual one is taken of which they fill at least half.
+Whole numbers of 16 bits that end below a quarter are taken as 8, 10, 12 or 14 bits in a larger container, as cameras
+and array libraries write them: by their nominal range they would be too dark to be recognised. Of 32 bits hardly
+anybody uses the nominal range, so that the usual one is taken of which they fill at least half. Where 0 is white, small
+numbers may be a smaller range or a white page, which only the file's author knows.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from PIL import Image
 from shared.model.views import ImageError
 
 _STRIPE = 1 << 20  # pixels looked at together
-_NARROW = (1, 255, 4095)  # the white of 1, 8 and 12 bits in 16
-_USUAL = (1, 255, 1023, 4095, 16_383, 65_535)  # in 32
+_USUAL = (1, 255, 1023, 4095, 16_383, 65_535)  # the white of numbers in a larger container
 _RINGING = 0.1  # of floating point from 0 to 1: what resizing leaves beyond
+_BLACK = 1 / 16  # of white: what stays below it is seen as black
 
 
 def stripes(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
@@ -39,16 +40,23 @@ def stripes(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
         yield top, image.crop((0, top, width, min(height, top + rows)))
 
 
-def rgb(image: Image.Image, tags: Mapping[int, Any], low: Callable[[], Image.Image] | None = None) -> Image.Image:
+def rgb(
+    image: Image.Image,
+    tags: Mapping[int, Any],
+    low: Callable[[], Image.Image] | None = None,
+    rawmode: str = "",
+    nominal: int = 65_535,
+) -> Image.Image:
     """A picture as Pillow loaded it, with a TIFF's tags, → RGB without metadata.
 
-    ``low`` gives the low bytes of one with 16 bits a colour, of which Pillow loads the high ones.
+    Of one with 16 bits a colour Pillow loads the high bytes of ``rawmode``: ``low`` gives the low ones, and ``nominal``
+    is white by its header.
 
     Raises ``ImageError`` where the file does not say what its numbers mean.
     """
     signed = image.mode == "L" and tags.get(339, (1,))[0] == 2
-    if low is not None and ("transparency" in image.info or _brightest(image) < 16):
-        found = _sixteen(image, low())
+    if low is not None and ("transparency" in image.info or brightest(image) < 64 or nominal < 65_535):
+        found = _sixteen(image, low(), nominal, [1, 1, 1, 3] if rawmode == "LA;16B" else slice(None))
     elif image.mode == "F" or image.mode.startswith("I") or signed:
         found = _grey(image, tags)
     elif image.mode != "RGB" or image.has_transparency_data:
@@ -64,7 +72,11 @@ def low_bytes(rawmode: str) -> str | None:
 
     >>> low_bytes("RGB;16B"), low_bytes("RGB")
     ('RGB;16L', None)
+
+    Of grey with alpha: all four bytes of a pixel.
     """
+    if rawmode == "LA;16B":
+        return "RGBA"
     layout, _, order = rawmode.partition(";16")
     if layout not in ("RGB", "RGBX", "RGBA") or order not in ("B", "L", "N"):
         return None
@@ -105,7 +117,12 @@ def _grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     elif image.mode == "F" and not whole:
         raise _unclear(low, high)
     else:
-        white = _white(low, high, *_nominal(image.mode, tags), exact=inverted)
+        nominal, wide = _nominal(image.mode, tags)
+        white = _white(low, high, nominal, wide)
+        if inverted and high > 0 and white < nominal:
+            raise _unclear(low, high)
+    if 0 < (white - low if inverted else high) < white * _BLACK:
+        raise _unclear(low, high)
 
     def convert(stripe: Image.Image) -> Image.Image:
         values = numbers(stripe)
@@ -118,24 +135,33 @@ def _grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     return _joined(image, convert)
 
 
-def _sixteen(high: Image.Image, low: Image.Image) -> Image.Image:
-    """Three numbers of 16 bits a pixel, or four with alpha."""
+def _sixteen(high: Image.Image, low: Image.Image, nominal: int, places: slice | list[int]) -> Image.Image:
+    """Three numbers of 16 bits a pixel, or four with alpha. The low bytes are in these ``places``."""
     clear = high.info.get("transparency")
 
     def numbers() -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         for (top, more), (_, less) in zip(stripes(high), stripes(low), strict=True):
-            values = np.asarray(more).astype(np.uint16) << 8 | np.asarray(less)
-            yield top, values[..., :3], values[..., 3:] >> 8
+            values = np.asarray(more).astype(np.uint16) << 8 | np.asarray(less)[..., places]
+            yield top, values[..., :3], values[..., 3:]
 
-    _, most, _ = _range(values for _, values, _ in numbers())
-    white = _white(0, most, 65_535, _NARROW)
-    found = Image.new("RGB", high.size)
+    most = solid = 0
+    for _, values, alpha in numbers():
+        most, solid = max(most, int(values.max())), max(solid, int(alpha.max(initial=0)))
+    white = _white(0, most, nominal)
+    if 0 < most < white * _BLACK:
+        raise _unclear(0, most)
+    opaque = white if 0 < solid <= white else 65_535
+    found = low if low.mode == "RGB" else Image.new("RGB", high.size)
     for top, values, alpha in numbers():
-        levels = (values >> 8 if white == 65_535 else values * (255 / white)).round().astype(np.uint8)
+        levels = _bytes(values, white)
         if clear is not None:
             levels[(values == clear).all(-1)] = 255
-        found.paste(_plain(Image.fromarray(np.concatenate([levels, alpha.astype(np.uint8)], axis=-1))), (0, top))
+        found.paste(_plain(Image.fromarray(np.concatenate([levels, _bytes(alpha, opaque)], axis=-1))), (0, top))
     return found
+
+
+def _bytes(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
+    return (values >> 8 if white == 65_535 else values * (255 / white)).round().astype(np.uint8)
 
 
 def _range(stripes: Iterable[NDArray[Any]]) -> tuple[float, float, bool]:
@@ -151,10 +177,10 @@ def _range(stripes: Iterable[NDArray[Any]]) -> tuple[float, float, bool]:
     return low, high, whole
 
 
-def _white(low: float, high: float, nominal: int, narrow: tuple[int, ...], *, exact: bool = False) -> int:
-    """Which whole number is white: ``nominal``, or one of ``narrow`` that holds them all, unless ``exact``."""
-    white = nominal if exact else next((one for one in narrow if high <= one < nominal), nominal)
-    if not 0 <= low <= high <= white or (narrow is _USUAL and white > 255 and high * 2 < white):
+def _white(low: float, high: float, nominal: int, wide: bool = False) -> int:
+    """Which whole number is white: ``nominal``, or a usual one that holds them all. ``wide``: of more than 16 bits."""
+    white = next((one for one in _USUAL if high <= one < nominal), nominal)
+    if not 0 <= low <= high <= white or (wide and white > 255 and high * 2 < white):
         raise _unclear(low, high)
     return white
 
@@ -166,18 +192,19 @@ def _unclear(low: float, high: float) -> ImageError:
     )
 
 
-def _nominal(mode: str, tags: Mapping[int, Any]) -> tuple[int, tuple[int, ...]]:
-    """The largest number that a pixel may have, and which others are taken for white."""
+def _nominal(mode: str, tags: Mapping[int, Any]) -> tuple[int, bool]:
+    """The largest number that a pixel may have, and whether it has more than 16 bits."""
     bits = int(tags.get(258, (16,))[0])  # PNG's and PPM's are stretched to 16
     if mode == "F":
-        return 65_535, _USUAL
+        return 65_535, True
     largest = (1 << bits) - 1 if mode.startswith("I;16") or _is_unsigned(tags) else (1 << bits - 1) - 1
-    return largest, _NARROW if bits <= 16 else _USUAL
+    return largest, bits > 16
 
 
 def _is_unsigned(tags: Mapping[int, Any]) -> bool:
     return bool(tags.get(339, (1,))[0] == 1)
 
 
-def _brightest(image: Image.Image) -> int:
-    return int(np.max(image.getextrema()[:3]))  # of colours, not of alpha
+def brightest(image: Image.Image) -> int:
+    """Of colours, not of alpha."""
+    return int(np.max(image.getextrema()[:3]))

@@ -33,7 +33,7 @@ def ended(jpeg: IO[bytes]) -> IO[bytes] | None:
     """
     jpeg.seek(0)
     data = jpeg.read()
-    size = len(data) - data.endswith(b"\xff")  # half of the marker
+    size = len(data.rstrip(b"\xff"))  # half of the marker, or erased memory
     if data[:2] != b"\xff\xd8" or not _has_all_scans(data):
         return None
     seen = {_decoded(joined(jpeg, [(0, size), _noise(noise, first)])) for first, noise in enumerate(_NOISES)}

@@ -168,7 +168,9 @@ async def test_a_sliver_counts_as_the_square_that_it_is_padded_to(
     server.limits.image_pixels = 350_000
     Image.new("RGB", (20, 600)).save(tmp_path / "narrow.png")
     session = begin(encoder())
-    with pytest.raises(LimitError, match=r"360000 pixels of one picture, this server allows 350000; lower --scale"):
+    with pytest.raises(
+        LimitError, match=r"360000 pixels of one picture, padded to a square, this server allows 350000"
+    ):
         await session.ask([session.open(tmp_path / "narrow.png")], "what?").result()
     session = begin(encoder(scale=0.5))
     assert (await session.ask([session.open(tmp_path / "narrow.png")], "what?").result()).answer == "yes to what?"

@@ -55,6 +55,9 @@ UNREADABLE = {
     "png CRC after": with_chunks(PNG, after=chunk(b"tIME", b"", crc=2)),
     "png short chunks": with_chunks(PNG, b"".join(chunk(kind, b"") for kind in (b"pHYs", b"cHRM", b"gAMA", b"sRGB"))),
     "png animation": with_chunks(PNG, chunk(b"acTL", b"\0") + chunk(b"fcTL", b"\0"), chunk(b"fdAT", b"")),
+    "png transparency": with_chunks(PNG, chunk(b"tRNS", b"\0")),
+    "png CRC of transparency": with_chunks(PNG, chunk(b"tRNS", bytes(6), crc=1)),
+    "png CRC of a palette beside colours": with_chunks(PNG, chunk(b"PLTE", bytes(30), crc=1)),
     "png CRC of EXIF": with_chunks(PNG, chunk(b"eXIf", turned().tobytes()[6:], crc=3)),
     "png cut in its text": with_chunks(PNG, after=chunk(b"tEXt", b"a\0" + GARBAGE))[:-40],
     "png without its end": PNG[:-12],
@@ -144,10 +147,16 @@ def test_a_huge_picture_is_refused_before_decoding(size: tuple[int, int]) -> Non
         open_image(bomb)
 
 
+@pytest.mark.parametrize("size", [(1, 90_000_000), (90_000_000, 1), (65_536, 100)])
+def test_a_ribbon_is_refused_before_decoding(size: tuple[int, int]) -> None:
+    bomb = header(size, 1, 0) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match=rf"{size[0]} × {size[1]} px; at most 65535 px a side.*scale it down"):
+        open_image(bomb)
+
+
 def test_pixels_that_are_damaged_stay_an_error() -> None:
     for broken in (
         PNG.replace(PNG[37:41], b"\0\0\0\1", 1),
-        with_chunks(PNG, chunk(b"tRNS", bytes(6), crc=1)),  # it decides what is seen
         PNG[: len(PNG) // 2],
         PNG[:-30],
         header((96, 64), 8, 2) + chunk(b"IEND", b""),

@@ -89,7 +89,9 @@ ALIKE = {
     "8 bits in 16": grey(TONES.astype("u2"), 16),
     "8 bits in 16 with a sign": grey(TONES.astype("i2"), 16, kind=2),
     "12 bits": tiff(SIZE, twelve((SPREAD * 4095).round()), 12),
+    "10 bits in 16": grey((SPREAD * 1023).round().astype("u2"), 16),
     "12 bits in 16": grey((SPREAD * 4095).round().astype("u2"), 16),
+    "14 bits in 16": grey((SPREAD * 16_383).round().astype("u2"), 16),
     "8 bits in 32": grey(TONES.astype("u4"), 32),
     "8 bits in 32 with a sign": grey(TONES.astype("i4"), 32, kind=2),
     "8 bits in 32 with a sign, other order": grey(TONES.astype("i4"), 32, kind=2, order=">"),
@@ -105,6 +107,8 @@ ALIKE = {
     "float of 8 bits": grey(TONES.astype("f4"), 32, kind=3),
     "float of 16 bits": grey((TONES * 257).astype("f4"), 32, kind=3),
     "colours of 16 bits": colours((TONES * 257).astype("u2"), 16),
+    "colours of 10 bits in 16": colours((SPREAD * 1023).round().astype("u2"), 16),
+    "colours of 14 bits in 16": colours((SPREAD * 16_383).round().astype("u2"), 16),
     "colours of 12 bits in 16": colours((SPREAD * 4095).round().astype("u2"), 16),
     "colours of 12 bits in 16, other order": colours((SPREAD * 4095).round().astype("u2"), 16, ">"),
     "colours of 8 bits in 16": colours(TONES.astype("u2"), 16),
@@ -112,6 +116,13 @@ ALIKE = {
     "png 16": png(rows(TONES * 257, ">u2"), SIZE, 16, 0),
     "png 8 bits in 16": png(rows(TONES, ">u2"), SIZE, 16, 0),
     "png 16 with alpha": png(rows(np.stack([TONES * 257, TONES * 0 + 65_535], -1), ">u2"), SIZE, 16, 4),
+    "png 12 bits in 16 with alpha": png(
+        rows(np.stack([(SPREAD * 4095).round(), TONES * 0 + 65_535], -1), ">u2"), SIZE, 16, 4
+    ),
+    "png with alpha of 8 bits in 16": png(rows(np.stack([TONES, TONES * 0 + 255], -1), ">u2"), SIZE, 16, 4),
+    "png colours and alpha of 8 bits in 16": png(
+        rows(np.stack([TONES] * 3 + [TONES * 0 + 255], -1), ">u2"), SIZE, 16, 6
+    ),
     "png colours of 16": png(rows(np.repeat(TONES[..., None] * 257, 3, -1), ">u2"), SIZE, 16, 2),
     "png colours of 12 bits in 16": png(rows(np.repeat((SPREAD * 4095).round()[..., None], 3, -1), ">u2"), SIZE, 16, 2),
     "png colours and alpha of 12 bits in 16": png(
@@ -124,6 +135,12 @@ ALIKE = {
     "pgm 4095": netpbm("P5", (SPREAD * 4095).round().astype(">u2")).replace(b"64 6\n", b"64 6\n4095\n"),
     "pgm 65535": netpbm("P5", (TONES * 257).astype(">u2")).replace(b"64 6\n", b"64 6\n65535\n"),
     "pgm 12 bits in 16": netpbm("P5", (SPREAD * 4095).round().astype(">u2")).replace(b"64 6\n", b"64 6\n65535\n"),
+    **{
+        f"ppm {white} under {most}": netpbm(
+            "P6", np.repeat((SPREAD * white).round()[..., None], 3, -1).astype(">u2" if most > 255 else "u1")
+        ).replace(b"64 6\n", f"64 6\n{most}\n".encode())
+        for white, most in ((255, 255), (65_535, 65_535), (4095, 4095), (255, 65_535), (1023, 65_535), (255, 4095))
+    },
     "pfm": pfm(SPREAD),
     "pfm of 8 bits": pfm(TONES),
     **packed_alike("<"),
@@ -192,6 +209,11 @@ def test_tones_that_differ_in_their_low_byte_alone_are_not_transparent() -> None
         (grey((SPREAD * 20 + 0.1).astype("f4"), 32, kind=3), "numbers from 0.1 to 19.8"),
         (grey((SPREAD - 0.5).astype("f4"), 32, kind=3), "numbers from -0.5 to 0.48"),
         (pfm(SPREAD * 1e30), r"numbers from 0 to 9\."),
+        (pfm(SPREAD * 0.01), r"numbers from 0 to 0\.0098"),
+        (grey((SPREAD * 4095).astype("u2"), 16, photometric=0), "numbers from 0 to 4046"),
+        (grey((65_535 - SPREAD * 4095).astype("u2"), 16, photometric=0), "numbers from 61488 to 65535"),
+        (grey(TONES.astype("f4"), 32, kind=3, photometric=0), "numbers from 0 to 252"),
+        (b"P3 2 1 65535 0 0 0 255 255 255", "numbers far below the white that its header names"),
         (
             tiff(SIZE, (TONES * 257).astype("u2").tobytes() * 3, 16, photometric=2, samples=3, more=[(284, "H", [2])]),
             "planes",
@@ -217,7 +239,9 @@ def test_black_stays_black_and_dark_stays_dark() -> None:
     for data in (grey(np.zeros((6, 64), "u2"), 16), grey(np.zeros((6, 64), "f4"), 32, kind=3), pfm(SPREAD * 0)):
         assert open_image(data).getextrema() == ((0, 0),) * 3
     assert open_image(grey((TONES // 4).astype("u1"), 8)).getextrema() == ((0, 63),) * 3
-    assert open_image(grey((TONES * 64).astype("u2"), 16)).getextrema() == ((0, 63),) * 3
+    assert open_image(grey((TONES * 80).astype("u2"), 16)).getextrema() == ((0, 78),) * 3
+    assert open_image(grey(np.full((6, 64), 65_535, "u2"), 16, photometric=0)).getextrema() == ((0, 0),) * 3
+    assert open_image(grey(np.zeros((6, 64), "u2"), 16, photometric=0)).getextrema() == ((255, 255),) * 3
 
 
 def test_sixteen_bit_greys_keep_their_tones() -> None:
