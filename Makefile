@@ -95,11 +95,30 @@ proto: $(VENV)/installed-dev ## write the generated code of protos/ anew
 lab: $(VENV)/installed-lab ## install what training and evaluation need, and list their commands
 	@$(BIN)/tofc-lab --help
 
+# Beside the environment: what they need has no place among what runs.
+TOOLS := $(VENV)-tools
+$(TOOLS)/installed: .ci/lock.txt .ci/get
+	@[ -x $(TOOLS)/bin/python ] || $(PYTHON) -m venv $(TOOLS)
+	@CONSTRAINTS=.ci/lock.txt PIP_USER=0 .ci/get $(TOOLS)/bin/python uv pip-audit cyclonedx-bom && touch $@
+
+.PHONY: lock
+lock: $(TOOLS)/installed ## write .ci/lock.txt anew: versions and hashes (UPGRADE=1: the newest versions)
+	@$(TOOLS)/bin/python .ci/lock $(if $(UPGRADE),--upgrade)
+
+.PHONY: audit
+audit: $(TOOLS)/installed ## ask an advisory service about every package in .ci/lock.txt
+	@$(TOOLS)/bin/python .ci/audit
+
+.PHONY: sbom
+sbom: $(TOOLS)/installed $(VENV)/installed-demo ## list what is installed in .venv, as CycloneDX, in sbom.json
+	@$(TOOLS)/bin/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file sbom.json $(BIN)/python && echo "written: sbom.json"
+
 .PHONY: containers
 containers: $(VENV)/installed-dev ## lint, check, build and try the container images
 	@VENV=$(VENV) .ci/containers
 
 .PHONY: clean
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tools $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt sbom.json build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
