@@ -209,7 +209,7 @@ def test_a_container_has_bounds(name: str) -> None:
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
 def test_an_image_installs_from_the_lock_on_a_base_with_a_digest(dockerfile: Path) -> None:
     text = dockerfile.read_text()
-    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "${BASE}"]
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${BASE}"}
     assert re.findall(r"^ARG BASE=.*@sha256:[0-9a-f]{64}$", text, re.MULTILINE) == [BASE]
     installs = [line for line in text.splitlines() if "pip install" in line]
     assert ".ci/dependencies" in text and all("--no-deps --no-build-isolation" in line for line in installs)
