@@ -21,7 +21,7 @@ import json, os, sys
 words = sys.argv[1:]
 if "-c" in words:
     os.execv(sys.executable, [sys.executable, *words])
-assert words[:2] == ["-m", "pip"], words
+assert words[:2] == ["-m", "pip"] and "\\n" not in words[-1], words
 if "--dry-run" in words:
     url = os.environ["INDEX" if "--index-url" in words else "PYPI"]
     if not url:
@@ -97,6 +97,14 @@ def test_builds_that_the_lock_does_not_know_are_named(tmp_path: Path) -> None:
     assert (code, out) == (0, f"installed {OTHER} unchecked\n")
     assert ".ci/lock.txt has no hashes of the builds on https://download.pytorch.org/whl/cu130" in error
     assert torch(tmp_path, index=OTHER, pypi=CUDA)[1] == f"installed {OTHER} checked\n"
+
+
+@pytest.mark.parametrize("lines", ["", "torch==2.13\n", "torch==2.13\ntorch==2.13\n"])
+def test_versions_without_hashes_are_taken_unchecked(tmp_path: Path, lines: str) -> None:
+    """As .ci/oldest writes them: a line for each extra that asks."""
+    (tmp_path / "versions.txt").write_text(lines)
+    given = {"CONSTRAINTS": str(tmp_path / "versions.txt")}
+    assert torch(tmp_path, index=CPU, pypi=CUDA, **given) == (0, f"installed {CPU} unchecked\n", "")
 
 
 def test_without_a_lock_the_newest_is_taken_unchecked(tmp_path: Path) -> None:
