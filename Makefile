@@ -9,14 +9,15 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PYTHON TORCH_INDEX
 
-# Which versions: those that were tested together, unless told otherwise (empty: the newest in pyproject.toml's ranges).
-CONSTRAINTS ?= .ci/constraints.txt
+# Which versions: those that were tested together, checked against their hashes, unless told otherwise (empty: the newest
+# in pyproject.toml's ranges).
+CONSTRAINTS ?= .ci/lock.txt
 export CONSTRAINTS
 # What a user's shell has set for other projects.
 unexport PYTHONPATH PYTHONHOME
 
 BIN := $(VENV)/bin
-RECIPE := pyproject.toml .ci/constraints.txt .ci/install .ci/torch
+RECIPE := pyproject.toml .ci/lock.txt .ci/install .ci/dependencies .ci/torch .ci/get
 # An environment that was moved or copied with its checkout is full of the old paths; or its Python was removed.
 PLACE = "$$(cat $(VENV)/place)" = "$$(pwd -P) $$(realpath $(VENV))" -a -x $(VENV)/bin/python
 ifneq ($(shell [ ! -e $(VENV)/place ] || [ $(PLACE) ] || echo moved),)
@@ -24,7 +25,7 @@ RECIPE += moved
 .PHONY: moved
 moved: ;
 endif
-WITHOUT_DEPENDENCIES = PIP_USER=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+WITHOUT_DEPENDENCIES = PIP_USER=0 .ci/get $(BIN)/python --no-deps
 INSTALL = @echo "Installing into $(VENV) ($1), once; this takes some minutes." && .ci/install $(VENV) $1 && touch $@
 
 .PHONY: help
@@ -38,15 +39,15 @@ $(VENV)/installed-demo: $(RECIPE)
 $(VENV)/installed-dev: $(RECIPE)
 	$(call INSTALL,device server dev)
 	@# Beside the environment, not in it: transformers imports it wherever it is found, and what runs must do without.
-	@$(WITHOUT_DEPENDENCIES) $(addprefix -c ,$(CONSTRAINTS)) --upgrade --target $(VENV)/beside torchvision
+	@$(WITHOUT_DEPENDENCIES) --upgrade --target $(VENV)/beside torchvision
 	@# Its metadata asks for an old protobuf, which only its other half needs.
-	@$(WITHOUT_DEPENDENCIES) -c .ci/constraints.txt --only-binary :all: grpcio-tools || \
-		echo "There is no grpcio-tools for this Python; only \`make check\` and \`make proto\` need it."
+	@CONSTRAINTS=.ci/lock.txt $(WITHOUT_DEPENDENCIES) --only-binary :all: grpcio-tools || \
+		echo "grpcio-tools was not installed: it has no build for this Python, or see above. Only \`make check\` and \`make proto\` need it."
 
 $(VENV)/installed-lab: $(RECIPE)
 	$(call INSTALL,device server lab)
 	@# Its metadata asks for numpy < 2 and a dozen packages that its entropy models never touch.
-	@$(WITHOUT_DEPENDENCIES) -c .ci/constraints.txt compressai
+	@CONSTRAINTS=.ci/lock.txt $(WITHOUT_DEPENDENCIES) compressai
 
 .PHONY: demo
 demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it
@@ -94,11 +95,30 @@ proto: $(VENV)/installed-dev ## write the generated code of protos/ anew
 lab: $(VENV)/installed-lab ## install what training and evaluation need, and list their commands
 	@$(BIN)/tofc-lab --help
 
+# Beside the environment: what they need has no place among what runs.
+TOOLS := $(VENV)-tools
+$(TOOLS)/installed: .ci/lock.txt .ci/get
+	@[ -x $(TOOLS)/bin/python ] || $(PYTHON) -m venv $(TOOLS)
+	@CONSTRAINTS=.ci/lock.txt PIP_USER=0 .ci/get $(TOOLS)/bin/python uv pip-audit cyclonedx-bom && touch $@
+
+.PHONY: lock
+lock: $(TOOLS)/installed ## write .ci/lock.txt anew: versions and hashes (UPGRADE=1: the newest versions)
+	@$(TOOLS)/bin/python .ci/lock $(if $(UPGRADE),--upgrade)
+
+.PHONY: audit
+audit: $(TOOLS)/installed ## ask an advisory service about every package in .ci/lock.txt
+	@$(TOOLS)/bin/python .ci/audit
+
+.PHONY: sbom
+sbom: $(TOOLS)/installed $(VENV)/installed-demo ## list what is installed in .venv, as CycloneDX, in sbom.json
+	@$(TOOLS)/bin/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file sbom.json $(BIN)/python && echo "written: sbom.json"
+
 .PHONY: containers
 containers: $(VENV)/installed-dev ## lint, check, build and try the container images
 	@VENV=$(VENV) .ci/containers
 
 .PHONY: clean
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tools $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt sbom.json build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

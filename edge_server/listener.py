@@ -69,7 +69,11 @@ class Listener:
     async def _watch(self) -> NoReturn:
         while True:
             await asyncio.sleep(WATCH_S)
-            if await asyncio.to_thread(channel.is_free, self.host, self.port):
+            try:
+                free = await asyncio.to_thread(channel.is_free, self.host, self.port)
+            except OSError:  # strangers hold every file descriptor: that says nothing about the port
+                continue
+            if free:
                 await self._bind_again()
 
     async def _bind_again(self) -> None:

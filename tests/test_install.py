@@ -13,13 +13,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CPU = "https://download.pytorch.org/whl/cpu/torch-2.13.0%2Bcpu-cp311-linux.whl"
 CUDA = "https://files.pythonhosted.org/packages/torch-2.13.0-cp311-linux.whl"
-#: Answers like pip: what the index has, what PyPI has, and otherwise writes down what is installed.
+OTHER = "https://download.pytorch.org/whl/cu130/torch-2.13.0%2Bcu130-cp311-linux.whl"
+#: Answers like pip: what the index has, what PyPI has, and otherwise writes down what is installed, and whether its
+#: hash is asked for.
 PIP = """
 import json, os, sys
 words = sys.argv[1:]
 if "-c" in words:
     os.execv(sys.executable, [sys.executable, *words])
-assert words[:2] == ["-m", "pip"], words
+assert words[:2] == ["-m", "pip"] and "\\n" not in words[-1], words
 if "--dry-run" in words:
     url = os.environ["INDEX" if "--index-url" in words else "PYPI"]
     if not url:
@@ -28,7 +30,12 @@ if "--dry-run" in words:
     one = {"download_info": {"url": url}, "metadata": {"requires_dist": asked}}
     print(json.dumps({"install": [] if url == "installed" else [one]}))
 else:
-    print("installed", words[-1])
+    with open(words[-1]) as file:
+        _, _, url, *hashes = file.read().split()
+    assert ("--require-hashes" in words) == bool(hashes)
+    if url == os.environ.get("CHANGED"):
+        sys.exit("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
+    print("installed", url, "checked" if hashes else "unchecked")
 """
 
 
@@ -52,13 +59,13 @@ def torch(tmp_path: Path, *, index: str, pypi: str, machine: str = "x86_64", **m
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_cpu_build_is_taken_without_a_word(tmp_path: Path, machine: str) -> None:
-    assert torch(tmp_path, index=CPU, pypi=CUDA, machine=machine) == (0, f"installed {CPU}\n", "")
+    assert torch(tmp_path, index=CPU, pypi=CUDA, machine=machine) == (0, f"installed {CPU} checked\n", "")
     assert torch(tmp_path, index="installed", pypi=CUDA, machine=machine) == (0, "", "")
 
 
 def test_without_the_index_it_says_what_comes_and_how_to_avoid_it(tmp_path: Path) -> None:
     code, out, error = torch(tmp_path, index="", pypi=CUDA)
-    assert (code, out) == (0, f"installed {CUDA}\n")
+    assert (code, out) == (0, f"installed {CUDA} checked\n")
     assert error.startswith("https://download.pytorch.org/whl/cpu did not answer")
     assert "5 GB on disk" in error and "make TORCH_INDEX=https://" in error and "PIP_FIND_LINKS" in error
 
@@ -67,11 +74,41 @@ def test_on_arm_it_takes_no_cuda_build_unasked(tmp_path: Path) -> None:
     code, out, error = torch(tmp_path, index="", pypi=CUDA, machine="aarch64")
     assert (code, out) == (1, "") and "Nothing was installed" in error and "make TORCH_INDEX= ..." in error
     asked = torch(tmp_path, index="", pypi=CUDA, machine="aarch64", TORCH_INDEX="")
-    assert asked == (0, f"installed {CUDA}\n", "")
+    assert asked == (0, f"installed {CUDA} checked\n", "")
 
 
 def test_a_cpu_build_on_pypi_needs_no_warning(tmp_path: Path) -> None:
-    assert torch(tmp_path, index="", pypi=CPU, machine="aarch64") == (0, f"installed {CPU}\n", "")
+    assert torch(tmp_path, index="", pypi=CPU, machine="aarch64") == (0, f"installed {CPU} checked\n", "")
+
+
+def test_a_changed_build_is_not_installed(tmp_path: Path) -> None:
+    code, out, error = torch(tmp_path, index=CPU, pypi=CUDA, CHANGED=CPU)
+    assert (code, out) == (1, "") and "none of the builds of torch==2" in error and ".ci/lock.txt" in error
+
+
+def test_a_mirror_of_the_cpu_builds_is_checked_too(tmp_path: Path) -> None:
+    mirror = {"TORCH_INDEX": "https://mirror/whl/cpu"}
+    assert torch(tmp_path, index=CPU, pypi=CUDA, **mirror) == (0, f"installed {CPU} checked\n", "")
+
+
+def test_builds_that_the_lock_does_not_know_are_named(tmp_path: Path) -> None:
+    """Somebody who names an index trusts it; the usual one gives nothing unchecked."""
+    code, out, error = torch(tmp_path, index=OTHER, pypi=CUDA, TORCH_INDEX="https://download.pytorch.org/whl/cu130")
+    assert (code, out) == (0, f"installed {OTHER} unchecked\n")
+    assert ".ci/lock.txt has no hashes of the builds on https://download.pytorch.org/whl/cu130" in error
+    assert torch(tmp_path, index=OTHER, pypi=CUDA)[1] == f"installed {OTHER} checked\n"
+
+
+@pytest.mark.parametrize("lines", ["", "torch==2.13\n", "torch==2.13\ntorch==2.13\n"])
+def test_versions_without_hashes_are_taken_unchecked(tmp_path: Path, lines: str) -> None:
+    """As .ci/oldest writes them: a line for each extra that asks."""
+    (tmp_path / "versions.txt").write_text(lines)
+    given = {"CONSTRAINTS": str(tmp_path / "versions.txt")}
+    assert torch(tmp_path, index=CPU, pypi=CUDA, **given) == (0, f"installed {CPU} unchecked\n", "")
+
+
+def test_without_a_lock_the_newest_is_taken_unchecked(tmp_path: Path) -> None:
+    assert torch(tmp_path, index=CPU, pypi=CUDA, CONSTRAINTS="") == (0, f"installed {CPU} unchecked\n", "")
 
 
 def test_where_there_is_no_torch_at_all_it_says_where_there_is(tmp_path: Path) -> None:

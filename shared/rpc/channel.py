@@ -258,7 +258,10 @@ def make_server(
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether nobody listens on any address of a name (gRPC is content with one of them)."""
+    """Whether nobody listens on any address of a name (gRPC is content with one of them).
+
+    Raises OSError where there is nothing left to find out with: no file descriptor, no memory.
+    """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except socket.gaierror:
@@ -271,6 +274,8 @@ def is_free(host: str, port: int) -> bool:
         except OSError as error:  # of another kind for an address family that this machine does not have
             if error.errno == errno.EADDRINUSE:
                 return False
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
     return True
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import logging
+import os
+import resource
 from typing import Any
 
 import pytest
@@ -105,6 +107,41 @@ async def test_other_calls_that_make_no_sense_are_refused(serve: Serve, connect:
                 pass
     client = connect(server)
     await client.hello()
+
+
+async def test_without_a_file_descriptor_to_look_with_the_port_is_not_taken_for_lost(
+    serve: Serve, connect: Connect, bound: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever opens connections until there are none left ends the server."""
+    server = await serve()
+    before = connect(server)
+    await before.hello()
+    looked, is_free = asyncio.Semaphore(0), channel.is_free
+    loop = asyncio.get_running_loop()
+
+    def telling(host: str, port: int) -> bool:
+        try:
+            return is_free(host, port)
+        except OSError:
+            loop.call_soon_threadsafe(looked.release)
+            raise
+
+    monkeypatch.setattr(channel, "is_free", telling)
+    bound.clear()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        async with asyncio.timeout(ANSWERED):
+            for _ in range(3):
+                await looked.acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not bound.is_set() and not server.watching.done()
+    await before.ask(1, "old")
+    assert (await before.answer(1))[0] == "old"
+    await connect(server).hello()
 
 
 async def test_a_port_that_somebody_else_took_ends_the_server_with_an_error(
