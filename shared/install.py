@@ -32,4 +32,9 @@ def install(extra: str, root: Path = ROOT) -> str:
         wanted = [of_extra.sub("", one).strip() for one in every if of_extra.search(one)]
         if not wanted:  # a copy of the sources and nothing else
             return f"install what pyproject.toml lists for {extra}"
+    return pip_install(*wanted)
+
+
+def pip_install(*wanted: str) -> str:
+    """The command that installs packages of others where this program runs: another pip may belong elsewhere."""
     return shlex.join([sys.executable, "-m", "pip", "install", *wanted])

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from PIL import features
 
+from shared.install import pip_install
+
 HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _RAW = "a camera's raw file; export it as JPEG"
@@ -75,11 +77,11 @@ def remedy(head: bytes) -> str | None:
     if not head:
         return "is empty, not a picture; save it again"
     if is_heif(head):
-        return "is HEIC; install pillow-heif (pip install pillow-heif), or save it as JPEG"
+        return f"is HEIC; install pillow-heif ({pip_install('pillow-heif')}), or save it as JPEG"
     if is_jxl(head):
-        return "is JPEG XL; install pillow-jxl-plugin (pip install pillow-jxl-plugin), or save it as JPEG"
+        return f"is JPEG XL; install pillow-jxl-plugin ({pip_install('pillow-jxl-plugin')}), or save it as JPEG"
     if head[4:8] == b"ftyp" and not features.check("avif") and b"avif" in _brands(head):
-        return "is AVIF, and this Pillow was built without it: pip install --force-reinstall pillow"
+        return f"is AVIF, and this Pillow was built without it: {pip_install('--force-reinstall', 'pillow')}"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<svg", b"<?xml")) and b"<svg" in text:
         return "is SVG; export it as PNG"

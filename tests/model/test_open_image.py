@@ -187,7 +187,10 @@ def ftyp(*brands: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (ftyp(b"heic", b"mif1"), r"is HEIC; install pillow-heif \(pip install pillow-heif\), or save it as JPEG"),
+        (
+            ftyp(b"heic", b"mif1"),
+            r"is HEIC; install pillow-heif \(/.* -m pip install pillow-heif\), or save it as JPEG",
+        ),
         (ftyp(b"mif1", b"heic", b"hevc"), "is HEIC"),
         (b"\xff\x0a" + GARBAGE, r"is JPEG XL; install pillow-jxl-plugin"),
         (b"\0\0\0\x0cJXL \r\n\x87\n" + GARBAGE, "is JPEG XL"),
