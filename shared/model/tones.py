@@ -153,7 +153,10 @@ def _range(stripes: Iterable[NDArray[Any]]) -> tuple[float, float, bool]:
 
 def _white(low: float, high: float, nominal: int, narrow: tuple[int, ...], *, exact: bool = False) -> int:
     """Which whole number is white: ``nominal``, or one of ``narrow`` that holds them all, unless ``exact``."""
-    white = nominal if exact else next((one for one in narrow if high <= one < nominal), nominal)
+    narrowed = next((one for one in narrow if high <= one < nominal), nominal)
+    white = nominal if exact else narrowed
+    if exact and 0 < high <= narrowed < nominal:  # by the nominal range it would be nearly white
+        raise _unclear(low, high)
     if not 0 <= low <= high <= white or (narrow is _USUAL and white > 255 and high * 2 < white):
         raise _unclear(low, high)
     return white
