@@ -56,7 +56,7 @@ async def converse(
                 raise
             code = exit_code(error)
             if as_json:
-                say_json({"question": question, "error": str(error)})
+                say_json({"question": _text(question), "error": str(error)})
             else:
                 say()
             note(f"device-client: {error}")
@@ -96,6 +96,11 @@ async def _answered(
                 del turns[:forgotten]
             assert answer.report is not None, "it was iterated to its end"
             return answer.report
+
+
+def _text(question: str) -> str:
+    """What of a question is text: half a surrogate pair is no JSON to many parsers, however it is escaped."""
+    return question.encode(errors="surrogateescape").decode(errors="replace")
 
 
 async def _questions() -> AsyncIterator[str]:

@@ -428,7 +428,7 @@ def _check_exist(pictures: list[Path]) -> None:
 
 def _limit(timeout: float) -> float | None:
     if not timeout >= 0:
-        raise UseError(f"--timeout {timeout:g} cannot be; give seconds, or 0 for no limit")
+        raise UseError(f"--timeout must be 0 (no limit) or more seconds, got {timeout:g}")
     return timeout or None
 
 

@@ -31,13 +31,11 @@ class RateChoice:
 
     def __post_init__(self) -> None:
         if self.features is not None and self.features < 1:
-            raise UseError(
-                f"{self.features} features a view cannot be; give 1 or more, or leave it out for the preset's"
-            )
+            raise UseError(f"--features must be 1 or more, got {self.features}; leave it out for the preset's")
         if self.budget is None:
             return
         if self.budget < 1:
-            raise UseError(f"--budget-bytes {self.budget} cannot be; give the bytes that a picture may take")
+            raise UseError(f"--budget-bytes must be 1 or more, got {self.budget}")
         for option, value in (("--preset", self.preset), ("--features", self.features)):
             if value is not None:
                 raise UseError(f"{option} {value} and --budget-bytes exclude each other; leave one of them out")

@@ -80,7 +80,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
-            raise UseError(f"{self.max_tokens} tokens cannot be; give 1 or more, or 0 for the server's default")
+            raise UseError(f"--max-tokens must be 0 (the server's default) or more, got {self.max_tokens}")
         if self.temperature is not None and not 0 <= self.temperature <= 10:
             raise UseError(f"temperature {self.temperature:g} is not allowed; give 0 (greedy) to 10")
         if self.top_p is not None and not 0 < self.top_p <= 1:

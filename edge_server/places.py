@@ -37,7 +37,7 @@ class Places(Generic[Stream]):
         """Raises LimitError while there is no place for one more session."""
         if len(self._sessions) >= self._most:
             raise LimitError(
-                f"{self._most} sessions are open, which is all this server takes (--sessions); try again later",
+                f"every place of this server is taken (--sessions {self._most}); try again later",
                 reason="TOO_MANY_SESSIONS",
             )
 

@@ -7,13 +7,16 @@ is printed to `terminal`; imports nothing that takes time.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 INTERRUPTED = 130  # Ctrl-C, as shells count it
 NOT_READ = 141  # nobody reads the output any more: what a shell reports of other programs, which SIGPIPE ends
 FAILED = 2  # what was printed could not be written
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # EBADF: opened for reading only
 
 
 def prepare() -> None:
@@ -43,6 +46,12 @@ def exit_code(command: Callable[[], object]) -> int:
         code = NOT_READ
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except OSError as error:  # of help, or of a sentence about what went wrong
+        if error.errno not in _UNWRITABLE:
+            raise
+        code = FAILED
+        with suppress(OSError):
+            print(f"the output could not be written: {os.strerror(error.errno).lower()}", file=sys.stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -148,6 +148,15 @@ def test_an_empty_answer_is_a_line_and_said(serving: FakeServer, encoders: list[
     assert serving.talks[1] == ["two"], "an empty answer is no turn"
 
 
+def test_json_holds_text_alone(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
+    """Strict parsers refuse half a surrogate pair, which bytes that are not UTF-8 are within Python."""
+    said = "caf\xe9 ü\n".encode("latin-1") + "ü\udce9\n".encode(errors="surrogatepass")
+    result = chat(serving, said, small, "--json")
+    assert result.exit_code == 2
+    found = [json.loads(line)["question"] for line in result.stdout.splitlines()]
+    assert found == ["caf\ufffd \ufffd", "ü\ufffd\ufffd\ufffd"]
+
+
 def test_json_is_one_line_a_question(serving: FakeServer, encoders: list[FakeEncoder], small: Path) -> None:
     serving.fail = InvalidRequestError("too much", reason="QUESTION_TOO_LONG")
     serving.word = "yes\n\nor\u2028\x1bno"

@@ -117,7 +117,13 @@ def test_a_full_disk_behind_stdout_is_a_sentence(looking: FakeServer, small: Pat
     done = shell(">/dev/full", *DEVICE, "ask", small, "one", env=to(looking))
     assert (done.returncode, done.stderr) == (2, b"device-client: stdout: no space left on device\n")
     for command in (DEVICE, SERVER, LAB):
-        assert shell(">/dev/full", *command, "--help").returncode != 0
+        done = shell(">/dev/full", *command, "--help")
+        assert (done.returncode, done.stderr) == (2, b"the output could not be written: no space left on device\n")
+        for unwritable in ("2>/dev/full", "2</dev/null"):
+            assert shell(unwritable, *command, "--nothing").returncode == 2
+    for unwritable in ("2>/dev/full", "2</dev/null"):
+        assert shell(unwritable, *DEVICE, "ask", small, "one", env=to(looking)).returncode == 2
+        assert shell(unwritable, *DEVICE, "ask", "none.png", "one", env=to(looking)).returncode == 2
 
 
 def test_streams_without_all_characters_get_them_written_out(looking: FakeServer, small: Path, tmp_path: Path) -> None:

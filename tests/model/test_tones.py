@@ -200,6 +200,8 @@ def test_tones_that_differ_in_their_low_byte_alone_are_not_transparent() -> None
     [
         (grey((TONES - 100).astype("i2"), 16, kind=2), "numbers from -100 to 152"),
         (grey((TONES - 100).astype("i4"), 32, kind=2), "numbers from -100 to 152"),
+        (grey((4095 - TONES * 16).astype("u2"), 16, photometric=0), "numbers from 63 to 4095"),
+        (grey((255 - TONES).astype("u2"), 16, photometric=0), "numbers from 3 to 255"),
         (grey((TONES - 128).astype("i1"), 8, kind=2), "numbers from -128 to 124"),
         (grey((SPREAD * 10**6).astype("i4"), 32, kind=2), "numbers from 0 to 988235"),
         (grey((SPREAD * 10**6).astype("u4"), 32), "numbers from 0 to 988235"),

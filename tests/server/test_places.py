@@ -33,7 +33,7 @@ def test_the_peer_with_most_silent_streams_loses_its_oldest(monkeypatch: pytest.
     assert greedy[0].ended is not None and "wait without Hello" in str(greedy[0].ended)
     held.enter(modest)
     held.enter(greedy[4])
-    with pytest.raises(LimitError, match="2 sessions are open"):
+    with pytest.raises(LimitError, match="--sessions 2"):
         held.enter(greedy[3])
     held.leave(modest)
     held.enter(greedy[3])
