@@ -1,7 +1,8 @@
 """Whether all of a picture's pixels are there, where Pillow says too much or too little.
 
 Pillow refuses a JPEG that lacks only its end marker, and fills what is missing before the end of a JPEG with grey, of a
-PNG or a TIFF with black. Promises that the first is taken and the others are noticed. Leaves other damage to the decoders.
+PNG or a TIFF with black. Promises that the first is taken and the others are noticed. Leaves other damage to the
+decoders.
 """
 
 from __future__ import annotations
