@@ -19,6 +19,7 @@ from pathlib import Path
 from shared.rpc.channel import split_address
 
 # struct tcp_info of Linux ≥ 4.19: RFC 4898's octet counters. Sent counts retransmissions too.
+_HEARD_AT = 52
 _RECEIVED_AT = 128
 _SENT_AT = 200
 _TCP_INFO_BYTES = 256
@@ -92,9 +93,10 @@ def tcp_bytes(connected: socket.socket) -> Traffic | None:
 
 
 async def attach(address: str) -> Meter | None:
-    """The meter of the newest socket of this process that is connected to ``address`` and has none yet.
+    """The meter of the socket of this process that last heard from ``address`` and has none yet.
 
-    gRPC does not tell its sockets, so they are looked for among the process's own. Of several connections
+    gRPC does not tell its sockets, so they are looked for among the process's own; those of sessions that ended stay
+    connected for a while, and a later socket need not have a higher inode. Of several connections
     that are opened to one server at the same moment, which is whose is not known; their sum is right.
     """
     host, port = split_address(address)
@@ -103,7 +105,7 @@ async def attach(address: str) -> Meter | None:
     except OSError:
         return None
     wanted = {(_plain(entry[4][0]), port) for entry in found}
-    best: tuple[int, socket.socket] | None = None
+    best: tuple[int, int, socket.socket] | None = None
     for inode, candidate in _sockets():
         try:
             peer = candidate.getpeername()
@@ -111,17 +113,27 @@ async def attach(address: str) -> Meter | None:
             peer = None
         internet = candidate.family in (socket.AF_INET, socket.AF_INET6)  # others name their peers differently
         fits = internet and peer is not None and (_plain(peer[0]), peer[1]) in wanted and inode not in _claimed
-        if fits and (best is None or inode > best[0]):
+        heard = _heard_ago(candidate) if fits else 0
+        if fits and (best is None or (-heard, inode) > best[:2]):
             if best is not None:
-                best[1].close()
-            best = (inode, candidate)
+                best[2].close()
+            best = (-heard, inode, candidate)
         else:
             candidate.close()
     if best is None:
         return None
-    inode, newest = best
+    _, inode, newest = best
     with newest:
         return Meter(newest, inode) if tcp_bytes(newest) is not None else None
+
+
+def _heard_ago(connected: socket.socket) -> int:
+    """Milliseconds since a socket received data; 0 where nobody knows."""
+    try:
+        info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        return int(struct.unpack_from("<I", info, _HEARD_AT)[0])
+    except (AttributeError, OSError, struct.error):
+        return 0
 
 
 def _sockets() -> Iterator[tuple[int, socket.socket]]:

@@ -27,7 +27,7 @@ from shared.model.named_formats import is_heif, is_jxl, remedy
 from shared.model.quiet import quiet, quiet_stderr
 from shared.model.tones import brightest, low_bytes, rgb
 from shared.model.views import MAX_PIXELS, ImageError
-from shared.model.whole import ended, lacks_rows
+from shared.model.whole import ended, lacks_rows, lacks_strips
 from shared.out_of_memory import out_of_memory, room_for
 
 #: of Pillow's many decoders only those of pictures people have; some of the others run programs
@@ -157,6 +157,7 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
                 raise ImageError("has a small preview in a picture's place (a camera's raw file?); export it as JPEG")
             if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8:  # Pillow would read bytes of them as pixels
                 raise ImageError("has its colours in planes of more than 8 bits; save it with 8 bits a colour")
+            missing = lacks_strips(image)
             deep_text = _is_deep_text(image)
             nominal = _deep_ppm(image)
             found = _rawmode(image)
@@ -166,7 +167,7 @@ def _load(pixels: IO[bytes], formats: list[str], max_pixels: int, rawmode: str =
                 image.tile = [tile._replace(args=_of(rawmode, tile.args)) for tile in image.tile]
             with quiet_stderr() if image.format == "TIFF" else nullcontext():
                 image.load()
-            if lacks_rows(pixels, image):
+            if missing or lacks_rows(pixels, image):
                 raise ImageError("is damaged or truncated (a part of the pixels is missing); save it again")
             if deep_text and 0 < brightest(image) < 65:  # its decoder keeps 8 bits
                 raise ImageError(

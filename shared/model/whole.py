@@ -1,7 +1,8 @@
 """Whether all of a picture's pixels are there, where Pillow says too much or too little.
 
 Pillow refuses a JPEG that lacks only its end marker, and fills what is missing before the end of a JPEG with grey, of a
-PNG with black. Promises that the first is taken and the others are noticed. Leaves other damage to the decoders.
+PNG or a TIFF with black. Promises that the first is taken and the others are noticed. Leaves other damage to the
+decoders.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import IO
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from shared.model.bare import joined
 from shared.model.tones import stripes
@@ -92,6 +94,13 @@ def lacks_rows(file: IO[bytes], image: Image.Image) -> bool:
     if image.format == "PNG":
         return not corner.any() and _png_lacks_rows(file, width, height)
     return bool((corner == corner[0, 0]).all()) and _jpeg_lacks_rows(file)
+
+
+def lacks_strips(image: ImageFile) -> bool:
+    """Whether a TIFF that is not loaded yet lists too few strips or tiles; Pillow leaves the rest of it black."""
+    boxes = [tile.extents or (0, 0, *image.size) for tile in image.tile]
+    listed = sum((right - left) * (lower - upper) for left, upper, right, lower in boxes)
+    return image.format == "TIFF" and listed < image.width * image.height
 
 
 def _jpeg_lacks_rows(jpeg: IO[bytes]) -> bool:

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from device_client import meter as metering
 from device_client.meter import Meter, Traffic, attach
 
 linux = pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="the kernel's counters are Linux's")
@@ -43,6 +44,23 @@ async def test_two_connections_have_two_meters() -> None:
                 assert await attach(address) is None, "every connection has its meter"
                 one.close()
                 two.close()
+
+
+@linux
+async def test_a_connection_that_an_earlier_session_left_is_not_taken() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as ours,
+        listener.accept()[0] as there,
+        socket.create_connection(listener.getsockname()) as left,  # of the two it has the later inode
+    ):
+        while metering._heard_ago(left) < 20:
+            pass
+        there.sendall(b"welcome")
+        assert ours.recv(7, socket.MSG_WAITALL) == b"welcome"
+        meter = await attach("{}:{}".format(*listener.getsockname()))
+        assert meter is not None and meter.read() == Traffic(down=7)
+        meter.close()
 
 
 @linux

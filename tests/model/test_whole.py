@@ -10,7 +10,7 @@ from PIL import Image
 
 from shared.model.open_image import open_image
 from shared.model.views import ImageError
-from tests.model.files import SIGNATURE, chunk, drawn, png, saved, turned
+from tests.model.files import SIGNATURE, chunk, drawn, png, saved, tiff, turned
 
 PALETTE = chunk(b"PLTE", bytes(range(0, 240, 5)))
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (45, 61, 3), np.uint8))
@@ -113,6 +113,16 @@ def test_a_png_whose_stream_ends_early_is_refused(colour: int, samples: int) -> 
     for short in (png([row] * 9, (16, 16), 8, colour, PALETTE), *(interlaced(colour, samples, n) for n in (1, 3, 6))):
         with pytest.raises(ImageError, match="damaged or truncated"):
             open_image(short)
+
+
+def test_a_tiff_that_lists_too_few_strips_is_refused() -> None:
+    pixels = bytes([200]) * 8 * 8
+    whole = tiff((8, 8), pixels, 8)
+    assert open_image(whole).getextrema() == ((200, 200),) * 3
+    rows = struct.pack("<HHI", 278, 4, 1)  # in a strip
+    assert rows in whole
+    with pytest.raises(ImageError, match=r"damaged or truncated \(a part of the pixels is missing\)"):
+        open_image(whole.replace(rows + struct.pack("<I", 8), rows + struct.pack("<I", 4)))
 
 
 def test_a_png_that_is_black_is_whole() -> None:
