@@ -59,6 +59,10 @@ class Encoder(Protocol):
     def form(self) -> ImageForm | None:
         """None: a packet for each view. Else every picture is one packet, which is an image file."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is loaded."""
+
     def load(self) -> None:
         """The slow part of starting: imports and weights. Called once, before ``encode``."""
 
@@ -130,6 +134,10 @@ class TowerEncoder:
         except (RuntimeError, MemoryError) as error:
             said = _short_of_memory(error, "the vision tower") or f"the vision tower could not be loaded ({error})"
             raise EncoderError(said) from error
+
+    @property
+    def ready(self) -> bool:
+        return self._tower is not None
 
     def unload(self) -> None:
         self._tower = self._codec = None

@@ -42,6 +42,10 @@ class FakeEncoder:
         self._packet_bytes = packet_bytes
         self._before_view = before_view
 
+    @property
+    def ready(self) -> bool:
+        return self.loaded > self.unloaded
+
     def load(self) -> None:
         self.loaded += 1
 

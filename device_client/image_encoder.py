@@ -37,6 +37,10 @@ class ImageEncoder:
         origin = Origin.read(model)
         return cls(model_id=origin.model_id, codec_id=origin.codec_id, rule=origin.config.rule, form=form)
 
+    @property
+    def ready(self) -> bool:
+        return True
+
     def load(self) -> None:
         """Nothing: Pillow is there."""
 

@@ -1,7 +1,8 @@
 """Loading encoders: one at a time in a process, and nothing that nobody waits for any more.
 
 Promises that sessions which are opened and closed sooner than a model loads leave neither threads nor weights, and
-that weights go with the last thread that used them. Leaves what is loaded to the encoder.
+that weights go with the last thread that used them, unless they were there before the first. Leaves what is loaded to
+the encoder.
 """
 
 import threading
@@ -11,6 +12,8 @@ from typing import Protocol
 
 
 class Loadable(Protocol):
+    @property
+    def ready(self) -> bool: ...
     def load(self) -> None: ...
     def unload(self) -> None: ...
 
@@ -29,6 +32,9 @@ class Loads:
             self._changed.wait_for(lambda: closed() or not self._busy)
             if closed():
                 return False
+            if encoder.ready:  # one that whoever made it has loaded is not counted: it stays
+                self._users[id(encoder)] += id(encoder) in self._users
+                return True
             self._busy = True
             self._users[id(encoder)] += 1
         try:
@@ -45,6 +51,8 @@ class Loads:
     def unload(self, encoder: Loadable) -> None:
         """The thread that loaded it ends. Others may use the same encoder."""
         with self._changed:
+            if id(encoder) not in self._users:
+                return
             self._users[id(encoder)] -= 1
             if not self._users[id(encoder)]:
                 del self._users[id(encoder)]

@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.trust.relay import Relay
 from benchmarks.trust.subject import Fault, Server, Subject
 from device_client import batch
+from device_client.batch_out import open_out
 from device_client.session import Sampling
 from shared.rpc.errors import TofcError
 
@@ -37,30 +38,31 @@ class Batch:
         self.resumed = 0
         self.count = lines
         self._out = subject.folder / f"{name}.out.jsonl"
-        file = subject.folder / f"{name}.jsonl"
+        self._file = subject.folder / f"{name}.jsonl"
         asked = itertools.islice(itertools.cycle(subject.questions), lines)
-        file.write_text(
+        self._file.write_text(
             "".join(
                 json.dumps({"id": number, "image": str(path), "question": question}) + "\n"
                 for number, (path, question) in enumerate(asked)
-            )
+            ),
+            encoding="utf-8",
         )
-        self._lines = batch.read_lines(file)
+        self._lines = batch.read_lines(self._file)
 
     async def run(self, port: int) -> AsyncIterator[None]:
         """Yields after each line that was written."""
         while True:
-            done, _ = batch.prepare_out(self._out, self._lines, resume=True)
-            if done == self.count:
-                return
             try:
-                async with self.subject.session(port) as session:
-                    running = batch.run(
-                        session, self._lines[done:], self._out, sampling=Sampling(), timeout_s=None,
-                        complain=lambda said: log.warning("%s", said),
-                    )  # fmt: skip
-                    async for _ in running:
-                        yield
+                with open_out(self._out, self._lines, questions=self._file, resume=True) as answers:
+                    if answers.done == self.count:
+                        return
+                    async with self.subject.session(port) as session:
+                        running = batch.run(
+                            session, self._lines[answers.done :], answers.file, sampling=Sampling(), timeout_s=None,
+                            complain=lambda said: log.warning("%s", said),
+                        )  # fmt: skip
+                        async for _ in running:
+                            yield
             except TofcError as error:
                 self.resumed += 1
                 log.warning("the batch ended: %s", error)
@@ -69,7 +71,7 @@ class Batch:
 
     def faults(self) -> list[str]:
         """What is not as it should be in the file of answers."""
-        rows = [json.loads(line) for line in self._out.read_text().splitlines()]
+        rows = [json.loads(line) for line in self._out.read_text(encoding="utf-8").splitlines()]
         found = [f"line {row['id']} failed: {row['error']}" for row in rows if "error" in row]
         if [row["id"] for row in rows] != list(range(self.count)):
             found.append(f"{len(rows)} answers to {self.count} questions, or not in their order")

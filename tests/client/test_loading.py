@@ -1,5 +1,6 @@
 """Sessions that come and go: one load at a time, and nothing stays of those that were closed."""
 
+import asyncio
 import threading
 import weakref
 from collections.abc import Callable
@@ -146,3 +147,34 @@ async def test_forty_sessions_that_asked_and_were_closed_leave_no_thread(
     for session in sessions:
         joined(session.encoder)
     assert len(working()) == before
+
+
+def test_what_was_loaded_before_stays_loaded() -> None:
+    encoder = FakeEncoder()
+    encoder.load()
+    for _ in range(2):
+        thread = EncoderThread(encoder)
+        thread.start()
+        thread.close()
+        joined(thread)
+    assert (encoder.loaded, encoder.unloaded) == (1, 0)
+
+
+def test_threads_share_what_one_of_them_loaded() -> None:
+    encoder = FakeEncoder()
+    first, second = EncoderThread(encoder), EncoderThread(encoder)
+    first.start()
+    second.start()
+    for thread in (first, second):
+        asyncio.run(within_thread(thread))
+    first.close()
+    joined(first)
+    assert (encoder.loaded, encoder.unloaded) == (1, 0)
+    second.close()
+    joined(second)
+    assert (encoder.loaded, encoder.unloaded) == (1, 1)
+
+
+async def within_thread(thread: EncoderThread) -> None:
+    """Until it has loaded."""
+    await asyncio.wrap_future(thread._submit(lambda: None))
