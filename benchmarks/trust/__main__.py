@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import platform
 import sys
@@ -31,10 +32,11 @@ from benchmarks.trust.dead_link import dead_link
 from benchmarks.trust.once import cuts, kills
 from benchmarks.trust.soak import soak
 from benchmarks.trust.subject import ROOT, Server, Subject, serving
+from shared import json_text
 
 RESULT = ROOT / "benchmarks" / "results" / "trust.json"
 LONG = Plan(attack_s=10.0, alone=200, rest_s=10.0)
-SHORT = Plan(attack_s=0.8, alone=5, rest_s=1.0, slower=15.0)  # twenty answers, of which one or two wait for a core
+SHORT = Plan(attack_s=0.8, alone=5, rest_s=1.0, slower=math.inf)  # of a few answers one or two wait for a core
 KILLS, CUTS = (20, 2), (300, 10)  # long, short
 
 Part = Callable[[Subject, Server], Awaitable[dict[str, Any]]]
@@ -99,14 +101,14 @@ def main() -> None:
         "model": chosen.model.name,
         "seed": chosen.seed,
     }
-    before = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+    before = json.loads(chosen.out.read_text(encoding="utf-8")) if chosen.out.exists() else {}
     same = all(before.get(key) == value for key, value in head.items())
     result: dict[str, Any] = {**head, "measured": before["measured"] if same else {}}
 
     def keep(name: str, found: dict[str, Any]) -> None:
         result["measured"][name] = found
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        json_text.write(chosen.out, result)
 
     try:
         asyncio.run(run(chosen.model, names, keep))

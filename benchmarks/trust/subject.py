@@ -38,7 +38,7 @@ class Fault(Exception):
 
 def resident_mb(pid: int) -> float:
     """Memory of a process in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmRSS"))
 
 
@@ -70,7 +70,7 @@ class Server:
 
     @property
     def log_end(self) -> str:
-        return self.log.read_text(errors="replace")[-500:]
+        return self.log.read_text(encoding="utf-8", errors="replace")[-500:]
 
     def start(self, *, stderr: int | None = None) -> None:
         """Again on the same port. `stderr`: a descriptor instead of the log file."""
@@ -126,7 +126,7 @@ class Subject:
                 Image.new("RGB", (200, 160), (number * 80, 0, 0)).save(picture)
                 yield from ((picture, f"what is it? {count}") for count in range(8))
         else:
-            for one in json.loads((PICTURES / "questions.json").read_text())[:24]:
+            for one in json.loads((PICTURES / "questions.json").read_text(encoding="utf-8"))[:24]:
                 yield PICTURES / one["image"], one["question"]
 
     def encoder(self) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,13 @@ from benchmarks.fuzz.packets import Packets
 from benchmarks.fuzz.worker import Runner, target
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def logs_again() -> Iterator[None]:
+    """A target of streams silences the log of its process, which here is everybody's."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from benchmarks.trust.beside import p95
 from benchmarks.trust.dead_link import dead_link
 from benchmarks.trust.relay import Relay
 from benchmarks.trust.subject import FAKE, Fault, Server, Subject, serving
-from shared.rpc.channel import Keepalive, client_options
+from shared.rpc.channel import Keepalive
 
 ROOT = Path(__file__).resolve().parents[2]
 HANGS_S = 20.0
@@ -113,11 +113,6 @@ async def test_the_relay_cuts_after_so_many_bytes() -> None:
     await asyncio.gather(*ends)
 
 
-@pytest.mark.xfail(
-    "grpc.http2.ping_timeout_ms" not in dict(client_options()),
-    reason="gRPC never starts its keepalive timeout, and waits for a minute",
-    run=False,
-)
 async def test_a_dead_link_is_heard_of_on_both_sides() -> None:
     keepalive = Keepalive(client_every=500, server_every=500, timeout=500, permitted_every=100)
     assert (await dead_link(keepalive, longest_s=HANGS_S))["faults"] == []
