@@ -10,6 +10,7 @@ import pytest
 from device_client.encoder import THREAD, EncoderThread, TowerEncoder
 from device_client.errors import EncoderError
 from device_client.fake import FakeEncoder
+from device_client.loading import Loads
 from tests.client.conftest import Begin, FakeServer
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
@@ -146,3 +147,12 @@ async def test_forty_sessions_that_asked_and_were_closed_leave_no_thread(
     for session in sessions:
         joined(session.encoder)
     assert len(working()) == before
+
+
+def test_nothing_is_freed_while_the_process_ends() -> None:
+    """Python ends a daemon's thread wherever it is; within torch that aborts the process."""
+    loads, encoder = Loads(), FakeEncoder()
+    assert loads.load(encoder, lambda: False)
+    loads._exit()
+    loads.unload(encoder)
+    assert encoder.unloaded == 0
