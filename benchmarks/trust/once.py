@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from random import Random
 from typing import Any
@@ -47,7 +47,7 @@ class Batch:
         )
         self._lines = batch.read_lines(file)
 
-    async def run(self, port: int) -> AsyncIterator[None]:
+    async def run(self, port: int) -> AsyncGenerator[None, None]:
         """Yields after each line that was written."""
         while True:
             done, _ = batch.prepare_out(self._out, self._lines, resume=True)
