@@ -5,6 +5,7 @@ that weights go with the last thread that used them, unless they were there befo
 the encoder.
 """
 
+import atexit
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -24,7 +25,9 @@ class Loads:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._busy = False
+        self._exiting = False
         self._users: Counter[int] = Counter()  # of encoders, by id
+        atexit.register(self._exit)
 
     def load(self, encoder: Loadable, closed: Callable[[], bool]) -> bool:
         """Load for the thread that calls, when its turn comes; False if it was closed before. Raises as `load`."""
@@ -54,7 +57,7 @@ class Loads:
             if id(encoder) not in self._users:
                 return
             self._users[id(encoder)] -= 1
-            if not self._users[id(encoder)]:
+            if not self._users[id(encoder)] and not self._exiting:
                 del self._users[id(encoder)]
                 encoder.unload()
 
@@ -62,6 +65,11 @@ class Loads:
         """To call when a thread was closed that may wait for its turn."""
         with self._changed:
             self._changed.notify_all()
+
+    def _exit(self) -> None:
+        """A thread that Python ends while torch frees weights in it would abort the process."""
+        with self._changed:
+            self._exiting = True
 
 
 LOADS = Loads()

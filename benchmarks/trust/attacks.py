@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from benchmarks.trust.wire import (
     CONTINUATION,
@@ -82,7 +83,7 @@ class Assault:
         await self.connections(connections, talk)
 
 
-Attack = Callable[[Assault], Awaitable[None]]
+Attack = Callable[[Assault], Coroutine[Any, Any, None]]
 
 
 async def undecodable_paths(assault: Assault) -> None:

@@ -70,7 +70,7 @@ async def attacked(subject: Subject, server: Server, name: str, plan: Plan, seed
         did, new_s = await attack, await opening
     enough_mb = max(before_mb * MEMORY, before_mb + SLACK_MB * (subject.model == FAKE))
     after_mb = await _rest(server, enough_mb, plan.rest_s)
-    found = {
+    found: dict[str, Any] = {
         "attack": did,
         "answers_beside": len(beside),
         "p95_ms": {"alone": round(p95(alone) * 1e3, 1), "beside": round(p95(beside or [math.inf]) * 1e3, 1)},

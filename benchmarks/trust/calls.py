@@ -33,7 +33,7 @@ async def sessions(assault: Assault, count: int, talk: Callable[[RawSession], Aw
     async def one() -> None:
         while not assault.over:
             async with channel.dial(f"127.0.0.1:{assault.port}") as dialled:
-                call = dialled.stream_stream(METHOD)()
+                call: Any = dialled.stream_stream(METHOD)()
                 try:
                     await call.write(assault.hello)
                     await call.read()

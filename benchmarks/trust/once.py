@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from random import Random
 from typing import Any
@@ -49,7 +49,7 @@ class Batch:
         )
         self._lines = batch.read_lines(self._file)
 
-    async def run(self, port: int) -> AsyncIterator[None]:
+    async def run(self, port: int) -> AsyncGenerator[None, None]:
         """Yields after each line that was written."""
         while True:
             try:

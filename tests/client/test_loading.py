@@ -11,6 +11,7 @@ import pytest
 from device_client.encoder import THREAD, EncoderThread, TowerEncoder
 from device_client.errors import EncoderError
 from device_client.fake import FakeEncoder
+from device_client.loading import Loads
 from tests.client.conftest import Begin, FakeServer
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
@@ -178,3 +179,12 @@ def test_threads_share_what_one_of_them_loaded() -> None:
 async def within_thread(thread: EncoderThread) -> None:
     """Until it has loaded."""
     await asyncio.wrap_future(thread._submit(lambda: None))
+
+
+def test_nothing_is_freed_while_the_process_ends() -> None:
+    """Python ends a daemon's thread wherever it is; within torch that aborts the process."""
+    loads, encoder = Loads(), FakeEncoder()
+    assert loads.load(encoder, lambda: False)
+    loads._exit()
+    loads.unload(encoder)
+    assert encoder.unloaded == 0
