@@ -77,8 +77,11 @@ def costs(found: dict[str, Any]) -> str:
     text = (
         "| | a new 336 px picture | another question about it | a new picture of 7 views |\n| --- | --- | --- | --- |\n"
     )
-    for title, key in (("packets", "bytes_picture"), ("on the socket with every header", "bytes_up")):
+    for title, key in (("packets", "bytes_picture"), ("on the socket with every header, up", "bytes_up")):
         text += f"| {title}, bytes | " + " | ".join(f"{one[key]:.0f}" for one in (new, again, large)) + " |\n"
+    tls = found["over TLS with a token"]
+    safe = (tls[name]["bytes_up"] for name in ("first question about a 336 px picture", "another question about it"))
+    text += "| the same over TLS with a token, bytes | " + " | ".join(f"{size:.0f}" for size in safe) + " | |\n"
     for key, title in STAGES.items():
         text += f"| {title}, ms | " + " | ".join(f"{one['ms'][key]:.1f}" for one in (new, again, large)) + " |\n"
     return text
