@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 WRITE_FAILED = "Internal error from Core"  # what grpc.aio says of a call when a write fails
 STATUS_S = 5.0  # for the status that a failed write came before; it is on its way, or the link has gone
+LOOK_S = 0.01  # between two looks at whether it has come
 LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
@@ -61,9 +62,13 @@ class Stream:
         """Why the call ended, None where all was well: UnavailableError if the link was lost, under whatever status."""
         try:
             async with asyncio.timeout(STATUS_S):
-                status = await asyncio.shield(self._status)
+                while not self._status.done():
+                    if self._call.done():  # a status that comes after a failed write's is not always told
+                        self._note(self._call)
+                    await asyncio.wait({self._status}, timeout=LOOK_S)
         except TimeoutError:
             return UnavailableError()
+        status = self._status.result()
         if status.code() is grpc.StatusCode.OK:
             return None
         error = from_call(status)

@@ -10,19 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health, health_pb2_grpc
 
 from device_client.errors import NO_SERVER, REFUSED, exit_code
 from device_client.link import Link, LinkLost, Target
+from device_client.stream import WRITE_FAILED, Stream
 from edge_server.cli import _info
 from edge_server.credentials import write
 from edge_server.fake import fake_backend
 from edge_server.server import start
 from edge_server.settings import ServerSettings
 from shared.rpc.channel import ClientSecurity, bind, make_server
-from shared.rpc.errors import InvalidRequestError, TofcError, UnavailableError
+from shared.rpc.errors import InvalidRequestError, TofcError, TokenError, UnavailableError
 from shared.rpc.tofc.v1 import tofc_pb2 as pb
 
 TOKEN = "0123456789abcdef"
@@ -193,3 +196,38 @@ async def test_a_server_that_hangs_up_is_not_reached() -> None:
         target = Target(address=f"127.0.0.1:{listening.sockets[0].getsockname()[1]}")
         found = await heard(target)
     assert found == {("UNAVAILABLE", NO_SERVER): 2 * TIMES} and LinkLost.reason not in {reason for reason, _ in found}
+
+
+class Untold:
+    """A call whose write failed first; of the status that came after that, grpc.aio tells nobody."""
+
+    status = grpc.StatusCode.INTERNAL, WRITE_FAILED
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise StopAsyncIteration
+
+    def add_done_callback(self, callback: Any) -> None:
+        callback(self)
+
+    def done(self) -> bool:
+        return True
+
+    async def code(self) -> grpc.StatusCode:
+        return self.status[0]
+
+    async def details(self) -> str:
+        return self.status[1]
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata()
+
+
+async def test_a_status_that_nobody_is_told_of_is_found() -> None:
+    call = Untold()
+    ending = asyncio.create_task(Stream(call).ended())
+    await asyncio.sleep(0)
+    call.status = grpc.StatusCode.UNAUTHENTICATED, "the token is wrong"
+    assert isinstance(await ending, TokenError)
