@@ -61,7 +61,8 @@ test: $(VENV)/installed-dev ## run all tests
 .PHONY: arm
 arm: $(VENV)/installed-dev ## run the codec on an emulated 64-bit ARM machine (Debian or Ubuntu, no root)
 	@PYTHON=$(BIN)/python .ci/arm $(VENV)/arm
-	@TOFC_ARM=$(abspath $(VENV)/arm) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/codec/test_exactness.py -k arm
+	@set -o pipefail; TOFC_ARM=$(abspath $(VENV)/arm) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/codec/test_exactness.py -k arm | tee $(VENV)/arm.log
+	@grep -q ' passed' $(VENV)/arm.log || { echo "No test ran on the emulated machine."; exit 1; }
 
 # Each in an environment of its own, made anew: what a new release of a library breaks is found here first.
 .PHONY: test-newest

@@ -10,7 +10,8 @@ from hypothesis import settings
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
-for name in [name for name in os.environ if name.startswith("TOFC_") or name.lower().endswith("_proxy")]:
+_SETTINGS = ("TOFC_DEVICE_", "TOFC_SERVER_", "TOFC_MODEL")  # not TOFC_ARM, which is the tests' own
+for name in [name for name in os.environ if name.startswith(_SETTINGS) or name.lower().endswith("_proxy")]:
     del os.environ[name]
 
 
