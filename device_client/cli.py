@@ -164,12 +164,7 @@ def ask(
     with _exit_codes():
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        address = _address(server)
-        security = client_security(
-            token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
-        )
-        target = Target(address=address, security=security)
-        begin = partial(Session, target, wait_s=_wait(wait), tell=tell)
+        begin = _begin(server, wait, token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
         packets = _Packets(
             preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
         )
@@ -232,12 +227,7 @@ def chat(
     with _exit_codes():
         limit = _limit(timeout)
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-        address = _address(server)
-        security = client_security(
-            token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
-        )
-        target = Target(address=address, security=security)
-        begin = partial(Session, target, wait_s=_wait(wait), tell=tell)
+        begin = _begin(server, wait, token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key)
         packets = _Packets(
             preset=preset, features=features, budget_bytes=budget_bytes, dtype=dtype, device=device, threads=threads
         )
@@ -430,6 +420,24 @@ def _limit(timeout: float) -> float | None:
     if not timeout >= 0:
         raise UseError(f"--timeout must be 0 (no limit) or more seconds, got {timeout:g}")
     return timeout or None
+
+
+def _begin(
+    server: str,
+    wait: float | None,
+    *,
+    token_file: Path | None,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+) -> Begin:
+    """What opens a session for an encoder."""
+    address = _address(server)
+    security = client_security(
+        token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
+    )
+    return partial(Session, Target(address=address, security=security), wait_s=_wait(wait), tell=tell)
 
 
 def _wait(wait: float | None) -> float | None:

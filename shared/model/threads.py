@@ -1,7 +1,7 @@
 """How torch's threads share a machine that has other work: they wait for each other asleep.
 
 Unasked, each of them turns in a loop until the others are done, for milliseconds, after every operator. Where another
-program has one of the cores, the one that is waited for has to wait for a core itself: a view takes 6 to 12 times as
+program has one of the cores, the one that is waited for has to wait for a core itself: a view takes many times as
 long (`python -m benchmarks.busy`). Leaves how many threads there are to torch, which takes OMP_NUM_THREADS or the
 cores, and to whoever asks for another number.
 """
