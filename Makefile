@@ -1,24 +1,24 @@
-# `make` alone says what there is. Everything is installed into $(VENV), nowhere else.
+# `make` lists the targets. Everything is installed into $(VENV) and folders whose names begin with it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
 VENV ?= .venv
-# Where torch's builds lie: the CPU ones unless told otherwise (.../whl/cu130 for a GPU, empty for PyPI's own).
+# The package index for torch: the CPU builds by default (.../whl/cu130 for a GPU; empty for PyPI's builds).
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 export PYTHON TORCH_INDEX
 
-# Which versions: those that were tested together, checked against their hashes, unless told otherwise (empty: the newest
-# in pyproject.toml's ranges).
+# The versions to install: by default those that were tested together, checked against their hashes (empty: the newest
+# versions that pyproject.toml allows).
 CONSTRAINTS ?= .ci/lock.txt
 export CONSTRAINTS
-# What a user's shell has set for other projects.
+# A user's shell may have set these for other projects.
 unexport PYTHONPATH PYTHONHOME
 
 BIN := $(VENV)/bin
-RECIPE := pyproject.toml .ci/lock.txt .ci/install .ci/dependencies .ci/torch .ci/get
-# An environment that was moved or copied with its checkout is full of the old paths; or its Python was removed.
+RECIPE := pyproject.toml lab/pyproject.toml .ci/lock.txt .ci/install .ci/dependencies .ci/torch .ci/get
+# A moved or copied environment contains the old paths, and its Python may have been removed: then it is made again.
 PLACE = "$$(cat $(VENV)/place)" = "$$(pwd -P) $$(realpath $(VENV))" -a -x $(VENV)/bin/python
 ifneq ($(shell [ ! -e $(VENV)/place ] || [ $(PLACE) ] || echo moved),)
 RECIPE += moved
@@ -38,20 +38,20 @@ $(VENV)/installed-demo: $(RECIPE)
 
 $(VENV)/installed-dev: $(RECIPE)
 	$(call INSTALL,device server dev)
-	@# Beside the environment, not in it: transformers imports it wherever it is found, and what runs must do without.
+	@# Beside the environment, not in it: transformers imports torchvision if it is there, and the programs must do without.
 	@$(WITHOUT_DEPENDENCIES) --upgrade --target $(VENV)/beside torchvision
-	@# Its metadata asks for an old protobuf, which only its other half needs.
+	@# grpcio-tools asks for an old protobuf, which the compiler in it does not need.
 	@CONSTRAINTS=.ci/lock.txt $(WITHOUT_DEPENDENCIES) --only-binary :all: grpcio-tools || \
-		echo "grpcio-tools was not installed: it has no build for this Python, or see above. Only \`make check\` and \`make proto\` need it."
+		echo "grpcio-tools was not installed: it has no build for this Python, or the lines above say why. Only \`make check\` and \`make proto\` need it."
 
 $(VENV)/installed-lab: $(RECIPE)
 	$(call INSTALL,device server lab)
-	@# Its metadata asks for numpy < 2 and a dozen packages that its entropy models never touch.
+	@# compressai asks for numpy < 2 and a dozen packages that its entropy models do not use.
 	@CONSTRAINTS=.ci/lock.txt $(WITHOUT_DEPENDENCIES) compressai
 
 .PHONY: demo
 demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it
-	@$(BIN)/python -m lab.demo
+	@$(BIN)/python -m tofc_lab.demo
 
 .PHONY: test
 test: $(VENV)/installed-dev ## run all tests
@@ -64,7 +64,7 @@ arm: $(VENV)/installed-dev ## run the codec on an emulated 64-bit ARM machine (D
 	@set -o pipefail; TOFC_ARM=$(abspath $(VENV)/arm) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/codec/test_exactness.py -k arm | tee $(VENV)/arm.log
 	@grep -q ' passed' $(VENV)/arm.log || { echo "No test ran on the emulated machine."; exit 1; }
 
-# Each in an environment of its own, made anew: what a new release of a library breaks is found here first.
+# Each of the next two makes its own new environment. The first finds what new releases of libraries break.
 .PHONY: test-newest
 test-newest: ## run all tests with the newest versions that pyproject.toml allows
 	@rm -rf $(VENV)-newest
@@ -77,41 +77,41 @@ test-oldest: ## run all tests with the oldest versions that pyproject.toml allow
 	@$(MAKE) VENV=$(VENV)-oldest CONSTRAINTS=$(VENV)-oldest.txt test
 
 .PHONY: check
-check: $(VENV)/installed-dev ## lint, formatting, types, and whether generated code is fresh
+check: $(VENV)/installed-dev ## lint, formatting, types, and whether generated code is up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m shared.rpc.generate --check
+	$(BIN)/python -m tofc.rpc.generate --check
 
 .PHONY: format
-format: $(VENV)/installed-dev ## put the code into the form that `check` wants
+format: $(VENV)/installed-dev ## format the code as `check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: proto
-proto: $(VENV)/installed-dev ## write the generated code of protos/ anew
-	$(BIN)/python -m shared.rpc.generate
+proto: $(VENV)/installed-dev ## generate the code from protos/ again
+	$(BIN)/python -m tofc.rpc.generate
 
 .PHONY: lab
 lab: $(VENV)/installed-lab ## install what training and evaluation need, and list their commands
 	@$(BIN)/tofc-lab --help
 
-# Beside the environment: what they need has no place among what runs.
+# A separate environment: the programs must not depend on packages of these tools.
 TOOLS := $(VENV)-tools
 $(TOOLS)/installed: .ci/lock.txt .ci/get
 	@[ -x $(TOOLS)/bin/python ] || $(PYTHON) -m venv $(TOOLS)
 	@CONSTRAINTS=.ci/lock.txt PIP_USER=0 .ci/get $(TOOLS)/bin/python uv pip-audit cyclonedx-bom && touch $@
 
 .PHONY: lock
-lock: $(TOOLS)/installed ## write .ci/lock.txt anew: versions and hashes (UPGRADE=1: the newest versions)
+lock: $(TOOLS)/installed ## write .ci/lock.txt again: versions and hashes (UPGRADE=1: the newest versions)
 	@$(TOOLS)/bin/python .ci/lock $(if $(UPGRADE),--upgrade)
 
 .PHONY: audit
-audit: $(TOOLS)/installed ## ask an advisory service about every package in .ci/lock.txt
+audit: $(TOOLS)/installed ## look for known vulnerabilities of the packages in .ci/lock.txt
 	@$(TOOLS)/bin/python .ci/audit
 
 .PHONY: sbom
-sbom: $(TOOLS)/installed $(VENV)/installed-demo ## list what is installed in .venv, as CycloneDX, in sbom.json
+sbom: $(TOOLS)/installed $(VENV)/installed-demo ## write sbom.json: the packages installed in .venv, as CycloneDX
 	@$(TOOLS)/bin/python -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file sbom.json $(BIN)/python && echo "written: sbom.json"
 
@@ -119,7 +119,12 @@ sbom: $(TOOLS)/installed $(VENV)/installed-demo ## list what is installed in .ve
 containers: $(VENV)/installed-dev ## lint, check, build and try the container images
 	@VENV=$(VENV) .ci/containers
 
+.PHONY: wheel
+wheel: ## build a wheel into dist/; PYTHON needs pip
+	@rm -rf build dist  # setuptools would take renamed modules from there again
+	@$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 .PHONY: clean
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-tools $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt sbom.json build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tools $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt sbom.json build dist *.egg-info lab/*.egg-info lab/build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

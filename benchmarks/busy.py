@@ -1,11 +1,11 @@
-"""How long a tower takes on a machine that has other work, by its threads and by how these wait for each other.
+"""How long the vision tower takes beside other programs, by the number of its threads and how they wait.
 
-    python -m benchmarks.busy        # some five minutes on a quiet machine; writes benchmarks/results/busy.json
+    python -m benchmarks.busy        # about five minutes on an idle machine; writes benchmarks/results/busy.json
 
-Every way is a process of its own that has loaded the tower; all take turns, a view each, while none, one or all of
-the processors are kept busy by endless loops. Two towers: nano's, and a random one of width 768 and 12 layers.
-Promises medians and the slowest tenth, beside one thread's in the same rounds: a machine's own noise meets all alike.
-Leaves what to make of it to `shared.model.threads`.
+Each setting has a process that has loaded the tower. The processes take turns, one view each, while endless loops keep
+none, one or all of the cores busy. It measures two towers: nano's, and a random one of width 768 and 12 layers.
+Promises medians and the slowest tenth, relative to one thread in the same rounds, so that the machine's noise affects
+all settings alike. Leaves the conclusion to `tofc.model.torch_threads`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from shared import json_text
-from shared.model.config import SplitConfig
-from shared.model.released_names import vision_shapes
-from shared.model.threads import ASLEEP
+from tofc import json_text
+from tofc.model.config import SplitConfig
+from tofc.model.released_names import vision_shapes
+from tofc.model.torch_threads import PASSIVE
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "models" / "nano"
@@ -37,25 +37,26 @@ WIDE = {"width": 768, "layers": 12, "heads": 12}
 SIDE = 336
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
-Way = tuple[int, dict[str, str]]  # threads, and what the environment says of their waiting
+Setting = tuple[int, dict[str, str]]  # number of threads, environment variables that set how they wait
 
 
-def ways() -> dict[str, Way]:
+def settings() -> dict[str, Setting]:
+    """Return the settings to compare, by name."""
     cores = len(os.sched_getaffinity(0))
     return {
         "one thread": (1, {}),
         "a thread a core, waiting in loops": (cores, {}),
         "a thread a core, waiting in 1 000 loops, then asleep": (cores, {"GOMP_SPINCOUNT": "1000"}),
-        "a thread a core, waiting asleep: the default": (cores, dict([ASLEEP])),
+        "a thread a core, waiting asleep: the default": (cores, dict([PASSIVE])),
     }
 
 
-def wide(folder: Path) -> Path:
-    """The tower of a checkpoint with random weights."""
+def write_wide_tower(folder: Path) -> Path:
+    """Write a checkpoint of a tower with random weights; return its folder."""
     import torch
     from safetensors.torch import save_file
 
-    from lab import fake
+    from tofc_lab.checkpoint import fake
 
     raw = fake.config(fake.tokenizer())
     raw["vision_config"] |= WIDE
@@ -67,15 +68,15 @@ def wide(folder: Path) -> Path:
     return folder
 
 
-def work(model: Path, threads: int) -> None:
-    """A view for each line that comes, and its milliseconds as a line that goes."""
+def encode_views(model: Path, threads: int) -> None:
+    """Encode a view for each line on stdin and print its milliseconds: what a worker process does."""
     import time
 
     import numpy as np
     import torch
 
-    from shared.model.checkpoint import Checkpoint
-    from shared.model.tower import Tower
+    from tofc.model.checkpoint import Checkpoint
+    from tofc.model.tower import Tower
 
     torch.set_num_threads(threads)
     tower = Tower(Checkpoint.open(model, "device"), torch.float32)
@@ -84,14 +85,15 @@ def work(model: Path, threads: int) -> None:
         tower.encode(pixels)
     print("ready", flush=True)
     for _ in sys.stdin:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         tower.encode(pixels)
-        print((time.perf_counter() - begun) * 1e3, flush=True)
+        print((time.perf_counter() - started) * 1e3, flush=True)
 
 
 @contextmanager
-def worker(model: Path, way: Way) -> Iterator[subprocess.Popen[str]]:
-    threads, waiting = way
+def worker(model: Path, setting: Setting) -> Iterator[subprocess.Popen[str]]:
+    """Run a worker process with one setting."""
+    threads, waiting = setting
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | waiting
     command = [sys.executable, "-m", "benchmarks.busy", "--worker", str(threads), "--model", str(model)]
     with subprocess.Popen(
@@ -99,7 +101,7 @@ def worker(model: Path, way: Way) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
-            raise SystemExit("a worker ended before it was ready; it says why above")
+            raise SystemExit("a worker ended before it was ready; its output above says why")
         try:
             yield process
         finally:
@@ -108,6 +110,7 @@ def worker(model: Path, way: Way) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def busy(cores: int) -> Iterator[None]:
+    """Keep this many cores busy with endless loops."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
     try:
         yield
@@ -118,6 +121,7 @@ def busy(cores: int) -> Iterator[None]:
 
 
 def view_ms(process: subprocess.Popen[str]) -> float:
+    """Let a worker encode one view; return its milliseconds."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -125,23 +129,24 @@ def view_ms(process: subprocess.Popen[str]) -> float:
 
 
 def measure(model: Path, rounds: int) -> dict[str, Any]:
+    """Measure one tower in all settings, with none, one and all cores busy."""
     found: dict[str, Any] = {}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(worker(model, way)) for name, way in ways().items()}
+        workers = {name: stack.enter_context(worker(model, setting)) for name, setting in settings().items()}
         for loops in sorted({0, 1, len(os.sched_getaffinity(0))}):
             taken: dict[str, list[float]] = {name: [] for name in workers}
             with busy(loops):
                 for _ in range(rounds):
                     for name, process in workers.items():
                         taken[name].append(view_ms(process))
-            one = statistics.median(taken["one thread"])
+            one_thread = statistics.median(taken["one thread"])
             print(loops, {name: round(statistics.median(times), 1) for name, times in taken.items()}, file=sys.stderr)
             found[f"{loops} busy loops"] = {
                 name: {
                     "median ms": round(statistics.median(times), 1),
                     "fastest ms": round(min(times), 1),
                     "slowest tenth ms": round(sorted(times)[-max(1, rounds // 10)], 1),
-                    "of one thread's median": round(statistics.median(times) / one, 2),
+                    "of one thread's median": round(statistics.median(times) / one_thread, 2),
                 }
                 for name, times in taken.items()
             }
@@ -151,15 +156,15 @@ def measure(model: Path, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "busy.json")
-    parser.add_argument("--rounds", type=int, help="of both towers")
-    parser.add_argument("--tower", default="", help="only those with this in their name")
+    parser.add_argument("--rounds", type=int, help="rounds for both towers")
+    parser.add_argument("--tower", default="", help="only towers with this in their name")
     parser.add_argument("--model", type=Path, default=NANO, help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
-        return work(chosen.model, chosen.worker)
+        return encode_views(chosen.model, chosen.worker)
     with tempfile.TemporaryDirectory() as folder:
-        models = {"nano": NANO, "width 768, 12 layers": wide(Path(folder))}
+        models = {"nano": NANO, "width 768, 12 layers": write_wide_tower(Path(folder))}
         load = os.getloadavg()[0]
         found = {
             "command": "python -m benchmarks.busy",

@@ -1,10 +1,10 @@
-"""What merging, coding and decoding take, and how far packets are from their own information content.
+"""How long merging, encoding and decoding take, and how far packets are from their ideal size.
 
     python -m benchmarks.codec_speed        # about two minutes; writes benchmarks/results/codec_speed.json
 
-One core: it starts itself again with one thread for the libraries. Times are the processor's, medians of rounds in
-which everything compared takes its turn. The real model's shapes (169 and 81 features of 6144 numbers) have a codec
-of nano's sizes without training. Leaves answers to `tofc-lab rate-distortion`.
+Runs on one core: it restarts itself with one thread for the libraries. Promises medians of processor time over rounds
+in which all that is compared takes turns. For the released model's shapes (169 and 81 features of 6144 numbers) it uses
+an untrained codec of nano's sizes. Leaves the quality of answers to `tofc-lab rate-distortion`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared import json_text
-from shared.codec.codec import Codec
-from shared.codec.fake import fake_features, fake_weights
-from shared.model.views import ViewRule, plan, views
+from tofc import json_text
+from tofc.codec.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.model.views import ViewRule, plan, views
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
@@ -36,21 +36,21 @@ ROUNDS = 9
 SEED = 0
 GLOBAL, CROP = 169, 81  # features of the released model's views
 RULE = ViewRule(global_size=728, crop_size=504, max_side=3024)
-BINS = (50, 100, 200, 500)  # bytes of a view's packet
+BINS = (50, 100, 200, 500)  # sizes of packets in bytes: overhead is averaged within each
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 View = NDArray[np.float32]
 
 
 def cpu_ms(work: Callable[[], Any]) -> float:
-    """Processor time of this process."""
-    begun = time.process_time()
+    """Measure the processor time of `work` in this process."""
+    started = time.process_time()
     work()
-    return (time.process_time() - begun) * 1e3
+    return (time.process_time() - started) * 1e3
 
 
 def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, taken by turns; one round more warms up."""
+    """Return the median milliseconds of each, measured in turns, after a round that warms up."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
@@ -59,11 +59,11 @@ def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 
 
 def nano(model: Path, rounds: int) -> tuple[dict[str, Any], list[View]]:
-    """Against the tower, on a view of 336 px; and the features of the pictures' global views."""
+    """Compare nano's codec with its tower, on a view of 336 px; also return the features of all test pictures."""
     import torch
 
-    from shared.model.checkpoint import Checkpoint
-    from shared.model.tower import Tower
+    from tofc.model.checkpoint import Checkpoint
+    from tofc.model.tower import Tower
 
     torch.set_num_threads(1)
     tower, codec = Tower(Checkpoint.open(model)), Codec.load(model)
@@ -82,19 +82,19 @@ def nano(model: Path, rounds: int) -> tuple[dict[str, Any], list[View]]:
 
 
 def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, ...] = (16, 32, 64)) -> dict[str, Any]:
-    """At the released model's shapes: one view, a 1080p picture, the largest picture."""
+    """Measure the released model's shapes: pictures of as many views as `sizes`, with `kept` features of each view."""
     crops = {(p := plan(*size, RULE)).rows * p.columns + 1: size for size in ((1920, 1080), (3024, 3024))}
     codec = Codec(fake_weights(6144, 64, 4096, seed=SEED, slices=12, hidden=96))
-    seen = [fake_features(codec.weights, GLOBAL, seed=SEED)]
-    seen += [fake_features(codec.weights, CROP, seed=SEED + i) for i in range(1, max(sizes))]
+    made = [fake_features(codec.weights, GLOBAL, seed=SEED)]
+    made += [fake_features(codec.weights, CROP, seed=SEED + i) for i in range(1, max(sizes))]
     found: dict[str, Any] = {"picture of so many views, px": {str(k): list(v) for k, v in crops.items()}}
     for n in kept:
-        packets = [codec.encode(view, n) for view in seen]
+        packets = [codec.encode(view, n) for view in made]
         works: dict[str, Callable[[], Any]] = {}
         for count in sizes:
             works[f"merge and encode, {count} views"] = (
                 lambda count=count, n=n: [  # type: ignore[misc]
-                    codec.encode(view, n) for view in seen[:count]
+                    codec.encode(view, n) for view in made[:count]
                 ]
             )
             works[f"decode, {count} views"] = (
@@ -108,29 +108,29 @@ def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, 
 
 
 def overhead(codec: Codec, features: list[View]) -> dict[str, Any]:
-    """Bytes of packets beyond the information content of what they say; header and check are all overhead."""
-    beyond: dict[str, list[tuple[float, float]]] = {}
-    real = Codec(fake_weights(768, 64, seed=SEED))
+    """Measure the bytes of packets beyond their ideal size; header and checksum count as overhead."""
+    extra_and_ideal: dict[str, list[tuple[float, float]]] = {}
+    finer = Codec(fake_weights(768, 64, seed=SEED))
     coarse = [(codec, view, n, q) for view in features for n in (12, 24, 36) for q in range(codec.config.qualities)]
     fine = [
-        (real, fake_features(real.weights, cells, seed=i), n, 0)
+        (finer, fake_features(finer.weights, cells, seed=i), n, 0)
         for i in range(6)
         for cells in (36, 81)
         for n in (12, 20, 36)
     ]
     for one, view, n, quality in [*coarse, *fine]:
-        told = one.explain(view, n, quality)
-        size, ideal = len(told.packet), (told.place_bits + float(told.feature_bits.sum())) / 8
+        spent = one.explain(view, n, quality)
+        size, ideal = len(spent.packet), (spent.position_bits + float(spent.feature_bits.sum())) / 8
         for low, high in itertools.pairwise(BINS):
             if low <= size < high:
-                beyond.setdefault(f"{low}–{high} bytes", []).append((size - ideal, ideal))
+                extra_and_ideal.setdefault(f"{low}–{high} bytes", []).append((size - ideal, ideal))
     return {
         name: {
             "packets": len(pairs),
             "bytes": round(statistics.mean(extra for extra, _ in pairs), 2),
             "per cent": round(100 * sum(extra for extra, _ in pairs) / sum(ideal for _, ideal in pairs), 2),
         }
-        for name, pairs in sorted(beyond.items(), key=lambda item: int(item[0].split("–")[0]))
+        for name, pairs in sorted(extra_and_ideal.items(), key=lambda item: int(item[0].split("–")[0]))
     }
 
 

@@ -1,10 +1,10 @@
-"""What a question costs from end to end: bytes on the socket, ms of each stage, memory of both processes.
+"""The cost of a question from end to end: bytes on the socket, ms of each stage, memory of both processes.
 
     python -m benchmarks.end_to_end                # about a minute; writes benchmarks/results/end_to_end.json
-    python -m benchmarks.end_to_end --install      # also installs tofc[device] into a new environment and weighs it
+    python -m benchmarks.end_to_end --install      # also measures the size of an installed tofc[device]
 
-Starts the real server and the real device as processes of their own on 127.0.0.1 and asks the test pictures'
-questions, then once more with TLS and a token, as beyond one machine. Promises that every figure comes from that run.
+Starts the real server and the real device as processes on 127.0.0.1 and asks the test pictures' questions, then again
+with TLS and a token, as between machines. Promises that every figure comes from that run.
 Leaves accuracy to `tofc-lab evaluate`.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 from device_client.encoder import EncoderThread, TowerEncoder
 from device_client.report import compare
 from edge_server.credentials import Credentials, write
-from shared import json_text
+from tofc import json_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
@@ -38,7 +38,7 @@ BASELINES = {
 
 
 def peak_mb(pid: int) -> float:
-    """Peak resident memory of a running process in MB."""
+    """Return the peak resident memory of a running process in MB."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM"))
 
@@ -54,7 +54,7 @@ def run_measured(command: list[str]) -> float:
 
 
 def ask(model: Path, questions: Path, out: Path, secrets: Credentials | None = None) -> tuple[float, float]:
-    """Serve, ask every question, stop; peak MB of server and device."""
+    """Serve, ask every question, stop; return the peak MB of server and device."""
     serve = [str(SCRIPTS / "edge-server"), "serve", "--model", str(model), "--port", "0", "--log-level", "warning"]
     secure = []
     if secrets is not None:
@@ -66,8 +66,8 @@ def ask(model: Path, questions: Path, out: Path, secrets: Credentials | None = N
             assert server.stdout is not None
             address = next((line.split()[-1] for line in server.stdout if line.startswith("listening on ")), None)
             if address is None:
-                sys.exit(f"the server ended with {server.wait()} before it listened; it says why above")
-            if secrets is not None:  # by the name that the certificate is for
+                sys.exit(f"the server ended with {server.wait()} before it listened; its output above says why")
+            if secrets is not None:  # the certificate has this name, not the IP address
                 address = f"localhost:{address.rpartition(':')[2]}"
             batch = ["ask", "--batch", str(questions), "--out", str(out), "--server", address, "--model", str(model)]
             device = run_measured([str(SCRIPTS / "device-client"), *batch, *secure])
@@ -77,7 +77,7 @@ def ask(model: Path, questions: Path, out: Path, secrets: Credentials | None = N
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of bytes and medians of ms over answered lines."""
+    """Summarise answered lines: means of bytes, medians of ms."""
     names = sorted({name for row in rows for name in row["timings"]})
     return {
         "questions": len(rows),
@@ -91,31 +91,33 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def beside(row: dict[str, Any]) -> int:
-    """Bytes up that are neither packets nor the question's text."""
+def overhead(row: dict[str, Any]) -> int:
+    """Return the bytes sent that are neither packets nor the question's text."""
     return int(row["bytes_up"]) - int(row["bytes_picture"]) - len(row["question"].encode())
 
 
 def bytes_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """On the socket: what the first question costs more than others with a new picture of a view, and these."""
+    """Return bytes on the socket: for setting up a session, for a question about a new and about a known picture."""
     small = [row for row in rows[1:] if row["views"] == 1]
     new = [row for row in small if row["bytes_picture"]]
     down = [row["bytes_down"] for row in new]
     return {
         "session_set_up": {
-            "bytes_up": beside(rows[0]) - round(statistics.mean(map(beside, new))),
+            "bytes_up": overhead(rows[0]) - round(statistics.mean(map(overhead, new))),
             "bytes_down": rows[0]["bytes_down"] - round(statistics.mean(down)),
         },
-        "first question about a 336 px picture": sockets(new),
-        "another question about it": sockets([row for row in small if not row["bytes_picture"]]),
+        "first question about a 336 px picture": byte_means(new),
+        "another question about it": byte_means([row for row in small if not row["bytes_picture"]]),
     }
 
 
-def sockets(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def byte_means(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the means of bytes of answered lines."""
     return {name: value for name, value in summary(rows).items() if name.startswith("bytes")}
 
 
 def answered(out: Path) -> list[dict[str, Any]]:
+    """Read the answers of a batch; end the program if a question failed."""
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     bad = [row for row in rows if "error" in row]
     if bad:
@@ -124,7 +126,7 @@ def answered(out: Path) -> list[dict[str, Any]]:
 
 
 def installed_mb() -> float:
-    """Size of a new environment with tofc[device] in MB."""
+    """Install tofc[device] into a new environment; return its size in MB."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([str(ROOT / ".ci" / "install"), f"{folder}/venv", "device"], cwd=ROOT, check=True)
         files = (file for file in Path(folder).rglob("*") if file.is_file() and not file.is_symlink())
@@ -135,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "end_to_end.json")
-    parser.add_argument("--install", action="store_true", help="also weigh an installation of tofc[device]")
+    parser.add_argument("--install", action="store_true", help="also measure the size of an installed tofc[device]")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         questions, out = Path(folder, "in.jsonl"), Path(folder, "out.jsonl")

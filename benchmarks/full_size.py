@@ -1,14 +1,14 @@
-"""A checkpoint of the released size: seconds and memory that it is split, loaded, and asked to see a picture in.
+"""How much time and memory it takes to split and load a checkpoint of the released size, and to encode a picture.
 
     tofc-lab fake-checkpoint --shape full full
     python -m benchmarks.full_size full     # 30 minutes on two cores; writes benchmarks/results/full_size.json
 
-A device half alone will do, and is not split.
+A device half is enough; splitting is then left out.
 
-Every measurement is a process of its own, so that peaks of memory are its own, and is written down at once: the
-command goes on where it stopped, and measures again what another machine or model had measured. The codec has
-nano's sizes without training. On a GPU, where torch finds one, also the tower and a decoder of the checkpoint's
-shape with random weights. Leaves small models to `benchmarks.end_to_end`.
+Promises one process for each measurement, so that it has its own peak memory, and that each result is written at once:
+the command resumes where it stopped, and starts again for another machine or model. The codec is untrained, of nano's
+sizes. If torch finds a GPU, the tower is measured on it too, and a decoder of the checkpoint's shape with random
+weights. Leaves small models to `benchmarks.end_to_end`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from PIL import Image
 
-from shared import json_text
-from shared.codec.codec import Codec
-from shared.codec.fake import fake_weights
-from shared.model.checkpoint import Checkpoint, Side
-from shared.model.released_names import VISION
-from shared.model.views import views
+from tofc import json_text
+from tofc.codec.codec import Codec
+from tofc.codec.fake import fake_weights
+from tofc.model.checkpoint import Checkpoint, Side
+from tofc.model.released_names import VISION
+from tofc.model.views import views
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (1920, 1080)
 DTYPES = ("bfloat16", "int8", "float32")
-KEPT = (16, 32)  # features of a view
-QUESTION = 30  # tokens around a picture's features
+KEPT = (16, 32)  # features kept of a view
+QUESTION_TOKENS = 30  # of the prompt besides the picture's features
 ROUNDS = 5
 SEED = 0
 
@@ -56,7 +56,7 @@ Times = defaultdict[str, list[float]]
 
 
 class Memory:
-    """Of this process, in MB: the most that was resident, and the most of it that no file backs."""
+    """Measures the peak resident memory of this process in MB: in all, and without memory-mapped files."""
 
     def __init__(self) -> None:
         self._anonymous = 0.0
@@ -76,7 +76,7 @@ class Memory:
             self._anonymous = max(self._anonymous, self._read("RssAnon"))
 
     def peaks(self) -> dict[str, int]:
-        """So far."""
+        """Return the peaks so far."""
         return {"peak MB": round(self._read("VmHWM")), "peak MB without mapped files": round(self._anonymous)}
 
     @staticmethod
@@ -86,24 +86,24 @@ class Memory:
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Smooth colours with some noise."""
+    """Make a picture of smooth colours with some noise."""
     rng = np.random.default_rng(SEED)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def forget(model: Path, side: Side | None = "device") -> None:
-    """Drop the weights' files from the system's memory, so that they come from the disk."""
+def drop_page_cache(model: Path, side: Side | None = "device") -> None:
+    """Drop the weights' files from the page cache, so that they are read from the disk next time."""
     for file in {one.file for one in Checkpoint.open(model, side).stored.values()}:
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def split_cold(model: Path) -> dict[str, Any]:
-    """Both halves of a whole checkpoint beside it, from the disk and to the disk; they are removed again."""
-    from lab.checkpoint import split
+    """Measure splitting a whole checkpoint, from disk to disk; the halves are removed afterwards."""
+    from tofc_lab.checkpoint.split import split
 
-    forget(model, None)
+    drop_page_cache(model, None)
     config = Checkpoint.open(model).config
     with Memory() as memory, tempfile.TemporaryDirectory(dir=model.resolve().parent) as there:
         codec, halves = Path(there) / "codec", Path(there) / "halves"
@@ -115,40 +115,40 @@ def split_cold(model: Path) -> dict[str, Any]:
 
 
 def load_cold(model: Path, dtype: str) -> dict[str, Any]:
-    """From opening the checkpoint to a tower that waits for a picture; libraries are imported before."""
+    """Measure loading the tower from disk; libraries are imported before."""
     import torch
 
-    from shared.model.tower import Tower
+    from tofc.model.tower import Tower
 
-    forget(model)
-    begun = time.perf_counter()
+    drop_page_cache(model)
+    started = time.perf_counter()
     Tower(Checkpoint.open(model, "device"), getattr(torch, dtype))
-    return {"s": round(time.perf_counter() - begun, 2)}
+    return {"s": round(time.perf_counter() - started, 2)}
 
 
-def look(model: Path, dtype: str) -> dict[str, Any]:
-    """Load, then a 1080p picture: views, tower, merge and encode."""
+def encode_picture(model: Path, dtype: str) -> dict[str, Any]:
+    """Measure loading the tower and encoding a 1080p picture: views, tower, merge and encode."""
     import torch
 
     import device_client.cli
-    import device_client.session  # noqa: F401 - a device holds them too
-    from shared.model.tower import Tower
+    import device_client.session  # noqa: F401 - a device's memory holds them too
+    from tofc.model.tower import Tower
 
     with Memory() as memory:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         checkpoint = Checkpoint.open(model, "device")
         tower = Tower(checkpoint, getattr(torch, dtype))
-        load_s = time.perf_counter() - begun
+        load_s = time.perf_counter() - started
         loaded = memory.peaks()
         codec = Codec(fake_weights(checkpoint.config.feature_dim, 64, 4096, seed=SEED, slices=12, hidden=96))
         prepared, views_s = timed(partial(views, picture(*SIZE), checkpoint.config.rule))
         count, taken, busy, encode = len(prepared), Times(list), Times(list), Times(list)
         while prepared:
-            view, begun = prepared.pop(0), time.process_time()  # its pixels go with it, as on a device
+            view, started = prepared.pop(0), time.process_time()  # frees its pixels afterwards, as a device does
             size = f"{view.pixels.shape[-1]} px"
             features, seconds = timed(partial(tower.encode, view.pixels[None]))
             taken[size].append(seconds)
-            busy[size].append(time.process_time() - begun)
+            busy[size].append(time.process_time() - started)
             for n in KEPT:
                 kept = min(n, features.shape[1])
                 encode[f"{n} features a view"].append(timed(partial(codec.encode, features[0], kept))[1])
@@ -170,10 +170,10 @@ def look(model: Path, dtype: str) -> dict[str, Any]:
 
 
 def accelerated_tower(model: Path, device: str) -> dict[str, Any]:
-    """Ms a view on an accelerator in bfloat16, there and back."""
+    """Measure the tower on an accelerator in bfloat16, in ms a view, with transfers."""
     import torch
 
-    from shared.model.tower import Tower
+    from tofc.model.tower import Tower
 
     checkpoint = Checkpoint.open(model, "device")
     tower = Tower(checkpoint, torch.bfloat16, device)
@@ -183,7 +183,7 @@ def accelerated_tower(model: Path, device: str) -> dict[str, Any]:
 
 
 def accelerated_decoder(model: Path, device: str) -> dict[str, Any]:
-    """Ms from a prompt's embeddings to the first token, and to the next, at the checkpoint's shape in bfloat16."""
+    """Measure a decoder of the checkpoint's shape in bfloat16: ms to the first token, and from it to the next."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -194,7 +194,7 @@ def accelerated_decoder(model: Path, device: str) -> dict[str, Any]:
         unmerged = sum(config.grid(view.pixels.shape[-1]) ** 2 for view in prepared)
         found = {}
         for count in (unmerged, *(len(prepared) * n for n in KEPT)):
-            prompt = torch.randn(1, count + QUESTION, config.hidden, dtype=torch.bfloat16)
+            prompt = torch.randn(1, count + QUESTION_TOKENS, config.hidden, dtype=torch.bfloat16)
 
             one, two = (median_ms(partial(answer, decoder, prompt, tokens)) for tokens in (1, 2))
             found[f"{count} features"] = {"prefill and first token, ms": one, "next token, ms": round(two - one, 2)}
@@ -202,35 +202,35 @@ def accelerated_decoder(model: Path, device: str) -> dict[str, Any]:
 
 
 def answer(decoder: Any, prompt: torch.Tensor, tokens: int) -> list[int]:
-    """The likeliest tokens after a prompt [1, T, H], each brought to the CPU as a server does."""
+    """Decode greedily after a prompt [1, T, H]; each token is copied to the CPU, as on a server."""
     import torch
     from transformers import DynamicCache
 
     from edge_server.engine.qwen3 import CACHE
 
     cache = {CACHE: DynamicCache(config=decoder.config)}
-    told = decoder(inputs_embeds=prompt, **cache, logits_to_keep=1)
-    found = [int(told.logits.argmax())]
+    output = decoder(inputs_embeds=prompt, **cache, logits_to_keep=1)
+    found = [int(output.logits.argmax())]
     while len(found) < tokens:
-        told = decoder(input_ids=torch.tensor([found[-1:]], device=prompt.device), **cache)
-        found.append(int(told.logits.argmax()))
+        output = decoder(input_ids=torch.tensor([found[-1:]], device=prompt.device), **cache)
+        found.append(int(output.logits.argmax()))
     return found
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives, and the seconds it took."""
-    begun = time.perf_counter()
-    return work(), time.perf_counter() - begun
+    """Return the result of `work` and the seconds it took."""
+    started = time.perf_counter()
+    return work(), time.perf_counter() - started
 
 
 def median_ms(work: Callable[[], Any]) -> float:
-    """Of some rounds; one more warms up. ``work`` ends when its result is on the CPU."""
+    """Return the median ms of some rounds; one more warms up. `work` ends when its result is on the CPU."""
     return round(statistics.median(timed(work)[1] for _ in range(ROUNDS + 1)) * 1e3, 2)
 
 
 def measurements(model: Path) -> dict[str, Callable[[], dict[str, Any]]]:
-    """By name, in the order in which they run."""
-    from shared.model.device import devices
+    """Return the measurements by name, in the order in which they run."""
+    from tofc.model.torch_devices import torch_devices
 
     found: dict[str, Callable[[], dict[str, Any]]] = {}
     if (model / "config.json").exists() and not (model / "split.json").exists():
@@ -238,15 +238,15 @@ def measurements(model: Path) -> dict[str, Callable[[], dict[str, Any]]]:
     for dtype in DTYPES:
         found[f"load from the disk, {dtype}"] = partial(load_cold, model, dtype)
     for dtype in DTYPES:
-        found[f"a picture of {SIZE[0]} × {SIZE[1]}, {dtype}"] = partial(look, model, dtype)
-    for device in devices()[1:2]:
+        found[f"a picture of {SIZE[0]} × {SIZE[1]}, {dtype}"] = partial(encode_picture, model, dtype)
+    for device in torch_devices()[1:2]:
         found[f"tower on {device}, bfloat16"] = partial(accelerated_tower, model, device)
         found[f"decoder on {device}, bfloat16"] = partial(accelerated_decoder, model, device)
     return found
 
 
 def machine() -> str:
-    """Kind and number of processors, threads, and the accelerator."""
+    """Describe the machine: processors, threads, accelerator."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -257,12 +257,12 @@ def machine() -> str:
             if line.startswith("model n")
         ]
         cpu = names[0] if names else cpu
-    told = f"{cpu}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    return f"{told}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{told}, no GPU"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cpu}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
 
 
 def head(model: Path) -> dict[str, str]:
-    """What the measurements are of."""
+    """Describe what is measured and where; results are kept only while this stays the same."""
     stored = Checkpoint.open(model, "device").stored
     shapes = [one.shape for name, one in stored.items() if name.startswith(VISION)]
     return {
@@ -282,11 +282,11 @@ def main() -> None:
     if chosen.one:
         print(json_text.dumps(works[chosen.one]()))
         return
-    told, found = head(chosen.model), {}
+    described, found = head(chosen.model), {}
     if chosen.out.exists():
         found = json.loads(chosen.out.read_text(encoding="utf-8"))
-    if not told.items() <= found.items():
-        found = {**told, "measured": {}}
+    if not described.items() <= found.items():
+        found = {**described, "measured": {}}
     for name in works:
         if name in found["measured"]:
             continue
@@ -294,7 +294,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.full_size", str(chosen.model), "--one", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"{name!r} ended with {done.returncode}; what was measured before is in {chosen.out}")
+            raise SystemExit(f"{name!r} ended with {done.returncode}; earlier measurements are in {chosen.out}")
         found["measured"][name] = json.loads(done.stdout) | {"date": date.today().isoformat()}
         partial = chosen.out.with_suffix(".partial")
         json_text.write(partial, found)

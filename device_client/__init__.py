@@ -1,6 +1,10 @@
-"""The device's half: pictures become packets, packets go up one stream, answers come back.
+"""The device's half: turns pictures into packets, sends them to the server over one stream, receives answers.
 
-Data flow: ``picture`` (open, identify) → ``encoder`` (views, tower, codec, in one thread) → ``delivery``
-(a picture over a link) → ``link`` (one connection) → ``session`` (questions, resume) → ``report``.
-Never imports the decoder, nor anything of the server.
+    picture ─→ encoder ─→ picture_upload ─┐                            open, encode (one thread), send
+    question ────────────→ session ───────┴─→ link ══ stream ══ server      ask, receive, ask again
+                             │                 ↑
+                          next_step       connection                   decide after an error; open links
+
+Promises never to import the decoder, nor anything of the server. Leaves the cost of an answer to `report`, and the
+commands to `cli`.
 """

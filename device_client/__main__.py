@@ -1,17 +1,19 @@
 """The command `device-client`, also as `python -m device_client`.
 
-Promises that Ctrl-C ends it quietly from its first moment, while libraries are still being imported, that its standard
-streams are open, and that gRPC's own log stays out of what a person reads. Leaves everything else to `cli`.
+Promises that Ctrl-C ends it quietly from the start, even while libraries are imported, that its standard streams are
+open, and that gRPC does not log to stderr. Leaves everything else to `cli`.
 """
+
+from __future__ import annotations
 
 import os
 import sys
 
-from shared.streams import INTERRUPTED, prepare
+from tofc.streams import INTERRUPTED, prepare
 
 
 def main() -> None:
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; what matters is raised
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; errors are raised anyway
     prepare()
     try:
         from device_client.cli import app

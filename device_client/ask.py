@@ -1,7 +1,8 @@
-"""Asking from the command line: questions about pictures, answers on stdout, their cost on stderr.
+"""The work of `device-client ask` without --batch: answers go to stdout, their cost to stderr.
 
-Promises that stdout holds answers (or JSON) and nothing else, and a line at least for every answer: an empty one is an
-empty line, and line ends around one are left out. Leaves the stream to `session`, parsing arguments to `cli`.
+Promises that stdout holds nothing but answers (or JSON), and at least one line for every answer: an empty answer is an
+empty line, and line ends before and after an answer are left out. Leaves the connection to `session` and the options to
+`cli`.
 """
 
 from __future__ import annotations
@@ -15,60 +16,51 @@ from pathlib import Path
 import typer
 
 from device_client.picture import Picture
-from device_client.render import truth
+from device_client.render import cost_line
 from device_client.report import Comparison, compare
-from device_client.session import Answer, Sampling, Session
+from device_client.sampling import Sampling
+from device_client.session import Answer, Session
 from device_client.waiting import waiting
-from shared.terminal import note, printable, say, say_json
-from shared.text import problem, stripped
+from tofc.terminal import note, printable, say, say_json
+from tofc.text import encoding_problem, stripped
 
-# What a name must look like to be taken for a picture that is missing rather than for a question.
+# A name with such a suffix is taken for a picture, even if the file is missing, and not for a question.
 _PICTURE_SUFFIXES = frozenset(
-    {
-        ".jpg",
-        ".jpeg",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jxl",
-        ".heic",
-        ".heif",
-        ".hif",
-    }
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".svg", ".pdf", ".dng", ".mp4", ".mov"}  # the last ones get a sentence
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic"}
+    | {".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
+    | {".svg", ".pdf", ".dng", ".mp4", ".mov"}  # cannot be read: the error names the format
 )
 
 
-def split_words(words: Sequence[str], more: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """PICTURE... [QUESTION] and the questions given by -q → (pictures, questions).
+def split_arguments(arguments: Sequence[str], more_questions: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Split PICTURE... [QUESTION], and the questions given by -q, into (pictures, questions).
 
-    Without -q the last word is the question; with it only a word that can be no picture is.
+    Without -q the last argument is the question. With it, the last argument is a question only if it cannot be a
+    picture.
 
-    >>> split_words(["cat.png", "what is this?"], [])
+    >>> split_arguments(["cat.png", "what is this?"], [])
     ([PosixPath('cat.png')], ['what is this?'])
-    >>> split_words(["cat.png"], ["what is this?", "how many?"])
+    >>> split_arguments(["cat.png"], ["what is this?", "how many?"])
     ([PosixPath('cat.png')], ['what is this?', 'how many?'])
-    >>> split_words(["cat.heic", "missing.heic"], ["what is this?"])
+    >>> split_arguments(["cat.heic", "missing.heic"], ["what is this?"])
     ([PosixPath('cat.heic'), PosixPath('missing.heic')], ['what is this?'])
     """
-    pictures, questions = list(words), list(more)
-    if pictures and (not more or (len(pictures) > 1 and not _names_a_picture(pictures[-1]))):
+    pictures, questions = list(arguments), list(more_questions)
+    if pictures and (not more_questions or (len(pictures) > 1 and not _names_a_picture(pictures[-1]))):
         questions.insert(0, pictures.pop())
     return [Path(picture) for picture in pictures], [_text(question) for question in questions]
 
 
-def _text(word: str) -> str:
-    """A question as it was typed: a locale of ASCII leaves what is UTF-8 as single bytes."""
-    return stripped(os.fsencode(word).decode(errors="surrogateescape") if problem(word) else word)
+def _text(argument: str) -> str:
+    """Return a question as it was typed: in an ASCII locale Python turns each byte of UTF-8 into a surrogate."""
+    if encoding_problem(argument):
+        argument = os.fsencode(argument).decode(errors="surrogateescape")
+    return stripped(argument)
 
 
-def _names_a_picture(word: str) -> bool:
-    return Path(word).suffix.lower() in _PICTURE_SUFFIXES or os.path.exists(word)  # False for what is too long a name
+def _names_a_picture(argument: str) -> bool:
+    suffix = Path(argument).suffix.lower()
+    return suffix in _PICTURE_SUFFIXES or os.path.exists(argument)  # False if it is too long for a file name
 
 
 async def ask_all(
@@ -81,14 +73,14 @@ async def ask_all(
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
-    """Put the questions one after the other. With ``as_json`` one object a line instead of streamed text."""
-    originals = [replace(picture) for picture in pictures]  # keep their pixels until they have been compared
+    """Ask the questions one after the other. With `as_json` print one object per answer instead of streaming it."""
+    originals = [replace(picture) for picture in pictures]  # copies keep the pixels, for the comparison
     comparison: Comparison | None = None
     for question in questions:
         answer = session.ask(pictures, question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
-        with waiting(session.encoder) as over:
+        with waiting(session.encoder) as stop_waiting:
             if not as_json:
-                await stream(answer, over)
+                await stream(answer, stop_waiting)
             report = await answer.result() if answer.report is None else answer.report
         if originals and (as_json or report.bytes_picture):
             comparison = await asyncio.to_thread(compare, originals, session.encoder.encoder.rule)
@@ -97,48 +89,52 @@ async def ask_all(
             compared = comparison and comparison.to_json()
             say_json({**report.to_json(), "comparison": compared})
         else:
-            note(truth(report, comparison))
+            note(cost_line(report, comparison))
 
 
-async def stream(answer: Answer, over: Callable[[], None]) -> None:
-    """The answer to stdout as it comes; thinking, where it was asked for, to stderr. ``over`` ends the waiting."""
-    thought = False  # a line of it has been begun
-    shown, ends = False, ""  # of the answer, and line ends that are held back: at its end there is one
+async def stream(answer: Answer, stop_waiting: Callable[[], None]) -> None:
+    """Print the answer to stdout as it arrives, and thinking that was asked for to stderr.
+
+    `stop_waiting` is called before anything is printed.
+    """
+    in_thinking = False  # stderr is within a line of thinking
+    shown = False  # stdout is within a line of the answer
+    line_ends = ""  # held back: they are printed only if more text follows
     try:
-        async for piece in answer:
-            over()
-            if thought and (piece.again or not piece.thinking):
+        async for delta in answer:
+            stop_waiting()
+            if in_thinking and (delta.replaces or not delta.thinking):
                 note()
-                thought = False
-            if piece.again:
-                if shown and not piece.thinking:
+                in_thinking = False
+            if delta.replaces:
+                if shown and not delta.thinking:
                     show("\n")
                     shown = False
-                what = "thinking" if piece.thinking else "answer"
-                note(f"the link was lost and the {what} came out differently; it begins again:")
-            if piece.anew:
+                what = "thinking" if delta.thinking else "answer"
+                note(f"the link was lost; asked again, the model gave another {what}:")
+            if delta.restart:
                 if shown:
                     show("\n")
                 shown = False
-                note("what came so far was still thinking; the answer:")
-            if piece.thinking:
-                typer.secho(printable(piece.text), err=True, nl=False, dim=True)  # plain where stderr is no terminal
-                thought = True
+                note("the text so far was thinking; the answer:")
+            if delta.thinking:
+                typer.secho(printable(delta.text), err=True, nl=False, dim=True)  # dim on terminals only
+                in_thinking = True
                 continue
-            text = ends + piece.text if shown else piece.text.lstrip("\n")
-            kept = text.rstrip("\n")
-            ends = text[len(kept) :]
-            if kept:
-                show(kept)
+            text = line_ends + delta.text if shown else delta.text.lstrip("\n")
+            printed = text.rstrip("\n")
+            line_ends = text[len(printed) :]
+            if printed:
+                show(printed)
                 shown = True
     finally:
         await answer.aclose()
-        if thought:
+        if in_thinking:
             note()
         if shown or answer.report is not None:
             show("\n")
 
 
 def show(text: str) -> None:
-    """To stdout, at once."""
+    """Print a part of an answer to stdout and flush."""
     say(text, end="")

@@ -1,8 +1,8 @@
-"""The file of a batch's answers: found as an earlier batch left it, and written by one batch at a time.
+"""The file of a batch's answers: continued where an earlier batch stopped, and written by one batch at a time.
 
-Promises that nothing is written into a file that holds anything but answers to these questions, that a second batch is
-refused while one writes (the lock ends with its process, however that ends), and that a file which got nothing is not
-left behind. Leaves the lines to `batch`.
+Promises that nothing is written to a file that holds anything but answers to these questions, that a second batch is
+refused while one writes (the lock ends with its process, however that ends), and that a new file which received nothing
+is removed. Leaves the content of the lines to `batch`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from device_client.batch import RESULTS, Line
-from device_client.errors import UseError
-from shared.json_text import members
-from shared.text import MARK
+from tofc.errors import UsageError
+from tofc.json_text import members
+from tofc.text import MARK
 
 try:
     import fcntl
-except ImportError:  # not a Unix: two batches at once are the user's own care
+except ImportError:  # not Unix: nothing stops a second batch that writes to the same file
     fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """An open file to append answers to. Of ``done`` lines, which it has already, ``failed`` hold an error."""
+    """A file that is open for appending answers. It has `done` lines already; `failed` of them hold an error."""
 
     file: FileIO
     done: int = 0
@@ -37,19 +37,19 @@ class Answers:
 
 @contextmanager
 def open_out(out: Path, lines: list[Line], *, questions: Path, resume: bool) -> Iterator[Answers]:
-    """Open ``out`` to append to.
+    """Open `out` for appending.
 
-    Raises UseError if it has something without ``resume``, holds something else than the answers to ``lines``, is the
-    file of questions itself, or is written by another batch.
+    Raises UsageError if it is not empty and `resume` is not set, holds anything but answers to `lines`, is the file of
+    questions itself, or another batch is writing to it.
     """
     if not out.parent.is_dir():
-        raise UseError(f"the folder of --out {out} does not exist; make it first")
+        raise UsageError(f"the folder of --out {out} does not exist; make it first")
     with suppress(OSError):
         if out.is_file() and os.path.samefile(out, questions):
-            raise UseError(f"--out {out} is the file of --batch itself; name another file for the answers")
-    if out.exists() and not out.is_file() and not out.is_dir():  # a pipe, or what stdout is
+            raise UsageError(f"--out {out} is the file of --batch itself; name another file for the answers")
+    if out.exists() and not out.is_file() and not out.is_dir():  # a pipe or a terminal, for instance /dev/stdout
         if resume:
-            raise UseError(f"--out {out} is not a file; only a file can be resumed, so leave --resume out")
+            raise UsageError(f"--out {out} is not a file; only a file can be resumed, so leave --resume out")
         with out.open("wb", buffering=0) as file:
             yield Answers(file=file)
         return
@@ -57,50 +57,50 @@ def open_out(out: Path, lines: list[Line], *, questions: Path, resume: bool) -> 
         done = failed = 0
         if file.seek(0, os.SEEK_END):
             if not resume:
-                raise UseError(f"{out} exists; resume where it ends with --resume, or name another file with --out")
+                raise UsageError(f"{out} exists; resume where it ends with --resume, or name another file with --out")
             done, failed = _kept(file, out, lines)
         yield Answers(file=file, done=done, failed=failed)
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[FileIO]:
-    """The file, made where there is none, as its only writer; removed where it is still empty in the end."""
-    made = not os.path.lexists(out)
+    """Open the file as its only writer, created if necessary; remove it in the end if it is still empty."""
+    created = not os.path.lexists(out)
     while True:
-        file = out.open("a+b", buffering=0)  # a full disk is told when a line is written, not again at the end
+        file = out.open("a+b", buffering=0)  # a full disk is reported when a line is written
         try:
             if fcntl is not None:
                 with suppress(NotImplementedError, _NoLocks):
                     _lock(file, out)
-            if _is_named(file, out):
+            if _is_at(file, out):
                 break
         except BaseException:
             file.close()
             raise
-        file.close()  # removed by a batch that ended meanwhile
+        file.close()  # another batch has removed it since it was opened
     with file:
         try:
             yield file
         finally:
             with suppress(OSError):
-                if made and fcntl is not None and not os.fstat(file.fileno()).st_size:
+                if created and fcntl is not None and not os.fstat(file.fileno()).st_size:
                     out.unlink()
 
 
 class _NoLocks(OSError):
-    """A file system that has none."""
+    """A file system without locks."""
 
 
 def _lock(file: FileIO, out: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UseError(f"another batch is writing to {out}; wait until it has ended, or name another --out") from None
+        raise UsageError(f"another batch is writing to {out}; wait until it has ended, or name another --out") from None
     except OSError as error:
         raise _NoLocks from error
 
 
-def _is_named(file: FileIO, out: Path) -> bool:
+def _is_at(file: FileIO, out: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), out.stat())
     except FileNotFoundError:
@@ -108,36 +108,36 @@ def _is_named(file: FileIO, out: Path) -> bool:
 
 
 def _kept(file: FileIO, out: Path, lines: list[Line]) -> tuple[int, int]:
-    """(lines that are done, how many of them failed); what a process that ended within a line left is cut off."""
+    """Return (lines that are done, how many of them failed); remove a last line that is incomplete."""
     file.seek(0)
     *done, rest = file.read().split(b"\n")
     failed = 0
     for line, written in zip(lines, done, strict=False):
         found = _answer(line, written)
         if found is None:
-            raise UseError(
+            raise UsageError(
                 f"{out} does not hold the answers to this file: line {line.number} differs; name another --out"
             )
         failed += found == "error"
     if len(done) > len(lines) or (rest and len(done) == len(lines)):
         has = len(done) + bool(rest)
-        raise UseError(f"{out} has {has} lines, the questions only {len(lines)}; name another --out")
+        raise UsageError(f"{out} has {has} lines, but there are only {len(lines)} questions; name another --out")
     if rest:
         line = lines[len(done)]
-        if found := _answer(line, rest):  # whole but for its end
+        if found := _answer(line, rest):  # complete but for its line end
             file.write(b"\n")
             return len(done) + 1, failed + (found == "error")
-        begun = line.written({})[:-2].encode()  # without its end
-        if _members(rest) is not None or not (rest.startswith(begun) or begun.startswith(rest)):
-            raise UseError(
-                f"{out} ends in what is not the beginning of an answer to line {line.number}; name another --out"
+        start = line.written({})[:-2].encode()  # without its end
+        if _members(rest) is not None or not (rest.startswith(start) or start.startswith(rest)):
+            raise UsageError(
+                f"{out} ends with text that is not the start of an answer to line {line.number}; name another --out"
             )
         file.truncate(file.tell() - len(rest))
     return len(done), failed
 
 
 def _answer(line: Line, written: bytes) -> str | None:
-    """ "answer" or "error", where that was written for a line beside all that was given; else None."""
+    """Return "answer" or "error", whichever `written` has beside the line's given fields; None if it has neither."""
     found = _members(written)
     if found is None or any(name not in found or found[name] != value for name, (value, _) in line.given.items()):
         return None
@@ -148,5 +148,5 @@ def _answer(line: Line, written: bytes) -> str | None:
 def _members(written: bytes) -> dict[str, Any] | None:
     try:
         return {name: value for name, (value, _) in members(written.decode().lstrip(MARK).strip()).items()}
-    except ValueError:
+    except (UnicodeDecodeError, UsageError):
         return None

@@ -1,9 +1,9 @@
-"""A conversation about pictures: a question a line on stdin, each asked with the turns before it.
+"""A conversation about pictures: one question per line of stdin, each asked with the turns before it.
 
-Promises that pictures are sent once, that what the model thought is no part of a turn, and that a conversation goes
-on: after a question that is refused, and when it has become too long for the server or the model, whereupon its older
-half is forgotten. Every question is a line of stdout at least, for programs that wait for one: an empty line where it
-is refused. Leaves showing answers to `ask`.
+Promises that pictures are sent once, that thinking is not part of a turn, that a conversation continues after a
+question that is refused, that its older half is dropped when it becomes too long for the server or the model, and that
+every question gets at least one line on stdout, for programs that wait for it: an empty one if it is refused. Leaves
+showing answers to `ask`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 from device_client.ask import stream
-from device_client.errors import UseError, exit_code
+from device_client.exit_codes import exit_code
+from device_client.history import TOO_LONG, without_older_half
 from device_client.picture import Picture
-from device_client.render import truth
+from device_client.render import cost_line
 from device_client.report import Report
-from device_client.session import Answer, Sampling, Session
+from device_client.sampling import Sampling
+from device_client.session import Answer, Session
 from device_client.waiting import waiting
-from shared.rpc.errors import TofcError
-from shared.terminal import note, say, say_json
-from shared.text import split, stripped
+from tofc.errors import CallError, UsageError
+from tofc.terminal import note, say, say_json
+from tofc.text import split, stripped
 
-READER = "tofc-stdin"  # the thread that waits for a line
-TOO_LONG = ("QUESTION_TOO_LONG", "PROMPT_TOO_LONG")  # what fewer turns may cure
+READER = "tofc-stdin"  # name of the thread that waits for a line
 
 
 async def converse(
@@ -39,10 +40,10 @@ async def converse(
     timeout_s: float | None,
     as_json: bool = False,
 ) -> int:
-    """Until the end of stdin; returns the exit code of the last question that had no answer, 0 where all had one.
+    """Answer questions until stdin ends; return the exit code of the last one that failed, or 0 if all were answered.
 
-    Such a question is no turn. With ``as_json`` one object a question instead of streamed text, with a field ``error``
-    where it was refused. Raises what every further question would end with too.
+    A failed question is not a turn. With `as_json` print one object per question instead of streaming the answer, with
+    a field `error` if the question was refused. Raises an error that later questions would end with too.
     """
     turns: list[tuple[str, str]] = []
     code = 0
@@ -50,9 +51,9 @@ async def converse(
         ask = partial(session.ask, pictures, question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
         try:
             report = await _answered(ask, turns, session, as_json)
-        except (UseError, TofcError) as error:
-            of_the_question = isinstance(error, UseError) or error.reason in TOO_LONG
-            if not (of_the_question or (turns and _is_terminal())):  # a person may wait and ask again
+        except (UsageError, CallError) as error:
+            of_this_question = isinstance(error, UsageError) or error.reason in TOO_LONG
+            if not (of_this_question or (turns and _is_terminal())):  # a person may wait and ask again
                 raise
             code = exit_code(error)
             if as_json:
@@ -64,7 +65,7 @@ async def converse(
         if as_json:
             say_json(report.to_json())
         else:
-            note(truth(report, None))
+            note(cost_line(report, None))
         if report.answer.strip():
             turns.append((question, report.answer))
     return code
@@ -73,25 +74,23 @@ async def converse(
 async def _answered(
     ask: Callable[..., Answer], turns: list[tuple[str, str]], session: Session, as_json: bool
 ) -> Report:
-    """Show the answer to what ``ask`` asks after ``turns``, of which the older half goes while they are too long.
+    """Ask with `turns` as the history and show the answer; while they are too long, drop their older half.
 
-    They all stay where even the question alone is.
+    If even the question alone is too long, `turns` stays as it is.
     """
-    told = list(turns)
+    history = list(turns)
     while True:
-        answer = ask(history=told)
+        answer = ask(history=history)
         try:
-            with waiting(session.encoder) as over:
+            with waiting(session.encoder) as stop_waiting:
                 if as_json:
                     await answer.result()
                 else:
-                    await stream(answer, over)
-        except TofcError as error:
-            if error.reason not in TOO_LONG or not told:
-                raise
-            del told[: (len(told) + 1) // 2]
+                    await stream(answer, stop_waiting)
+        except CallError as error:
+            history = without_older_half(history, error)
         else:
-            if forgotten := len(turns) - len(told):
+            if forgotten := len(turns) - len(history):
                 note(f"the conversation became too long: the first {forgotten} answers are forgotten")
                 del turns[:forgotten]
             assert answer.report is not None, "it was iterated to its end"
@@ -99,47 +98,47 @@ async def _answered(
 
 
 def _text(question: str) -> str:
-    """What of a question is text: half a surrogate pair is no JSON to many parsers, however it is escaped."""
+    """Replace lone surrogates: many JSON parsers refuse them, even when they are escaped."""
     return question.encode(errors="surrogateescape").decode(errors="replace")
 
 
 async def _questions() -> AsyncIterator[str]:
-    """The questions on stdin. Raises EncodingError where it is no UTF-8 text at all."""
+    """Yield the questions on stdin. Raises EncodingError if its text is UTF-16 or UTF-32."""
     while line := await _line():
-        for one in split(line, "stdin"):  # several where lines end as on old systems
+        for one in split(line, "stdin"):  # several where lines end with \r only
             if question := stripped(one):
                 yield question
 
 
 async def _line() -> bytes:
-    """The next line of stdin, empty at its end; a terminal is prompted.
+    """Return the next line of stdin, empty at its end; on a terminal, show a prompt.
 
-    Read in a thread of its own that nobody waits for: Ctrl-C leaves it where it is.
+    It is read in a separate thread that nobody waits for, so that Ctrl-C works while it blocks.
     """
     terminal = _is_terminal()
     if terminal:
         print("> ", end="", file=sys.stderr, flush=True)
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[bytes] = loop.create_future()
+    future: asyncio.Future[bytes] = loop.create_future()
 
-    def tell(line: bytes | Exception) -> None:
-        if found.done():
+    def deliver(line: bytes | Exception) -> None:
+        if future.done():
             return
         if isinstance(line, bytes):
-            found.set_result(line)
+            future.set_result(line)
         else:
-            found.set_exception(line)
+            future.set_exception(line)
 
     def read() -> None:
         try:
             line: bytes | Exception = sys.stdin.buffer.readline()
-        except (OSError, ValueError) as error:  # closed
+        except Exception as error:  # raised again below, in the thread of the command
             line = error
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, line)
+            loop.call_soon_threadsafe(deliver, line)
 
     threading.Thread(target=read, name=READER, daemon=True).start()
-    line = await found
+    line = await future
     if terminal and not line:
         note()
     return line

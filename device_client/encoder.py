@@ -1,49 +1,52 @@
 """Pictures → packets: views, vision tower, merging and entropy coding, in one thread off the event loop.
 
-    image ─ views ─ tower ─ codec ─→ packet, packet, …      one view at a time, so that a packet is on its
-                                                             way while the next view is still computed
+    image ─ views ─ tower ─ codec ─→ packet, packet, …      one view at a time: a packet is sent while the next view
+                                                             is still computed
 
-Promises that a view is encoded at most once and only when somebody waits for it. Leaves the algorithms to
-`shared.model` and `shared.codec`, the sending to `delivery`. Torch is imported in `TowerEncoder.load` only.
+Promises that a view is encoded at most once, and only when a question waits for it. Leaves the algorithms to
+`tofc.model` and `tofc.codec`, the sending to `picture_upload`. Torch is imported in `TowerEncoder.load` only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from PIL import Image
 
 from device_client.compute import AS_STORED, Compute
-from device_client.errors import EncoderError
-from device_client.loading import LOADS
+from device_client.loader import LOADER
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
-from device_client.rate import DEFAULT, RateChoice, Spending
-from shared.install import install
-from shared.model.checkpoint import Checkpoint
-from shared.model.room import RoomError
-from shared.model.threads import use_threads, wait_asleep
-from shared.model.views import View, ViewRule, views
-from shared.out_of_memory import out_of_memory
-from shared.terminal import one_line
+from device_client.rate import DEFAULT, RateChoice, RateController
+from tofc.errors import EncoderError, ResourceError, UsageError
+from tofc.install import install
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
+from tofc.model.views import View, ViewRule, views
+from tofc.out_of_memory import out_of_memory
+from tofc.terminal import one_line
 
 if TYPE_CHECKING:
-    from shared.codec.codec import Codec, Explanation
-    from shared.model.tower import Tower
+    from tofc.codec.codec import Codec, Explanation
+    from tofc.model.tower import Tower
 
 T = TypeVar("T")
 THREAD = "encoder"  # name of the encoder thread
+EXIT_TIMEOUT_S = 60.0  # for the view that is being computed when the process ends
 _CLOSED = "the encoder was closed; open another session"
 
 
 class Encoder(Protocol):
-    """What turns pictures into packets. ``load`` and ``encode`` run in the encoder thread."""
+    """Turns pictures into packets. `load` and `encode` run in the encoder thread."""
 
     @property
     def model_id(self) -> str: ...
@@ -53,32 +56,36 @@ class Encoder(Protocol):
     def rule(self) -> ViewRule: ...
     @property
     def setting(self) -> str:
-        """Under one codec, equal settings give equal pictures the same packets."""
+        """Return a text: under one codec, equal settings give equal pictures the same packets."""
 
     @property
     def form(self) -> ImageForm | None:
-        """None: a packet for each view. Else every picture is one packet, which is an image file."""
+        """Return None for a packet for each view; else every picture is one packet, an image file of this form."""
 
     @property
     def ready(self) -> bool:
-        """Whether it is loaded."""
+        """Return whether it is loaded."""
 
     def load(self) -> None:
-        """The slow part of starting: imports and weights. Called once, before ``encode``."""
+        """Import and load weights, which is slow. Called once, before `encode`."""
 
     def unload(self) -> None:
-        """Let go of the weights: nothing is encoded any more."""
+        """Free the weights: nothing is encoded any more."""
 
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
-        """The picture's packets in prompt order, each computed when it is asked for."""
+        """Yield the picture's packets in prompt order, each computed when it is requested."""
 
 
 class TowerEncoder:
-    """The real one: a checkpoint's tower and codec on this device."""
+    """The real encoder: a checkpoint's tower and codec on this device."""
 
     def __init__(self, checkpoint: Checkpoint, choice: RateChoice = DEFAULT, compute: Compute = AS_STORED) -> None:
-        """Raises UseError for a preset that the checkpoint's codec has not, CodecError for a codec without sense."""
-        from shared.codec.weights import CodecConfig  # needs safetensors, which image files do without
+        """Read the codec's configuration, no weights.
+
+        Raises UsageError for a preset that the checkpoint's codec does not have, CodecError for a codec whose files
+        contradict each other.
+        """
+        from tofc.codec.config import CodecConfig  # needs safetensors, which image files do without
 
         self._checkpoint = checkpoint
         self._choice, self._compute = choice, compute
@@ -88,9 +95,9 @@ class TowerEncoder:
 
     @classmethod
     def open(cls, model: Path, choice: RateChoice = DEFAULT, compute: Compute = AS_STORED) -> TowerEncoder:
-        """From a checkpoint directory, whole or the device's half; reads no weights.
+        """Open a checkpoint folder, whole or the device's half; reads no weights.
 
-        Raises CheckpointError too, and UseError for a device that is not there.
+        Raises as the constructor, CheckpointError, and UsageError for a compute device that this machine does not have.
         """
         compute.check()
         return cls(Checkpoint.open(model, side="device"), choice, compute)
@@ -112,28 +119,29 @@ class TowerEncoder:
         return None
 
     def load(self) -> None:
-        from shared.codec.codec import Codec
-        from shared.codec.threads import use_one_blas_thread
+        from tofc.codec.blas_threads import use_one_blas_thread
+        from tofc.codec.codec import Codec
 
         use_one_blas_thread()
-        wait_asleep()
+        use_passive_waiting()
         try:
             import torch
 
-            from shared.model.tower import Tower
+            from tofc.model.tower import Tower
 
-            use_threads(self._compute.threads)
+            set_torch_threads(self._compute.threads)
         except ImportError as error:
             raise EncoderError(f"the vision tower needs {error.name}: {install('device')}") from error
         try:
             self._codec = Codec.load(self._checkpoint.path)
             dtype = getattr(torch, self._compute.dtype_of(self._checkpoint))
             self._tower = Tower(self._checkpoint, dtype, self._compute.device)
-        except (ValueError, RoomError) as error:  # the model's fault, not that of the picture that is waiting
+        except (UsageError, ResourceError) as error:  # about the model, not about the picture that waits for it
             raise EncoderError(str(error)) from error
         except (RuntimeError, MemoryError) as error:
-            said = _short_of_memory(error, "the vision tower") or f"the vision tower could not be loaded ({error})"
-            raise EncoderError(said) from error
+            if not out_of_memory(error):
+                raise
+            raise EncoderError(_short_of_memory("the vision tower")) from error
 
     @property
     def ready(self) -> bool:
@@ -143,58 +151,61 @@ class TowerEncoder:
         self._tower = self._codec = None
 
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
-        tower, codec = self._parts()
-        begun = time.perf_counter()
+        tower, codec = self._loaded()
+        started = time.perf_counter()
         prepared = views(image, self.rule)
-        spending = self._spending(codec, prepared)
-        views_ms = _ms_since(begun)
+        controller = self._controller(codec, prepared)
+        views_ms = _ms_since(started)
         for index in range(len(prepared)):
-            view = prepared.pop(0)  # its pixels go with it
-            begun = time.perf_counter()
+            view = prepared.pop(0)  # so that its pixels are freed with it
+            started = time.perf_counter()
             features = tower.encode(view.pixels[None])[0]  # [N, D]
-            tower_ms = _ms_since(begun)
-            begun = time.perf_counter()
-            packet = codec.encode(features, *spending.next(features))
+            tower_ms = _ms_since(started)
+            started = time.perf_counter()
+            packet = codec.encode(features, *controller.next_rate(features))
             yield Encoded(
                 index=index,
                 packet=packet,
                 views_ms=views_ms if index == 0 else 0.0,
                 tower_ms=tower_ms,
-                encode_ms=_ms_since(begun),
+                encode_ms=_ms_since(started),
             )
 
     def explain(self, image: Image.Image) -> Iterator[tuple[View, Explanation]]:
-        """Every view, and where the bits of its packet go."""
-        tower, codec = self._parts()
+        """Yield every view and how many bits each part of its packet takes."""
+        tower, codec = self._loaded()
         prepared = views(image, self.rule)
-        spending = self._spending(codec, prepared)
+        controller = self._controller(codec, prepared)
         for view in prepared:
             features = tower.encode(view.pixels[None])[0]  # [N, D]
-            yield view, codec.explain(features, *spending.next(features))
+            yield view, codec.explain(features, *controller.next_rate(features))
 
-    def _spending(self, codec: Codec, prepared: Sequence[View]) -> Spending:
+    def _controller(self, codec: Codec, prepared: Sequence[View]) -> RateController:
         sides = (self._checkpoint.config.grid(view.pixels.shape[-1]) for view in prepared)
-        return Spending(codec, self._choice, [side * side for side in sides])
+        return RateController(codec, self._choice, [side * side for side in sides])
 
-    def _parts(self) -> tuple[Tower, Codec]:
+    def _loaded(self) -> tuple[Tower, Codec]:
         if self._tower is None or self._codec is None:
             raise EncoderError("the encoder is not loaded; call load() first")
         return self._tower, self._codec
 
 
 class EncoderThread:
-    """One thread that runs an encoder, a view at a time, for everybody who waits.
+    """One thread that runs an encoder, a view at a time, for all questions.
 
-    The thread is a daemon: a view of a large model takes seconds, and Ctrl-C should not wait for it.
+    The thread is a daemon: a view of a large model takes seconds, and Ctrl-C should not wait for it. Where the process
+    ends otherwise, `end_threads` waits: Python would end the thread within torch, which aborts the process.
     """
+
+    running: ClassVar[weakref.WeakSet[EncoderThread]] = weakref.WeakSet()
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.load_ms = 0.0
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self.broken: Exception | None = None  # why loading failed
-        self.doing = ""  # what takes long at this moment, for a person who waits
+        self.broken: Exception | None = None  # why loading failed, if it did
+        self.doing = ""  # what the thread does at the moment, for a user who waits
         self._closed = self._loaded = False
 
     def open(self, path: Path) -> Picture:
@@ -203,68 +214,76 @@ class EncoderThread:
         return open_picture(path, encoder.rule, encoder.codec_id, encoder.setting, encoder.form)
 
     def start(self) -> None:
-        """Begin to load the model; returns at once. Later calls do nothing."""
+        """Start to load the model; return at once. Later calls do nothing."""
         if self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
             self._submit(self._load)
+            EncoderThread.running.add(self)
             self._thread.start()
 
     async def view(self, picture: Picture, index: int) -> Encoded:
-        """Packet ``index`` of a picture, encoded now if it never was. Raises what the encoder raises."""
+        """Return packet `index` of a picture, encoded now unless it was before. Raises what the encoder raises."""
         if index < len(picture.packets):
             return picture.packets[index]
         self.start()
-        return await asyncio.wrap_future(self._submit(lambda: self._until(picture, index)))
+        return await asyncio.wrap_future(self._submit(lambda: self._encode_up_to(picture, index)))
 
     def close(self) -> None:
-        """End the thread after the views that were asked for; does not wait. Nothing more can be encoded.
+        """End the thread after the views that were requested; does not wait. Nothing more can be encoded.
 
-        What does not load yet never will.
+        A model that has not started to load is not loaded any more.
         """
         self._closed = True
         self._jobs.put(None)
-        LOADS.closed()
+        LOADER.wake()
+
+    def cancel_pending(self) -> None:
+        """Cancel the views that were requested and not started."""
+        with suppress(queue.Empty):
+            while True:
+                if item := self._jobs.get_nowait():
+                    item[1].cancel()
 
     def _load(self) -> None:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         self.doing = "loading the model"
         try:
-            self._loaded = LOADS.load(self.encoder, lambda: self._closed)
+            self._loaded = LOADER.load(self.encoder, lambda: self._closed)
             if not self._loaded:
                 self.broken = EncoderError(_CLOSED)
         except Exception as error:
-            self.broken = error  # every picture hears of it
-        self.load_ms = _ms_since(begun)
+            self.broken = error  # raised for every picture
+        self.load_ms = _ms_since(started)
 
-    def _until(self, picture: Picture, index: int) -> Encoded:
+    def _encode_up_to(self, picture: Picture, index: int) -> Encoded:
         if self.broken is not None:
             raise self.broken
-        # Only this thread appends, so that a waiter who gave up leaves a packet and not a gap.
+        # Only this thread appends: a question that is given up meanwhile leaves a packet, not a gap.
         while len(picture.packets) <= index:
             if picture.steps is None:
-                assert picture.image is not None, "pixels go with the last view"
+                assert picture.image is not None, "pixels are freed with the last view"
                 picture.steps = self.encoder.encode(picture.image)
-            self.doing = f"looking at {one_line(picture.source)}, {len(picture.packets) + 1} of {picture.n_packets}"
+            self.doing = f"encoding {one_line(picture.source)}, {len(picture.packets) + 1} of {picture.n_packets}"
             try:
                 picture.packets.append(next(picture.steps))
             except StopIteration:
                 raise EncoderError(
-                    f"{picture.source} gave {len(picture.packets)} packets, not the {picture.n_packets} planned for it"
+                    f"{picture.source} gave {len(picture.packets)} packets, expected {picture.n_packets}"
                 ) from None
             except Exception as error:
-                picture.steps = None  # a generator that raised is over: the next try begins again
+                picture.steps = None  # a generator that raised has ended: the next attempt starts again
                 picture.packets.clear()
-                if isinstance(error, EncoderError) or not isinstance(error, (RuntimeError, MemoryError, ValueError)):
-                    raise
-                # What torch raises when memory is short, for instance, or the codec for features that are none.
-                said = _short_of_memory(error, picture.source) or f"{picture.source} could not be encoded ({error})"
-                raise EncoderError(said) from error
+                if isinstance(error, UsageError):  # for instance the codec's, for features that hold NaN
+                    raise EncoderError(f"{picture.source} could not be encoded ({error})") from error
+                if isinstance(error, (RuntimeError, MemoryError)) and out_of_memory(error):  # torch's, or Python's
+                    raise EncoderError(_short_of_memory(picture.source)) from error
+                raise
         if len(picture.packets) == picture.n_packets:
             picture.steps = picture.image = None
         return picture.packets[index]
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
-        if self._closed:  # nobody would come to do it
+        if self._closed:  # the thread would never do it
             raise EncoderError(_CLOSED)
         future: Future[T] = Future()
         self._jobs.put((job, future))
@@ -274,25 +293,35 @@ class EncoderThread:
         while (item := self._jobs.get()) is not None:
             job, future = item
             if not future.set_running_or_notify_cancel():
-                continue  # whoever asked has gone: the view is not computed
+                continue  # given up: the view is not computed
             try:
                 future.set_result(job())
             except BaseException as error:
                 future.set_exception(error)
             self.doing = ""
         if self._loaded:
-            LOADS.unload(self.encoder)
+            LOADER.release(self.encoder)
 
 
-def _short_of_memory(error: Exception, what: str) -> str:
-    """What to say if that was it; else nothing."""
-    if not out_of_memory(error):
-        return ""
+@atexit.register
+def end_threads(timeout_s: float = EXIT_TIMEOUT_S) -> None:
+    """Close every encoder thread and wait for the view, or the loading, that it is in the middle of."""
+    threads = [thread for thread in EncoderThread.running if thread._thread is not None]
+    for thread in threads:
+        thread.cancel_pending()
+        thread.close()
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        assert thread._thread is not None
+        thread._thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _short_of_memory(what: str) -> str:
     return (
-        f"this device has not enough memory for {what}; end other programs, or take a smaller picture, a smaller type "
-        "of number (--dtype) or fewer threads (--threads)"
+        f"this device has not enough memory for {what}; end other programs, or use a smaller picture, a smaller number "
+        "type (--dtype) or fewer threads (--threads)"
     )
 
 
-def _ms_since(begun: float) -> float:
-    return (time.perf_counter() - begun) * 1e3
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

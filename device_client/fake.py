@@ -1,7 +1,7 @@
-"""A device without a model: packets made of hashes, for tests and for trying out the stream.
+"""An encoder without a model, whose packets are hashes: for tests and for trying out the protocol.
 
-Promises the timing-free behaviour of the real encoder: the same views, packets that depend on the pixels
-and the setting only. Leaves meaning out: no server can answer from these packets.
+Promises the same views as the real encoder, and packets that depend on the pixels and the setting only. No server can
+answer from these packets.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from PIL import Image
 
 from device_client.picture import Encoded
-from shared.model.views import ViewRule, plan
+from tofc.model.views import ViewRule, plan
 
 
 class FakeEncoder:
-    """An `Encoder` that needs no weights. ``encoded`` counts the views it made, over all pictures.
+    """An `Encoder` that needs no weights. `encoded` counts the views that it encoded, over all pictures.
 
-    ``before_view`` is called in the encoder thread before each view, with its index: a test can hold it up there.
+    `before_view` is called in the encoder thread before each view, with its index: a test can block it there.
     """
 
     def __init__(
@@ -36,8 +36,7 @@ class FakeEncoder:
         self.setting = setting
         self.form = None
         self.rule = rule or ViewRule(global_size=336, crop_size=224, max_side=3024)
-        self.loaded = 0
-        self.unloaded = 0
+        self.loaded = self.unloaded = 0  # calls
         self.encoded = 0
         self._packet_bytes = packet_bytes
         self._before_view = before_view

@@ -1,7 +1,7 @@
-"""Pictures → image files: the baseline that packets are compared with. No tower, no codec, no torch.
+"""Pictures → image files: the baseline that packets are compared with. No vision tower, no codec, no torch.
 
-Promises the file of `shared.model.image_file` and the identities of the model, so that the server sees the picture
-with the same model. Leaves the sending to `delivery`; the server has to run the tower (`--take-images`).
+Promises the file that `tofc.model.image_codec` makes, and the ids of the model, so that the server answers with the
+same model. Leaves the sending to `picture_upload` and the vision tower to the server (`--take-images`).
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from device_client.errors import EncoderError
 from device_client.picture import Encoded, ImageForm
-from shared.model.checkpoint import Origin
-from shared.model.image_file import ImageFileError, compress, require
-from shared.model.views import ViewRule
+from tofc.errors import EncoderError, ImageCodecError
+from tofc.model.checkpoint import ModelIdentity
+from tofc.model.image_codec import compress, require
+from tofc.model.views import ViewRule
 
 
 class ImageEncoder:
     """An `Encoder` whose only packet is the picture's file."""
 
     def __init__(self, *, model_id: str, codec_id: str, rule: ViewRule, form: ImageForm) -> None:
-        """Raises ImageFileError where Pillow lacks the form's codec."""
+        """Raise ImageCodecError if Pillow lacks the form's codec."""
         require(form.codec)
         self.model_id = model_id
         self.codec_id = codec_id
@@ -33,24 +33,26 @@ class ImageEncoder:
 
     @classmethod
     def open(cls, model: Path, form: ImageForm) -> ImageEncoder:
-        """For the model of a checkpoint directory; a half's configuration and ids will do. Raises CheckpointError."""
-        origin = Origin.read(model)
-        return cls(model_id=origin.model_id, codec_id=origin.codec_id, rule=origin.config.rule, form=form)
+        """Open the model's configuration in a checkpoint folder, whole or half. Raises CheckpointError."""
+        identity = ModelIdentity.read(model)
+        return cls(model_id=identity.model_id, codec_id=identity.codec_id, rule=identity.config.rule, form=form)
 
     @property
     def ready(self) -> bool:
+        """Always true: there is nothing to load."""
         return True
 
     def load(self) -> None:
-        """Nothing: Pillow is there."""
+        """Do nothing: Pillow is loaded already."""
 
     def unload(self) -> None:
-        """Nothing was loaded."""
+        """Do nothing."""
 
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
-        begun = time.perf_counter()
+        """Yield the picture's file. Raises EncoderError."""
+        start = time.perf_counter()
         try:
             data = compress(image, self.form.codec, self.form.quality, self.form.scale)
-        except ImageFileError as error:
+        except ImageCodecError as error:
             raise EncoderError(str(error)) from error
-        yield Encoded(index=0, packet=data, encode_ms=(time.perf_counter() - begun) * 1e3)
+        yield Encoded(index=0, packet=data, encode_ms=(time.perf_counter() - start) * 1e3)

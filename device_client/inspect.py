@@ -1,35 +1,54 @@
-"""What is sent of a picture, as a picture: every view with its clusters and what each costs.
+"""A map of what is sent of a picture: every view with its clusters of patches and the bits that each cluster takes.
 
-Beside it, what image codecs make of it in as many bytes. Promises a PNG that explains itself: bytes in the title,
-a scale for the colours. Leaves merging and counting bits to the codec, which encodes here exactly as it does for
-a question, and the search for equal bytes to `rival`.
+Beside it are the picture's image files of the same size. Promises a PNG that needs no explanation: bytes in the title,
+a scale for the colours. Leaves merging and counting bits to the codec, which encodes here exactly as it does for a
+question, and the image files to `rival`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from device_client.render import kilo
-from device_client.rival import Rival
-from shared.codec.codec import Explanation
-from shared.model.views import MEAN, STD, View
+from device_client.encoder import EncoderThread, TowerEncoder
+from device_client.render import format_bytes
+from device_client.report import QUALITY, compare
+from device_client.rival import TITLES, Rival, best_within_budget
+from tofc.codec.codec import Explanation
+from tofc.model.views import MEAN, STD, View
 
 _BACKGROUND = (250, 250, 247)
 _INK = (32, 33, 36)
 _PALE = (110, 112, 118)
-_EDGE = 28  # px around everything
-_GLOBAL = 624  # side of the global view, drawn
-_CROPS = 960  # longer side of the crops together, at most
-_RIVAL = 270  # longer side of an image codec's picture, drawn
-_LEAST_NUMBER = 22  # px: in narrower cells a number is only dirt
-# Few bits → many bits: light to dark also in greyscale, and told apart by colour-blind people (cividis).
+_EDGE = 28  # px of margin around everything
+_GLOBAL = 624  # px: side of the global view on the map
+_CROPS = 960  # px: longer side of all crops together, at most
+_RIVAL = 270  # px: longer side of an image codec's picture on the map
+_MIN_CELL = 22  # px: numbers in smaller cells could not be read
+# Few bits → many bits: light to dark, also in greyscale and for colour-blind people (cividis).
 _SCALE = np.array(
     [(255, 234, 70), (203, 186, 105), (148, 142, 119), (102, 105, 112), (48, 77, 107), (0, 34, 78)], np.float64
 )
+
+
+def write_map(path: Path, out: Path, encoder: TowerEncoder) -> str:
+    """Draw the map of a picture into a PNG file; return a line for the user: the file, bytes and views."""
+    picture = EncoderThread(encoder).open(path)
+    assert picture.image is not None, "pixels are kept until the last view is encoded"
+    encoder.load()
+    views = list(encoder.explain(picture.image))
+    comparison = compare([picture], encoder.rule)
+    jpeg = None
+    if comparison is not None:  # the drawing font has no multiplication sign
+        jpeg = comparison.jpeg_bytes, f"quality {QUALITY}, {comparison.width} x {comparison.height}"
+    total_bytes = sum(len(explained.packet) for _, explained in views)
+    rivals = [best_within_budget(picture.image, codec, total_bytes) for codec in TITLES]
+    draw(path.name, views, picture.rows, picture.columns, jpeg, rivals).save(out, "PNG")
+    return f"{out}: {format_bytes(total_bytes)} in {len(views)} view{'s' * (len(views) > 1)}"
 
 
 def draw(
@@ -40,12 +59,12 @@ def draw(
     jpeg: tuple[int, str] | None = None,
     rivals: Sequence[Rival] = (),
 ) -> Image.Image:
-    """The map of a picture.
+    """Draw the map of a picture.
 
     Args:
         views: in prompt order, the global one last.
-        jpeg: (bytes, how) of the picture as an ordinary file.
-        rivals: the picture in as many bytes as the packets, at most two.
+        jpeg: (bytes, quality and size) of the picture as an ordinary JPEG file.
+        rivals: the picture as image files of as many bytes as the packets, at most two.
     """
     bits = np.concatenate([explained.feature_bits for _, explained in views])
     span = (float(bits.min()), max(float(bits.max()), float(bits.min()) + 1.0))
@@ -64,10 +83,10 @@ def draw(
     for view, explained in views:
         if view.kind == "crop":
             corner = (_EDGE + view.column * (side + gap), header + view.row * (side + gap + caption))
-            label = kilo(len(explained.packet))
+            label = format_bytes(len(explained.packet))
         else:
             corner = (_EDGE + crops_wide + between, header)
-            label = f"whole picture: {kilo(len(explained.packet))}, {len(explained.feature_bits)} features"
+            label = f"whole picture: {format_bytes(len(explained.packet))}, {len(explained.feature_bits)} features"
         edge = side if view.kind == "crop" else _GLOBAL
         sheet.paste(_panel(view, explained, edge, span), corner)
         pen.text((corner[0], corner[1] + edge + 4), label, _PALE, _font(15))
@@ -78,7 +97,7 @@ def draw(
 
 
 def _beside(sheet: Image.Image, rival: Rival, corner: tuple[int, int]) -> None:
-    """An image codec's picture as large as there is room, its pixels as they are, and what it took."""
+    """Draw an image codec's picture, enlarged without smoothing, and its size below it."""
     pen, high = ImageDraw.Draw(sheet), 0
     if rival.image is not None:
         factor = _RIVAL / max(rival.image.size)
@@ -102,12 +121,12 @@ def _title(
     pen.text((_EDGE, 20), _fitting(f"{name}: {total:,} bytes", 28, width - 2 * _EDGE), _INK, _font(28))
     line = f"{features} features of {cells} cells in {len(views)} view{'s' * (len(views) > 1)}"
     if jpeg is not None:
-        line += f"; as JPEG {kilo(jpeg[0])} ({jpeg[1]})"
+        line += f"; as JPEG {format_bytes(jpeg[0])} ({jpeg[1]})"
     pen.text((_EDGE, 58), _fitting(line, 17, width - 2 * _EDGE), _PALE, _font(17))
 
 
 def _panel(view: View, explained: Explanation, side: int, span: tuple[float, float]) -> Image.Image:
-    """One view, ``side`` px wide: the picture, tinted by what each cluster costs, borders and numbers over it."""
+    """Draw one view, `side` px wide: the picture, tinted by the bits of each cluster, with borders and numbers."""
     picture = _picture(view.pixels).resize((side, side), Image.Resampling.LANCZOS)
     assignment = explained.merged.assignment  # [N]
     grid = round(len(assignment) ** 0.5)
@@ -124,29 +143,29 @@ def _panel(view: View, explained: Explanation, side: int, span: tuple[float, flo
                     pen.line((edges[column + 1], edges[row], edges[column + 1], edges[row + 1]), colour, thick)
                 if row + 1 < grid and owner[row, column] != owner[row + 1, column]:
                     pen.line((edges[column], edges[row + 1], edges[column + 1], edges[row + 1]), colour, thick)
-    if side / grid >= _LEAST_NUMBER:
+    if side / grid >= _MIN_CELL:
         size = min(20, round(0.36 * side / grid) + 2)
         for cluster, cells in _regions(owner):
             cost = f"{explained.feature_bits[cluster]:.0f}"
             centre = divmod(int(explained.merged.centres[cluster]), grid)
-            # A cluster may lie in several places; it is paid for once, at its centre.
-            at, said, font = (
+            # A cluster may have several pieces but is sent once: only the piece with its centre has a plain number.
+            at, label, font = (
                 (centre, cost, _font(size)) if centre in cells else (cells[0], f"({cost})", _font(size - 4))
             )
             middle = ((at[1] + 0.5) * side / grid, (at[0] + 0.5) * side / grid)
-            pen.text(middle, said, (255, 255, 255), font, anchor="mm", stroke_width=2, stroke_fill=_INK)
+            pen.text(middle, label, (255, 255, 255), font, anchor="mm", stroke_width=2, stroke_fill=_INK)
     return picture
 
 
 def _regions(owner: NDArray[np.int64]) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Clusters [G, G] → (cluster, its cells) for every connected piece, in raster order."""
+    """Find the connected pieces of clusters [G, G]: (cluster, its cells) in raster order."""
     found = []
     left = {(int(row), int(column)) for row, column in np.ndindex(owner.shape)}
     while left:
         first = min(left)
         left.remove(first)
         cells, cluster = [first], int(owner[first])
-        for row, column in cells:  # grows while it is walked
+        for row, column in cells:  # the list grows during the loop
             for near in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
                 if near in left and owner[near] == cluster:
                     left.remove(near)
@@ -164,26 +183,27 @@ def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> No
     font = _font(14)
     pen.text((_EDGE, top + high + 4), f"{span[0]:.0f}", _PALE, font)
     pen.text((_EDGE + long, top + high + 4), f"{span[1]:.0f}", _PALE, font, anchor="ra")
-    said = "bits a cluster, which is sent as one feature;"
-    pen.text((_EDGE + long + 16, top + high // 2), said, _PALE, font, anchor="lm")
-    said = "in brackets: another piece of a cluster, paid for once"
-    pen.text((_EDGE + long + 16, top + high // 2 + 18), said, _PALE, font, anchor="lm")
+    first = "bits of a cluster, which is sent as one feature;"
+    second = "in brackets: another piece of a cluster, sent once"
+    pen.text((_EDGE + long + 16, top + high // 2), first, _PALE, font, anchor="lm")
+    pen.text((_EDGE + long + 16, top + high // 2 + 18), second, _PALE, font, anchor="lm")
 
 
 def _colours(bits: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.uint8]:
-    """Bits [n] → colours [n, 3]."""
+    """Map bits [n] to colours [n, 3]."""
     at = np.clip((bits - span[0]) / (span[1] - span[0]), 0, 1) * (len(_SCALE) - 1)
     stops = np.arange(len(_SCALE))
     return np.stack([np.interp(at, stops, _SCALE[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
 
 
 def _picture(pixels: NDArray[np.float32]) -> Image.Image:
-    """Normalised pixels [3, S, S] → the picture they came from."""
+    """Turn normalised pixels [3, S, S] back into a picture."""
     values = pixels.transpose(1, 2, 0) * np.array(STD, np.float32) + np.array(MEAN, np.float32)
     return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def _fitting(text: str, size: int, width: int) -> str:
+    """Shorten a text from the left until it is at most `width` px wide."""
     font = _font(size)
     while font.getlength(text) > width and len(text) > 8:
         text = "…" + text[2:]

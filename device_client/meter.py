@@ -1,8 +1,8 @@
-"""What this process really put on the wire: the kernel's own count of a TCP connection's bytes.
+"""The bytes that a connection really took: the kernel's own count for a TCP socket.
 
-Promises numbers with every header above TCP in them (HTTP/2, gRPC, TLS), and None instead of a guess where
-the kernel has none (not Linux, a proxy or a Unix socket in between). Leaves TCP/IP headers out (about 40 bytes
-a segment), and packets of other connections.
+Promises numbers that include every header above TCP (HTTP/2, gRPC, TLS), and None instead of a guess where the kernel
+has no count (not Linux, a proxy or a Unix socket in between). TCP/IP headers (about 40 bytes a segment) and other
+connections are not counted.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.rpc.channel import split_address
+from tofc.rpc.address import split_address
 
 # struct tcp_info of Linux ≥ 4.19: RFC 4898's octet counters. Sent counts retransmissions too.
-_HEARD_AT = 52
+_LAST_RECEIVED_AT = 52
 _RECEIVED_AT = 128
 _SENT_AT = 200
 _TCP_INFO_BYTES = 256
 _FDS = Path("/proc/self/fd")
-_claimed: set[int] = set()  # inodes of sockets that a meter of this process reads already
+_claimed: set[int] = set()  # inodes of sockets that have a meter in this process
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Bytes on the socket, seen from here."""
+    """Bytes on a socket: `up` from this side, `down` to it."""
 
     up: int = 0
     down: int = 0
@@ -64,13 +64,13 @@ class Meter:
             _claimed.add(inode)
 
     def read(self) -> Traffic | None:
-        """Bytes so far, since the connection was made; after `close` the last count."""
+        """Return the bytes since the connection was made; after `close` the last count."""
         if self._socket.fileno() >= 0:
             self._last = tcp_bytes(self._socket)
         return self._last
 
     def close(self) -> None:
-        """Keep the last count and let the socket go."""
+        """Keep the last count and close the duplicate."""
         self.read()
         self._socket.close()
         if self._inode is not None:
@@ -78,7 +78,7 @@ class Meter:
 
 
 def tcp_bytes(connected: socket.socket) -> Traffic | None:
-    """The kernel's count of a socket; None where it has none."""
+    """Return the kernel's count of a socket; None where it has none."""
     if not hasattr(socket, "TCP_INFO"):
         return None
     try:
@@ -93,11 +93,11 @@ def tcp_bytes(connected: socket.socket) -> Traffic | None:
 
 
 async def attach(address: str) -> Meter | None:
-    """The meter of the socket of this process that last heard from ``address`` and has none yet.
+    """Return a meter for the socket of this process that last received data from `address` and has no meter yet.
 
-    gRPC does not tell its sockets, so they are looked for among the process's own; those of sessions that ended stay
-    connected for a while, and a later socket need not have a higher inode. Of several connections
-    that are opened to one server at the same moment, which is whose is not known; their sum is right.
+    gRPC does not expose its sockets, so they are looked up among the process's own. The last to receive data is taken:
+    sockets of sessions that ended stay connected for a while, and the newest may not have the highest inode. If several
+    connections to one server are opened at the same moment, their meters may be swapped; the sum is right.
     """
     host, port = split_address(address)
     try:
@@ -111,13 +111,13 @@ async def attach(address: str) -> Meter | None:
             peer = candidate.getpeername()
         except OSError:
             peer = None
-        internet = candidate.family in (socket.AF_INET, socket.AF_INET6)  # others name their peers differently
+        internet = candidate.family in (socket.AF_INET, socket.AF_INET6)  # other families have other peer names
         fits = internet and peer is not None and (_plain(peer[0]), peer[1]) in wanted and inode not in _claimed
-        heard = _heard_ago(candidate) if fits else 0
-        if fits and (best is None or (-heard, inode) > best[:2]):
+        idle_ms = _idle_ms(candidate) if fits else 0
+        if fits and (best is None or (-idle_ms, inode) > best[:2]):
             if best is not None:
                 best[2].close()
-            best = (-heard, inode, candidate)
+            best = (-idle_ms, inode, candidate)
         else:
             candidate.close()
     if best is None:
@@ -127,17 +127,17 @@ async def attach(address: str) -> Meter | None:
         return Meter(newest, inode) if tcp_bytes(newest) is not None else None
 
 
-def _heard_ago(connected: socket.socket) -> int:
-    """Milliseconds since a socket received data; 0 where nobody knows."""
+def _idle_ms(connected: socket.socket) -> int:
+    """Return the milliseconds since a socket received data; 0 where that is not known."""
     try:
         info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        return int(struct.unpack_from("<I", info, _HEARD_AT)[0])
+        return int(struct.unpack_from("<I", info, _LAST_RECEIVED_AT)[0])
     except (AttributeError, OSError, struct.error):
         return 0
 
 
 def _sockets() -> Iterator[tuple[int, socket.socket]]:
-    """Inode and a duplicate of every socket of this process; the caller closes the duplicates."""
+    """Yield the inode and a duplicate of every socket of this process; the caller closes the duplicates."""
     try:
         entries = sorted(_FDS.iterdir())
     except OSError:
@@ -152,14 +152,14 @@ def _sockets() -> Iterator[tuple[int, socket.socket]]:
 
 
 def _duplicate(fd: int) -> socket.socket:
-    """Not by ``socket.dup()``: that sets its copy to blocking, and the flag is one for all copies: gRPC would hang."""
+    """Duplicate a socket. Not by `socket.dup()`: it sets the shared file status to blocking, and gRPC would hang."""
     return socket.socket(fileno=os.dup(fd))
 
 
 def _plain(address: object) -> str:
-    """An IP address in one spelling: gRPC dials IPv4 through dual-stack sockets (::ffff:127.0.0.1).
+    """Return an IP address in one spelling: gRPC dials IPv4 through dual-stack sockets (::ffff:127.0.0.1).
 
-    It also resolves names itself, and finds ::1 where the system says 127.0.0.1 alone: all of loopback is one.
+    gRPC also resolves names itself, and finds ::1 where the system says 127.0.0.1 only: all of loopback is equal.
     """
     ip = ipaddress.ip_address(str(address).partition("%")[0])
     plain = (ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None) or ip

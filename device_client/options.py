@@ -1,209 +1,306 @@
-"""Options that several commands of `device-client` have: the server, what is sent, and how an answer is drawn.
+"""The options that commands of `device-client` share, in groups: the server, the packets, the image file, the answer.
 
-Promises that each is an environment variable too (TOFC_DEVICE_…). Leaves what they mean to `encoder`, `session`
-and `link`.
+Promises that each is an environment variable too (TOFC_DEVICE_…), and that a value which is not allowed, or not
+together with another one, is refused before anything slow begins. Leaves sampling to `sampling`, and what the
+options mean to `encoder`, `session` and `link`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from device_client.compute import Compute
+from device_client.encoder import Encoder, TowerEncoder
+from device_client.image_encoder import ImageEncoder
+from device_client.link import Target
 from device_client.picture import ImageForm
+from device_client.rate import RateChoice
+from tofc.errors import UsageError
+from tofc.model.shipped import NANO
+from tofc.option_groups import Option
+from tofc.rpc.address import DEFAULT_PORT, split_address
+from tofc.rpc.client_security import load_client_security
+from tofc.terminal import note
 
-FORM = ImageForm()  # of a picture's file where nothing is given
-_CHECKPOINT = "the checkpoint's"
+MODES = ("features", "image")
+DEFAULT_FORM = ImageForm()
 
-Json = Annotated[
-    bool,
-    typer.Option("--json", envvar="TOFC_DEVICE_JSON", help="For programs: one JSON object an answer on stdout."),
-]
-Server = Annotated[str, typer.Option(envvar="TOFC_DEVICE_SERVER", help="The edge server.", metavar="HOST:PORT")]
-Model = Annotated[
-    Path,
-    typer.Option(
-        "--model", envvar="TOFC_MODEL", help="Checkpoint directory, whole or its device half.", metavar="PATH"
-    ),
-]
-Features = Annotated[
-    int | None,
-    typer.Option(
-        "--features",
-        "-n",
-        envvar="TOFC_DEVICE_FEATURES",
-        help="Features kept of each view at most; fewer are fewer bytes.",
-        show_default="the preset's",
-        metavar="N",
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_PRESET",
-        help="How fine packets are; nano has low, medium, high and max.",
-        show_default="the codec's",
-        metavar="NAME",
-    ),
-]
-Budget = Annotated[
-    int | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_BUDGET_BYTES",
-        help="The most that the packets of a picture may take, instead of a preset.",
-        show_default=False,
-        metavar="B",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_DTYPE",
-        help="float32; bfloat16, half the memory, slow on a CPU without it; int8, half of that again, on CPUs.",
-        show_default="as stored",
-        metavar="TYPE",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_ACCELERATOR",
-        help="What the tower computes on: cpu, cuda, cuda:1, …",
-        show_default="cpu",
-        metavar="DEVICE",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        envvar="TOFC_DEVICE_THREADS",
-        help="Of the tower on a CPU.",
-        show_default="OMP_NUM_THREADS, else one a core",
-        metavar="N",
-    ),
-]
 
-Mode = Annotated[
-    str,
-    typer.Option(
-        envvar="TOFC_DEVICE_MODE",
-        help="features: packets. image: a compressed picture, for comparison; the server then runs the tower.",
-        metavar="MODE",
-    ),
-]
-FileCodec = Annotated[
-    str | None,
-    typer.Option(
-        "--codec",
-        envvar="TOFC_DEVICE_CODEC",
-        help="Of --mode image: jpeg, webp, avif or jxl.",
-        show_default=FORM.codec,
-        metavar="CODEC",
-    ),
-]
-FileQuality = Annotated[
-    int | None,
-    typer.Option(
-        "--quality",
-        envvar="TOFC_DEVICE_QUALITY",
-        help="Of --mode image: 1 to 100, on the codec's own scale.",
-        show_default=str(FORM.quality),
-        metavar="Q",
-    ),
-]
-FileScale = Annotated[
-    float | None,
-    typer.Option(
-        "--scale",
-        envvar="TOFC_DEVICE_SCALE",
-        help="Of --mode image: sides are multiplied by it first; at most 1.",
-        show_default=str(FORM.scale),
-        metavar="S",
-    ),
-]
-MaxTokens = Annotated[
-    int,
-    typer.Option(
-        envvar="TOFC_DEVICE_MAX_TOKENS",
-        help="Longest answer, thinking included; 0: the server's default.",
-        metavar="N",
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_TEMPERATURE",
-        help="0: always the likeliest word.",
-        show_default=_CHECKPOINT,
-        metavar="T",
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        envvar="TOFC_DEVICE_TOP_P",
-        help="Draw among the likeliest words that have this share together.",
-        show_default=_CHECKPOINT,
-        metavar="P",
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k",
-        envvar="TOFC_DEVICE_TOP_K",
-        help="Draw among so many of the likeliest words; 0: among all.",
-        show_default=_CHECKPOINT,
-        metavar="K",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_SEED", help="What is drawn is the same again.", show_default="chance", metavar="N"
-    ),
-]
-ShowThinking = Annotated[
-    bool,
-    typer.Option(
-        "--show-thinking",
-        envvar="TOFC_DEVICE_SHOW_THINKING",
-        help="What the model thinks before it answers: on stderr, or as a field thinking of JSON.",
-    ),
-]
-TokenFile = Annotated[
-    Path | None, typer.Option(envvar="TOFC_DEVICE_TOKEN_FILE", help="File with the server's token.", metavar="PATH")
-]
-Tls = Annotated[bool, typer.Option("--tls", envvar="TOFC_DEVICE_TLS", help="TLS, trusting the system's authorities.")]
-TlsCa = Annotated[
-    Path | None,
-    typer.Option(envvar="TOFC_DEVICE_TLS_CA", help="TLS, trusting this authority (PEM).", metavar="PATH"),
-]
-TlsCert = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="TOFC_DEVICE_TLS_CERT", help="This device's certificate, if the server asks (PEM).", metavar="PATH"
-    ),
-]
-TlsKey = Annotated[Path | None, typer.Option(envvar="TOFC_DEVICE_TLS_KEY", help="Its key (PEM).", metavar="PATH")]
-Timeout = Annotated[
-    float,
-    typer.Option(
-        envvar="TOFC_DEVICE_TIMEOUT",
-        help="Seconds for each answer, from when the server is ready; 0: no limit.",
-        metavar="S",
-    ),
-]
-Wait = Annotated[
-    float | None,
-    typer.Option(
-        "--wait",
-        envvar="TOFC_DEVICE_WAIT",
-        help="Seconds to wait for a server that is not there yet, loads its model or is full; 0: none.",
-        show_default="as long as it loads its model, else none",
-        metavar="S",
-    ),
-]
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Where the server is, how the connection is protected, and how long to wait for it."""
+
+    server: Annotated[
+        str, Option(envvar="TOFC_DEVICE_SERVER", help="Address of the edge server.", metavar="HOST:PORT")
+    ] = f"127.0.0.1:{DEFAULT_PORT}"
+    wait_s: Annotated[
+        float | None,
+        Option(
+            "--wait",
+            envvar="TOFC_DEVICE_WAIT",
+            help="Seconds to wait for a server that is not running yet, is loading its model or is full; 0: do not "
+            "wait.",
+            show_default="no limit while it loads its model, otherwise 0",
+            metavar="S",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        Option(envvar="TOFC_DEVICE_TOKEN_FILE", help="File with the server's access token.", metavar="PATH"),
+    ] = None
+    tls: Annotated[
+        bool,
+        Option(
+            "--tls",
+            envvar="TOFC_DEVICE_TLS",
+            help="Encrypt the connection; trust the system's certificate authorities.",
+        ),
+    ] = False
+    tls_ca: Annotated[
+        Path | None,
+        Option(
+            envvar="TOFC_DEVICE_TLS_CA",
+            help="Encrypt the connection; trust the certificate authority in this file (PEM).",
+            metavar="PATH",
+        ),
+    ] = None
+    tls_cert: Annotated[
+        Path | None,
+        Option(
+            envvar="TOFC_DEVICE_TLS_CERT",
+            help="This device's certificate (PEM), for a server that asks for one.",
+            metavar="PATH",
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        Option(envvar="TOFC_DEVICE_TLS_KEY", help="Private key of --tls-cert (PEM).", metavar="PATH"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if split_address(self.server)[1] == 0:
+            raise UsageError(
+                f"--server must have a port above 0, got {self.server}; write for instance 127.0.0.1:50061"
+            )
+        if self.wait_s is not None and not self.wait_s >= 0:
+            raise UsageError(f"--wait must be 0 or more seconds, got {self.wait_s:g}")
+
+    def target(self) -> Target:
+        """Read the files and return where and how to connect. Raises UsageError, CredentialsError, OSError."""
+        security = load_client_security(
+            token_file=self.token_file,
+            tls=self.tls,
+            tls_ca=self.tls_ca,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            warn=lambda text: note(f"device-client: {text}"),
+        )
+        return Target(address=self.server, security=security)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacketOptions:
+    """The model, and how it turns a picture into packets; None: the option was not given."""
+
+    model: Annotated[
+        Path,
+        Option(
+            "--model",
+            envvar="TOFC_MODEL",
+            help="Checkpoint folder of the server's model, complete or only its device half.",
+            metavar="PATH",
+        ),
+    ] = NANO
+    preset: Annotated[
+        str | None,
+        Option(
+            envvar="TOFC_DEVICE_PRESET",
+            help="How precisely a picture is sent, by name; more precise takes more bytes. nano, the model that is "
+            "shipped, has low, medium, high and max.",
+            show_default="the codec's",
+            metavar="NAME",
+        ),
+    ] = None
+    features: Annotated[
+        int | None,
+        Option(
+            "--features",
+            "-n",
+            envvar="TOFC_DEVICE_FEATURES",
+            help="Send at most N features of each view (the whole picture, or a part of a large one); fewer take fewer "
+            "bytes.",
+            show_default="the preset's",
+            metavar="N",
+        ),
+    ] = None
+    budget_bytes: Annotated[
+        int | None,
+        Option(
+            envvar="TOFC_DEVICE_BUDGET_BYTES",
+            help="Send at most B bytes of a picture, as precisely as they allow; instead of --preset and --features.",
+            show_default=False,
+            metavar="B",
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Option(
+            envvar="TOFC_DEVICE_DTYPE",
+            help="Number type that this device computes in: float32; bfloat16, half the memory, slow on CPUs without "
+            "it; int8, a quarter of the memory, CPU only.",
+            show_default="as stored",
+            metavar="TYPE",
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        Option(
+            envvar="TOFC_DEVICE_ACCELERATOR",
+            help="Processor that computes a picture's features: cpu, cuda, cuda:1 and so on.",
+            show_default="cpu",
+            metavar="DEVICE",
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        Option(
+            "--threads",
+            envvar="TOFC_DEVICE_THREADS",
+            help="CPU threads that compute a picture's features.",
+            show_default="OMP_NUM_THREADS, else one per core",
+            metavar="N",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        _ = self.rate, self.compute  # they check their values: wrong ones are reported before anything is opened
+
+    @property
+    def rate(self) -> RateChoice:
+        """How many bytes a picture may take."""
+        return RateChoice(preset=self.preset, features=self.features, budget_bytes=self.budget_bytes)
+
+    @property
+    def compute(self) -> Compute:
+        """Where and in which type features are computed."""
+        return Compute(dtype=self.dtype, device=self.device or "cpu", threads=self.threads)
+
+    def open_encoder(self) -> TowerEncoder:
+        """Open the model. Raises UsageError, CheckpointError, EncoderError."""
+        return TowerEncoder.open(self.model, self.rate, self.compute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Whether a picture is sent as an image file instead, and what file; None: the option was not given."""
+
+    mode: Annotated[
+        str,
+        Option(
+            envvar="TOFC_DEVICE_MODE",
+            help="What is sent of a picture. features: packets, computed on this device. image: a compressed image "
+            "file, for comparison; the server must allow it.",
+            metavar="MODE",
+        ),
+    ] = "features"
+    codec: Annotated[
+        str | None,
+        Option(
+            "--codec",
+            envvar="TOFC_DEVICE_CODEC",
+            help="With --mode image: the format, one of jpeg, webp, avif and jxl.",
+            show_default=DEFAULT_FORM.codec,
+            metavar="CODEC",
+        ),
+    ] = None
+    quality: Annotated[
+        int | None,
+        Option(
+            "--quality",
+            envvar="TOFC_DEVICE_QUALITY",
+            help="With --mode image: quality of the file, 1 to 100, as the format defines it.",
+            show_default=str(DEFAULT_FORM.quality),
+            metavar="Q",
+        ),
+    ] = None
+    scale: Annotated[
+        float | None,
+        Option(
+            "--scale",
+            envvar="TOFC_DEVICE_SCALE",
+            help="With --mode image: multiply width and height by S before compressing; at most 1.",
+            show_default=str(DEFAULT_FORM.scale),
+            metavar="S",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"--mode must be one of {', '.join(MODES)}, got {self.mode}")
+        for option, value in (("--codec", self.codec), ("--quality", self.quality), ("--scale", self.scale)):
+            if value is not None and self.mode != "image":
+                raise UsageError(f"{option} {value} belongs to --mode image; add that, or leave {option} out")
+
+    @property
+    def form(self) -> ImageForm:
+        """The file to send."""
+        return ImageForm(
+            codec=DEFAULT_FORM.codec if self.codec is None else self.codec,
+            quality=DEFAULT_FORM.quality if self.quality is None else self.quality,
+            scale=DEFAULT_FORM.scale if self.scale is None else self.scale,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How long an answer may take and how it is shown."""
+
+    timeout_s: Annotated[
+        float,
+        Option(
+            "--timeout",
+            envvar="TOFC_DEVICE_TIMEOUT",
+            help="Seconds for each answer, counted from when the server is ready; 0: no limit.",
+            metavar="S",
+        ),
+    ] = 300.0
+    show_thinking: Annotated[
+        bool,
+        Option(
+            "--show-thinking",
+            envvar="TOFC_DEVICE_SHOW_THINKING",
+            help='Show what the model thinks before it answers: on stderr, or in JSON as the field "thinking".',
+        ),
+    ] = False
+    as_json: Annotated[
+        bool,
+        Option("--json", envvar="TOFC_DEVICE_JSON", help="Print one JSON object per answer, for programs."),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s >= 0:
+            raise UsageError(f"--timeout must be 0 (no limit) or more seconds, got {self.timeout_s:g}")
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds for an answer; None: no limit."""
+        return self.timeout_s or None
+
+
+def encoder_opener(packets: PacketOptions, image: ImageOptions) -> Callable[[], Encoder]:
+    """Check that the options go together and return what opens their encoder. Raises UsageError, ImageCodecError."""
+    if image.mode == "features":
+        return packets.open_encoder
+    for field in fields(packets):
+        value = getattr(packets, field.name)
+        if field.name != "model" and value is not None:
+            option = "--" + field.name.replace("_", "-")
+            raise UsageError(
+                f"{option} {value} belongs to --mode features; leave out {option} or --mode image (--quality makes an "
+                "image file smaller)"
+            )
+    form = image.form
+    return lambda: ImageEncoder.open(packets.model, form)

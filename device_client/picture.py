@@ -1,7 +1,7 @@
-"""A picture on the device: opened, identified, with the packets made of it so far.
+"""A picture on the device: its pixels, its identity, and the packets made of it so far.
 
-Promises that equal pixels under equal codec and setting have the same id on every device, so that nothing
-is sent to a server that has it. Leaves encoding to `encoder`.
+Promises that equal pixels under equal codec and setting have the same id on every device, so that a picture is not
+sent to a server that has it. Leaves encoding to `encoder`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from shared.model.image_file import check_settings, scaled_size
-from shared.model.open_image import open_image
-from shared.model.tones import stripes
-from shared.model.views import ViewRule, plan
+from tofc.model.image_codec import check_settings, scaled_size
+from tofc.model.open_image import image_in_memory, open_image
+from tofc.model.tone_mapping import stripes
+from tofc.model.views import ViewRule, plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageForm:
-    """A picture as an image file: which codec, how good, how large. Raises ImageFileError for what cannot be."""
+    """How a picture is sent as an image file: codec, quality, scale. Raises ImageCodecError for values not allowed."""
 
     codec: str = "jpeg"
+    """The image codec: jpeg, webp, avif or jxl."""
     quality: int = 75
+    """1 (smallest file) to 100 (best picture)."""
     scale: float = 1.0
+    """Above 0, up to 1: the file's width and height over the picture's."""
 
     def __post_init__(self) -> None:
         check_settings(self.codec, self.quality, self.scale)
@@ -34,21 +37,21 @@ class ImageForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One view as a packet, or a whole picture as an image file; and the ms that each stage took."""
+    """One view as a packet, or a whole picture as an image file, and the time that each stage took."""
 
     index: int  # in prompt order: crops row by row, the global view last
     packet: bytes
-    views_ms: float = 0.0  # preprocessing; the first view carries that of the whole picture
+    views_ms: float = 0.0  # preprocessing; the whole picture's is with the first view
     tower_ms: float = 0.0
     encode_ms: float = 0.0  # merging and entropy coding
 
 
 @dataclass(kw_only=True, eq=False)
 class Picture:
-    """A picture to ask about. ``rows`` × ``columns`` crops (0 × 0: none) and one global view.
+    """A picture to ask about. `rows` × `columns` crops (0 × 0: none) and one global view.
 
-    ``packets`` grows as views are encoded, and stays: a picture is encoded once, however often it is sent. With the
-    last view the pixels go: ``image`` is None from then on.
+    `packets` grows as views are encoded, and is kept: a picture is encoded once, however often it is sent. The pixels
+    are freed with the last view: `image` is None from then on.
     """
 
     source: str
@@ -58,22 +61,24 @@ class Picture:
     columns: int
     file_bytes: int | None = None
     form: ImageForm | None = None  # None: a packet for each view; else one, which is an image file
-    form_size: tuple[int, int] = (0, 0)  # px, of that file
-    form_pixels: int = 0  # of it as the server sees it: a sliver is padded to a square
+    form_size: tuple[int, int] = (0, 0)  # (width, height) in px, of that file
+    form_pixels: int = 0  # of that file, as the server counts them: with the padding of a narrow picture to a square
     packets: list[Encoded] = field(default_factory=list, repr=False)
-    steps: Iterator[Encoded] | None = field(default=None, repr=False)  # of the encoder, where it stopped
+    steps: Iterator[Encoded] | None = field(default=None, repr=False)  # the encoder's generator, where it stopped
 
     @property
     def n_views(self) -> int:
+        """Return the number of views that the model gets."""
         return self.rows * self.columns + 1
 
     @property
     def n_packets(self) -> int:
+        """Return how many packets are sent."""
         return 1 if self.form else self.n_views
 
 
 def picture_id(image: Image.Image, codec_id: str, setting: str) -> bytes:
-    """16 bytes: hash of codec, the encoder's setting, size and RGB pixels, so that nothing is taken for another."""
+    """Return 16 bytes: a hash of the codec, the encoder's setting, the size and the RGB pixels."""
     digest = hashlib.sha256(f"tofc picture {codec_id} {setting}".encode())
     digest.update(struct.pack("<II", *image.size))
     for _, stripe in stripes(image):
@@ -81,30 +86,36 @@ def picture_id(image: Image.Image, codec_id: str, setting: str) -> bytes:
     return digest.digest()[:16]
 
 
-def open_picture(path: Path, rule: ViewRule, codec_id: str, setting: str, form: ImageForm | None = None) -> Picture:
-    """Open, check and identify; no heavy import, no encoding.
+def open_picture(
+    given: Path | bytes | Image.Image, rule: ViewRule, codec_id: str, setting: str, form: ImageForm | None = None
+) -> Picture:
+    """Open, check and identify a picture; import nothing slow, encode nothing.
+
+    An image that is given is copied: it is not changed here and may change later.
 
     Raises:
         ImageError: there is no such file, or it is not a picture, truncated or too large.
     """
-    image = open_image(path)
+    image = image_in_memory(given) if isinstance(given, Image.Image) else open_image(given)
     size = scaled_size(image.size, form.scale) if form else image.size
     layout = plan(*size, rule)
     return Picture(
-        source=str(path),
+        source=str(given) if isinstance(given, Path) else "the picture",
         image=image,
         picture_id=picture_id(image, codec_id, setting),
         rows=layout.rows,
         columns=layout.columns,
-        file_bytes=_size(path),
+        file_bytes=_size(given),
         form=form,
         form_size=size,
         form_pixels=layout.padded[0] * layout.padded[1] if form else 0,
     )
 
 
-def _size(path: Path) -> int | None:
+def _size(given: Path | bytes | Image.Image) -> int | None:
+    if not isinstance(given, Path):
+        return len(given) if isinstance(given, bytes) else None
     try:
-        return path.stat().st_size
-    except OSError:  # gone since it was opened
+        return given.stat().st_size
+    except OSError:  # removed since it was opened
         return None

@@ -1,7 +1,7 @@
 """How many bytes a picture may take: a preset of the codec, a number of features, or a budget.
 
-Promises that a picture's packets never take more than its budget. Leaves to the codec which rates there are: the
-points on the hull of answers over bytes, in ascending order.
+Promises that a picture's packets never take more than its budget. The codec lists the rates to choose from: the points
+on the convex hull of answer quality over bytes, in ascending order.
 """
 
 from __future__ import annotations
@@ -14,92 +14,97 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from device_client.errors import EncoderError, UseError
+from tofc.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
-    from shared.codec.codec import Codec
-    from shared.codec.weights import CodecConfig, Rate
+    from tofc.codec.codec import Codec
+    from tofc.codec.config import CodecConfig, Rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateChoice:
-    """What the user wants; everything None: the codec's default preset."""
+    """The user's choice; if everything is None, the codec's default preset."""
 
     preset: str | None = None
-    features: int | None = None  # of a view at most, instead of the preset's
-    budget: int | None = None  # bytes of all packets of a picture
+    features: int | None = None
+    """The most features of a view, instead of the preset's."""
+    budget_bytes: int | None = None
+    """The most bytes of all packets of one picture."""
 
     def __post_init__(self) -> None:
         if self.features is not None and self.features < 1:
-            raise UseError(f"--features must be 1 or more, got {self.features}; leave it out for the preset's")
-        if self.budget is None:
+            raise UsageError(f"--features must be 1 or more, got {self.features}; leave it out to use the preset's")
+        if self.budget_bytes is None:
             return
-        if self.budget < 1:
-            raise UseError(f"--budget-bytes must be 1 or more, got {self.budget}")
+        if self.budget_bytes < 1:
+            raise UsageError(f"--budget-bytes must be 1 or more, got {self.budget_bytes}")
         for option, value in (("--preset", self.preset), ("--features", self.features)):
             if value is not None:
-                raise UseError(f"{option} {value} and --budget-bytes exclude each other; leave one of them out")
+                raise UsageError(f"{option} {value} and --budget-bytes exclude each other; leave one of them out")
 
-    def of(self, config: CodecConfig) -> Rate:
-        """Features of a view at most (None: not merged) and quality, without a budget. Raises UseError."""
+    def rate(self, config: CodecConfig) -> Rate:
+        """Return the rate where no budget is set: the most features of a view (None: not merged) and the quality.
+
+        Raises UsageError for a preset that the codec does not have.
+        """
         preset = config.preset if self.preset is None else self.preset
         if preset not in config.presets:
-            raise UseError(f"--preset {preset} is not known; this codec has {', '.join(config.presets)}")
+            raise UsageError(f"--preset {preset} is not known; this codec has {', '.join(config.presets)}")
         features, quality = config.rates[config.presets[preset]]
         return self.features or features, quality
 
     def setting(self, config: CodecConfig) -> str:
-        """Two choices with one setting give one picture the same packets."""
-        if self.budget is not None:
-            return f"{self.budget} bytes"
-        features, quality = self.of(config)
+        """Return a text that is equal for two choices exactly if they give every picture the same packets."""
+        if self.budget_bytes is not None:
+            return f"{self.budget_bytes} bytes"
+        features, quality = self.rate(config)
         return f"{features or 'all'} features, quality {quality}"
 
 
 DEFAULT = RateChoice()
-ROOM = 1.4  # what a budget needs over the sum of the lowest rates, since views are paid for before all are seen
+BUDGET_SLACK = 1.4  # a suggested budget over the estimated bytes at the lowest rates: later views may need more
 
 
-class Spending:
-    """The rates of one picture's views, in order; ``cells`` are their numbers of features before merging.
+class RateController:
+    """Chooses the rates of one picture's views, in order; `cells` are their numbers of features before merging.
 
-    A view may take what is left in proportion to its cells among those to come, so that what one leaves is shared by
-    the others. One that needs more even at the lowest rate borrows from them.
+    Of the bytes left a view may take the share that its cells are of all cells left. So the bytes that it does not use
+    are shared by the views after it. A view that needs more than its share even at the lowest rate takes from theirs.
     """
 
     def __init__(self, codec: Codec, choice: RateChoice, cells: Sequence[int]) -> None:
         self._codec, self._choice = codec, choice
         self._cells = list(cells)  # of the views to come
-        self._left = choice.budget or 0
-        self._least: list[int] = []  # bytes of each view at the lowest rate
+        self._left_bytes = choice.budget_bytes or 0
+        self._lowest: list[int] = []  # bytes of each view so far at the lowest rate
 
-    def next(self, features: NDArray[np.float32]) -> Rate:
-        """The rate of the next view, whose features are [N, D]. Raises EncoderError when it cannot be paid for."""
-        most = len(features)
-        if len(self._cells) > 1:  # a crop: the view of the whole picture is the last
-            most = min(most, self._codec.config.crop_features or most)
-        share = self._left * self._cells[0] // sum(self._cells)
+    def next_rate(self, features: NDArray[np.float32]) -> Rate:
+        """Return the rate of the next view, with features [N, D]. Raises EncoderError if the budget is too small."""
+        limit = len(features)
+        if len(self._cells) > 1:  # a crop: the last view is the whole picture
+            limit = min(limit, self._codec.config.crop_features or limit)
+        share_bytes = self._left_bytes * self._cells[0] // sum(self._cells)
         self._cells.pop(0)
-        if self._choice.budget is None:
-            return self._capped(self._choice.of(self._codec.config), most)
-        lowest, *others = dict.fromkeys(self._capped(rate, most) for rate in self._codec.config.rates)
-        self._least.append(len(self._codec.encode(features, *lowest)))
+        if self._choice.budget_bytes is None:
+            return self._capped(self._choice.rate(self._codec.config), limit)
+        lowest, *others = dict.fromkeys(self._capped(rate, limit) for rate in self._codec.config.rates)
+        self._lowest.append(len(self._codec.encode(features, *lowest)))
         for capped in reversed(others):
-            size = len(self._codec.encode(features, *capped))
-            if size <= share:
+            n_bytes = len(self._codec.encode(features, *capped))
+            if n_bytes <= share_bytes:
                 break
-        else:  # the lowest, on the others' account
-            capped, size = lowest, self._least[-1]
-            if size > self._left:
-                views = len(self._least) + len(self._cells)
-                least = sum(self._least) + len(self._cells) * max(self._least)
+        else:  # the lowest rate, even if it takes bytes of the views to come
+            capped, n_bytes = lowest, self._lowest[-1]
+            if n_bytes > self._left_bytes:
+                views = len(self._lowest) + len(self._cells)
+                lowest_bytes = sum(self._lowest) + len(self._cells) * max(self._lowest)
                 raise EncoderError(
-                    f"--budget-bytes {self._choice.budget} is too little for this picture, which has {views} "
-                    f"view{'s' * (views > 1)}; {ceil(least * ROOM / 10) * 10} should be enough"
+                    f"--budget-bytes {self._choice.budget_bytes} is too little for this picture, which has {views} "
+                    f"view{'s' * (views > 1)}; {ceil(lowest_bytes * BUDGET_SLACK / 10) * 10} should be enough"
                 )
-        self._left -= size
+        self._left_bytes -= n_bytes
         return capped
 
     @staticmethod
-    def _capped(rate: Rate, most: int) -> tuple[int, int]:
-        return min(rate[0] or most, most), rate[1]
+    def _capped(rate: Rate, limit: int) -> tuple[int, int]:
+        return min(rate[0] or limit, limit), rate[1]

@@ -1,8 +1,8 @@
-"""What a person reads in the terminal: one line that says where bytes and time went.
+"""The cost of an answer as one line for a person: where bytes and time went.
 
-Promises that what could not be measured is said to be so. Leaves measuring to `report`.
+Promises to say so if something could not be measured. Leaves measuring to `report`.
 
->>> kilo(214), kilo(14_250), kilo(3_400_000)
+>>> format_bytes(214), format_bytes(14_250), format_bytes(3_400_000)
 ('214 B', '14.2 kB', '3.40 MB')
 """
 
@@ -13,41 +13,42 @@ import math
 from device_client.report import Comparison, Report
 
 
-def kilo(size: float) -> str:
-    """Bytes in the unit that a person can compare (1 kB = 1000 B)."""
-    if size < 1000:
-        return f"{size:.0f} B"
-    return f"{size / 1e3:.1f} kB" if size < 1e6 else f"{size / 1e6:.2f} MB"
+def format_bytes(size_bytes: float) -> str:
+    """Return a size in B, kB or MB (1 kB = 1000 B)."""
+    if size_bytes < 1000:
+        return f"{size_bytes:.0f} B"
+    return f"{size_bytes / 1e3:.1f} kB" if size_bytes < 1e6 else f"{size_bytes / 1e6:.2f} MB"
 
 
-def truth(report: Report, comparison: Comparison | None) -> str:
-    """The line under an answer."""
+def cost_line(report: Report, comparison: Comparison | None) -> str:
+    """Return the line that is shown under an answer."""
     parts = [*_unanswered(report), _sent(report)]
     if report.bytes_up is None:
         parts.append("bytes on the socket: not measurable here (needs Linux's TCP_INFO)")
     else:
-        parts.append(f"{kilo(report.bytes_up)} up and {kilo(report.bytes_down or 0)} down on the socket, headers in")
+        up, down = format_bytes(report.bytes_up), format_bytes(report.bytes_down or 0)
+        parts.append(f"{up} up and {down} down on the socket, headers included")
     if comparison is not None and report.bytes_picture:
-        as_file = "" if comparison.file_bytes is None else f", the file itself {kilo(comparison.file_bytes)}"
+        as_file = "" if comparison.file_bytes is None else f", the file itself {format_bytes(comparison.file_bytes)}"
         parts.append(
-            f"as JPEG {kilo(comparison.jpeg_bytes)}, WebP {kilo(comparison.webp_bytes)} "
+            f"as JPEG {format_bytes(comparison.jpeg_bytes)}, WebP {format_bytes(comparison.webp_bytes)} "
             f"(quality {comparison.quality}, {comparison.width}×{comparison.height}){as_file}"
         )
     parts.append(_times(report.timings))
     if report.reconnects:
         parts.append(f"link lost {report.reconnects}×, repaired")
     if report.finish_reason == "length" and not report.unanswered:
-        parts.append("answer cut at the most tokens")
+        parts.append("the answer was cut at the token limit")
     return " | ".join(parts)
 
 
 def _unanswered(report: Report) -> list[str]:
     tokens = report.usage["new_tokens"]
     if not report.unanswered:
-        return [] if report.answer.strip() else [f"the answer is empty: the model ended it after {tokens} tokens"]
+        return [] if report.answer.strip() else [f"the answer is empty: the model stopped after {tokens} tokens"]
     if report.finish_reason == "length":
         return [f"no answer: the model was still thinking after {tokens} tokens; raise --max-tokens"]
-    return [f"no answer: the model ended while it was thinking, after {tokens} tokens; ask again or otherwise"]
+    return [f"no answer: the model stopped while it was thinking, after {tokens} tokens; ask again or in other words"]
 
 
 def _sent(report: Report) -> str:
@@ -57,7 +58,7 @@ def _sent(report: Report) -> str:
     if report.mode == "image":
         scaled = "" if report.image_scale == 1 else f", scale {report.image_scale:g}"
         views = f"as {report.image_codec}, quality {report.image_quality}{scaled}, {views}"
-    return f"picture {kilo(report.bytes_picture)} ({views}, {report.features} features)"
+    return f"picture {format_bytes(report.bytes_picture)} ({views}, {report.features} features)"
 
 
 def _times(ms: dict[str, float]) -> str:

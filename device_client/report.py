@@ -1,6 +1,6 @@
-"""What an answer cost: bytes on the socket, ms of each stage, and what an image codec would have sent.
+"""The cost of an answer: bytes on the socket, milliseconds of each stage, and the picture's size as JPEG and WebP.
 
-Promises that every number was measured in this run, or is None. Leaves showing them to `render`.
+Promises that every number was measured in this run, or is None. Leaves showing the numbers to `render`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ from typing import Any
 from PIL import Image
 
 from device_client.meter import Traffic
-from device_client.picture import Picture
-from shared.model.views import ViewRule, plan
+from device_client.picture import ImageForm, Picture
+from device_client.question import PendingQuestion
+from tofc.errors import ImageCodecError, ImageError
+from tofc.model.views import ViewRule, plan
+from tofc.v1 import tofc_pb2 as pb
 
-MOST_MS = 1e9  # a server's figure beyond 11 days is none
+MAX_MS = 1e9  # a server's figure beyond 11 days is not plausible
 QUALITY = 75  # Pillow's default for JPEG, and what most programs write
+_FINISH = {
+    pb.FINISH_REASON_STOP: "stop",
+    pb.FINISH_REASON_LENGTH: "length",
+    pb.FINISH_REASON_CANCELLED: "cancelled",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,29 +36,29 @@ class Report:
     answer: str
     finish_reason: str  # stop, length or cancelled
     bytes_picture: int  # packets, or image files, sent for this question; 0 when the server had the pictures
-    bytes_up: int | None  # on the socket, headers in, since the question (the first: since connecting)
+    bytes_up: int | None  # on the socket, with headers, since the question before (the first one: since connecting)
     bytes_down: int | None
     views: int  # of the question's pictures
     views_sent: int
     features: int  # visual features of its pictures that the model saw
-    reconnects: int  # how often the link was lost on the way
-    timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server, server_…, may be NaN
+    reconnects: int  # how often the link was lost meanwhile
+    timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server (server_…) may be NaN
     usage: dict[str, int] = field(default_factory=dict)
-    mode: str = "features"  # or image, and then how
+    mode: str = "features"  # or image; then the next three are set
     image_codec: str | None = None
     image_quality: int | None = None
     image_scale: float | None = None
-    unanswered: bool = False  # it ended while the model was still thinking
-    thinking: str | None = None  # None: it was not asked for
+    unanswered: bool = False  # the answer ended while the model was still thinking
+    thinking: str | None = None  # None: it was not requested
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; ``thinking`` only where it was asked for."""
+        """Return it as a JSON object; `thinking` only where it was requested."""
         return {name: value for name, value in asdict(self).items() if name != "thinking" or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The same pictures as files: at the size the model looks at, and as they lie on the disk."""
+    """The same pictures as files: re-encoded at the model's input size, and as they are on the disk."""
 
     width: int  # of the first picture as re-encoded
     height: int
@@ -60,28 +68,82 @@ class Comparison:
     file_bytes: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return it as a JSON object."""
         return asdict(self)
 
 
 def plausible(ms: float) -> float:
-    """A server's figure, NaN where it cannot be one: text then says "?", JSON null.
+    """Return a server's figure, NaN where it is not plausible: text then shows "?", JSON null.
 
     >>> [plausible(ms) for ms in (1.5, -1.0, float("inf"), 3e38)]
     [1.5, nan, nan, nan]
     """
-    return ms if 0 <= ms <= MOST_MS else math.nan
+    return ms if 0 <= ms <= MAX_MS else math.nan
 
 
 def spent(before: Traffic | None, after: Traffic | None) -> tuple[int | None, int | None]:
-    """(up, down) between two readings; None where one of them is missing."""
+    """Return the bytes (up, down) between two readings; None where one of them is missing."""
     if before is None or after is None:
         return None, None
     return (after - before).up, (after - before).down
 
 
+def build_report(
+    question: PendingQuestion,
+    done: pb.Done,
+    *,
+    form: ImageForm | None,
+    traffic: tuple[int | None, int | None],
+    connect_ms: float,
+    load_ms: float,
+    total_ms: float,
+) -> Report:
+    """Return the report of a question that was answered. `traffic`: bytes (up, down); `form`: None for features."""
+    encoded_now = [encoded for stats in question.upload_stats for encoded in stats.encoded_now]
+    timings = {
+        "connect": connect_ms,
+        "load": load_ms,
+        "views": sum(encoded.views_ms for encoded in encoded_now),
+        "tower": sum(encoded.tower_ms for encoded in encoded_now),
+        "encode": sum(encoded.encode_ms for encoded in encoded_now),
+        "upload": sum(stats.upload_ms for stats in question.upload_stats),
+        "server_decode": plausible(done.timing.decode_ms),
+        "server_wait": plausible(done.timing.wait_ms),
+        "server_prefill": plausible(done.timing.prefill_ms),
+        "server_first_token": plausible(done.timing.first_token_ms),
+        "server_total": plausible(done.timing.total_ms),
+        "first_token": question.first_token_ms,
+        "total": total_ms,
+    }
+    return Report(
+        question=question.text,
+        answer=question.transcript.answer.text,
+        thinking=question.transcript.thinking.text.strip() if question.thinking else None,
+        unanswered=done.unanswered,
+        finish_reason=_FINISH.get(done.finish_reason, "unspecified"),
+        bytes_picture=sum(stats.n_bytes for stats in question.upload_stats),
+        bytes_up=traffic[0],
+        bytes_down=traffic[1],
+        views=sum(picture.n_views for picture in question.pictures),
+        views_sent=sum(stats.n_views for stats in question.upload_stats),
+        features=done.usage.visual_tokens,
+        reconnects=question.losses,
+        timings={stage: round(ms, 2) for stage, ms in timings.items()},
+        usage={
+            "prompt_tokens": done.usage.prompt_tokens,
+            "visual_tokens": done.usage.visual_tokens,
+            "new_tokens": done.usage.new_tokens,
+            "thinking_tokens": done.usage.thinking_tokens,
+        },
+        mode="image" if form else "features",
+        image_codec=form.codec if form else None,
+        image_quality=form.quality if form else None,
+        image_scale=form.scale if form else None,
+    )
+
+
 def input_size(image: Image.Image, rule: ViewRule) -> tuple[int, int]:
-    """The fewest px (width, height) that lose the model nothing: its canvas, or the picture where that is smaller."""
+    """Return the smallest (width, height) in px at which the model loses nothing: its canvas, or a smaller picture."""
     width, height = image.size
     layout = plan(width, height, rule)
     model = layout.resized if layout.crops else (rule.global_size, rule.global_size)
@@ -91,20 +153,20 @@ def input_size(image: Image.Image, rule: ViewRule) -> tuple[int, int]:
 def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
     """Re-encode pictures with Pillow at `input_size`, quality 75. Sizes add up over the pictures.
 
-    None for what these formats cannot hold (WebP ends at 16383 px a side), or the model's views (a picture may be
-    narrower than they allow where its file is sent scaled down), and where memory is short.
+    Return None for a picture that these formats cannot hold (WebP allows 16383 px a side) or the model's views cannot
+    (a picture whose file is sent scaled down may be narrower than they allow), and where memory is short.
     """
     jpeg = webp = 0
     sizes = []
     for picture in pictures:
-        assert picture.image is not None, "pixels go with the last view"
+        assert picture.image is not None, "pixels are freed with the last view"
         try:
             size = input_size(picture.image, rule)
             same = size == picture.image.size
             image = picture.image if same else picture.image.resize(size, Image.Resampling.BILINEAR)
-            jpeg += _encoded(image, "JPEG")
-            webp += _encoded(image, "WEBP")
-        except (OSError, ValueError, MemoryError):  # a picture that was answered needs no comparison
+            jpeg += _file_bytes(image, "JPEG")
+            webp += _file_bytes(image, "WEBP")
+        except (ImageError, MemoryError):  # the answer is there: a comparison is not worth failing for
             return None
         sizes.append(size)
     files = [picture.file_bytes for picture in pictures]
@@ -118,7 +180,11 @@ def compare(pictures: list[Picture], rule: ViewRule) -> Comparison | None:
     )
 
 
-def _encoded(image: Image.Image, kind: str) -> int:
+def _file_bytes(image: Image.Image, kind: str) -> int:
+    """Return the size of the picture as a file. Raises ImageCodecError for a picture that the format cannot hold."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=QUALITY)
+    try:
+        image.save(buffer, kind, quality=QUALITY)
+    except (OSError, ValueError) as error:  # Pillow's, for instance for a side that is too long
+        raise ImageCodecError("IMAGE_INVALID", f"{kind} cannot hold this picture ({error})") from error
     return buffer.tell()

@@ -1,16 +1,20 @@
-"""Questions about pictures, over a stream that may break: connect, send, ask, resume.
+"""Questions about pictures to one server: submit, receive, and ask again when a link is lost.
 
-Promises that a picture is encoded once and sent only to a server that does not have it, that a lost link
-is repaired without bothering the person, and that a question given up is cancelled on the server. Leaves
-one connection to `link`, a picture's way to `delivery`.
+    ask ─ PendingQuestion ─→ submit ─→ events ─┬─ Token, Done ──→ Delta … Report
+                               ↑               ├─ NeedPicture ──→ upload again
+                               └── next_step ──┴─ error
+
+Promises that a picture is encoded once and sent only to a server that does not have it, that a lost link is replaced
+without the user's help, and that a question which is given up is cancelled on the server. Leaves the link to
+`connection`, uploading pictures to `uploads`, and every decision about an error to `next_step`.
 
 >>> from pathlib import Path
 >>> from device_client.encoder import TowerEncoder
 >>> async def demo() -> None:                                               # doctest: +SKIP
 ...     async with Session(Target(), TowerEncoder.open(Path("models/nano"))) as session:
 ...         cat = session.open(Path("cat.png"))
-...         async for piece in session.ask([cat], "what is in the picture?"):
-...             print(piece.text, end="")
+...         async for delta in session.ask([cat], "what is in the picture?"):
+...             print(delta.text, end="")
 ...         report = await session.ask([cat], "how many cats are there?").result()
 ...         assert report.bytes_picture == 0                               # the server has it by now
 """
@@ -18,210 +22,81 @@ one connection to `link`, a picture's way to `delivery`.
 from __future__ import annotations
 
 import asyncio
-import enum
-import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from device_client.delivery import Delivery, Shipment
+from device_client.connection import Connection
+from device_client.deadline import Deadline
 from device_client.encoder import Encoder, EncoderThread
-from device_client.errors import ReplyError, UseError
-from device_client.link import NOT_BACK, SESSION_CLOSED, Conversation, Event, Link, LinkLost, Target
+from device_client.link import NOT_BACK, Target
 from device_client.meter import Traffic
-from device_client.patience import Clock, Missing
+from device_client.next_step import AskAgain, Raise, Retry, next_step
 from device_client.picture import Picture
-from device_client.report import Report, plausible, spent
-from device_client.transcript import Piece, Transcript
-from shared.rpc.errors import DeadlineError, LimitError, MismatchError, TofcError, UnavailableError
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from device_client.question import PendingQuestion, Submission, check_text
+from device_client.report import Report, build_report, spent
+from device_client.retry_policy import RetryPolicy
+from device_client.sampling import Sampling
+from device_client.transcript import Delta
+from device_client.uploads import Uploads
+from tofc.errors import CallError, DeadlineError, LinkLostError, ReplyError, UnavailableError
+from tofc.v1 import tofc_pb2 as pb
 
-UINT32 = 2**32 - 1
-SEED_BITS = 14  # of a seed chosen here: two bytes on the link, and another answer each time it is asked again
-_FINISH = {
-    pb.FINISH_REASON_STOP: "stop",
-    pb.FINISH_REASON_LENGTH: "length",
-    pb.FINISH_REASON_CANCELLED: "cancelled",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retry:
-    """How hard a lost link is repaired. The wait doubles from ``first_s`` up to ``most_s``."""
-
-    losses: int = 3  # of one question that brought it nothing; one that breaks the server is not asked for ever
-    askings: int = 1000  # of one question in all: a server that always takes some of a picture would get it for ever
-    connects: int = 6  # tries to get the link back each time
-    first_s: float = 0.25
-    most_s: float = 4.0
-
-    def wait_s(self, failed: int) -> float:
-        """Seconds after ``failed`` failures, a little at random so that many devices do not come back at once."""
-        doubled = 2.0 ** min(failed - 1, 60)  # a server may load for hours
-        return min(self.first_s * doubled, self.most_s) * random.uniform(0.8, 1.2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How an answer is drawn; None is as the server's checkpoint says.
-
-    ``seed`` None: one is chosen, so that asking again after a lost link repeats the answer.
-    """
-
-    max_tokens: int = 0  # thinking included; 0: the server's default
-    temperature: float | None = None  # 0: greedy
-    top_p: float | None = None
-    top_k: int | None = None  # 0: off
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 0:
-            raise UseError(f"--max-tokens must be 0 (the server's default) or more, got {self.max_tokens}")
-        if self.temperature is not None and not 0 <= self.temperature <= 10:
-            raise UseError(f"temperature {self.temperature:g} is not allowed; give 0 (greedy) to 10")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UseError(f"top_p {self.top_p:g} is not allowed; give more than 0, at most 1")
-        if self.top_k is not None and not 0 <= self.top_k < 2**32:
-            raise UseError(f"top_k {self.top_k} is not allowed; give 1 or more, or 0 for all words")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise UseError(f"seed {self.seed} is not allowed; give 0 to 2**64 - 1")
+RETRY_POLICY = RetryPolicy()
+SAMPLING = Sampling()  # all as the server's checkpoint says
 
 
 class Answer:
-    """An answer on its way: iterate once for its pieces, or await `result`; then `report` is there."""
+    """An answer that is being received: iterate once for its deltas, or await `result`; then `report` is set."""
 
-    def __init__(self, pieces: Callable[[Answer], AsyncGenerator[Piece, None]]) -> None:
+    def __init__(self, deltas: Callable[[Answer], AsyncGenerator[Delta, None]]) -> None:
         self.report: Report | None = None
-        self._pieces = pieces(self)
+        self._deltas = deltas(self)
 
-    def __aiter__(self) -> AsyncGenerator[Piece, None]:
-        return self._pieces
+    def __aiter__(self) -> AsyncGenerator[Delta, None]:
+        return self._deltas
 
     async def result(self) -> Report:
-        """Wait for the end. Raises what ended it otherwise."""
-        async with aclosing(self._pieces) as pieces:
-            async for _ in pieces:
+        """Wait for the end. Raises the error that ended it otherwise."""
+        async with aclosing(self._deltas) as deltas:
+            async for _ in deltas:
                 pass
         assert self.report is not None, "an answer can be awaited once"
         return self.report
 
     async def aclose(self) -> None:
         """Give the question up; the server stops at its next step."""
-        await self._pieces.aclose()
-
-
-@dataclass(kw_only=True)
-class _Course:
-    """What happened to one question so far."""
-
-    pictures: Sequence[Picture]
-    question: str
-    history: Conversation
-    sampling: Sampling
-    thinking: bool  # whether it is wanted
-    said: Transcript = field(default_factory=Transcript)
-    after: int = 0  # the question that it was said to go on from, instead of all turns
-    askings: int = 1
-    losses: int = 0
-    in_vain: int = 0  # of them, in a row: nothing more of its pictures had been acknowledged
-    first_token_ms: float = 0.0
-    shipments: list[Shipment] = field(default_factory=list)
-    refs: dict[int, tuple[Picture, Delivery]] = field(default_factory=dict)
-    _seed: int = field(default_factory=lambda: random.getrandbits(SEED_BITS))
-
-    @property
-    def turns(self) -> list[pb.Turn]:
-        """Of the history."""
-        turns = []
-        for asked, said in self.history:
-            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=said)]
-        return turns
-
-    @property
-    def sending(self) -> bool:
-        """Whether the server has not all of its pictures yet, and gets more."""
-        return any(not (one.complete or one.failed) for _, one in self.refs.values())
-
-    def lost(self) -> None:
-        """Its link was."""
-        gained = self.sending and any(delivery.acknowledged for _, delivery in self.refs.values())
-        self.losses += 1
-        self.in_vain = 0 if gained else self.in_vain + 1
-
-    def drawn(self, welcome: pb.Welcome) -> pb.Sampling | None:
-        """How the answer is drawn; None where nothing is to be said about it."""
-        wanted, seed = self.sampling, self.sampling.seed
-        if seed is None and (welcome.draws if wanted.temperature is None else wanted.temperature > 0):
-            seed = self._seed
-        sampling = pb.Sampling(
-            max_tokens=wanted.max_tokens,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            top_k=wanted.top_k,
-            seed=seed,
-        )
-        return sampling if sampling.ListFields() else None
-
-
-class Step(enum.Enum):
-    """What to do about a question that ended with an error."""
-
-    GIVE_UP = enum.auto()
-    ASK_AGAIN = enum.auto()
-    CONNECT_AGAIN = enum.auto()
-
-
-def next_step(error: TofcError, course: _Course, retry: Retry, *, closed: bool) -> Step:
-    """``closed``: the session is, by its user."""
-    if course.askings >= retry.askings:
-        return Step.GIVE_UP
-    if error.reason == "VIEWS_MISSING" and course.sending:
-        return Step.ASK_AGAIN  # a slow tower or link outlasted the server's patience
-    if error.reason == "CONVERSATION_GONE" and course.after:
-        return Step.ASK_AGAIN  # the server did not keep it: with all turns
-    lost = error.reason == "SESSION_USED_UP" or (isinstance(error, UnavailableError) and not closed)
-    return Step.CONNECT_AGAIN if lost and course.in_vain < retry.losses else Step.GIVE_UP
+        await self._deltas.aclose()
 
 
 class Session:
-    """A session with one server; lasts over lost links. Questions may be asked at the same time."""
+    """A session with one server, which outlasts lost links. Questions may be asked at the same time."""
 
     def __init__(
         self,
         target: Target,
         encoder: Encoder | EncoderThread,
         *,
-        retry: Retry = Retry(),
+        retry: RetryPolicy = RETRY_POLICY,
         wait_s: float | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """``wait_s``: for a server that is not ready. None: as long as it loads its model, and for no other reason.
+        """Prepare a session; nothing is connected or loaded yet.
 
-        ``tell`` gets a line for the person when such a wait begins.
+        `wait_s`: how long to wait for a server that is not ready. None: while it loads its model, and for no other
+        reason. `log` gets a line for the user when such a wait starts.
         """
         self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)
-        self.connect_ms = 0.0  # of the last connecting, handshake included
-        self._target = target
-        self._retry = retry
-        self._wait_s = wait_s
-        self._tell = tell
+        self._policy = retry
         self._sleep = sleep
-        self._clocks: set[Clock] = set()  # of what is under way
-        self._closed = False
-        self._link: Link | None = None
-        self._connecting = asyncio.Lock()
-        self._deliveries: dict[bytes, Delivery] = {}  # of this link, by picture_id
-        self._known: set[bytes] = set()  # pictures of which the server had something at some time
-        self._before = Traffic()  # of the links that ended
-        self._metered = True
+        self._connection = Connection(target, self.encoder.encoder, policy=retry, wait_s=wait_s, log=log, sleep=sleep)
+        self._uploads = Uploads(self.encoder)
         self._load_reported = False
-        self._counted: Link | None = None  # the last link in self._before
-        self._charged: Traffic | None = Traffic()  # what earlier questions were told that they cost
+        self._reported: Traffic | None = Traffic()  # up to the end of the last question
 
     async def __aenter__(self) -> Self:
         return self
@@ -230,27 +105,30 @@ class Session:
         await self.close()
 
     async def close(self) -> None:
-        """End the session for good, and the encoder thread, also one that was given. What is asked hears LinkLost."""
-        self._closed = True
+        """End the session for good, and the encoder thread, even one that was passed in.
+
+        Pending questions end with LinkLostError.
+        """
         self.encoder.close()
-        if self._link is not None:
-            await self._leave(self._link)
+        await self._connection.close()
 
     def open(self, path: Path) -> Picture:
         """Open a picture for this session's encoder. Raises ImageError."""
         return self.encoder.open(path)
 
     async def connect(self, timeout_s: float | None = None) -> pb.Welcome:
-        """Connect now rather than at the first question; returns what the server said. Raises as `Link.open`."""
-        late = UnavailableError(f"{self._target.address} was not there within {timeout_s or 0:g} s")
-        with self._timed(timeout_s) as clock:
-            async with clock.within(late):
-                return (await self._connected()).welcome
+        """Connect now instead of at the first question; return the server's Welcome. Raises as `Link.open`."""
+        address = self._connection.target.address
+        late = UnavailableError(
+            f"{address} could not be reached within {timeout_s or 0:g} s; check that it is running, or allow more time"
+        )
+        with self._connection.deadline(timeout_s) as deadline:
+            async with deadline.within(late):
+                return (await self._connection.link()).welcome
 
     def traffic(self) -> Traffic | None:
-        """Bytes on all sockets of this session so far; None where the kernel does not tell."""
-        now = Traffic() if self._link in (None, self._counted) else self._link.traffic()
-        return self._before + now if now is not None and self._metered else None
+        """Return the bytes on all sockets of this session so far; None where the kernel does not count them."""
+        return self._connection.traffic()
 
     def ask(
         self,
@@ -258,292 +136,172 @@ class Session:
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = SAMPLING,
         thinking: bool = False,
         timeout_s: float | None = None,
     ) -> Answer:
-        """Ask about pictures. ``history`` holds earlier (question, answer) turns about the same pictures.
+        """Ask about pictures. `history` holds earlier (question, answer) turns about the same pictures.
 
-        With ``thinking`` what the model thinks before it answers comes too, in pieces and a report of its own field.
-        Nothing happens before the answer is iterated or awaited. It raises `UseError` for an empty question,
-        `DeadlineError` after ``timeout_s``, `UnavailableError` when the link cannot be repaired, and what the
-        server says otherwise (`TofcError`).
+        With `thinking` the answer also yields what the model thinks before it answers, as separate deltas.
+        Nothing happens until the answer is iterated or awaited. It raises `UsageError` for an empty question,
+        `DeadlineError` after `timeout_s`, `UnavailableError` when the link cannot be replaced, and the error that the
+        server replies with (`CallError`).
         """
-        if not question.strip():
-            raise UseError("the question is empty; ask something, for instance: what is in the picture?")
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:
-            raise UseError(
-                f"the question is no UTF-8 text at character {error.start + 1}; check the encoding of its source"
-            ) from None
-        earlier = tuple((asked, said) for asked, said in history)
-        course = _Course(pictures=pictures, question=question, history=earlier, sampling=sampling, thinking=thinking)
-        return Answer(lambda answer: self._pieces(answer, course, timeout_s))
-
-    async def _pieces(
-        self,
-        answer: Answer,
-        course: _Course,
-        timeout_s: float | None,
-    ) -> AsyncGenerator[Piece, None]:
-        with self._timed(timeout_s) as clock:
-            async with aclosing(self._pieces_within(clock, answer, course, timeout_s)) as pieces:
-                async for piece in pieces:
-                    yield piece
-
-    async def _pieces_within(
-        self, clock: Clock, answer: Answer, course: _Course, timeout_s: float | None
-    ) -> AsyncGenerator[Piece, None]:
-        begun = time.perf_counter()
-        late = DeadlineError(
-            f"no answer within {timeout_s or 0:g} s; give it more time (--timeout) or fewer tokens (--max-tokens)"
+        check_text(question)
+        pending = PendingQuestion(
+            pictures=pictures,
+            text=question,
+            history=tuple((asked, answered) for asked, answered in history),
+            sampling=sampling,
+            thinking=thinking,
+            policy=self._policy,
         )
-        before = self._charged
-        link: Link | None = None
-        request, queue = 0, asyncio.Queue[Event]()
-        asked = False  # to be cancelled when given up
-        self.encoder.start()  # imports and weights while connecting
-        try:
-            while True:
-                try:
-                    if link is None:
-                        async with clock.within(late if self._link is None else self._not_back(timeout_s)):
-                            connected = await self._connected()
-                        async with clock.within(late):
-                            request, queue = await connected.new_question(
-                                most_tokens=course.sampling.max_tokens, pictures=len(course.pictures)
-                            )
-                        link = connected
-                        self._pose(link, request, queue, course, clock)
-                        asked = True
-                    async with clock.within(late):
-                        event = await queue.get()
-                    if isinstance(event, Exception):
-                        raise event
-                except TofcError as error:
-                    if link is None:  # the tries to connect are used up
-                        raise
-                    step = next_step(error, course, self._retry, closed=self._closed)
-                    if step is Step.GIVE_UP:
-                        raise
-                    if error.reason == "CONVERSATION_GONE":
-                        link.unlearn(course.history, course.after)
-                    elif error.reason == "SESSION_USED_UP":
-                        link.end(error)
-                    self._forget(link, request, course, queue, cancel=False)
-                    link = None
-                    course.askings += 1
-                    if step is Step.CONNECT_AGAIN:
-                        course.lost()
-                        await self._sleep(self._retry.wait_s(max(course.in_vain, 1)))
-                    continue
-                if isinstance(event, pb.Token):
-                    course.first_token_ms = course.first_token_ms or _ms_since(begun)
-                    for piece in course.said.take(event):
-                        yield piece
-                elif isinstance(event, pb.NeedPicture):
-                    self._send_again(event.ref, course)
-                else:
-                    break
-            for piece in course.said.end():
-                yield piece
-            if course.said.answer.text and event.finish_reason != pb.FINISH_REASON_CANCELLED:
-                link.remember((*course.history, (course.question, course.said.answer.text)), request)
-            self._forget(link, request, course, queue, cancel=False)
-            link = None
-            answer.report = self._report(course, event, before, _ms_since(begun))
-        finally:
-            if link is not None:
-                self._forget(link, request, course, queue, cancel=asked)
-            self._charged = self.traffic()
+        return Answer(lambda answer: self._deltas(answer, pending, timeout_s))
 
-    def _pose(
-        self,
-        link: Link,
-        request: int,
-        queue: asyncio.Queue[Event],
-        course: _Course,
-        clock: Clock,
-    ) -> None:
-        """Announce what the link does not know yet and put the question; views follow as they are encoded."""
-        if link.failure is not None:  # while this question waited for its turn; deliveries may be the next link's
+    async def _deltas(
+        self, answer: Answer, question: PendingQuestion, timeout_s: float | None
+    ) -> AsyncGenerator[Delta, None]:
+        started = time.perf_counter()
+        before = self._reported
+        self.encoder.start()  # imports and loads weights while the link is opened
+        with self._connection.deadline(timeout_s) as deadline:
+            try:
+                while not isinstance(event := await self._next_event(question, deadline), pb.Done):
+                    if isinstance(event, pb.NeedPicture):
+                        self._upload_again(event.ref, question)
+                        continue
+                    question.first_token_ms = question.first_token_ms or _ms_since(started)
+                    for delta in question.transcript.add(event):
+                        yield delta
+                for delta in question.transcript.end():
+                    yield delta
+                self._end(question, event)
+                answer.report = self._report(question, event, before, _ms_since(started))
+            finally:
+                self._release(question, cancel=True)
+                self._reported = self.traffic()
+
+    async def _next_event(self, question: PendingQuestion, deadline: Deadline) -> pb.Token | pb.NeedPicture | pb.Done:
+        """Return the question's next event. Submit the question before the first one, and again after an error."""
+        while True:
+            submission = question.submission or await self._reserve(question, deadline)
+            try:
+                if not submission.sent:
+                    self._submit(question, submission, deadline)
+                async with deadline.within(_late(deadline)):
+                    event = await submission.events.get()
+                if isinstance(event, Exception):
+                    raise event
+                return event
+            except CallError as error:
+                step = next_step(error, question, closed=self._connection.closed)
+                if isinstance(step, Raise):
+                    raise
+                await self._recover(question, submission, error, step)
+
+    async def _reserve(self, question: PendingQuestion, deadline: Deadline) -> Submission:
+        """Wait for a link and for a place among its questions. Raises if there is no link, or none in time."""
+        address, timeout_s = self._connection.target.address, deadline.timeout_s or 0
+        not_back = LinkLostError(
+            f"{address} was lost and did not come back within {timeout_s:g} s; ask again, or allow more time",
+            reason=NOT_BACK,
+        )
+        async with deadline.within(_late(deadline) if self._connection.current is None else not_back):
+            link = await self._connection.link()
+        async with deadline.within(_late(deadline)):
+            request, events = await link.reserve_question(
+                max_tokens=question.sampling.max_tokens, pictures=len(question.pictures)
+            )
+        question.submission = Submission(link=link, request=request, events=events)
+        return question.submission
+
+    def _submit(self, question: PendingQuestion, submission: Submission, deadline: Deadline) -> None:
+        """Announce pictures that the link does not have, then send the question; views follow as they are encoded."""
+        link = submission.link
+        if link.failure is not None:  # while the question waited for its place: uploads are the next link's by now
             raise link.failure
-        _check_limits(link.limits, course)
-        course.said.restart()
-        course.refs.clear()
-        for picture in course.pictures:
-            delivery = self._deliveries.get(picture.picture_id)
-            if delivery is None or delivery.failed:
-                delivery = delivery or Delivery(link, self.encoder, ref=len(self._deliveries) + 1)
-                self._deliveries[picture.picture_id] = delivery
-                patient = picture.picture_id in self._known
-                course.shipments.append(delivery.start(picture, patient=patient))
-            delivery.waiting.add(queue)
-            course.refs[delivery.ref] = (picture, delivery)
-        refs = [self._deliveries[picture.picture_id].ref for picture in course.pictures]
-        left_ms = 0 if clock.left_s is None else int(min(max(clock.left_s * 1e3, 1), UINT32))
-        course.after = link.known(course.history)
-        ask = pb.Ask(
-            request=request,
-            refs=refs,
-            question=course.question,
-            after=course.after,
-            history=() if course.after else course.turns,
-            sampling=course.drawn(link.welcome),
-            deadline_ms=left_ms,
-            thinking=course.thinking,
-        )
-        link.send(asks=[ask])
+        question.check_limits(link.limits)
+        question.transcript.start_attempt()
+        question.uploads.clear()
+        refs = []
+        for picture in question.pictures:
+            upload, stats = self._uploads.ensure(link, picture)
+            if stats is not None:
+                question.upload_stats.append(stats)
+            upload.waiting.add(submission.events)
+            question.uploads[upload.ref] = (picture, upload)
+            refs.append(upload.ref)
+        question.previous_request = link.conversations.use(question.history)
+        link.send(asks=[question.message(submission.request, refs, link.welcome, deadline.left_s)])
+        submission.sent = True
 
-    def _send_again(self, ref: int, course: _Course) -> None:
-        if ref not in course.refs:
-            raise ReplyError(f"the server misses picture {ref}, which the question did not name")
-        picture, delivery = course.refs[ref]
-        if not delivery.unheard:  # else the server asked before it heard the last announcement, which is enough
-            course.shipments.append(delivery.start(picture, again=True))
+    async def _recover(
+        self, question: PendingQuestion, submission: Submission, error: CallError, step: AskAgain | Retry
+    ) -> None:
+        """Do what must be done before the question is submitted again."""
+        if isinstance(step, AskAgain) and step.forget_conversation:
+            submission.link.conversations.forget(question.history, question.previous_request)
+        if isinstance(step, Retry) and step.end_session:
+            submission.link.end(error)
+        self._release(question, cancel=False)
+        question.attempts += 1
+        if isinstance(step, Retry):
+            question.losses += 1
+            question.fruitless_losses = step.fruitless_losses
+            await self._sleep(self._policy.pause_s(max(step.fruitless_losses, 1)))
 
-    def _forget(self, link: Link, request: int, course: _Course, queue: asyncio.Queue[Event], *, cancel: bool) -> None:
-        for _, delivery in course.refs.values():
-            delivery.waiting.discard(queue)
-            if cancel and not delivery.waiting:
-                delivery.abandon()
-        link.drop_question(request, cancel=cancel)
-
-    async def _connected(self) -> Link:
-        """The link, made or repaired where there is none."""
-        async with self._connecting:
-            if self._link is not None and self._link.failure is None:
-                return self._link
-            repairing = self._link is not None
-            if self._link is not None:
-                await self._leave(self._link)
-            self._known.update(
-                one for one, delivery in self._deliveries.items() if delivery.complete or delivery.acknowledged
+    def _upload_again(self, ref: int, question: PendingQuestion) -> None:
+        if ref not in question.uploads:
+            raise ReplyError(
+                f"the server requested picture {ref}, which the question did not name; device and server may be of "
+                "different versions"
             )
-            self._deliveries = {}
-            missing = Missing(
-                address=self._target.address, wait_s=self._wait_s, repairing=repairing, connects=self._retry.connects
-            )
-            while not self._closed:
-                begun = time.perf_counter()
-                try:
-                    encoder = self.encoder.encoder
-                    link = await Link.open(self._target, encoder.model_id, encoder.codec_id)
-                except (UnavailableError, LimitError) as error:
-                    pause = missing.pause_s(error, time.perf_counter() - begun, self._retry.wait_s(missing.tries + 1))
-                    if missing.stands_still(error):
-                        if line := missing.line(error):
-                            self._tell(line)
-                        for clock in self._clocks:
-                            clock.put_off(time.perf_counter() - begun + pause)
-                    await self._sleep(pause)
-                    continue
-                self._link = link
-                if self._closed:  # meanwhile
-                    await self._leave(link)
-                    break
-                self.connect_ms = _ms_since(begun)
-                return link
-            raise LinkLost(SESSION_CLOSED)
+        picture, upload = question.uploads[ref]
+        if not upload.awaiting_reply:  # else the server sent this before it read the last announcement
+            question.upload_stats.append(upload.start(picture, resend=True))
 
-    @contextmanager
-    def _timed(self, timeout_s: float | None) -> Iterator[Clock]:
-        clock = Clock(timeout_s)
-        self._clocks.add(clock)
-        try:
-            yield clock
-        finally:
-            self._clocks.discard(clock)
+    def _end(self, question: PendingQuestion, done: pb.Done) -> None:
+        """Release an answered question and remember its conversation, which later questions may continue."""
+        assert question.submission is not None
+        text = question.transcript.answer.text
+        if text and done.finish_reason != pb.FINISH_REASON_CANCELLED:
+            conversations = question.submission.link.conversations
+            conversations.add((*question.history, (question.text, text)), question.submission.request)
+        self._release(question, cancel=False)
 
-    def _not_back(self, timeout_s: float | None) -> LinkLost:
-        return LinkLost(
-            f"{self._target.address} was lost and did not come back within {timeout_s or 0:g} s", reason=NOT_BACK
-        )
-
-    async def _leave(self, link: Link) -> None:
-        await link.close()
-        traffic = link.traffic()
-        if link is self._counted:
+    def _release(self, question: PendingQuestion, *, cancel: bool) -> None:
+        """End the question's submission, if it has one. With `cancel` the server and the uploads stop work on it."""
+        submission, question.submission = question.submission, None
+        if submission is None:
             return
-        self._counted = link
-        if traffic is None:
-            self._metered = False
-        else:
-            self._before += traffic
+        cancel = cancel and submission.sent
+        for _, upload in question.uploads.values():
+            upload.waiting.discard(submission.events)
+            if cancel and not upload.waiting:
+                upload.abandon()
+        submission.link.drop_question(submission.request, cancel=cancel)
 
-    def _report(self, course: _Course, done: pb.Done, before: Traffic | None, total_ms: float) -> Report:
-        up, down = spent(before, self.traffic())
-        fresh = [encoded for shipment in course.shipments for encoded in shipment.fresh]
-        timings = {
-            "connect": self.connect_ms,
-            "load": 0.0 if self._load_reported or not fresh else self.encoder.load_ms,
-            "views": sum(encoded.views_ms for encoded in fresh),
-            "tower": sum(encoded.tower_ms for encoded in fresh),
-            "encode": sum(encoded.encode_ms for encoded in fresh),
-            "upload": sum(shipment.upload_ms for shipment in course.shipments),
-            "server_decode": plausible(done.timing.decode_ms),
-            "server_wait": plausible(done.timing.wait_ms),
-            "server_prefill": plausible(done.timing.prefill_ms),
-            "server_first_token": plausible(done.timing.first_token_ms),
-            "server_total": plausible(done.timing.total_ms),
-            "first_token": course.first_token_ms,
-            "total": total_ms,
-        }
-        self._load_reported = self._load_reported or bool(fresh)
-        self.connect_ms = 0.0  # the next question did not pay for it
-        usage, form = done.usage, self.encoder.encoder.form
-        return Report(
-            question=course.question,
-            answer=course.said.answer.text,
-            thinking=course.said.thinking.text.strip() if course.thinking else None,
-            unanswered=done.unanswered,
-            finish_reason=_FINISH.get(done.finish_reason, "unspecified"),
-            bytes_picture=sum(shipment.n_bytes for shipment in course.shipments),
-            bytes_up=up,
-            bytes_down=down,
-            views=sum(picture.n_views for picture in course.pictures),
-            views_sent=sum(shipment.n_views for shipment in course.shipments),
-            features=usage.visual_tokens,
-            reconnects=course.losses,
-            timings={stage: round(ms, 2) for stage, ms in timings.items()},
-            usage={
-                "prompt_tokens": usage.prompt_tokens,
-                "visual_tokens": usage.visual_tokens,
-                "new_tokens": usage.new_tokens,
-                "thinking_tokens": usage.thinking_tokens,
-            },
-            mode="image" if form else "features",
-            image_codec=form.codec if form else None,
-            image_quality=form.quality if form else None,
-            image_scale=form.scale if form else None,
+    def _report(self, question: PendingQuestion, done: pb.Done, before: Traffic | None, total_ms: float) -> Report:
+        encoded_now = any(stats.encoded_now for stats in question.upload_stats)
+        report = build_report(
+            question,
+            done,
+            form=self.encoder.encoder.form,
+            traffic=spent(before, self.traffic()),
+            connect_ms=self._connection.connect_ms,
+            load_ms=self.encoder.load_ms if encoded_now and not self._load_reported else 0.0,
+            total_ms=total_ms,
         )
+        self._load_reported = self._load_reported or encoded_now
+        self._connection.connect_ms = 0.0  # the next question did not wait for it
+        return report
 
 
-def _check_limits(limits: pb.Limits, course: _Course) -> None:
-    """Refuse here what the server would refuse; a limit of 0 is one that it did not state."""
-    pictures = course.pictures
-    size = sum(len(text.encode()) for text in (course.question, *(text for turn in course.history for text in turn)))
-    views = max((picture.n_views for picture in pictures), default=0)
-    pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in pictures), default=(0, (0, 0)))
-    counted = "pixels of one picture" if width * height == pixels else "pixels of one picture, padded to a square"
-    if pixels and not limits.image_pixels:
-        raise MismatchError(
-            "this server takes no images (--mode image); start it with `edge-server serve --take-images`, or leave "
-            "--mode image out",
-            reason="IMAGES_NOT_TAKEN",
-        )
-    exceeded = "LIMIT_EXCEEDED"
-    for found, most, what, remedy, reason in (
-        (len(pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer", exceeded),
-        (views, limits.views_per_picture, "views of one picture", "scale the picture down", exceeded),
-        (pixels, limits.image_pixels, counted, "lower --scale", exceeded),
-        (size, limits.question_bytes, "bytes of question", "shorten it", "QUESTION_TOO_LONG"),
-        (course.sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens", exceeded),
-    ):
-        if most and found > most:
-            raise LimitError(f"{found} {what}, this server allows {most}; {remedy}", reason=reason)
+def _late(deadline: Deadline) -> DeadlineError:
+    return DeadlineError(
+        f"no answer within {deadline.timeout_s or 0:g} s; give it more time (--timeout) or fewer tokens (--max-tokens)"
+    )
 
 
-def _ms_since(begun: float) -> float:
-    return (time.perf_counter() - begun) * 1e3
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

@@ -1,10 +1,10 @@
-"""Reading and writing one call, so that the server's words outlive a write that failed.
+"""One gRPC call, read and written so that a failed write does not lose what the server has sent.
 
-Promises that whatever the server said before it ended the call is read, and that `ended` tells the server's own status.
-Leaves what is said to `link`.
+Promises that everything the server sent before it ended the call is read, and that `ended` returns the server's own
+status. Leaves the meaning of messages to `link`.
 
 A server that refuses ends the call while its client still writes. grpc.aio then takes the failed write for the end
-of the call: `read` gives up what has arrived already, and the call's status becomes "Internal error from Core".
+of the call: its `read` drops what has arrived already, and its status becomes "Internal error from Core".
 (https://github.com/grpc/grpc/issues/36066)
 """
 
@@ -18,28 +18,29 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from shared.rpc.errors import TofcError, UnavailableError, from_call
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from tofc.errors import CallError, ReplyError, Status, UnavailableError
+from tofc.rpc.errors import from_call
+from tofc.v1 import tofc_pb2 as pb
 
 T = TypeVar("T")
 
-WRITE_FAILED = "Internal error from Core"  # what grpc.aio says of a call when a write fails
-STATUS_S = 5.0  # for the status that a failed write came before; it is on its way, or the link has gone
-LOOK_S = 0.01  # between two looks at whether it has come
-LOST = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+WRITE_FAILED = "Internal error from Core"  # the status that grpc.aio gives a call when a write fails
+STATUS_S = 5.0  # how long to wait for the server's status after a failed write; later the link counts as lost
+POLL_S = 0.01  # between two checks whether the status has arrived
+LOST_STATUSES = frozenset({Status.UNAVAILABLE, Status.CANCELLED})
 
 
 class Stream:
-    """A bidirectional call, read by one task and written by another. A task that is cancelled within ends the call."""
+    """A bidirectional call, read by one task and written by another. Cancelling a task that reads or writes ends it."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._responses = aiter(call)  # unlike `read`, it goes on after a write failed
+        self._responses = aiter(call)  # unlike `call.read`, it continues after a write failed
         self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
         call.add_done_callback(self._note)  # called for each status that grpc.aio takes for the last one
 
     async def write(self, request: pb.SessionRequest) -> bool:
-        """Whether it was written; where not, reading tells why."""
+        """Write a message; return False if that failed, then `ended` says why."""
         try:
             await self._call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -47,35 +48,39 @@ class Stream:
         return True
 
     async def read(self) -> Any:
-        """The next response (None: it cannot be parsed); EOF when there are no more, and then see `ended`."""
+        """Return the next response; EOF when there are no more, then see `ended`. Raises ReplyError."""
         try:
-            return await anext(self._responses, grpc.aio.EOF)
+            response = await anext(self._responses, grpc.aio.EOF)
         except grpc.aio.AioRpcError:
             return grpc.aio.EOF
+        if response is None:  # what gRPC returns for bytes that it cannot parse
+            raise ReplyError("a message of the server cannot be read; device and server may be of different versions")
+        return response
 
     async def done_writing(self) -> None:
-        """Nothing more will be written."""
+        """Tell the server that nothing more will be written."""
         with contextlib.suppress(grpc.aio.InternalError):  # the call has ended meanwhile
             await self._call.done_writing()
 
-    async def ended(self) -> TofcError | None:
-        """Why the call ended, None where all was well: UnavailableError if the link was lost, under whatever status."""
+    async def ended(self) -> CallError | None:
+        """Return why the call ended, None if it was successful; UnavailableError for every status of a lost link."""
         try:
             async with asyncio.timeout(STATUS_S):
                 while not self._status.done():
-                    if self._call.done():  # a status that comes after a failed write's is not always told
+                    if self._call.done():  # grpc.aio does not always report a status that comes after a failed write
                         self._note(self._call)
-                    await asyncio.wait({self._status}, timeout=LOOK_S)
+                    await asyncio.wait({self._status}, timeout=POLL_S)
         except TimeoutError:
             return UnavailableError()
         status = self._status.result()
         if status.code() is grpc.StatusCode.OK:
             return None
         error = from_call(status)
-        lost = error.status in LOST and not isinstance(error, UnavailableError)
+        lost = error.status in LOST_STATUSES and not isinstance(error, UnavailableError)
         return UnavailableError(error.message) if lost else error
 
     def cancel(self) -> None:
+        """End the call."""
         self._call.cancel()
 
     def _note(self, call: Any) -> None:
@@ -86,10 +91,10 @@ class Stream:
 
 
 def _known(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that has nothing to wait for: a call's status may be another one after waiting."""
+    """Return a coroutine's result without waiting: during a wait the status of the call may change."""
     try:
         coroutine.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
-    raise AssertionError("the status of a call that is done was not there")
+    raise AssertionError("a call that is done has a status")

@@ -1,103 +1,103 @@
-"""What the server has said to one question, and what of it a person has seen.
+"""The text that the server has sent for one question, and how much of it the user has seen.
 
-Promises that a piece shown is not shown again when a question is asked again, and that the answer is what the
-server calls so in the end. Leaves asking to `session` and showing to `ask`.
+Promises that text which was shown is not shown again when the question is asked again, and that at the end the answer
+is the text that the server marked as the answer. Leaves asking to `session` and showing to `ask`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2 as pb
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Text to show, of the answer or, where that was asked for, of the thinking before it.
+class Delta:
+    """New text to show: of the answer or, with `thinking`, of the reasoning before it.
 
-    ``again``: all of its kind shown before is withdrawn (asked again after a lost link, the server said something
-    else). ``anew``: what was shown as the answer was thinking; the answer comes now.
+    `replaces`: it replaces all text of its kind shown so far: after a lost link the question was asked again, and the
+    model gave another answer. `restart`: the text shown as the answer was thinking; the answer starts now.
     """
 
     text: str
     thinking: bool = False
-    again: bool = False
-    anew: bool = False
+    replaces: bool = False
+    restart: bool = False
 
 
 @dataclass(kw_only=True)
-class _Strand:
-    """The answer, or the thinking. Each piece costs its own length, however much was said before."""
+class _StreamedText:
+    """The answer or the thinking. Adding a delta costs its own length, however long the text is."""
 
     thinking: bool
-    _said: list[str] = field(default_factory=list)  # by this attempt
-    _shown: str = ""  # by an earlier one, and so far repeated up to `_at`
-    _at: int = 0
+    _received: list[str] = field(default_factory=list)  # in this attempt
+    _shown: str = ""  # in an earlier attempt; this attempt has repeated it up to `_repeated`
+    _repeated: int = 0
 
     @property
     def text(self) -> str:
-        """What this attempt has said."""
-        return "".join(self._said)
+        """Return what this attempt has received."""
+        return "".join(self._received)
 
     @property
     def seen(self) -> bool:
-        """Whether the person has seen anything."""
-        return bool(self._said or self._shown)
+        """Return whether the user has seen anything."""
+        return bool(self._received or self._shown)
 
-    def become(self, text: list[str]) -> None:
-        """All of this was said, and seen."""
-        self._said, self._shown, self._at = text, "", 0
+    def replace_by(self, received: list[str]) -> None:
+        """Replace the text by `received`, which the user has seen already."""
+        self._received, self._shown, self._repeated = received, "", 0
 
-    def restart(self) -> None:
-        """The question is asked again."""
-        self._shown, self._at, self._said = self.text + self._shown[self._at :], 0, []
+    def start_attempt(self) -> None:
+        """Expect the text from its start, because the question is asked again."""
+        self._shown, self._repeated, self._received = self.text + self._shown[self._repeated :], 0, []
 
-    def take(self, text: str) -> list[Piece]:
-        """The new part of what is repeated; all of it, with ``again``, where it leaves what was shown."""
-        self._said.append(text)
-        if self._at < len(self._shown):
-            if self._shown.startswith(text, self._at):
-                self._at += len(text)
+    def add(self, text: str) -> list[Delta]:
+        """Return the part that was not shown; all text, with `replaces`, where it differs from what was shown."""
+        self._received.append(text)
+        if self._repeated < len(self._shown):
+            if self._shown.startswith(text, self._repeated):
+                self._repeated += len(text)
                 return []
-            rest, self._shown, self._at = self._shown[self._at :], "", 0
+            rest, self._shown, self._repeated = self._shown[self._repeated :], "", 0
             if not text.startswith(rest):
-                return [Piece(text=self.text, thinking=self.thinking, again=True)]
+                return [Delta(text=self.text, thinking=self.thinking, replaces=True)]
             text = text[len(rest) :]
-        return [Piece(text=text, thinking=self.thinking)]
+        return [Delta(text=text, thinking=self.thinking)]
 
-    def end(self) -> list[Piece]:
-        """What is to be corrected: asked again, it came out shorter."""
-        shorter = self._at < len(self._shown)
-        return [Piece(text=self.text, thinking=self.thinking, again=True)] if shorter else []
+    def end(self) -> list[Delta]:
+        """Return the correction that is due if this attempt's text is shorter than what was shown."""
+        shorter = self._repeated < len(self._shown)
+        return [Delta(text=self.text, thinking=self.thinking, replaces=True)] if shorter else []
 
 
 @dataclass(kw_only=True)
 class Transcript:
-    """All that was said, over all attempts to ask."""
+    """All text received for one question, over all attempts to ask it."""
 
-    answer: _Strand = field(default_factory=lambda: _Strand(thinking=False))
-    thinking: _Strand = field(default_factory=lambda: _Strand(thinking=True))
-    _all: list[str] = field(default_factory=list)  # of this attempt, in the order in which it came
+    answer: _StreamedText = field(default_factory=lambda: _StreamedText(thinking=False))
+    thinking: _StreamedText = field(default_factory=lambda: _StreamedText(thinking=True))
+    _received: list[str] = field(default_factory=list)  # in this attempt: both texts, in order of arrival
 
-    def restart(self) -> None:
-        """The question is asked again."""
-        self._all = []
-        self.answer.restart()
-        self.thinking.restart()
+    def start_attempt(self) -> None:
+        """Expect both texts from their start, because the question is asked again."""
+        self._received = []
+        self.answer.start_attempt()
+        self.thinking.start_attempt()
 
-    def take(self, token: pb.Token) -> list[Piece]:
-        """What is new to the person."""
-        pieces = []
-        if token.anew:
+    def add(self, token: pb.Token) -> list[Delta]:
+        """Return what is new to the user."""
+        deltas = []
+        if token.restart:
             if self.answer.seen:
-                pieces.append(Piece(text="", anew=True))
-            self.thinking.become(list(self._all))  # seen, though as the answer
-            self.answer.become([])
-        self._all.append(token.text)
+                deltas.append(Delta(text="", restart=True))
+            self.thinking.replace_by(list(self._received))  # the user has seen it, as the answer
+            self.answer.replace_by([])
+        self._received.append(token.text)
         if token.text:
-            pieces += (self.thinking if token.thinking else self.answer).take(token.text)
-        return pieces
+            deltas += (self.thinking if token.thinking else self.answer).add(token.text)
+        return deltas
 
-    def end(self) -> list[Piece]:
-        """Corrections at the end of the answer."""
+    def end(self) -> list[Delta]:
+        """Return the corrections that are due at the end of the answer."""
         return [*self.thinking.end(), *self.answer.end()]

@@ -1,7 +1,7 @@
-"""What a person sees who waits: a large model takes minutes to look at a picture, and to load.
+"""The line that a person sees while waiting: a large model may load, or encode a picture, for minutes.
 
-Promises that nothing of the line that moves is left on the screen, and that it is not written where stderr is no
-terminal. Leaves what the encoder is doing to `encoder`, and why there is no server yet to `patience`.
+Promises that the line disappears in the end, and that it is not written if stderr is not a terminal. Leaves its text to
+`encoder`, and messages about a server that is not ready to `server_wait`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from device_client.encoder import EncoderThread
-from shared.terminal import one_line
+from tofc.terminal import one_line
 
-CONSOLE = Console(stderr=True)  # one, so that a line is printed above what moves
+CONSOLE = Console(stderr=True)  # the same for all, so that other lines are printed above the one that changes
 
 
-def tell(text: str) -> None:
-    """A line that stays."""
+def log(text: str) -> None:
+    """Print a line that stays."""
     CONSOLE.print(one_line(f"device-client: {text}"), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def waiting(encoder: EncoderThread, console: Console | None = None) -> Iterator[Callable[[], None]]:
-    """A line that says it, until the end or until what this yields is called."""
+    """Show a line that says what is being waited for; yields a function that removes it before the block ends."""
     shown = console or CONSOLE
     if not shown.is_terminal:
         yield lambda: None
@@ -47,15 +47,16 @@ def waiting(encoder: EncoderThread, console: Console | None = None) -> Iterator[
         yield live.stop
 
 
-class Doing(ProgressColumn):
-    """The same beside a batch's progress."""
+class EncoderActivity(ProgressColumn):
+    """A column of a batch's progress bar: what the encoder is doing."""
 
     def __init__(self, encoder: EncoderThread) -> None:
         super().__init__()
         self._encoder = encoder
 
     def render(self, task: Task) -> Text:
-        return Text(self._encoder.doing, overflow="ellipsis", no_wrap=True)
+        """Return the text of the column; none at the end of the batch, which needs no encoder any more."""
+        return Text("" if task.finished else self._encoder.doing, overflow="ellipsis", no_wrap=True)
 
 
 class _Line:

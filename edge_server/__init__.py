@@ -1,1 +1,4 @@
-"""The server half: streams in, text out; it never sees a picture, only what a device kept of it."""
+"""The server: answers questions about pictures over gRPC.
+
+Pictures arrive as packets of features; with `--take-images` also as image files.
+"""

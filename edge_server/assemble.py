@@ -3,9 +3,11 @@
     packet ─ codec ─ q [n, M] ─ synthesis and projector in one ─ [n, H] ─ + grid embedding [n, H] ─ view [n, H]
     turns ─ chat template ─ token ids [T] ─ token embedding ─ [T, H], views on the <im_patch> rows
 
-Promises that a view's rows and a prompt's length are checked before anything of their size is
-allocated. Leaves the tokens around views to `shared.model.prompt` and memory to `pictures`.
+Promises that the grid of a view and the length of a prompt are checked before memory of their size is allocated. Leaves
+the tokens around views to `tofc.model.prompt` and memory to `picture_cache`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.base import Prompt
-from shared.codec.codec import Codec
-from shared.codec.packet import PacketError
-from shared.model.config import CheckpointError, SplitConfig
-from shared.model.projector import Projector
-from shared.model.prompt import Layout, Turn, build
-from shared.rpc.errors import CorruptPacketError, InvalidRequestError
+from tofc.codec.codec import Codec
+from tofc.errors import CheckpointError, CorruptPacketError, InvalidRequestError, PacketError
+from tofc.model.config import SplitConfig
+from tofc.model.projector import Projector
+from tofc.model.prompt import PictureLayout, Turn, build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,26 +38,28 @@ class PictureRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
+    """A prompt, its token ids and its share of pictures."""
+
     prompt: Prompt
-    ids: Sequence[int]  # [T], those that pictures replace among them
+    ids: Sequence[int]  # [T], including those that pictures replace
     visual_tokens: int
 
 
 class Assembler(Protocol):
-    """Runs in worker threads; everything here may be called at the same time from several."""
+    """Makes prompts. Its methods run in several worker threads at the same time."""
 
     def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
-        """One packet → rows [n, H]; `last` is the global view. Raises CorruptPacketError, InvalidRequestError."""
+        """Turn a packet into rows [n, H]; `last` is the global view. Raises CorruptPacketError, InvalidRequestError."""
 
-    def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], most: int) -> Assembled:
-        """Turns and pictures → a prompt of at most `most` rows. Raises InvalidRequestError (PROMPT_TOO_LONG)."""
+    def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Assembled:
+        """Make a prompt of at most `max_rows` rows. Raises InvalidRequestError (PROMPT_TOO_LONG)."""
 
 
-def too_long(length: int, most: int) -> InvalidRequestError:
-    """The error for a prompt that leaves the model no room to answer."""
+def too_long(length: int, max_rows: int) -> InvalidRequestError:
+    """Return the error for a prompt that leaves no room for an answer."""
     return InvalidRequestError(
-        f"the question and its pictures are {length} tokens, at most {most} leave room for an answer; ask about fewer "
-        "pictures, keep fewer features of each, or shorten the conversation",
+        f"the question and its pictures are {length} tokens, at most {max_rows} leave room for an answer; ask about "
+        "fewer pictures, keep fewer features of each, or shorten the conversation",
         reason="PROMPT_TOO_LONG",
     )
 
@@ -65,7 +68,7 @@ Embed = Callable[[Sequence[int]], NDArray[np.float32]]  # token ids [T] → [T, 
 
 
 class SplitAssembler:
-    """The real one: codec, projector and token embedding of one checkpoint."""
+    """Makes prompts with the codec, the projector and the token embedding of one checkpoint."""
 
     def __init__(
         self,
@@ -73,10 +76,10 @@ class SplitAssembler:
         config: SplitConfig,
         codec: Codec,
         projector: Projector,
-        tokenizer: "PreTrainedTokenizerFast",
+        tokenizer: PreTrainedTokenizerFast,
         embed: Embed,
     ) -> None:
-        """Raises CheckpointError when codec and model are of different shapes."""
+        """Check that codec and model have the same shapes. Raises CheckpointError."""
         wanted = (config.feature_dim, config.hidden)
         if (codec.config.feature_dim, codec.config.hidden) != wanted:
             raise CheckpointError(
@@ -88,9 +91,11 @@ class SplitAssembler:
         self._projector = projector
         self._tokenizer = tokenizer
         self._embed = embed
-        self._rows = codec.dequantise.before(projector.weight, projector.bias)  # past the features
+        # Maps symbols to rows directly, without computing the features in between.
+        self._rows = codec.dequantise.fused_with(projector.weight, projector.bias)
 
     def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
+        """See `Assembler`."""
         try:
             parsed = self._codec.parse(packet)
         except PacketError as error:
@@ -98,23 +103,26 @@ class SplitAssembler:
         kind, size = ("global view", self._config.global_size) if last else ("crop", self._config.crop_size)
         if parsed.grid != self._config.grid(size):
             raise InvalidRequestError(
-                f"the packet is of a grid of {parsed.grid} x {parsed.grid} features, a {kind} of {size} px has "
-                f"{self._config.grid(size)} x {self._config.grid(size)}; send each view under its own index",
+                f"a {kind} of {size} px has a grid of {self._config.grid(size)} x {self._config.grid(size)} features, "
+                f"the packet has {parsed.grid} x {parsed.grid}; send each view under its own index",
                 reason="GRID_MISMATCH",
             )
-        return self._placed(self._rows(parsed.q, parsed.quality), parsed.grid, parsed.positions)
+        return self._add_grid(self._rows(parsed.q, parsed.quality), parsed.grid, parsed.positions)
 
-    def place(self, features: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Features [n, D] of cells [n] of a grid → rows [n, H]."""
-        return self._placed(self._projector.project(features), grid, cells)
+    def embed_features(
+        self, features: NDArray[np.float32], grid: int, cells: NDArray[np.integer]
+    ) -> NDArray[np.float32]:
+        """Turn features [n, D] of cells [n] of a grid into rows [n, H]."""
+        return self._add_grid(self._projector.project(features), grid, cells)
 
-    def _placed(self, rows: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
+    def _add_grid(self, rows: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
         rows += self._codec.grid_embedding(grid, cells)
         return rows
 
-    def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], most: int) -> Assembled:
+    def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Assembled:
+        """See `Assembler`."""
         layouts = [
-            Layout(
+            PictureLayout(
                 rows=one.rows,
                 columns=one.columns,
                 crops=tuple(len(view) for view in one.views[:-1]),
@@ -123,12 +131,12 @@ class SplitAssembler:
             for one in pictures
         ]
         visual = sum(layout.features for layout in layouts)
-        if visual > most:
-            raise too_long(visual, most)
+        if visual > max_rows:
+            raise too_long(visual, max_rows)
         tokens = build(self._tokenizer, turns, layouts)
-        if len(tokens.ids) > most:
-            raise too_long(len(tokens.ids), most)
+        if len(tokens.ids) > max_rows:
+            raise too_long(len(tokens.ids), max_rows)
         embeds = self._embed(tokens.ids)  # [T, H]
         if visual:
-            embeds[tokens.patches] = np.concatenate([view for one in pictures for view in one.views])
+            embeds[tokens.feature_positions] = np.concatenate([view for one in pictures for view in one.views])
         return Assembled(prompt=Prompt(embeds=embeds), ids=tokens.ids, visual_tokens=visual)

@@ -1,69 +1,75 @@
-"""Everything that depends on a checkpoint, loaded: engine, assembler, tokenizer, identities.
+"""Everything that is loaded from a checkpoint: engine, assembler, tokenizer, identities.
 
-Promises that the server reads the tower only where it takes images, and that a codec which does not fit its
-model is refused at loading. Leaves sockets to `server`; torch and transformers are imported here only when a
-real model is loaded.
+Promises that the vision tower is loaded only for a server that accepts image files, and that a codec which does not fit
+its model is refused at loading. Leaves sockets to `server`; torch and transformers are imported only when a real model
+is loaded.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_server.assemble import Assembler, SplitAssembler
+from edge_server.detokenizer import Decode
 from edge_server.engine.base import Engine
-from edge_server.images import Looker, TowerLooker
+from edge_server.image_decoding import TowerViewEncoder, ViewEncoder
+from edge_server.reasoning import ThinkTokens
 from edge_server.settings import ServerSettings
-from edge_server.text import Decode
-from edge_server.thinking import Marks
-from shared.codec.codec import Codec
-from shared.codec.threads import use_one_blas_thread
-from shared.model.checkpoint import Checkpoint, CheckpointError
-from shared.model.device import devices
-from shared.model.generation import GREEDY, Defaults, stop_tokens
-from shared.model.projector import Projector
-from shared.model.prompt import load_tokenizer
-from shared.model.threads import use_threads, wait_asleep
+from tofc.codec.blas_threads import use_one_blas_thread
+from tofc.codec.codec import Codec
+from tofc.errors import CheckpointError, UsageError
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.generation import GREEDY, GenerationConfig, stop_tokens
+from tofc.model.projector import Projector
+from tofc.model.prompt import load_tokenizer
+from tofc.model.torch_devices import torch_devices
+from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
+from tofc.out_of_memory import out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """What answers questions, real or fake."""
+    """What answers questions: a loaded model, or a fake."""
 
     model_id: str
     codec_id: str
-    most_views: int  # that the model's rule makes of a picture
+    max_views: int  # of one picture, by the model's view rule
     assembler: Assembler
     engine: Engine
     decode: Decode
-    marks: Marks | None = None  # None: the model does not think aloud
-    defaults: Defaults = GREEDY
-    looker: Looker | None = None  # what sees pictures that come as image files
+    think_tokens: ThinkTokens | None = None  # None: the model does not think
+    generation_config: GenerationConfig = GREEDY
+    view_encoder: ViewEncoder | None = None  # for image files; None: they are not accepted
 
 
 def load(settings: ServerSettings) -> Backend:
-    """Loads the model of the settings with the embedded engine. Raises CheckpointError, CodecError, ValueError.
+    """Load the model of the settings with the embedded engine. Raises UsageError (CheckpointError, CodecError).
 
-    Takes as long as reading the decoder does, and for a whole checkpoint (not a half) its hashing.
+    Takes as long as reading the decoder, and for a whole checkpoint (not a half) also as long as hashing it.
     """
-    wait_asleep()
+    use_passive_waiting()
     import torch
 
     from edge_server.engine.qwen3 import embedder, load_qwen3
     from edge_server.engine.transformers import TransformersEngine
 
-    if settings.device not in (found := devices()):
-        raise ValueError(f"device is {settings.device!r}; torch finds on this machine: {', '.join(found)}")
-    checkpoint = _whole(settings) if settings.take_images else Checkpoint.open(settings.model, "server")
+    if settings.device not in (found := torch_devices()):
+        raise UsageError(f"--device must be one that torch finds here ({', '.join(found)}), got {settings.device!r}")
+    checkpoint = _open_whole(settings) if settings.take_images else Checkpoint.open(settings.model, "server")
     tokenizer = load_tokenizer(checkpoint)
-    defaults = Defaults.read(checkpoint.path)
+    generation_config = GenerationConfig.read(checkpoint.path)
     use_one_blas_thread()
-    use_threads(settings.engine_threads)
+    set_torch_threads(settings.engine_threads)
     codec = Codec.load(checkpoint.path)
     try:
         model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
-    except (RuntimeError, MemoryError) as error:  # what torch raises when memory is short
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise CheckpointError(
             f"the decoder in {checkpoint.path} could not be loaded on {settings.device} in {settings.dtype} ({error}); "
-            "take --dtype bfloat16, or a device with more memory"
+            "use --dtype bfloat16, or a device with more memory"
         ) from error
     assembler = SplitAssembler(
         config=checkpoint.config,
@@ -79,7 +85,7 @@ def load(settings: ServerSettings) -> Backend:
     return Backend(
         model_id=checkpoint.model_id,
         codec_id=checkpoint.codec_id,
-        most_views=checkpoint.config.rule.most_views,
+        max_views=checkpoint.config.rule.max_views,
         assembler=assembler,
         engine=TransformersEngine(
             model,
@@ -88,14 +94,14 @@ def load(settings: ServerSettings) -> Backend:
             queue=settings.engine_queue,
         ),
         decode=decode,
-        marks=Marks.of(tokenizer.get_added_vocab()),
-        defaults=defaults,
-        looker=_looker(checkpoint, assembler, settings) if settings.take_images else None,
+        think_tokens=ThinkTokens.of(tokenizer.get_added_vocab()),
+        generation_config=generation_config,
+        view_encoder=_view_encoder(checkpoint, assembler, settings) if settings.take_images else None,
     )
 
 
-def _whole(settings: ServerSettings) -> Checkpoint:
-    """The checkpoint with both halves that images need."""
+def _open_whole(settings: ServerSettings) -> Checkpoint:
+    """Open the checkpoint with both halves, which image files need."""
     halves = not (settings.model / "config.json").exists()
     checkpoint = Checkpoint.open(settings.model, "server" if halves else None)
     if checkpoint.side is not None:
@@ -106,10 +112,10 @@ def _whole(settings: ServerSettings) -> Checkpoint:
     return checkpoint
 
 
-def _looker(checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings) -> TowerLooker:
+def _view_encoder(checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings) -> TowerViewEncoder:
     import torch
 
-    from shared.model.tower import Tower
+    from tofc.model.tower import Tower
 
     tower = Tower(checkpoint, getattr(torch, settings.dtype), settings.device)
-    return TowerLooker(checkpoint.config.rule, tower, assembler.place)
+    return TowerViewEncoder(checkpoint.config.rule, tower, assembler.embed_features)

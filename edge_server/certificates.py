@@ -1,8 +1,10 @@
 """An authority, and the certificates that it signs.
 
-Promises elliptic curves (P-256, which every TLS library takes) and no field that a client does without: a new
-connection carries the server's certificate. Leaves files to `credentials`.
+Promises elliptic curves (P-256, which every TLS library supports) and only fields that a client needs, because every
+new connection carries the server's certificate. Leaves files to `credentials`.
 """
+
+from __future__ import annotations
 
 import datetime
 import ipaddress
@@ -17,8 +19,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-AUTHORITY_DAYS = 3650  # devices need the authority's successor by hand, so it outlives several certificates
-CLOCKS_DIFFER = datetime.timedelta(minutes=5)
+from tofc.errors import UsageError
+
+AUTHORITY_DAYS = 3650  # longer than certificates, because a new authority is copied to devices by hand
+CLOCK_SKEW = datetime.timedelta(minutes=5)  # certificates begin this much earlier, for devices whose clocks are slow
 LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -27,17 +31,17 @@ HOST_NAME = re.compile(rf"(\*\.)?({LABEL}\.)*(?!\d+$){LABEL}")
 
 @dataclass(frozen=True)
 class Authority:
-    """What signs certificates: its own, which devices trust, and its key."""
+    """Signs certificates. Devices trust its own certificate."""
 
     certificate: x509.Certificate
     key: PrivateKey
 
     @classmethod
-    def make(cls, days: int) -> "Authority":
-        """A new one, for at least as long as a certificate of ``days``."""
+    def make(cls, days: int) -> Authority:
+        """Make an authority that is valid for `days` or AUTHORITY_DAYS, whichever is longer."""
         key = make_key()
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"TOFC {secrets.token_hex(4)}")])
-        begin = _now() - CLOCKS_DIFFER
+        begin = _now() - CLOCK_SKEW
         end = begin + datetime.timedelta(days=max(days, AUTHORITY_DAYS))
         usage = x509.KeyUsage(
             digital_signature=False,
@@ -59,23 +63,24 @@ class Authority:
         return cls(certificate, key)
 
     @classmethod
-    def read(cls, pem: bytes) -> "Authority":
-        """Raises ValueError for what holds no certificate, no key, or not its key."""
+    def read(cls, pem: bytes) -> Authority:
+        """Read certificate and key. Raises ValueError for other bytes, UsageError for a key of another certificate."""
         certificate, key = x509.load_pem_x509_certificate(pem), read_key(pem)
         if key.public_key() != certificate.public_key():
-            raise ValueError("its key does not belong to its certificate")
+            raise UsageError("its key does not belong to its certificate")
         return cls(certificate, key)
 
     @property
     def pem(self) -> bytes:
+        """Certificate and key."""
         return pem_of(self.certificate) + pem_of(self.key)
 
     def sign(self, key: PublicKey, hosts: Iterable[x509.GeneralName], days: int) -> x509.Certificate:
-        """A server's certificate for ``hosts``, for ``days`` but no longer than the authority itself.
+        """Sign a server's certificate for `hosts`, valid for `days` but not longer than the authority itself.
 
-        It is a client's too: a health check beside the server shows it where clients have to show one.
+        It is also a client certificate: a health check beside the server uses it where clients must show one.
         """
-        # Whom it is for stands in its alternative names, which are critical where there is no subject (RFC 5280).
+        # The hosts are its alternative names, which must be critical if there is no subject (RFC 5280).
         return (
             self._leaf(x509.Name([]), key, days, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
             .add_extension(x509.SubjectAlternativeName(hosts), critical=True)
@@ -83,46 +88,50 @@ class Authority:
         )
 
     def sign_device(self, key: PublicKey, name: str, days: int) -> x509.Certificate:
-        """A device's certificate: no client takes it for a server's."""
+        """Sign a device's certificate, which no client accepts as a server's."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         return self._leaf(subject, key, days, ExtendedKeyUsageOID.CLIENT_AUTH).sign(self.key, hashes.SHA256())
 
     def _leaf(
         self, subject: x509.Name, key: PublicKey, days: int, *usages: x509.ObjectIdentifier
     ) -> x509.CertificateBuilder:
-        begin = _now() - CLOCKS_DIFFER
+        begin = _now() - CLOCK_SKEW
         end = min(begin + datetime.timedelta(days=days), self.certificate.not_valid_after_utc)
         builder = _builder(subject, self.certificate.subject, key, begin, end)
         return builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
 
     def signed(self, certificate: x509.Certificate) -> bool:
+        """Say whether this authority signed a certificate."""
         return signed_by(certificate, self.certificate)
 
 
 def make_key() -> ec.EllipticCurvePrivateKey:
+    """Make a new private key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def read_key(pem: bytes) -> PrivateKey:
-    """Raises ValueError."""
+    """Read a private key. Raises ValueError for other bytes, UsageError for a key that cannot be used."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except TypeError:
-        raise ValueError("its key has a password") from None
+        raise UsageError("its key has a password") from None
     if not isinstance(key, PrivateKey):
-        raise ValueError("its key is neither of an elliptic curve nor RSA")
+        raise UsageError("its key is neither of an elliptic curve nor RSA")
     return key
 
 
-def pem_of(what: x509.Certificate | PrivateKey) -> bytes:
-    if isinstance(what, x509.Certificate):
-        return what.public_bytes(serialization.Encoding.PEM)
-    return what.private_bytes(
+def pem_of(item: x509.Certificate | PrivateKey) -> bytes:
+    """Encode a certificate, or a private key without a password."""
+    if isinstance(item, x509.Certificate):
+        return item.public_bytes(serialization.Encoding.PEM)
+    return item.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
+    """Return the names and addresses that a certificate is for."""
     try:
         return list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except x509.ExtensionNotFound:
@@ -130,6 +139,7 @@ def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
 
 
 def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Say whether `authority` signed a certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
@@ -137,19 +147,20 @@ def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     return True
 
 
-def left(certificate: x509.Certificate) -> datetime.timedelta:
+def time_left(certificate: x509.Certificate) -> datetime.timedelta:
+    """Return how long a certificate is still valid."""
     return certificate.not_valid_after_utc - _now()
 
 
 def general_name(host: str) -> x509.GeneralName:
-    """'edge.example.org', '192.0.2.7', '[2001:db8::7]' → what a certificate calls it. Raises ValueError."""
+    """Turn 'edge.example.org', '192.0.2.7' or '[2001:db8::7]' into a certificate's name for it. Raises UsageError."""
     try:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         if not HOST_NAME.fullmatch(host):
-            raise ValueError(
+            raise UsageError(
                 f"--host must be what clients write before the port, for instance edge.example.org or 192.0.2.7 "
-                f"(a name in other letters in its xn-- form), got {host!r}"
+                f"(a name with non-ASCII letters in its xn-- form), got {host!r}"
             ) from None
         return x509.DNSName(host.lower())
 

@@ -1,12 +1,15 @@
-"""The command `edge-server`: serve a model, or ask a server what it is.
+"""The command `edge-server`: serve a model, show what a server runs, or write a server's credentials.
 
-Promises that every option is also an environment variable (TOFC_SERVER_…; what locks devices out of a server has to be
-said each time) and that a mistake ends with a sentence and an exit code: 2 for wrong use, 1 for what a machine or a
-server refuses. Leaves what options mean to `settings`.
+Promises that every option is also an environment variable (TOFC_SERVER_…; except for those that can lock devices out of
+a server) and that an error ends the command with one line on stderr and an exit code: 2 for wrong use, 1 when this
+machine or a server refuses. Leaves what options mean to `settings`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -16,113 +19,172 @@ import typer
 
 from edge_server.log import QueuedLog
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
-from shared.command import Program
-from shared.install import install
-from shared.model.threads import MOST_THREADS
-from shared.out_of_memory import out_of_memory
-from shared.rpc.channel import CONNECT_S, ClientSecurity, dial
-from shared.rpc.client_files import client_security
-from shared.rpc.errors import DeadlineError, InternalError, TofcError, UnavailableError, UnsafeAddressError, from_call
-from shared.rpc.peer_certificate import valid_until
-from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
-from shared.rpc.unreachable import Dialled
-from shared.sentence import sentence, shortened
-from shared.terminal import note, one_line, say
+from tofc.command import Program
+from tofc.error_text import describe, shortened
+from tofc.errors import CallError, DeadlineError, Error, InternalError, UnavailableError, UsageError
+from tofc.install import install
+from tofc.model.shipped import NANO
+from tofc.model.torch_threads import MAX_THREADS
+from tofc.out_of_memory import out_of_memory
+from tofc.rpc.channel import CONNECT_TIMEOUT_S, dial
+from tofc.rpc.client_security import load_client_security
+from tofc.rpc.connection_errors import DialTarget
+from tofc.rpc.errors import from_call
+from tofc.rpc.peer_certificate import fetch_expiry
+from tofc.rpc.security import ClientSecurity
+from tofc.terminal import note, one_line, say
+from tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2_grpc
 
 if TYPE_CHECKING:
     from edge_server.server import RunningServer
 
-app = Program(help="Serve a model to devices, or ask a server what it is.")
+app = Program("edge-server", help="Serve a model to devices, show what a server runs, or write its credentials.")
 
-NANO = Path(__file__).resolve().parents[1] / "models" / "nano"
 BASE = ServerSettings(model=NANO)
-MOST_DAYS = 36_500
-EXIT_CODES = "Exit codes: 0 fine; 1 a server or this machine refuses, or nobody answers; 2 wrong use."
-WRONG_USE = (ValueError, OSError, UnsafeAddressError)
+MAX_DAYS = 36_500
+EXIT_CODES = "Exit codes: 0 success; 1 refused by a server or this machine, or no answer; 2 wrong use; 70 a defect."
+WRONG_USE = (UsageError, OSError)
 
 
 def _variable(name: str) -> str:
     return f"TOFC_SERVER_{name}"
 
 
-@app.callback()
-def _main() -> None:
-    pass
-
-
 @app.command(epilog=EXIT_CODES)
 def serve(
     model: Annotated[
-        Path, typer.Option(envvar=[_variable("MODEL"), "TOFC_MODEL"], help="Checkpoint: whole, or its server half.")
+        Path,
+        typer.Option(
+            envvar=[_variable("MODEL"), "TOFC_MODEL"], help="Folder of a checkpoint: whole, or its server half."
+        ),
     ] = NANO,
     host: Annotated[
-        str, typer.Option(envvar=_variable("HOST"), help="Beyond this machine: TLS and token.")
+        str,
+        typer.Option(
+            envvar=_variable("HOST"),
+            help="Address to listen on; all but 127.0.0.1, ::1 and localhost need TLS and a token.",
+        ),
     ] = BASE.host,
-    port: Annotated[int, typer.Option(envvar=_variable("PORT"), help="0: any free one.", min=0, max=65535)] = BASE.port,
-    tls_cert: Annotated[Path | None, typer.Option(envvar=_variable("TLS_CERT"), help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="Its key, PEM.")] = None,
+    port: Annotated[
+        int, typer.Option(envvar=_variable("PORT"), help="Port to listen on. 0: any free one.", min=0, max=65535)
+    ] = BASE.port,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(envvar=_variable("TLS_CERT"), help="PEM file of the server's certificate chain; turns TLS on."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="PEM file of the private key of --tls-cert.")
+    ] = None,
     tls_client_ca: Annotated[
         Path | None,
-        typer.Option(envvar=_variable("TLS_CLIENT_CA"), help="Only clients with a certificate that it signed, PEM."),
+        typer.Option(
+            envvar=_variable("TLS_CLIENT_CA"),
+            help="PEM file of an authority; only clients with a certificate signed by it may connect.",
+        ),
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(envvar=_variable("TOKEN_FILE"), help="Tokens of clients, a line each: TOKEN, or TOKEN DEVICE."),
+        typer.Option(
+            envvar=_variable("TOKEN_FILE"),
+            help="File of the tokens that clients may use, one per line: TOKEN, or TOKEN DEVICE.",
+        ),
     ] = None,
     take_images: Annotated[
         bool,
         typer.Option(
             "--take-images",
             envvar=_variable("TAKE_IMAGES"),
-            help="Let devices send image files too (--mode image); needs a whole checkpoint.",
+            help="Also accept pictures as image files (device-client --mode image); needs a whole checkpoint.",
         ),
     ] = False,
-    device: Annotated[str, typer.Option(envvar=_variable("DEVICE"), help="cpu, cuda, cuda:1, …")] = BASE.device,
-    dtype: Annotated[str, typer.Option(envvar=_variable("DTYPE"), help="float32, bfloat16 or float16.")] = BASE.dtype,
+    device: Annotated[
+        str, typer.Option(envvar=_variable("DEVICE"), help="Where the model runs: cpu, cuda, cuda:1, …")
+    ] = BASE.device,
+    dtype: Annotated[
+        str, typer.Option(envvar=_variable("DTYPE"), help="Number format of the model: float32, bfloat16 or float16.")
+    ] = BASE.dtype,
     max_new_tokens: Annotated[
-        int, typer.Option(envvar=_variable("MAX_NEW_TOKENS"), help="The most an answer may have.", min=1)
+        int,
+        typer.Option(envvar=_variable("MAX_NEW_TOKENS"), help="Most tokens of one answer, thinking included.", min=1),
     ] = BASE.limits.new_tokens,
-    sessions: Annotated[int, typer.Option(envvar=_variable("SESSIONS"), help="Open at once.", min=1)] = BASE.sessions,
+    sessions: Annotated[
+        int, typer.Option(envvar=_variable("SESSIONS"), help="Most sessions open at once.", min=1)
+    ] = BASE.sessions,
     questions: Annotated[
-        int, typer.Option(envvar=_variable("QUESTIONS"), help="In flight in one session.", min=1)
+        int, typer.Option(envvar=_variable("QUESTIONS"), help="Most questions in flight in one session.", min=1)
     ] = BASE.limits.questions_in_flight,
     views: Annotated[
-        int, typer.Option(envvar=_variable("VIEWS"), help="Of one picture. 0: what the model's rule makes.", min=0)
+        int,
+        typer.Option(
+            envvar=_variable("VIEWS"),
+            help="Most views of one picture. 0: as many as the model's view rule gives.",
+            min=0,
+        ),
     ] = BASE.limits.views_per_picture,
     queue: Annotated[
-        int, typer.Option(envvar=_variable("QUEUE"), help="Questions that may wait for the engine.", min=1)
+        int, typer.Option(envvar=_variable("QUEUE"), help="Most questions that wait to be answered.", min=1)
     ] = BASE.engine_queue,
     parallel: Annotated[
-        int, typer.Option(envvar=_variable("PARALLEL"), help="Questions that are answered in turns.", min=1)
+        int,
+        typer.Option(
+            envvar=_variable("PARALLEL"),
+            help="Most questions that are answered at once, one token each in turn.",
+            min=1,
+        ),
     ] = BASE.engine_parallel,
     cache_mib: Annotated[
-        int, typer.Option(envvar=_variable("CACHE_MIB"), help="Memory for pictures, MiB.", min=1)
+        int,
+        typer.Option(
+            envvar=_variable("CACHE_MIB"),
+            help="Memory for received pictures, in MiB.",
+            min=1,
+        ),
     ] = BASE.cache_bytes // MIB,
     threads: Annotated[
-        int, typer.Option(envvar=_variable("THREADS"), help="For decoding packets.", min=1)
+        int, typer.Option(envvar=_variable("THREADS"), help="Threads that decode packets and build prompts.", min=1)
     ] = BASE.threads,
     engine_threads: Annotated[
         int | None,
         typer.Option(
             envvar=_variable("ENGINE_THREADS"),
-            help="Of the decoder, and of the tower that takes images, on a CPU.",
-            show_default="OMP_NUM_THREADS, else one a core",
+            help="Threads of the model on a CPU.",
+            show_default="OMP_NUM_THREADS, else one per core",
             min=1,
-            max=MOST_THREADS,
+            max=MAX_THREADS,
         ),
     ] = BASE.engine_threads,
     picture_timeout: Annotated[
-        float, typer.Option(envvar=_variable("PICTURE_TIMEOUT"), help="Seconds a question waits for views.")
-    ] = BASE.picture_timeout,
+        float,
+        typer.Option(
+            envvar=_variable("PICTURE_TIMEOUT"), help="Seconds that a question waits for its pictures to arrive."
+        ),
+    ] = BASE.picture_timeout_s,
     grace: Annotated[
-        float, typer.Option(envvar=_variable("GRACE"), help="Seconds for questions under way when stopping.", min=0)
-    ] = BASE.grace,
-    log_level: Annotated[str, typer.Option(envvar=_variable("LOG_LEVEL"), help="debug, info, warning, …")] = "info",
+        float,
+        typer.Option(
+            envvar=_variable("GRACE"), help="Seconds for questions in progress to finish when the server stops.", min=0
+        ),
+    ] = BASE.grace_s,
+    log_level: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("LOG_LEVEL"), help="Least severe messages to log: debug, info, warning, error or critical."
+        ),
+    ] = "info",
 ) -> None:
-    """Serves a model until SIGTERM or SIGINT."""
+    """Serve a model until SIGTERM or SIGINT."""
     try:
-        if not model.is_dir():  # before seconds of imports
-            raise ValueError(f"--model {model} is no folder; give a checkpoint's, whole or its server half")
+        if not model.is_dir():  # checked before imports that take seconds
+            raise UsageError(f"--model must be the folder of a checkpoint, whole or its server half, got {model}")
+        for option, file in (
+            ("--tls-cert", tls_cert),
+            ("--tls-key", tls_key),
+            ("--tls-client-ca", tls_client_ca),
+            ("--token-file", token_file),
+        ):
+            if file is not None and not file.exists():
+                raise UsageError(f"{option} {file} does not exist; `edge-server credentials` writes such files")
         _log_to_stderr(log_level)
         settings = ServerSettings(
             model=model,
@@ -147,59 +209,74 @@ def serve(
             cache_bytes=cache_mib * MIB,
             threads=threads,
             engine_threads=engine_threads,
-            picture_timeout=picture_timeout,
-            grace=grace,
+            picture_timeout_s=picture_timeout,
+            grace_s=grace,
         )
-        from edge_server.server import run  # only here: what is wrong above is said before seconds of imports
+        from edge_server.server import run  # takes seconds; the mistakes above are reported before
 
-        asyncio.run(run(settings, _announce))
-    except BrokenPipeError:  # nobody reads any more: `Program` ends quietly
+        asyncio.run(run(settings, _print_address))
+    except BrokenPipeError:  # nobody reads the output: `Program` ends quietly
         raise
-    except (TofcError, ValueError, OSError, ModuleNotFoundError) as error:  # Checkpoint-, CodecError are ValueErrors
-        _give_up(error)
-    except Exception as error:  # at loading, for instance; while sessions are served they hear of it
-        if not out_of_memory(error):
+    except (Error, OSError, ModuleNotFoundError) as error:
+        _fail(error)
+    except Exception as error:  # for instance while loading; later the sessions receive such errors
+        if not out_of_memory(error):  # a defect: `Program` shows it
             raise
-        note(f"edge-server: {sentence(MemoryError(str(error)))}")
+        note(f"edge-server: {describe(MemoryError(str(error)))}")
         raise typer.Exit(1) from None
 
 
 @app.command(epilog=EXIT_CODES)
 def info(
-    address: Annotated[str, typer.Argument(help="HOST:PORT", envvar=_variable("ADDRESS"))] = "127.0.0.1:50061",
-    tls: Annotated[bool, typer.Option(envvar=_variable("TLS"), help="Use TLS with the system's authorities.")] = False,
+    address: Annotated[
+        str, typer.Argument(help="Address of the server, HOST:PORT.", envvar=_variable("ADDRESS"))
+    ] = "127.0.0.1:50061",
+    tls: Annotated[
+        bool, typer.Option(envvar=_variable("TLS"), help="Use TLS and trust the authorities of this system.")
+    ] = False,
     tls_ca: Annotated[
-        Path | None, typer.Option(envvar=_variable("TLS_CA"), help="The authority to trust, PEM; implies TLS.")
+        Path | None, typer.Option(envvar=_variable("TLS_CA"), help="PEM file of the authority to trust; implies --tls.")
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(envvar=_variable("TLS_CERT"), help="A client certificate, or the server's own.")
+        Path | None,
+        typer.Option(
+            envvar=_variable("TLS_CERT"),
+            help="PEM file of a client certificate (the server's own also works), if the server requires one.",
+        ),
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="Its key, PEM.")] = None,
-    token_file: Annotated[Path | None, typer.Option(envvar=_variable("TOKEN_FILE"), help="The server's token.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar=_variable("TLS_KEY"), help="PEM file of the private key of --tls-cert.")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar=_variable("TOKEN_FILE"), help="File whose first line is a token that the server accepts."),
+    ] = None,
 ) -> None:
-    """Says what a server runs and allows."""
+    """Show what a server runs, what it allows and how busy it is."""
     try:
-        security = client_security(
+        security = load_client_security(
             token_file=token_file, tls=tls, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, warn=_warn
         )
-        found, end = asyncio.run(_ask(address, security))
-    except (TofcError, ValueError, OSError) as error:
-        _give_up(error)
-    if end is not None:
-        say(f"certificate: valid until {end:%Y-%m-%d}")
-    for field in found.DESCRIPTOR.fields:
-        if field.name != "limits":
-            say(one_line(f"{field.name}: {shortened(getattr(found, field.name))}"))
-    for field in found.limits.DESCRIPTOR.fields:
-        say(f"limits.{field.name}: {getattr(found.limits, field.name)}")
+        found, expiry = asyncio.run(_fetch_info(address, security))
+    except (Error, OSError) as error:
+        _fail(error)
+    if expiry is not None:
+        say(f"certificate: valid until {expiry:%Y-%m-%d}")
+    for line in _info_lines(found):
+        say(line)
 
 
 @app.command()
 def credentials(
-    out: Annotated[Path, typer.Option(envvar=_variable("OUT"), help="Folder; server/, client/, … go below it.")],
+    out: Annotated[
+        Path,
+        typer.Option(envvar=_variable("OUT"), help="Folder to write into: server/, client/, devices/, authority/."),
+    ],
     names: Annotated[
         list[str] | None,
-        typer.Option("--host", envvar=_variable("NAMES"), help="What clients call; repeat it for several."),
+        typer.Option(
+            "--host", envvar=_variable("NAMES"), help="Name or address that clients dial; repeat it for several."
+        ),
     ] = None,
     device_name: Annotated[
         str,
@@ -207,77 +284,110 @@ def credentials(
             "--device",
             envvar=_variable("DEVICE_NAME"),
             metavar="NAME",
-            help="A token and a certificate for one device, in devices/NAME.",
+            help="Also write a token and a certificate for one device, to devices/NAME.",
             show_default=False,
         ),
     ] = "",
     days: Annotated[
-        int, typer.Option(envvar=_variable("DAYS"), help="Lifetime of a certificate signed now.", max=MOST_DAYS)
+        int,
+        typer.Option(
+            envvar=_variable("DAYS"), help="Days that new certificates are valid; more than 14.", max=MAX_DAYS
+        ),
     ] = 365,
     renew: Annotated[
-        bool, typer.Option("--renew", help="A new authority and new tokens beside the old ones, which still hold.")
+        bool,
+        typer.Option("--renew", help="Add a new authority and new tokens; the old ones stay valid until --finish."),
     ] = False,
     finish: Annotated[
-        bool, typer.Option("--finish", help="End a renewal: what was there before it holds no longer.")
+        bool, typer.Option("--finish", help="End a renewal: the old authority and tokens are no longer valid.")
     ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="All anew; devices that have client/ are locked out until they get this.")
+        bool, typer.Option("--replace", help="Write everything anew; devices that have the old client/ are locked out.")
     ] = False,
 ) -> None:
-    """Write a certificate and a token for serving beyond this machine, or add to those that are there.
+    """Write a certificate and a token for serving beyond this machine, or add to existing ones.
 
-    Authority and token stay, so devices need nothing new: a certificate that lacks a --host, or has less than two weeks
-    left, is signed again by the same authority, whose key lies in authority/; keep that away from server and devices.
-    A server that runs takes what is new without a restart. To revoke a device remove its line from server/token.
+    An existing authority and token are kept, so devices need no new files: a
+    certificate that lacks a --host, or expires within two weeks, is signed
+    again by the same authority. The key of the authority is in authority/; keep
+    it on neither the server nor the devices. A running server uses new files
+    without a restart. To revoke a device, remove its line from server/token.
     """
     try:
         from edge_server import credentials as files
 
         done = files.write(out, names or [], days=days, device=device_name, renew=renew, finish=finish, replace=replace)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        _give_up(error)
-    for line in done.told.splitlines():
+    except (Error, OSError, ModuleNotFoundError) as error:
+        _fail(error)
+    for line in done.summary.splitlines():
         say(line)
 
 
-async def _ask(address: str, security: ClientSecurity) -> tuple[tofc_pb2.GetServerInfoResponse, datetime | None]:
-    """What a server says, and until when its certificate is valid."""
-    found = await _info(address, security)
-    direct = security.encrypted and not Dialled.of(address).proxy
-    return found, await valid_until(address, security) if direct else None
+async def _fetch_info(address: str, security: ClientSecurity) -> tuple[pb.GetServerInfoResponse, datetime | None]:
+    """Return what a server says about itself, and when its certificate expires."""
+    found = await _get_server_info(address, security)
+    direct = security.encrypted and not DialTarget.of(address).proxy
+    return found, await fetch_expiry(address, security) if direct else None
 
 
-async def _info(address: str, security: ClientSecurity) -> tofc_pb2.GetServerInfoResponse:
+async def _get_server_info(address: str, security: ClientSecurity) -> pb.GetServerInfoResponse:
     async with dial(address, security) as channel:
         stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
         try:
-            found: tofc_pb2.GetServerInfoResponse | None = await stub.GetServerInfo(
-                tofc_pb2.GetServerInfoRequest(), timeout=CONNECT_S, metadata=security.metadata
+            found: pb.GetServerInfoResponse | None = await stub.GetServerInfo(
+                pb.GetServerInfoRequest(), timeout=CONNECT_TIMEOUT_S, metadata=security.metadata
             )
         except grpc.aio.AioRpcError as error:
-            raise await _unanswered(address, security, from_call(error)) from error
-    if found is None:  # gRPC's word for bytes that are no such message
-        raise InternalError(f"what {address} answered cannot be read; update the older of server and this command")
+            raise await _explain(address, security, from_call(error)) from error
+    if found is None:  # what gRPC returns for bytes that are not this message
+        raise InternalError(f"the reply of {address} cannot be read; update the older of the server and this command")
     return found
 
 
-async def _unanswered(address: str, security: ClientSecurity, error: TofcError) -> TofcError:
-    """The error with what was dialled, where the server itself did not say what is wrong."""
+async def _explain(address: str, security: ClientSecurity, error: CallError) -> CallError:
+    """Return an error that names the address dialled, unless the error comes from the server itself."""
     if error.reason == UnavailableError.reason:
-        return await Dialled.of(address).explain(security, error.message, option="")
+        return await DialTarget.of(address).diagnose(security, error.message, option="")
     if error.reason == DeadlineError.reason:
-        return Dialled.of(address).silent(CONNECT_S, option="")
+        return DialTarget.of(address).timeout_error(CONNECT_TIMEOUT_S, option="")
     return error
 
 
-def _announce(server: "RunningServer") -> None:
+def _info_lines(found: pb.GetServerInfoResponse) -> Iterator[str]:
+    """Yield lines on what a server runs, how busy it is and what it allows."""
+    for name in ("server_version", "model_id", "codec_id", "engine"):
+        yield one_line(f"{name}: {shortened(getattr(found, name))}")
+    if found.HasField("load"):  # servers of earlier versions do not send it
+        load = found.load
+        yield f"uptime: {_duration(found.uptime_s)}"
+        yield f"sessions: {load.sessions_open} open (at most {load.sessions_allowed})"
+        running = f"{load.questions_running} running (at most {load.questions_running_allowed})"
+        yield f"questions: {running}, {load.questions_waiting} waiting (at most {load.questions_waiting_allowed})"
+    for field in found.limits.DESCRIPTOR.fields:
+        yield f"limits.{field.name}: {getattr(found.limits, field.name)}"
+
+
+def _duration(seconds: int) -> str:
+    """Spell a duration in days, hours and minutes.
+
+    >>> _duration(59), _duration(3 * 3600 + 120), _duration(2 * 86_400 + 3600)
+    ('less than a minute', '3 h 2 min', '2 d 1 h 0 min')
+    """
+    days, rest = divmod(seconds, 86_400)
+    parts = [(days, "d"), (rest // 3600, "h"), (rest % 3600 // 60, "min")]
+    while parts and not parts[0][0]:
+        parts.pop(0)
+    return " ".join(f"{count} {unit}" for count, unit in parts) or "less than a minute"
+
+
+def _print_address(server: RunningServer) -> None:
     say(f"listening on {server.address}")
 
 
 def _log_to_stderr(level: str) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
-        raise ValueError(f"log level {level!r}; allowed are debug, info, warning, error and critical")
+        raise UsageError(f"--log-level must be debug, info, warning, error or critical, got {level!r}")
     logging.basicConfig(level=number, handlers=[QueuedLog()])
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
@@ -287,7 +397,7 @@ def _warn(text: str) -> None:
     note(f"edge-server: {text}")
 
 
-def _give_up(error: Exception) -> NoReturn:
-    told = f"{error}; {install('server')}" if isinstance(error, ModuleNotFoundError) else sentence(error)
-    note(f"edge-server: {told}")
+def _fail(error: Exception) -> NoReturn:
+    message = f"{error}; {install('server')}" if isinstance(error, ModuleNotFoundError) else describe(error)
+    note(f"edge-server: {message}")
     raise typer.Exit(2 if isinstance(error, WRONG_USE) and not out_of_memory(error) else 1)

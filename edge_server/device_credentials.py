@@ -1,25 +1,28 @@
-"""One device's folder: its own token and certificate, beside the authority that it trusts.
+"""One device's folder: its own token and certificate, and the authority that it trusts.
 
-Promises that what is good is kept. Leaves which token and which authority to `credentials`.
+Promises that valid files are kept. Leaves which token and which authority to `credential_plan`.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
 
-from edge_server.certificates import Authority, left, make_key, pem_of
+from edge_server.certificates import Authority, make_key, pem_of, time_left
 from edge_server.credential_files import Reader, certificate_of, certificates_of, key_of
-from shared.rpc.certificate_files import SOON
-from shared.rpc.channel import read_token
+from tofc.rpc.certificate_files import RENEW_BEFORE
+from tofc.rpc.security import read_token
 
 
 def device_files(
     folder: Path, name: str, tokens: Sequence[str], authority: Authority, ca: Sequence[x509.Certificate], days: int
 ) -> dict[Path, bytes]:
-    """What to write in a device's `folder`, where one of `tokens`, best last, is the device's.
+    """Return what to write in a device's `folder`. Each of `tokens` is valid for the device, the last one longest.
 
-    A folder that holds none of them is of a device that was revoked: nothing of it is kept. Raises CredentialsError.
+    If the folder holds none of them, its device was revoked: then its key and certificate are replaced too. Raises
+    CredentialsError.
     """
     paths = {"token": folder / "token", "ca": folder / "ca.pem", "key": folder / "key.pem", "cert": folder / "cert.pem"}
     reader = Reader()
@@ -37,12 +40,12 @@ def device_files(
     if key is None:
         key = make_key()
         wanted[paths["key"]] = pem_of(key)
-    good = (
+    certificate_is_good = (
         certificate is not None
         and certificate.public_key() == key.public_key()
         and authority.signed(certificate)
-        and left(certificate) >= SOON
+        and time_left(certificate) >= RENEW_BEFORE
     )
-    if not good:
+    if not certificate_is_good:
         wanted[paths["cert"]] = pem_of(authority.sign_device(key.public_key(), name, days))
     return wanted

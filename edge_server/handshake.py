@@ -1,37 +1,39 @@
-"""Whether a device and this server fit, and what to say when they do not.
+"""Whether a device and this server run the same model and codec, and the error when they do not.
 
-Promises to compare only identities (content hashes); leaves versions to people: they appear in the
-sentence and never decide.
+Promises to compare content hashes only: versions appear in the message and decide nothing.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 from edge_server.settings import SessionLimits
-from shared.rpc.errors import MismatchError
-from shared.rpc.tofc.v1 import tofc_pb2
+from tofc.errors import MismatchError
+from tofc.v1 import tofc_pb2 as pb
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What a server is: its version, and the ids of the model and codec both halves come from."""
+class ServerIdentity:
+    """A server's version, and the content hashes of its model and codec."""
 
     version: str
     model_id: str
     codec_id: str
 
-    def welcome(self, limits: SessionLimits, picture_key: bytes, *, draws: bool) -> tofc_pb2.Welcome:
-        return tofc_pb2.Welcome(
+    def welcome(self, limits: SessionLimits, picture_key: bytes, *, samples_by_default: bool) -> pb.Welcome:
+        """Return the response to Hello."""
+        return pb.Welcome(
             server_version=self.version,
             model_id=self.model_id,
             codec_id=self.codec_id,
             limits=limits.message,
             picture_key=picture_key,
-            draws=draws,
+            samples_by_default=samples_by_default,
         )
 
 
-def check_hello(hello: tofc_pb2.Hello, identity: Identity) -> None:
-    """Raises MismatchError (MODEL_MISMATCH, CODEC_MISMATCH) unless both ids are the server's."""
+def check_hello(hello: pb.Hello, identity: ServerIdentity) -> None:
+    """Check that both ids are the server's. Raises MismatchError (MODEL_MISMATCH, CODEC_MISMATCH)."""
     for what, theirs, ours in (
         ("model", hello.model_id, identity.model_id),
         ("codec", hello.codec_id, identity.codec_id),

@@ -1,116 +1,119 @@
 """The image files that one session is sending, chunk by chunk.
 
-Promises that a chunk is kept only if it continues its file, and counts as memory of the server's pictures
-from its arrival until the file was developed or given up; what came of it over a link that was lost stays with its
-picture. Leaves what the bytes mean to `images`.
+Promises that a chunk is kept only if it continues its file, that its bytes count as memory of the picture cache until
+the file is decoded or dropped, and that the part of a file that arrived before a link was lost stays with its picture.
+Leaves what the bytes mean to `image_decoding`.
 """
+
+from __future__ import annotations
 
 import asyncio
 
-from edge_server.images import Darkroom
-from edge_server.pictures import ImageFile, Picture, PictureCache
+from edge_server.image_decoding import ImageDecodeQueue
+from edge_server.memory_errors import memory_limit_error
+from edge_server.picture_cache import HeldPicture, PartialFile, PictureCache
 from edge_server.settings import SessionLimits
-from edge_server.shortage import shortage
-from shared.rpc.channel import CHUNK_BYTES
-from shared.rpc.errors import InvalidRequestError, LimitError
-from shared.rpc.tofc.v1 import tofc_pb2
+from tofc.errors import InvalidRequestError, LimitError
+from tofc.rpc.channel import CHUNK_BYTES
+from tofc.v1 import tofc_pb2 as pb
 
-OFFERED = 8  # files that arrive for one picture, of which the longest is offered to who lost a link: one is usual
+MAX_OFFERED = 8  # files arriving for one picture, of which a device may continue the longest; usually there is one
 
 
 class ImageUploads:
-    """At most one file on its way under each of the session's refs."""
+    """At most one file arrives under each of the session's refs."""
 
-    def __init__(self, pictures: PictureCache, limits: SessionLimits, darkroom: Darkroom | None) -> None:
+    def __init__(self, pictures: PictureCache, limits: SessionLimits, image_decoder: ImageDecodeQueue | None) -> None:
         self._pictures = pictures
         self._limits = limits
-        self._darkroom = darkroom
-        self._arriving: dict[int, tuple[Picture, ImageFile]] = {}  # by ref
-        self._continued: set[int] = set()  # refs whose file went on from what was here, which few bytes ask for
+        self._image_decoder = image_decoder
+        self._arriving: dict[int, tuple[HeldPicture, PartialFile]] = {}  # by ref
+        # Refs whose file continued a part that the server had: once each, as a small chunk makes it copy that part.
+        self._continued: set[int] = set()
 
     async def take(
         self,
-        chunk: tofc_pb2.ImageChunk,
-        announced: tofc_pb2.Picture,
-        places: asyncio.Semaphore,
+        chunk: pb.ImageChunk,
+        announced: pb.Picture,
+        slots: asyncio.Semaphore,
         group: asyncio.TaskGroup,
     ) -> int:
-        """Keep a chunk; with the last one the file is developed by a task of `group`, when there is a place.
+        """Keep a chunk; after the last one a task of `group` decodes the file, once one of `slots` is free.
 
-        Returns the views that begin to be made. Raises InvalidRequestError, LimitError, MemoryError; the task
-        CorruptPacketError. Where there is no memory to develop the file, questions about the picture hear it.
+        Return how many views will be decoded. Raises InvalidRequestError, LimitError, MemoryError; the task raises
+        CorruptPacketError. If there is not enough memory to decode the file, questions about the picture get the error.
         """
-        if self._darkroom is None or not announced.HasField("image"):
+        if self._image_decoder is None or not announced.HasField("image"):
             raise InvalidRequestError(
-                f"a chunk of ref {chunk.ref}, which was announced without an image; send its packets, or announce it "
-                "with its image",
+                f"ref {chunk.ref} was announced without an image file, got a chunk of one; send packets, or announce "
+                "the picture with its image",
                 reason="NO_IMAGE",
             )
         picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
-        if picture is None or picture.complete:  # acknowledged and forgotten, as views are
+        if picture is None or picture.complete:  # acknowledged and dropped, as views are
             self._drop(chunk.ref)
             return 0
         file = self._add(chunk, picture)
         if file is None:
             return 0
         try:
-            await places.acquire()  # who sends faster than the tower sees is slowed down here
+            await slots.acquire()  # a client that sends faster than the tower encodes is slowed down here
         except asyncio.CancelledError:
-            self._pictures.leave(picture, file)
+            self._pictures.keep_file(picture, file)
             raise
-        picture.developing += 1
+        picture.pending_decodes += 1
 
-        def over(task: asyncio.Task[None]) -> None:
-            picture.developing -= 1
+        def done(task: asyncio.Task[None]) -> None:
+            picture.pending_decodes -= 1
             if task.cancelled():  # the session ended
-                self._pictures.leave(picture, file)
+                self._pictures.keep_file(picture, file)
             else:
                 self._pictures.free(len(file.data))
-            places.release()
+            slots.release()
 
-        # Not inside the task: one that is cancelled before its first step runs nothing of it.
-        group.create_task(self._develop(self._darkroom, announced, picture, file)).add_done_callback(over)
+        # A callback, because a task that is cancelled before its first step runs none of its own code.
+        group.create_task(self._decode(self._image_decoder, announced, picture, file)).add_done_callback(done)
         return picture.count
 
-    async def _develop(
-        self, darkroom: Darkroom, announced: tofc_pb2.Picture, picture: Picture, file: ImageFile
+    async def _decode(
+        self, image_decoder: ImageDecodeQueue, announced: pb.Picture, picture: HeldPicture, file: PartialFile
     ) -> None:
         try:
-            await darkroom.develop(announced, bytes(file.data))
+            await image_decoder.decode(announced, bytes(file.data))
         except Exception as error:
             size = f"{announced.image.width} x {announced.image.height} px"
-            if (told := shortage(error, f"a picture of {size}")) is None:
+            if (limit := memory_limit_error(error, f"a picture of {size}")) is None:
                 raise
-            self._pictures.lose(picture, told)
+            self._pictures.fail(picture, limit)
 
-    def lose(self, ref: int, announced: tofc_pb2.Picture, error: LimitError) -> None:
-        """There is no room for what comes of a file."""
+    def fail(self, ref: int, announced: pb.Picture, error: LimitError) -> None:
+        """Drop a file and its picture, which do not fit into memory."""
         self._drop(ref)
         if (picture := self._pictures.get(announced.picture_id, (announced.rows, announced.columns))) is not None:
-            self._pictures.lose(picture, error)
+            self._pictures.fail(picture, error)
 
     def close(self, *, lost: bool) -> None:
-        """The session sends nothing any more. ``lost``: its link was, and its device may come back for the rest."""
+        """End the uploads of a session. `lost`: its link was lost, and its device may come back to continue."""
         for ref, (picture, _) in list(self._arriving.items()):
-            if lost and (file := self._take(ref)):
-                self._pictures.leave(picture, file)
+            if lost and (file := self._pop(ref)):
+                self._pictures.keep_file(picture, file)
             else:
                 self._drop(ref)
 
-    def _add(self, chunk: tofc_pb2.ImageChunk, picture: Picture) -> ImageFile | None:
-        """The whole file when this was its last chunk; its memory is then the caller's to free.
+    def _add(self, chunk: pb.ImageChunk, picture: HeldPicture) -> PartialFile | None:
+        """Add a chunk. Return the whole file if this was its last one; the caller then frees its memory.
 
-        Chunks of a file whose begin was not kept are forgotten.
+        A chunk of a file whose start is missing is dropped.
         """
-        begins = chunk.offset == 0 or chunk.total > 0
-        self._check(chunk, begins)
-        if begins:
-            self._begin(chunk, picture)
+        starts = chunk.offset == 0 or chunk.total > 0
+        self._check(chunk, starts)
+        if starts:
+            self._start(chunk, picture)
         if chunk.ref not in self._arriving:
             return None
         _, file = self._arriving[chunk.ref]
         if chunk.offset != len(file.data) or chunk.offset + len(chunk.data) > file.total:
-            raise _out_of_order(chunk, f"{len(file.data)} of {file.total} are there")
+            raise _out_of_order(chunk, f"the server has {len(file.data)} of {file.total} bytes")
         self._pictures.reserve(len(chunk.data))
         try:
             file.add(chunk.data)
@@ -119,32 +122,32 @@ class ImageUploads:
             raise
         if len(file.data) < file.total:
             return None
-        self._take(chunk.ref)
+        self._pop(chunk.ref)
         return file
 
-    def _begin(self, chunk: tofc_pb2.ImageChunk, picture: Picture) -> None:
-        """A file begins, or goes on from as much as is here of it."""
-        received = picture.received if chunk.offset else None
-        there = len(received.data) if received else 0
-        if chunk.offset > there:
-            raise _out_of_order(chunk, f"{there} are there")
+    def _start(self, chunk: pb.ImageChunk, picture: HeldPicture) -> None:
+        """Start a file, or continue the part of it that the server has."""
+        received = picture.longest_file if chunk.offset else None
+        count = len(received.data) if received else 0
+        if chunk.offset > count:
+            raise _out_of_order(chunk, f"the server has {count} bytes")
         if chunk.offset and chunk.ref in self._continued:
-            raise _out_of_order(chunk, "the session has gone on from what was there already")
-        begun = bytes(received.data[: chunk.offset]) if received else b""
+            raise _out_of_order(chunk, "this session has already continued the part that the server had")
+        first = bytes(received.data[: chunk.offset]) if received else b""
         self._drop(chunk.ref)
         for ref in [ref for ref, (one, _) in self._arriving.items() if self._pictures.get(one.picture_id) is not one]:
-            self._drop(ref)  # what was let go is sent from its begin, if at all
-        if begun:
+            self._drop(ref)  # its picture was evicted: the file must be sent from its start
+        if first:
             self._continued.add(chunk.ref)
-            self._pictures.forget(picture)  # what an ended session left is this one's now
-            self._pictures.reserve(len(begun))
-        file = ImageFile(total=chunk.total)
-        file.add(begun)
-        if len(picture.arriving) < OFFERED:
+            self._pictures.drop_file(picture)  # this session takes over the part that an ended session left
+            self._pictures.reserve(len(first))
+        file = PartialFile(total=chunk.total)
+        file.add(first)
+        if len(picture.arriving) < MAX_OFFERED:
             picture.arriving.append(file)
         self._arriving[chunk.ref] = picture, file
 
-    def _take(self, ref: int) -> ImageFile | None:
+    def _pop(self, ref: int) -> PartialFile | None:
         if ref not in self._arriving:
             return None
         picture, file = self._arriving.pop(ref)
@@ -153,26 +156,26 @@ class ImageUploads:
         return file
 
     def _drop(self, ref: int) -> None:
-        if file := self._take(ref):
+        if file := self._pop(ref):
             self._pictures.free(len(file.data))
 
-    def _check(self, chunk: tofc_pb2.ImageChunk, begins: bool) -> None:
+    def _check(self, chunk: pb.ImageChunk, starts: bool) -> None:
         if not 1 <= len(chunk.data) <= CHUNK_BYTES:
             raise InvalidRequestError(
-                f"a chunk of {len(chunk.data)} bytes of the image of ref {chunk.ref}; a chunk has 1 to {CHUNK_BYTES}",
+                f"a chunk must have 1 to {CHUNK_BYTES} bytes, got {len(chunk.data)} of the image of ref {chunk.ref}",
                 reason="IMAGE_CHUNK_INVALID",
             )
-        if begins and not 1 <= chunk.total <= self._limits.image_bytes:
+        if starts and not 1 <= chunk.total <= self._limits.image_bytes:
             raise InvalidRequestError(
-                f"the image of ref {chunk.ref} has {chunk.total} bytes, allowed are 1 to {self._limits.image_bytes}; "
-                "lower its quality or scale it down",
+                f"an image file must have 1 to {self._limits.image_bytes} bytes, got {chunk.total} for ref {chunk.ref}"
+                "; lower its quality or scale it down",
                 reason="IMAGE_TOO_LARGE",
             )
 
 
-def _out_of_order(chunk: tofc_pb2.ImageChunk, there: str) -> InvalidRequestError:
+def _out_of_order(chunk: pb.ImageChunk, why: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"bytes {chunk.offset} to {chunk.offset + len(chunk.data)} of the image of ref {chunk.ref}, of which {there}; "
-        "send it in order, or begin again at 0",
+        f"bytes {chunk.offset} to {chunk.offset + len(chunk.data)} of the image of ref {chunk.ref} are out of order: "
+        f"{why}; send the file in order, or start again at 0",
         reason="IMAGE_CHUNK_INVALID",
     )

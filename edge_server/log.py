@@ -1,10 +1,12 @@
-"""The server's log: a line an event on stderr, never in the way of the service.
+"""The server's log: one line per event on stderr, which never blocks the service.
 
     loggers ─ repeats are counted ─ bounded queue ─ one thread ─→ stderr
 
-Promises that a reader of stderr which stalls stops nothing, not even the end of the process, that strangers cannot
-fill a disk with it, and that what was left out is said in a line. Leaves levels and sentences to whoever logs.
+Promises that a stalled reader of stderr blocks nothing, not even the end of the process, that clients cannot fill a
+disk with log lines, and that the log says how many lines were left out. Leaves levels and messages to the callers.
 """
+
+from __future__ import annotations
 
 import contextlib
 import logging
@@ -13,53 +15,54 @@ import queue
 import threading
 import time
 
-from shared.terminal import printable
+from tofc.terminal import printable
 
-WAITING = 1000  # lines; more are dropped while stderr is not read
-ALIKE = 100  # lines of one kind in a period; more are counted
+MAX_WAITING = 1000  # lines; more are dropped while stderr is not read
+MAX_ALIKE = 100  # lines of one kind (see `emit`) in a period; more are only counted
 PERIOD_S = 10.0
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-LEAVE_S = 1.0  # for what waits at the end of the process
+CLOSE_S = 1.0  # time at the end of the process for lines that are still queued
 
 
 class QueuedLog(logging.Handler):
-    """Hands lines to a thread that writes them to a file descriptor; `close` waits for it a moment."""
+    """Hands lines to a thread that writes them to a file descriptor; `close` waits up to CLOSE_S for it."""
 
     def __init__(self, descriptor: int = 2) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter(FORMAT))
         self._descriptor = descriptor
-        self._queue: queue.Queue[str | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[str | None] = queue.Queue(MAX_WAITING)
         self._dropped = 0
         self._kinds: dict[tuple[str, int, str], int] = {}  # lines of this period
-        self._until = 0.0  # the end of the period
-        self._thread = threading.Thread(target=self._write, name="tofc-log", daemon=True)  # from the first line on
+        self._period_end = 0.0
+        self._thread = threading.Thread(target=self._write, name="tofc-log", daemon=True)  # started by the first line
 
     def emit(self, record: logging.LogRecord) -> None:
-        """In the thread that logs, under the handler's lock, which no writing holds."""
+        """Queue a line, in the thread that logs; the handler's lock is not held while lines are written."""
         now = time.monotonic()
-        if now >= self._until:
+        if now >= self._period_end:
             self._report()
-            self._until = now + PERIOD_S
-        # Sentences with a stranger's words in them differ behind their beginning.
+            self._period_end = now + PERIOD_S
+        # By the start of the message: lines that quote a client may differ after it.
         kind = (record.name, record.levelno, str(record.msg)[:24])
         count = self._kinds[kind] = self._kinds.get(kind, 0) + 1
-        if count <= ALIKE:
+        if count <= MAX_ALIKE:
             self._put(printable(self.format(record)))
 
     def close(self) -> None:
+        """Write the lines that wait, within CLOSE_S."""
         self._report()
         if self._thread.is_alive():
             with contextlib.suppress(queue.Full):
                 self._queue.put_nowait(None)
-            self._thread.join(LEAVE_S)
+            self._thread.join(CLOSE_S)
         super().close()
 
     def _report(self) -> None:
-        """What was left out of the period that ends."""
-        for (name, _, begin), count in self._kinds.items():
-            if count > ALIKE:
-                self._put(f"{count - ALIKE} more lines of {name} that begin with {begin!r} were left out")
+        """Log how many lines of the period that ends were left out."""
+        for (name, _, start), count in self._kinds.items():
+            if count > MAX_ALIKE:
+                self._put(f"{count - MAX_ALIKE} more lines of {name} that begin with {start!r} were left out")
         self._kinds.clear()
 
     def _put(self, line: str) -> None:
@@ -79,5 +82,5 @@ class QueuedLog(logging.Handler):
             try:
                 while data:
                     data = data[os.write(self._descriptor, data) :]
-            except OSError:  # nobody reads any more
+            except OSError:  # stderr is closed
                 continue

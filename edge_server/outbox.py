@@ -1,53 +1,57 @@
-"""What a session has to say, in order, to a client that may read slowly.
+"""The queue of a session's responses, for a client that may read slowly.
 
-Promises that any number of tasks may send and be cancelled while doing so, that a bounded number of
-messages waits, and that nobody waits for a client that does not read at all; leaves what is said to
-`session` and `answer`.
+Promises that any number of tasks may send and be cancelled while sending, that the queue is bounded, and that sending
+fails if the client reads nothing for READ_TIMEOUT_S. Leaves what is sent to `session` and `answer`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from edge_server.shortage import shortage
-from shared.rpc.errors import DeadlineError
-from shared.rpc.tofc.v1 import tofc_pb2
+from edge_server.memory_errors import memory_limit_error
+from tofc.errors import DeadlineError
+from tofc.v1 import tofc_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-WAITING = 64  # messages; a sender waits when as many are unwritten
-PATIENCE = 30.0  # seconds in which a client must read one of them when so many wait
+# Raised by a mistake in this code, never by gRPC.
+DEFECTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
-Write = Callable[[tofc_pb2.SessionResponse], Awaitable[None]]
+MAX_WAITING = 64  # queued messages; a sender waits while there are that many
+READ_TIMEOUT_S = 30.0  # within which a client must read a message while the queue is full
+
+Write = Callable[[pb.SessionResponse], Awaitable[None]]
 
 
 class Outbox:
-    """A bounded queue before the one writer that gRPC allows a stream."""
+    """A bounded queue in front of the one task that may write to a gRPC stream."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._queue: asyncio.Queue[tofc_pb2.SessionResponse | None] = asyncio.Queue(WAITING)
+        self._queue: asyncio.Queue[pb.SessionResponse | None] = asyncio.Queue(MAX_WAITING)
         self._written = 0
         self._writer = asyncio.create_task(self._run())
 
     async def send(
         self,
         *,
-        welcome: tofc_pb2.Welcome | None = None,
-        picture_state: tofc_pb2.PictureState | None = None,
-        view_ack: tofc_pb2.ViewAck | None = None,
-        token: tofc_pb2.Token | None = None,
-        done: tofc_pb2.Done | None = None,
-        error: tofc_pb2.Error | None = None,
-        need_picture: tofc_pb2.NeedPicture | None = None,
-        image_ack: tofc_pb2.ImageAck | None = None,
+        welcome: pb.Welcome | None = None,
+        picture_state: pb.PictureState | None = None,
+        view_ack: pb.ViewAck | None = None,
+        token: pb.Token | None = None,
+        done: pb.Done | None = None,
+        error: pb.Error | None = None,
+        need_picture: pb.NeedPicture | None = None,
+        image_ack: pb.ImageAck | None = None,
     ) -> None:
-        """Puts one response in line; give exactly one. Dropped when the client has gone.
+        """Queue a response; give exactly one of the arguments. It is dropped if the client has gone.
 
-        Raises ``DeadlineError`` (NOT_READ) when the line is full and does not move.
+        Raises `DeadlineError` (NOT_READ) when the queue is full and the client reads nothing.
         """
         await self._put(
-            tofc_pb2.SessionResponse(
+            pb.SessionResponse(
                 welcome=welcome,
                 picture_state=picture_state,
                 view_ack=view_ack,
@@ -60,15 +64,15 @@ class Outbox:
         )
 
     async def finish(self) -> None:
-        """Waits until everything is written, or the client has gone; nothing may be sent after it."""
+        """Wait until everything is written, or the client has gone; nothing may be sent afterwards."""
         await self._put(None)
         await asyncio.wait([self._writer])
 
     def abandon(self) -> None:
-        """Drops what is unwritten."""
+        """Drop what is not written yet."""
         self._writer.cancel()
 
-    async def _put(self, response: tofc_pb2.SessionResponse | None) -> None:
+    async def _put(self, response: pb.SessionResponse | None) -> None:
         if self._writer.done():
             return
         putting = asyncio.ensure_future(self._queue.put(response))
@@ -79,7 +83,7 @@ class Outbox:
                     raise not_read()
                 written = self._written
                 done, _ = await asyncio.wait(
-                    [putting, self._writer], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
+                    [putting, self._writer], timeout=READ_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
                 )
         finally:
             putting.cancel()
@@ -88,15 +92,18 @@ class Outbox:
         while (response := await self._queue.get()) is not None:
             try:
                 await self._write(response)
-            except Exception as error:  # gRPC has several for a stream that is over, some of them private
-                if shortage(error, "a response") is None:
+            except Exception as error:  # gRPC raises several classes for a stream that is over, some of them private
+                if isinstance(error, DEFECTS):
+                    log.exception("a response could not be written")
+                elif memory_limit_error(error, "a response") is None:
                     log.debug("a client went away: %s", error)
                 return
             self._written += 1
 
 
 def not_read() -> DeadlineError:
-    """For a client that keeps its place without reading."""
+    """Return the error for a client that keeps its session open without reading."""
     return DeadlineError(
-        f"responses were not read for {PATIENCE:g} s; read while you write, or close the session", reason="NOT_READ"
+        f"responses were not read for {READ_TIMEOUT_S:g} s; read while you write, or close the session",
+        reason="NOT_READ",
     )

@@ -1,8 +1,10 @@
 """How many parts a request may have, counted before it is parsed.
 
-Promises that the memory a request takes is in proportion to its bytes: an empty part of two bytes becomes an object of
-a hundred. Leaves bytes that are no message at all to the parser.
+Promises that a request of many tiny parts is refused before it takes memory: an empty part of two bytes becomes an
+object of a hundred. Leaves bytes that are not a message at all to the parser.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,25 +12,25 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from shared.rpc.errors import InvalidRequestError
-from shared.rpc.tofc.v1 import tofc_pb2
+from tofc.errors import InvalidRequestError
+from tofc.v1 import tofc_pb2 as pb
 
-PARTS = 4096  # pictures, views, chunks, questions with their turns, and cancellations
-_ASKS = tofc_pb2.SessionRequest.DESCRIPTOR.fields_by_name["asks"].number
+MAX_PARTS = 4096  # pictures, views, chunks, questions with their turns, and cancellations
+_ASKS = pb.SessionRequest.DESCRIPTOR.fields_by_name["asks"].number
 
 
-def parse_request(data: bytes) -> tofc_pb2.SessionRequest:
-    """Raises InvalidRequestError for one of too many parts, protobuf's DecodeError for what is none."""
+def parse_request(data: bytes) -> pb.SessionRequest:
+    """Parse a request. Raises InvalidRequestError for too many parts, protobuf's DecodeError for other bytes."""
     for count, _ in enumerate(_parts(data), 1):
-        if count > PARTS:
+        if count > MAX_PARTS:
             raise InvalidRequestError(
-                f"a request of more than {PARTS} parts; send several requests", reason="TOO_MANY_PARTS"
+                f"a request must have at most {MAX_PARTS} parts; send several requests", reason="TOO_MANY_PARTS"
             )
-    return tofc_pb2.SessionRequest.FromString(data)
+    return pb.SessionRequest.FromString(data)
 
 
 def _parts(data: bytes) -> Iterator[None]:
-    """One for each field, and one for each of a question's."""
+    """Yield once for each field, and for each field of a question."""
     for number, begin, end in _fields(data, 0, len(data)):
         yield
         if number == _ASKS:
@@ -37,7 +39,7 @@ def _parts(data: bytes) -> Iterator[None]:
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(number, begin, end) of each field from ``at`` on, as far as there are such (wire types 3 and 4 are none)."""
+    """Yield (number, begin, end) of each field from `at` on, up to bytes that are not a field (wire types 3, 4)."""
     while at < end:
         tag, at = _varint(data, at, end)
         match tag & 7:
@@ -66,10 +68,11 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 class BoundedRequests(grpc.aio.ServerInterceptor):
-    """Lets `parse_request` read what sessions send."""
+    """Makes gRPC parse sessions' requests with `parse_request`."""
 
     async def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Replace the deserializer of a session's requests."""
         handler = await continuation(handler_call_details)
-        if handler is not None and handler.request_deserializer == tofc_pb2.SessionRequest.FromString:
+        if handler is not None and handler.request_deserializer == pb.SessionRequest.FromString:
             return handler._replace(request_deserializer=parse_request)
         return handler

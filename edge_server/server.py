@@ -1,9 +1,11 @@
-"""A server's life: listen, load, serve, stop.
+"""The life of a server: listen, load, serve, stop.
 
-Promises that health says NOT_SERVING until the model is loaded and from the moment of stopping, that questions under
-way then have `grace` seconds to be answered, and that streams end with an Error that says so before the engine goes.
-Leaves calls to `service`.
+Promises that the health service reports NOT_SERVING until the model is loaded and again as soon as the server begins
+to stop, that questions in progress then have `grace_s` to finish, and that every stream ends with the error STOPPING
+before the engine stops. Leaves calls to `service`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import logging
@@ -20,46 +22,48 @@ from grpc_reflection.v1alpha import reflection
 from edge_server import backend as backends
 from edge_server.access import Access
 from edge_server.admission import Admission
-from edge_server.answer import Workshop
 from edge_server.backend import Backend
-from edge_server.handshake import Identity
-from edge_server.images import Darkroom
+from edge_server.handshake import ServerIdentity
+from edge_server.image_decoding import ImageDecodeQueue
 from edge_server.listener import Listener, Unregistered
 from edge_server.request_bounds import BoundedRequests
+from edge_server.runtime import Runtime
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
-from shared.rpc import channel
-from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
-from shared.rpc.version import software_version
+from tofc.rpc import channel
+from tofc.rpc.address import join_address
+from tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2_grpc
+from tofc.version import software_version
 
 log = logging.getLogger(__name__)
 
-FAREWELL_S = 1.0  # for clients to hear why their session ended, beyond the grace for their questions
+FAREWELL_S = 1.0  # after `grace_s`: for clients to read why their session ended
 
-SERVICE = tofc_pb2.DESCRIPTOR.services_by_name["TofcService"].full_name
+SERVICE = pb.DESCRIPTOR.services_by_name["TofcService"].full_name
 
 
 class RunningServer:
-    """A server that is ready; `start` makes it. Give it back with `await stop()`."""
+    """A server, made by `start`, which returns it once it serves sessions. End it with `await stop()`."""
 
     def __init__(
         self,
         *,
         listener: Listener,
-        grace: float,
+        grace_s: float,
         health_servicer: health.aio.HealthServicer,
         service: TofcService,
         access: Access,
         pool: ThreadPoolExecutor,
     ) -> None:
         self.service = service
-        self._access = asyncio.create_task(access.watch(service.keep))
+        self._access_watch = asyncio.create_task(access.watch(service.end_revoked_sessions), name="access")
         self._listener = listener
-        self._grace = grace
+        self._grace_s = grace_s
         self._health = health_servicer
         self._pool = pool
         self._backend: Backend | None = None
-        self._darkroom: Darkroom | None = None
+        self._image_decoder: ImageDecodeQueue | None = None
         self._stopping: asyncio.Task[None] | None = None
 
     @property
@@ -70,66 +74,68 @@ class RunningServer:
 
     @property
     def port(self) -> int:
+        """The port that it listens on."""
         return self._listener.port
 
     @property
     def address(self) -> str:
         """HOST:PORT, as a client dials it."""
-        return channel.join_address(self._listener.host, self.port)
+        return join_address(self._listener.host, self.port)
 
     async def serve(self, backend: Backend) -> None:
-        """Opens the service with what was loaded."""
+        """Start serving sessions with a loaded backend."""
         self._backend = backend
         settings = self.service.settings
-        if settings.take_images and backend.looker is not None:
-            self._darkroom = Darkroom(
-                looker=backend.looker, pictures=self.service.pictures, max_pixels=settings.limits.image_pixels
+        if settings.take_images and backend.view_encoder is not None:
+            self._image_decoder = ImageDecodeQueue(
+                encoder=backend.view_encoder, pictures=self.service.pictures, max_pixels=settings.limits.image_pixels
             )
         self.service.open(
-            Identity(version=software_version(), model_id=backend.model_id, codec_id=backend.codec_id),
-            Workshop(
-                assembler=backend.assembler,
-                engine=backend.engine,
+            ServerIdentity(version=software_version(), model_id=backend.model_id, codec_id=backend.codec_id),
+            Runtime(
+                backend=backend,
                 admission=Admission(settings.engine_parallel + settings.engine_queue),
-                decode=backend.decode,
-                marks=backend.marks,
-                defaults=backend.defaults,
                 pool=self._pool,
-                picture_timeout=settings.picture_timeout,
-                darkroom=self._darkroom,
+                picture_timeout_s=settings.picture_timeout_s,
+                image_decoder=self._image_decoder,
             ),
-            settings.limits.for_model(backend.most_views),
+            settings.limits.for_model(backend.max_views),
         )
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
 
     @property
-    def watching(self) -> "asyncio.Task[NoReturn]":
-        """Ends, with UnavailableError, only when the port was lost for good."""
+    def watching(self) -> asyncio.Task[NoReturn]:
+        """The task that watches the port. It ends only with UnavailableError: the port cannot be bound again."""
         return self._listener.watching
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Ends sessions, then the server, then the engine. `grace` is seconds; calling twice is harmless."""
+    @property
+    def watching_access(self) -> asyncio.Task[NoReturn]:
+        """The task that watches the tokens. It ends only by a defect; revoked tokens would then stay valid."""
+        return self._access_watch
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """End the sessions, then the server, then the engine; calling it twice is harmless."""
         if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop(self._grace if grace is None else grace))
+            self._stopping = asyncio.create_task(self._stop(self._grace_s if grace_s is None else grace_s))
         await asyncio.shield(self._stopping)
 
-    async def _stop(self, grace: float) -> None:
-        self._access.cancel()
+    async def _stop(self, grace_s: float) -> None:
+        self._access_watch.cancel()
         await self._health.enter_graceful_shutdown()
-        await self.service.close(grace)
-        await self._listener.stop(FAREWELL_S if grace else 0)
+        await self.service.close(grace_s)
+        await self._listener.stop(FAREWELL_S if grace_s else 0)
         if self._backend is not None:
             await self._backend.engine.stop()
-        for pool in (self._pool, *([self._darkroom.pool] if self._darkroom else [])):
+        for pool in (self._pool, *([self._image_decoder.pool] if self._image_decoder else [])):
             pool.shutdown(wait=False, cancel_futures=True)
         log.info("stopped")
 
 
 async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backend] | None = None) -> RunningServer:
-    """Listens, loads the model and returns when sessions are served.
+    """Listen, load the model, and return once sessions are served.
 
     `load` makes the backend, in a worker thread; the default loads the checkpoint of the settings.
-    Raises UnsafeAddressError, UnavailableError (port), CheckpointError; ValueError, OSError for files.
+    Raises UsageError (SecurityError, CheckpointError), UnavailableError for the port, OSError for files.
     """
     access = Access(settings)
     interceptors = [*access.interceptors, BoundedRequests()]
@@ -139,16 +145,16 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
 
     def make() -> grpc.aio.Server:
         server = channel.make_server(interceptors)
-        added: Any = Unregistered(server)
-        tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, added)
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, added)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), added)
+        registrar: Any = Unregistered(server)
+        tofc_pb2_grpc.add_TofcServiceServicer_to_server(service, registrar)
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, registrar)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), registrar)
         return server
 
     listener = Listener(make, settings.host, settings.port, access.security)
     running = RunningServer(
         listener=listener,
-        grace=settings.grace,
+        grace_s=settings.grace_s,
         health_servicer=servicer,
         service=service,
         access=access,
@@ -165,16 +171,16 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
 
 
 async def run(settings: ServerSettings, ready: Callable[[RunningServer], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then stops cleanly. `ready` is called once sessions are served.
+    """Serve until SIGTERM or SIGINT, then stop cleanly. `ready` is called once sessions are served.
 
-    Ends the process when it is asked to stop while loading.
+    A signal while the model is still loading ends the process at once.
     """
     loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
+    signalled = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
+        loop.add_signal_handler(number, signalled.set)
     starting = asyncio.create_task(start(settings))
-    stopping = asyncio.create_task(asked.wait())
+    stopping = asyncio.create_task(signalled.wait())
     try:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -182,14 +188,16 @@ async def run(settings: ServerSettings, ready: Callable[[RunningServer], None]) 
             starting.cancel()
             await asyncio.wait([starting])
             logging.shutdown()
-            os._exit(0)  # the loading thread cannot be interrupted, Python would wait for it, and it writes nothing
+            # Python would wait for the loading thread, which cannot be interrupted. That thread writes no files.
+            os._exit(0)
         running = await starting
         ready(running)
-        await asyncio.wait([stopping, running.watching], return_when=asyncio.FIRST_COMPLETED)
-        lost = running.watching.exception() if running.watching.done() else None
-        await running.stop(0 if lost else None)
-        if lost is not None:
-            raise lost
+        watches = (running.watching, running.watching_access)
+        await asyncio.wait([stopping, *watches], return_when=asyncio.FIRST_COMPLETED)
+        failed = [error for watch in watches if watch.done() and (error := watch.exception())]
+        await running.stop(0 if failed else None)
+        if failed:
+            raise failed[0]
     finally:
         stopping.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,138 +1,147 @@
-"""The service of the contract: sessions and what a server says about itself.
+"""The gRPC service: sessions, and information about the server and its load.
 
-Promises that before `open` and after `close` every call is refused with a sentence, and that at most
-so many sessions run. Leaves a session's life to `session`.
+Promises that every call before `open` and after `close` is refused with an error that says why, and that the number of
+open sessions is bounded. Leaves each session to `session`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterable, Callable, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from edge_server.answer import Workshop
-from edge_server.handshake import Identity
-from edge_server.outbox import PATIENCE, Outbox
-from edge_server.pictures import PictureCache
-from edge_server.places import Places
-from edge_server.session import Session
+from edge_server.admission import Admission
+from edge_server.handshake import ServerIdentity
+from edge_server.outbox import READ_TIMEOUT_S, Outbox
+from edge_server.picture_cache import PictureCache
+from edge_server.runtime import Runtime
+from edge_server.session import ServerSession
+from edge_server.session_slots import SessionSlots
 from edge_server.settings import ServerSettings, SessionLimits
-from shared.rpc.errors import InternalError, LimitError, TofcError, TokenError, UnavailableError, abort, to_message
-from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
-from shared.rpc.tokens import Token, shown
+from tofc.errors import CallError, InternalError, LimitError, TokenError, UnavailableError
+from tofc.rpc.errors import abort, to_message
+from tofc.rpc.tokens import Token, find_token
+from tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 
 class TofcService(tofc_pb2_grpc.TofcServiceServicer):
-    """One server's calls."""
+    """Handles the calls of one server."""
 
     def __init__(self, settings: ServerSettings, tokens: Callable[[], Sequence[Token]] | None = None) -> None:
-        """`tokens` are those that hold now."""
+        """`tokens` returns those that are valid now; None: no token is needed."""
         self.settings = settings
         self._tokens = tokens
-        self._shown: dict[Session, Token] = {}
+        self._tokens_used: dict[ServerSession, Token] = {}
         self._numbers = itertools.count(1)
-        self._places: Places[Session] = Places(settings.sessions)
-        self._left = asyncio.Event()  # set while no session is open
-        self._left.set()
-        self._identity: Identity | None = None
-        self._shop: Workshop | None = None
+        self._slots: SessionSlots[ServerSession] = SessionSlots(settings.sessions)
+        self._empty = asyncio.Event()  # set while no session is open
+        self._empty.set()
+        self._opened = time.monotonic()
+        self._identity: ServerIdentity | None = None
+        self._runtime: Runtime | None = None
         self._limits = settings.limits
-        self._refusal: TofcError = UnavailableError(
+        self._refusal: CallError = UnavailableError(
             "the server is still loading its model; try again in a moment", reason="LOADING"
         )
         self.pictures = PictureCache(settings.cache_bytes)
 
-    def open(self, identity: Identity, shop: Workshop, limits: SessionLimits) -> None:
-        """From now on sessions are served."""
+    def open(self, identity: ServerIdentity, runtime: Runtime, limits: SessionLimits) -> None:
+        """Serve sessions from now on."""
+        self._opened = time.monotonic()
         self._identity = identity
-        self._shop = shop
+        self._runtime = runtime
         self._limits = limits
 
-    def keep(self, tokens: Sequence[Token]) -> None:
-        """Ends the sessions that were opened with other tokens than these."""
-        for session, token in self._shown.items():
-            if all(token.value != one.value for one in tokens):
+    def end_revoked_sessions(self, valid: Sequence[Token]) -> None:
+        """End the sessions whose token is not among the `valid` ones."""
+        for session, token in self._tokens_used.items():
+            if all(token.value != one.value for one in valid):
                 session.end(_revoked())
 
-    async def close(self, grace: float) -> None:
-        """Refuses new sessions and questions; ends each session when its questions are answered, or after `grace` s."""
-        self._identity = self._shop = None
+    async def close(self, grace_s: float) -> None:
+        """Refuse new sessions and questions; end each session when its questions are answered, or after `grace_s`."""
+        self._identity = self._runtime = None
         self._refusal = UnavailableError("the server is stopping; try again later or elsewhere", reason="STOPPING")
-        for session in self._places:
+        for session in self._slots:
             session.drain(self._refusal)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self.deserted()
-        for session in self._places:
+            async with asyncio.timeout(grace_s):
+                await self.wait_until_empty()
+        for session in self._slots:
             session.end(self._refusal)
 
-    async def deserted(self) -> None:
-        """Until no session is open."""
-        await self._left.wait()
+    async def wait_until_empty(self) -> None:
+        """Wait until no session is open."""
+        await self._empty.wait()
 
     async def Session(
         self,
-        request_iterator: AsyncIterable[tofc_pb2.SessionRequest],
-        context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
+        request_iterator: AsyncIterable[pb.SessionRequest],
+        context: grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionResponse],
     ) -> None:
+        """Serve one session."""
         refusal = self._refused()
         error = refusal or await self._serve(request_iterator, context)
         if refusal is not None:
-            with contextlib.suppress(TimeoutError):  # the status says it too
-                async with asyncio.timeout(PATIENCE):
-                    await context.write(tofc_pb2.SessionResponse(error=to_message(refusal)))
+            with contextlib.suppress(TimeoutError):  # the status of the call carries the same error
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    await context.write(pb.SessionResponse(error=to_message(refusal)))
         if error is not None:
-            await abort(context, error)  # whose frames gRPC keeps for a while: this one holds no session
+            await abort(context, error)  # gRPC keeps this frame for a while, so it must not refer to the session
 
-    def _refused(self) -> TofcError | None:
-        """Why no session can be opened now."""
-        if self._identity is None or self._shop is None:
+    def _refused(self) -> CallError | None:
+        """Return why no session can be opened now; None if one can."""
+        if self._identity is None or self._runtime is None:
             return self._refusal
         try:
-            self._places.check()
+            self._slots.check()
         except LimitError as error:
             return error
         return None
 
     async def _serve(
         self,
-        request_iterator: AsyncIterable[tofc_pb2.SessionRequest],
-        context: "grpc.aio.ServicerContext[tofc_pb2.SessionRequest, tofc_pb2.SessionResponse]",
-    ) -> TofcError | None:
-        assert self._identity is not None and self._shop is not None, "else it is refused"
-        token = shown(self._tokens(), context.invocation_metadata() or ()) if self._tokens else None
-        if self._tokens and token is None:  # since the call was let in
+        request_iterator: AsyncIterable[pb.SessionRequest],
+        context: grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionResponse],
+    ) -> CallError | None:
+        assert self._identity is not None and self._runtime is not None, "`_refused` was asked first"
+        token = find_token(self._tokens(), context.invocation_metadata() or ()) if self._tokens else None
+        if self._tokens and token is None:  # revoked after the call was accepted
             return _revoked()
-        session = Session(
-            name=f"session {next(self._numbers)} ({self._who(token, context)})",
+        session = ServerSession(
+            name=f"session {next(self._numbers)} ({self._client(token, context)})",
             identity=self._identity,
             limits=self._limits,
             pictures=self.pictures,
-            shop=self._shop,
+            runtime=self._runtime,
             outbox=Outbox(context.write),
-            hello_timeout=self.settings.hello_timeout,
-            greeted=self._places.enter,
+            hello_timeout_s=self.settings.hello_timeout_s,
+            on_hello=self._slots.enter,
         )
-        self._places.open(session, context.peer())
+        self._slots.open(session, context.peer())
         if token is not None:
-            self._shown[session] = token
-        self._left.clear()
+            self._tokens_used[session] = token
+        self._empty.clear()
         try:
             return await session.run(request_iterator)
         finally:
-            self._places.leave(session)
-            self._shown.pop(session, None)
-            if not any(self._places):
-                self._left.set()
+            self._slots.leave(session)
+            self._tokens_used.pop(session, None)
+            if not any(self._slots):
+                self._empty.set()
 
-    def _who(self, token: Token | None, context: "grpc.aio.ServicerContext[Any, Any]") -> str:
-        """The device's name, by its token or else by its certificate, and where it calls from."""
+    def _client(self, token: Token | None, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """Describe a client for the log: its device's name, from its token or else its certificate, and its address."""
         names = [token.name] if token is not None else []
         if self.settings.tls_client_ca is not None:
             names += [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", ())]
@@ -140,19 +149,34 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
 
     async def GetServerInfo(
         self,
-        request: tofc_pb2.GetServerInfoRequest,
-        context: "grpc.aio.ServicerContext[tofc_pb2.GetServerInfoRequest, tofc_pb2.GetServerInfoResponse]",
-    ) -> tofc_pb2.GetServerInfoResponse:
-        identity, shop = self._identity, self._shop
-        if identity is None or shop is None:
+        request: pb.GetServerInfoRequest,
+        context: grpc.aio.ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse],
+    ) -> pb.GetServerInfoResponse:
+        """Return what the server runs, what it allows and how busy it is."""
+        identity, runtime = self._identity, self._runtime
+        if identity is None or runtime is None:
             await abort(context, self._refusal)
-            raise InternalError  # abort raises
-        return tofc_pb2.GetServerInfoResponse(
+            raise InternalError  # never reached: abort raises
+        return pb.GetServerInfoResponse(
             server_version=identity.version,
             model_id=identity.model_id,
             codec_id=identity.codec_id,
-            engine=shop.engine.name,
+            engine=runtime.backend.engine.name,
             limits=self._limits.message,
+            load=self._load(runtime.admission),
+            uptime_s=int(time.monotonic() - self._opened),
+        )
+
+    def _load(self, admission: Admission) -> pb.Load:
+        """Return how busy the server is. Of the questions that hold a slot, `engine_parallel` run and the rest wait."""
+        running = min(admission.admitted, self.settings.engine_parallel)
+        return pb.Load(
+            sessions_open=self._slots.sessions,
+            sessions_allowed=self.settings.sessions,
+            questions_running=running,
+            questions_running_allowed=self.settings.engine_parallel,
+            questions_waiting=admission.admitted - running + admission.waiting,
+            questions_waiting_allowed=self.settings.engine_queue,
         )
 
 

@@ -1,4 +1,6 @@
-"""What holds for every test: a busy machine may take its time, and how a person set up theirs does not matter."""
+"""Settings of all tests: no deadlines, because a machine may be busy, and none of the user's environment variables."""
+
+from __future__ import annotations
 
 import os
 import socket
@@ -17,7 +19,7 @@ for name in [name for name in os.environ if name.startswith(_SETTINGS) or name.l
 
 @pytest.fixture
 def free_port() -> Iterator[int]:
-    """One that nobody listens on, and no other process gets; a server may, since both ask to share addresses."""
+    """Hold a port that nobody listens on. No other process gets it, but a server may listen: both set SO_REUSEADDR."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))

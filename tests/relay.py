@@ -1,6 +1,6 @@
-"""A narrow link: a TCP relay on this machine that carries few bytes a second, late, and can be cut.
+"""A slow link: a TCP relay on this machine with a limited rate and a delay, which can be cut or die silently.
 
-Promises that little waits in the kernel's buffers, which would otherwise hide how slow the link is: a few kilobytes.
+Promises that only a few kilobytes wait in the kernel's buffers; more would hide how slow the link is.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import socket
 from contextlib import suppress
 from typing import Self
 
-BUFFER = 4096  # bytes; the kernel keeps twice as many
+BUFFER_BYTES = 4096  # the kernel doubles it
 
 
 class Relay:
-    """Between a client and the server at `port` of this machine; `async with` opens and closes it."""
+    """Relays between clients and the server at `port` of this machine; `async with` opens and closes it."""
 
     def __init__(self, port: int, *, rate: float, delay_s: float = 0.0) -> None:
-        """`rate`: bytes a second, each way. `delay_s`: one way."""
-        self.links = 0  # that were opened
-        self.carried = 0  # bytes, from clients to the server
-        self.cuts: list[int] = []  # each time so many were carried, the link is cut
+        """Prepare a relay of `rate` bytes a second in each direction, with a delay of `delay_s` in each."""
+        self.links = 0  # connections that were opened
+        self.carried = 0  # bytes from clients to the server
+        self.cuts: list[int] = []  # ascending values of `carried` at which all connections are cut
         self._to, self._rate, self._delay_s = port, rate, delay_s
-        self.dies_at: int | None = None  # when so many were carried
+        self.dies_at: int | None = None  # the value of `carried` at which it dies
         self._dead = False
         self._sockets: set[socket.socket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._listener = _small(socket.socket())
+        self._listener = _with_small_buffers(socket.socket())
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
         self.port: int = self._listener.getsockname()[1]
@@ -43,13 +43,13 @@ class Relay:
             one.close()
 
     def cut(self) -> None:
-        """Every link, at once; others may be opened."""
+        """Cut every connection at once. New ones can be opened."""
         for one in self._sockets:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
 
     def die(self) -> None:
-        """Nothing arrives any more, either way, and nobody is told: as where a cable is pulled."""
+        """Deliver nothing any more in either direction, and close nothing, as if a cable was pulled."""
         self._dead = True
 
     def _start(self, work: object) -> asyncio.Task[None]:
@@ -65,12 +65,12 @@ class Relay:
             self._start(self._serve(client))
 
     async def _serve(self, client: socket.socket) -> None:
-        server = _small(socket.socket())
+        server = _with_small_buffers(socket.socket())
         self._sockets |= {client, server}
         with suppress(OSError):
             await asyncio.get_running_loop().sock_connect(server, ("127.0.0.1", self._to))
-            ways = [self._start(self._carry(client, server, up=True)), self._start(self._carry(server, client))]
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            directions = [self._start(self._carry(client, server, up=True)), self._start(self._carry(server, client))]
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         for one in (client, server):
             self._sockets.discard(one)
             with suppress(OSError):
@@ -80,15 +80,15 @@ class Relay:
     async def _carry(self, source: socket.socket, target: socket.socket, *, up: bool = False) -> None:
         loop = asyncio.get_running_loop()
         free_at = loop.time()
-        late: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        delivering = self._start(self._deliver(late, target))
+        delayed: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        delivering = self._start(self._deliver(delayed, target))
         try:
             while data := await loop.sock_recv(source, max(1, int(self._rate / 50))):
                 if self._dead:
                     await asyncio.Event().wait()
                 free_at = max(free_at, loop.time()) + len(data) / self._rate
                 await asyncio.sleep(free_at - loop.time())
-                late.put_nowait((loop.time() + self._delay_s, data))
+                delayed.put_nowait((loop.time() + self._delay_s, data))
                 self.carried += len(data) * up
                 if self.dies_at is not None and self.carried >= self.dies_at:
                     self.die()
@@ -100,18 +100,18 @@ class Relay:
         finally:
             delivering.cancel()
 
-    async def _deliver(self, late: asyncio.Queue[tuple[float, bytes]], target: socket.socket) -> None:
+    async def _deliver(self, delayed: asyncio.Queue[tuple[float, bytes]], target: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with suppress(OSError):
             while True:
-                at, data = await late.get()
+                at, data = await delayed.get()
                 await asyncio.sleep(at - loop.time())
                 if not self._dead:
                     await loop.sock_sendall(target, data)
 
 
-def _small(made: socket.socket) -> socket.socket:
-    made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-    return made
+def _with_small_buffers(connection: socket.socket) -> socket.socket:
+    connection.setblocking(False)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+    return connection

@@ -1,4 +1,4 @@
-"""Where .ci/arm cannot make an emulated ARM machine, it says why in a sentence, and leaves what is there alone."""
+"""If .ci/arm cannot make an emulated ARM machine, it says why in a sentence and changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if not shutil.which("bash") or not shutil.which("realpath"):
 
 
 def refusal(tmp_path: Path, stubs: dict[str, str], folder: Path | None = None) -> str:
-    """What it says with these programs alone, each a line of shell."""
+    """Run .ci/arm with only the programs in USED and `stubs`, each a line of shell; return its error message."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in USED:
@@ -36,20 +36,20 @@ def refusal(tmp_path: Path, stubs: dict[str, str], folder: Path | None = None) -
 
 def test_without_apt(tmp_path: Path) -> None:
     said = refusal(tmp_path, {})
-    assert said.startswith("There is no apt-get here.") and "Debian or Ubuntu" in said and said.count("\n") == 1
+    assert said.startswith("apt-get is not installed.") and "Debian or Ubuntu" in said and said.count("\n") == 1
 
 
-def test_where_apt_has_nothing_for_arm(tmp_path: Path) -> None:
+def test_if_apt_has_no_packages_for_arm(tmp_path: Path) -> None:
     said = refusal(tmp_path, STUBS | {"apt-cache": "exit 100"})
-    assert "apt here offers no packages for arm64" in said and "ports" in said
+    assert "apt offers no packages for arm64" in said and "ports" in said
 
 
-def test_where_python_is_too_old(tmp_path: Path) -> None:
+def test_if_apts_python_is_too_old(tmp_path: Path) -> None:
     said = refusal(tmp_path, STUBS | {"apt-cache": "echo '  PreDepends: python3.9-minimal'"})
-    assert "apt here offers Python 3.9 for arm64; 3.1" in said and "newer release" in said
+    assert "apt offers Python 3.9 for arm64; 3.1" in said and "newer release" in said
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis").write_text("finished")

@@ -1,4 +1,6 @@
-"""What .ci/install and .ci/torch do where things are not as here: their own words, beside a pip that only says it."""
+"""How .ci/install and .ci/torch behave on other machines: the real scripts, with a fake pip that installs nothing."""
+
+from __future__ import annotations
 
 import os
 import re
@@ -14,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CPU = "https://download.pytorch.org/whl/cpu/torch-2.13.0%2Bcpu-cp311-linux.whl"
 CUDA = "https://files.pythonhosted.org/packages/torch-2.13.0-cp311-linux.whl"
 OTHER = "https://download.pytorch.org/whl/cu130/torch-2.13.0%2Bcu130-cp311-linux.whl"
-#: Answers like pip: what the index has, what PyPI has, and otherwise writes down what is installed, and whether its
-#: hash is asked for.
+#: A fake pip: with --dry-run it finds INDEX or PYPI; otherwise it prints what would be installed, and whether the hash
+#: would be checked.
 PIP = """
 import json, os, sys
 words = sys.argv[1:]
@@ -58,19 +60,19 @@ def torch(tmp_path: Path, *, index: str, pypi: str, machine: str = "x86_64", **m
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_cpu_build_is_taken_without_a_word(tmp_path: Path, machine: str) -> None:
+def test_the_cpu_build_is_installed_without_a_message(tmp_path: Path, machine: str) -> None:
     assert torch(tmp_path, index=CPU, pypi=CUDA, machine=machine) == (0, f"installed {CPU} checked\n", "")
     assert torch(tmp_path, index="installed", pypi=CUDA, machine=machine) == (0, "", "")
 
 
-def test_without_the_index_it_says_what_comes_and_how_to_avoid_it(tmp_path: Path) -> None:
+def test_without_the_index_it_says_what_is_installed_and_how_to_avoid_it(tmp_path: Path) -> None:
     code, out, error = torch(tmp_path, index="", pypi=CUDA)
     assert (code, out) == (0, f"installed {CUDA} checked\n")
     assert error.startswith("https://download.pytorch.org/whl/cpu did not answer")
     assert "5 GB on disk" in error and "make TORCH_INDEX=https://" in error and "PIP_FIND_LINKS" in error
 
 
-def test_on_arm_it_takes_no_cuda_build_unasked(tmp_path: Path) -> None:
+def test_on_arm_a_cuda_build_is_installed_only_if_asked_for(tmp_path: Path) -> None:
     code, out, error = torch(tmp_path, index="", pypi=CUDA, machine="aarch64")
     assert (code, out) == (1, "") and "Nothing was installed" in error and "make TORCH_INDEX= ..." in error
     asked = torch(tmp_path, index="", pypi=CUDA, machine="aarch64", TORCH_INDEX="")
@@ -83,7 +85,7 @@ def test_a_cpu_build_on_pypi_needs_no_warning(tmp_path: Path) -> None:
 
 def test_a_changed_build_is_not_installed(tmp_path: Path) -> None:
     code, out, error = torch(tmp_path, index=CPU, pypi=CUDA, CHANGED=CPU)
-    assert (code, out) == (1, "") and "none of the builds of torch==2" in error and ".ci/lock.txt" in error
+    assert (code, out) == (1, "") and "not one of the builds of torch==2" in error and ".ci/lock.txt" in error
 
 
 def test_a_mirror_of_the_cpu_builds_is_checked_too(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_a_mirror_of_the_cpu_builds_is_checked_too(tmp_path: Path) -> None:
 
 
 def test_builds_that_the_lock_does_not_know_are_named(tmp_path: Path) -> None:
-    """Somebody who names an index trusts it; the usual one gives nothing unchecked."""
+    """Whoever names an index trusts it; from the usual one nothing is installed unchecked."""
     code, out, error = torch(tmp_path, index=OTHER, pypi=CUDA, TORCH_INDEX="https://download.pytorch.org/whl/cu130")
     assert (code, out) == (0, f"installed {OTHER} unchecked\n")
     assert ".ci/lock.txt has no hashes of the builds on https://download.pytorch.org/whl/cu130" in error
@@ -100,18 +102,18 @@ def test_builds_that_the_lock_does_not_know_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lines", ["", "torch==2.13\n", "torch==2.13\ntorch==2.13\n"])
-def test_versions_without_hashes_are_taken_unchecked(tmp_path: Path, lines: str) -> None:
-    """As .ci/oldest writes them: a line for each extra that asks."""
+def test_versions_without_hashes_are_installed_unchecked(tmp_path: Path, lines: str) -> None:
+    """As .ci/oldest writes them: a line for each extra that requires it."""
     (tmp_path / "versions.txt").write_text(lines)
     given = {"CONSTRAINTS": str(tmp_path / "versions.txt")}
     assert torch(tmp_path, index=CPU, pypi=CUDA, **given) == (0, f"installed {CPU} unchecked\n", "")
 
 
-def test_without_a_lock_the_newest_is_taken_unchecked(tmp_path: Path) -> None:
+def test_without_a_lock_the_newest_is_installed_unchecked(tmp_path: Path) -> None:
     assert torch(tmp_path, index=CPU, pypi=CUDA, CONSTRAINTS="") == (0, f"installed {CPU} unchecked\n", "")
 
 
-def test_where_there_is_no_torch_at_all_it_says_where_there_is(tmp_path: Path) -> None:
+def test_if_no_index_has_torch_it_says_which_machines_are_supported(tmp_path: Path) -> None:
     code, out, error = torch(tmp_path, index="", pypi="", machine="armv7l")
     assert (code, out) == (1, "")
     assert "ERROR: No matching distribution" in error and "Linux (x86_64, aarch64; glibc 2.28 or newer)" in error
@@ -125,7 +127,7 @@ def install(python: Path, folder: Path, **more: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(("version", "good"), [("3.10", False), ("3.11", True), ("3.14", True), ("3.15", False)])
-def test_which_pythons_are_taken(tmp_path: Path, version: str, good: bool) -> None:
+def test_which_pythons_are_accepted(tmp_path: Path, version: str, good: bool) -> None:
     major, minor = version.split(".")
     script = f"""
 import sys
@@ -139,19 +141,19 @@ exec(sys.argv[2])
     python = program(tmp_path / "bin", "python3", f'#!/bin/sh\nexec {sys.executable} {tmp_path}/fake.py "$@"\n')
     code, error = install(python, tmp_path / "venv")
     assert code == 1 and not (tmp_path / "venv").exists()
-    if good:  # the next thing that is asked of it, and which this one has not
+    if good:  # the next check, which this interpreter fails
         assert f"sudo apt install python{version}-venv" in error
     else:
-        assert f"is Python {version}; 3.11 to 3.14 are needed" in error and "make PYTHON=python3.12" in error
+        assert f"is Python {version}; it must be 3.11 to 3.14" in error and "make PYTHON=python3.12" in error
 
 
-def test_an_absent_python_is_named(tmp_path: Path) -> None:
+def test_a_missing_python_is_named(tmp_path: Path) -> None:
     code, error = install(Path("python2.9"), tmp_path / "venv")
-    assert code == 1 and error.startswith("There is no python2.9 here; install Python 3.11 to 3.14")
+    assert code == 1 and error.startswith("python2.9 was not found; install Python 3.11 to 3.14")
 
 
-def test_what_a_shell_has_set_for_others_sends_nothing_elsewhere(tmp_path: Path) -> None:
-    """The index that packages come from is the user's business, where they go is not."""
+def test_environment_variables_of_other_projects_do_not_redirect_the_installation(tmp_path: Path) -> None:
+    """The user chooses the index that packages come from, not where they go."""
     python = program(tmp_path / "bin", "python3", f"#!/bin/sh\nenv >{tmp_path}/env\nexit 1\n")
     elsewhere = {"PIP_TARGET": "/a", "PIP_PREFIX": "/b", "PIP_ROOT": "/c", "PYTHONPATH": "/d", "PYTHONHOME": "/e"}
     kept = {
@@ -171,20 +173,21 @@ def test_what_a_shell_has_set_for_others_sends_nothing_elsewhere(tmp_path: Path)
     ("place", "python", "said"),
     [
         ("{here} {here}/.venv", sys.executable, ""),
-        ("/elsewhere /elsewhere/.venv", sys.executable, "was made for another place (/elsewhere /elsewhere/.venv)"),
+        ("/elsewhere /elsewhere/.venv", sys.executable, "was made for other paths (/elsewhere /elsewhere/.venv)"),
         ("{here} {here}/.venv", "/nonexistent/python3", "The Python that .venv was made with is gone"),
     ],
 )
-def test_an_environment_that_was_moved_is_made_anew(tmp_path: Path, place: str, python: str, said: str) -> None:
+def test_an_environment_that_was_moved_is_made_again(tmp_path: Path, place: str, python: str, said: str) -> None:
     here = tmp_path / "here"
     shutil.copytree(ROOT / ".ci", here / ".ci")
-    for name in ("Makefile", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "lab/pyproject.toml"):
+        (here / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, here / name)
     (here / ".venv" / "bin").mkdir(parents=True)
     (here / ".venv" / "bin" / "python").symlink_to(python)
     (here / ".venv" / "place").write_text(place.format(here=here) + "\n")
     (here / ".venv" / "installed-demo").touch()
-    path = {"PATH": os.environ["PATH"]}  # not what a make around this one has set
+    path = {"PATH": os.environ["PATH"]}  # not the variables of a make that runs these tests
     words = ["make", "--dry-run", "VENV=.venv", "demo"]
     planned = subprocess.run(words, cwd=here, env=path, capture_output=True, text=True, check=True).stdout
     assert (".ci/install .venv device server" in planned) is bool(said)
@@ -197,7 +200,7 @@ def test_an_environment_that_was_moved_is_made_anew(tmp_path: Path, place: str, 
         assert not (here / ".venv").exists()
 
 
-def test_every_requirement_says_from_where_to_where_it_was_tested() -> None:
+def test_every_requirement_has_a_lower_and_an_upper_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     needed = {*project["dependencies"], *extras["device"], *extras["server"], *extras["images"]}

@@ -1,4 +1,6 @@
-"""What is installed is what .ci/lock.txt says, to the byte; containers get no more of a machine than they need."""
+"""Installations match .ci/lock.txt to the byte; containers have limits on memory, processes, files and logs."""
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -27,13 +29,13 @@ def locked() -> dict[str, str]:
 
 
 def test_the_lock_is_entries_with_hashes_and_nothing_else() -> None:
-    """No option either, which would have pip look elsewhere."""
+    """It has no options either, which could make pip use another index."""
     left = ENTRY.sub("", LOCK).splitlines()
     assert [line for line in left if not line.startswith("# ")] == []
     assert len(locked()) == len(ENTRY.findall(LOCK)) > 100
 
 
-def test_whatever_the_project_asks_for_is_locked_within_its_range() -> None:
+def test_every_requirement_is_locked_within_its_range() -> None:
     recipe = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = recipe["project"]
     asked = [*recipe["build-system"]["requires"], *project["dependencies"]]
@@ -43,7 +45,7 @@ def test_whatever_the_project_asks_for_is_locked_within_its_range() -> None:
 
 
 def test_torch_has_hashes_of_more_builds_than_one_index_has() -> None:
-    """PyPI's, and the CPU ones: for Python 3.11 to 3.14 on two machines."""
+    """PyPI's builds and the CPU builds, for Python 3.11 to 3.14 on two architectures."""
     (hashes,) = (hashes for name, _, hashes in ENTRY.findall(LOCK) if name == "torch")
     cpu_3_11 = "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
     assert locked()["torch"] != "2.13.0" or cpu_3_11 in hashes
@@ -67,12 +69,12 @@ def wheel(folder: Path, name: str, requires: str = "") -> Path:
 
 @pytest.mark.parametrize("changed", ["", "inner", "outer"])
 def test_a_changed_file_is_not_installed(tmp_path: Path, changed: str) -> None:
-    """Neither what is asked for nor what that brings along, though neither is asked for by an exact version."""
+    """Neither a direct nor an indirect requirement, although neither names an exact version."""
     pip = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, text=True, check=True).stdout
     if pip.split()[1] != locked()["pip"]:
         pytest.skip("this environment is older than the lock: `make test` brings its pip")
     files = [wheel(tmp_path, "inner"), wheel(tmp_path, "outer", "inner>=0.5")]
-    lines = [f"pip=={locked()['pip']} \\\n    --hash=sha256:{'0' * 64}\n"]  # is there; nothing else can be
+    lines = [f"pip=={locked()['pip']} \\\n    --hash=sha256:{'0' * 64}\n"]  # installed already; no file has this hash
     for file in files:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         lines.append(f"{file.name.split('-')[0]}==1.0 \\\n    --hash=sha256:{digest}\n")
@@ -93,7 +95,7 @@ def test_a_changed_file_is_not_installed(tmp_path: Path, changed: str) -> None:
         assert f"{changed}==1.0" in done.stderr and "DO NOT MATCH THE HASHES" in done.stderr
 
 
-#: Answers like uv: an index has two files of every package, and torch's own has one more, where it answers.
+#: A fake uv: an index has two files of every package, and torch's own index, unless CLOSED, has one.
 UV = """
 import os, sys
 words = sys.argv[1:]
@@ -112,7 +114,7 @@ open(file, "w").write(text) if file else print(text, end="")
 
 
 def lock(tmp_path: Path, before: str, *words: str, **given: str) -> tuple[int, str, str]:
-    """What .ci/lock makes of such a lock, beside that uv and a docker that knows a digest."""
+    """Run .ci/lock on a lock with the content `before`, with the fake uv and a docker that prints a digest."""
     for name in (".ci/lock", "pyproject.toml", "edge_server/Dockerfile", "device_client/Dockerfile"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -142,9 +144,9 @@ def test_a_new_lock_has_the_hashes_of_both_indexes(tmp_path: Path) -> None:
     assert BASE in (tmp_path / "edge_server" / "Dockerfile").read_text()
 
 
-def test_without_torchs_own_index_its_hashes_stay_while_the_version_does(tmp_path: Path) -> None:
+def test_without_torchs_index_its_hashes_are_kept_if_the_version_is(tmp_path: Path) -> None:
     code, text, error = lock(tmp_path, OLD, CLOSED="1")
-    assert code == 0 and hashes_of(text, "torch") == ["a", "b", "e"] and "stay as they were" in error
+    assert code == 0 and hashes_of(text, "torch") == ["a", "b", "e"] and "were kept" in error
     code, text, error = lock(tmp_path, OLD, "--upgrade", CLOSED="1", VERSION="2.14.0")
     assert code == 1 and text == OLD and "hashes of torch 2.14.0's CPU builds are on" in error
 
@@ -157,7 +159,7 @@ def test_an_upgrade_renews_the_base_of_both_images(tmp_path: Path) -> None:
 
 
 def audit(tmp_path: Path, program: str) -> tuple[int, str]:
-    """.ci/audit beside a pip-audit that does this."""
+    """Run .ci/audit with `program` in place of pip-audit."""
     shutil.copy(ROOT / ".ci" / "audit", tmp_path)
     (tmp_path / "pip_audit.py").write_text(program)
     given = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
@@ -168,7 +170,7 @@ def audit(tmp_path: Path, program: str) -> tuple[int, str]:
 ONE = '{"name": "a", "version": "1", "vulns": []}'
 BAD = '{"name": "b", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}]}'
 UNKNOWN = '{"name": "c", "skip_reason": "not found"}'
-NOTHING = "audit: left out, nothing was looked up: the advisory service "
+NOTHING = "audit: skipped, nothing was looked up: the advisory service "
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ NOTHING = "audit: left out, nothing was looked up: the advisory service "
         (
             f"print('''{{\"dependencies\": [{ONE}, {BAD}]}}''')\nraise SystemExit(1)",
             1,
-            "b 2: PYSEC-1, mended in 3\naudit: 2 packages looked up, 1 advisories\n",
+            "b 2: PYSEC-1, fixed in 3\naudit: 2 packages looked up, 1 advisories\n",
         ),
         (
             f"print('''{{\"dependencies\": [{ONE}, {UNKNOWN}]}}''')",
@@ -190,12 +192,12 @@ NOTHING = "audit: left out, nothing was looked up: the advisory service "
         ("raise ValueError('a bad line')", 1, ""),
     ],
 )
-def test_an_audit_that_looked_nothing_up_says_so(tmp_path: Path, program: str, code: int, said: str) -> None:
+def test_an_audit_says_what_it_found_or_could_not_look_up(tmp_path: Path, program: str, code: int, said: str) -> None:
     assert audit(tmp_path, program) == (code, said)
 
 
 @pytest.mark.parametrize("name", ["credentials", "server", "client"])
-def test_a_container_has_bounds(name: str) -> None:
+def test_a_container_has_limits(name: str) -> None:
     service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][name]
     assert service["mem_limit"] == service["memswap_limit"]
     assert 0 < service["pids_limit"] <= 1024
@@ -213,3 +215,13 @@ def test_an_image_installs_from_the_lock_on_a_base_with_a_digest(dockerfile: Pat
     assert re.findall(r"^ARG BASE=.*@sha256:[0-9a-f]{64}$", text, re.MULTILINE) == [BASE]
     installs = [line for line in text.splitlines() if "pip install" in line]
     assert ".ci/dependencies" in text and all("--no-deps --no-build-isolation" in line for line in installs)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_an_image_has_its_half_of_nano_and_no_lab(dockerfile: Path) -> None:
+    """The wheel brings all of nano, the decoder too; splitting it needs the lab."""
+    text = dockerfile.read_text()
+    build, _ = text.split("FROM ${BASE}\n")
+    *_, environment = re.split(r"^(?=RUN rm -rf /opt/tofc\b)", build, flags=re.MULTILINE)
+    assert "rm -r /opt/tofc/lib/python3*/site-packages/tofc/nano" in environment
+    assert "tofc-lab" not in environment or "pip uninstall --yes tofc-lab" in environment

@@ -1,4 +1,6 @@
-"""What people and scripts rely on: the distribution's commands, how to get more of it, what git ignores."""
+"""The distribution's commands, the advice how to install extras, and which files git ignores."""
+
+from __future__ import annotations
 
 import re
 import shlex
@@ -10,14 +12,13 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from shared.install import install
+from tofc.install import install
 
 ROOT = Path(__file__).resolve().parents[1]
 
 COMMANDS = {
     "device-client": "device_client.__main__:main",
     "edge-server": "edge_server.__main__:main",
-    "tofc-lab": "lab.cli:app",
 }
 
 
@@ -33,7 +34,7 @@ def test_a_command_can_be_called(command: str) -> None:
 
 
 @pytest.mark.parametrize("extra", ["device", "server", "lab", "dev"])
-def test_what_is_missing_is_installed_from_where_the_user_is(extra: str, tmp_path: Path) -> None:
+def test_the_advice_for_a_missing_extra_fits_a_checkout_and_an_installation(extra: str, tmp_path: Path) -> None:
     assert shlex.split(install(extra)) == [sys.executable, "-m", "pip", "install", "-e", f"{ROOT}[{extra}]"]
     python, *pip = shlex.split(install(extra, tmp_path))  # installed: no checkout to name
     assert (python, pip[:3]) == (sys.executable, ["-m", "pip", "install"])
@@ -44,8 +45,9 @@ def test_what_is_missing_is_installed_from_where_the_user_is(extra: str, tmp_pat
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
 def test_git_ignores_what_the_documented_commands_write() -> None:
-    """A private key first of all."""
-    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/step3-vl.md"))
+    """The most important of them is a private key."""
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "".join(document.read_text(encoding="utf-8") for document in documents)
     named = set(re.findall(r"(?:--out|--run|fake-checkpoint|--local-dir) ([a-z][\w./-]*)", text))
     assert {"halves", "credentials", "step3-vl", "mine", "run"} <= named
     written = sorted(one for one in named if not one.startswith("benchmarks/"))

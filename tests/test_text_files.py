@@ -1,7 +1,9 @@
-"""Text files are UTF-8 whatever the locale says, and what is JSON anywhere is JSON for everybody.
+"""Every text file is opened with its encoding, whatever the locale, and commands print through `tofc.terminal`.
 
-Read from the sources, so that what no test runs counts too.
+This is checked in the sources, so that code which no test runs counts too.
 """
+
+from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ PRINTERS = {"print", "typer.echo", "echo"}
 
 
 def calls(package: str) -> Iterator[tuple[str, ast.Call]]:
-    """(place, call) of every call of a method or function in a package."""
+    """Yield (place, call) of every call of a method or function in a package."""
     found = sorted((ROOT / package).rglob("*.py"))
     assert found
     for path in found:
@@ -29,7 +31,7 @@ def has_encoding(call: ast.Call) -> bool:
 
 
 def opens_text(call: ast.Call) -> bool:
-    """Whether it is `PATH.open("r")`, or of another mode for text."""
+    """Whether a call is `PATH.open("r")`, or with another mode for text."""
     modes = [one.value for one in call.args[:1] if isinstance(one, ast.Constant)]
     return any(isinstance(mode, str) and 0 < len(mode) <= 2 and set(mode) <= set("rwax+") for mode in modes)
 
@@ -45,8 +47,8 @@ def test_every_text_file_has_its_encoding_named(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["device_client", "edge_server"])
-def test_what_a_command_prints_goes_through_the_terminal_s_module(package: str) -> None:
-    """`print` and `typer.echo` would hand control characters on. A prompt and a style are the program's own."""
+def test_commands_print_through_the_terminal_module(package: str) -> None:
+    """`print` and `typer.echo` would print control characters of untrusted text. Constant text is safe."""
     wrong = []
     for place, call in calls(package):
         called, words = ast.unparse(call.func), [ast.unparse(one) for one in call.args]

@@ -1,11 +1,11 @@
-"""Fuzzes packets and sessions until so many cases have been run.
+"""Fuzzes packets and sessions until a number of cases have been run.
 
-    python -m benchmarks.fuzz --cases 10000000          # hours; goes on where it stopped
-    python -m benchmarks.fuzz --replay FILE             # one finding again, with its traceback
+    python -m benchmarks.fuzz --cases 10000000          # hours; resumes where it stopped
+    python -m benchmarks.fuzz --replay FILE             # run one finding again, with its traceback
 
-Nine cases of ten are packets, one is a pair of sessions. Works in ``runs/fuzz`` (corpus, findings, counts) and
-writes benchmarks/results/fuzz.json after every slice; another folder begins anew. Promises that a finding, a
-hang or a dead process ends a slice at most. Leaves the cases themselves to `worker`.
+Nine of ten cases are packets, one is a pair of sessions. They run in slices. The corpus, the findings and the counts
+are kept in `runs/fuzz`, and benchmarks/results/fuzz.json is written after every slice; another folder starts a new
+campaign. Promises that a hang or a dead process ends no more than its slice. Leaves running the cases to `worker`.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.fuzz.worker import TARGETS, target
-from shared import json_text
-from shared.install import install
+from tofc import json_text
+from tofc.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "fuzz.json"
 SHARES = {"packet": 0.9, "stream": 0.1}
-SLICE = 50_000  # cases of all targets and one job
-INTERRUPTED = (72, 130, -signal.SIGINT, -signal.SIGTERM)  # how a process says that it was: libFuzzer, Atheris, Python
-SEEN = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")  # libFuzzer's progress
+SLICE = 50_000  # cases of all targets for each job
+INTERRUPTED = (72, 130, -signal.SIGINT, -signal.SIGTERM)  # exit codes of libFuzzer, Atheris, Python
+PROGRESS = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")  # in libFuzzer's log
 
 
-def nothing() -> dict[str, Any]:
-    """Seconds are the clock's, and of the processor; the slowest case is the processor's."""
+def empty_counts() -> dict[str, Any]:
+    """Return the counts of a new target. `seconds` are wall-clock time; `slowest_ms` is processor time."""
     zeros: dict[str, Any] = dict.fromkeys(("cases", "seconds", "cpu_seconds", "edges", "features", "corpus"), 0)
     return zeros | {"slowest_ms": 0.0, "outcomes": {}}
 
 
 class Campaign:
-    """What has been done in a folder, slice by slice."""
+    """The fuzzing in one folder, slice by slice."""
 
     def __init__(self, folder: Path, seed: int, jobs: int) -> None:
         self.folder = folder
         self.jobs = jobs
-        self.broken = ""  # why it makes no sense to go on
+        self.broken = ""  # why it cannot continue, if it cannot
         self._file = folder / "campaign.json"
-        fresh = {"seed": seed, "slices": 0, "findings": {}, "targets": {name: nothing() for name in TARGETS}}
+        fresh = {"seed": seed, "slices": 0, "findings": {}, "targets": {name: empty_counts() for name in TARGETS}}
         self.state: dict[str, Any] = json.loads(self._file.read_bytes()) if self._file.exists() else fresh
 
     @property
@@ -61,7 +61,7 @@ class Campaign:
 
     @property
     def speed(self) -> float:
-        """Cases in a second of one processor."""
+        """Cases per processor second."""
         return self.cases / max(sum(one["cpu_seconds"] for one in self.state["targets"].values()), 1e-9)
 
     @property
@@ -69,14 +69,14 @@ class Campaign:
         return sum(self.state["findings"].values())
 
     def slice(self, name: str, cases: int) -> None:
-        """Lets every job run its part of so many cases of one target; adds up what they did."""
+        """Run this many cases of one target, divided among the jobs; add up the results."""
         each = -(-cases // self.jobs)
         running = []
         self.folder.mkdir(parents=True, exist_ok=True)
-        # A new one: a process that outlived an earlier campaign must not write into this one's figures.
+        # A new folder: a process left over from an earlier campaign must not write into this one's figures.
         with TemporaryDirectory(dir=self.folder, prefix="slice-") as slice_folder:
             for job in range(self.jobs):
-                self.state["slices"] += 1  # a seed of its own for each; 0 would be a random one
+                self.state["slices"] += 1  # each job has its own seed; 0 would be random
                 work = Path(slice_folder, f"job-{job}")
                 work.mkdir()
                 seed = self.state["seed"] * 1_000_003 + self.state["slices"]
@@ -100,8 +100,8 @@ class Campaign:
 
     def _add(self, name: str, work: Path, code: int | None) -> None:
         total, log = self.state["targets"][name], (work / "log").read_text(encoding="utf-8", errors="replace")
-        found, state = SEEN.findall(log), work / "state.json"
-        done = json.loads(state.read_bytes()) if state.exists() else nothing() | {"findings": {}}
+        found, state = PROGRESS.findall(log), work / "state.json"
+        done = json.loads(state.read_bytes()) if state.exists() else empty_counts() | {"findings": {}}
         for key in ("cases", "cpu_seconds"):
             total[key] += done[key]
         total["slowest_ms"] = max(total["slowest_ms"], done["slowest_ms"])
@@ -131,26 +131,31 @@ class Campaign:
         }
 
     def __str__(self) -> str:
-        told = [f"{self.cases:,} cases", f"{self.speed:,.0f} in a second of a processor"]
-        for name, one in self.state["targets"].items():
-            told.append(f"{name}: {one['edges']} edges, slowest {one['slowest_ms']:.0f} ms")
-        return " | ".join([*told, f"{self.findings} findings"])
+        parts = [f"{self.cases:,} cases", f"{self.speed:,.0f} per processor second"]
+        for name, counts in self.state["targets"].items():
+            parts.append(f"{name}: {counts['edges']} edges, slowest {counts['slowest_ms']:.0f} ms")
+        return " | ".join([*parts, f"{self.findings} findings"])
 
 
 def replay(file: Path) -> None:
-    """Runs one case; its exception is not caught."""
+    """Run one case; its exception is not caught."""
     name = file.name.split("-")[0]
     if name not in TARGETS:
-        raise SystemExit(f"{file.name} is no finding: their names begin with {' or '.join(TARGETS)}")
+        raise SystemExit(f"{file.name} is not a finding: names of findings begin with {' or '.join(TARGETS)}")
     print(target(name).run(file.read_bytes()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--cases", type=int, default=100_000, help="in all, earlier runs in the folder included")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "fuzz", help="where it goes on; %(default)s")
+    parser.add_argument("--cases", type=int, default=100_000, help="in total, including earlier runs in the folder")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "runs" / "fuzz",
+        help="corpus, findings and counts to resume from; %(default)s",
+    )
     parser.add_argument("--out", type=Path, default=RESULT, help="%(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="of a folder that begins anew")
+    parser.add_argument("--seed", type=int, default=1, help="seed of a new folder")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once; they share the corpus")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run one finding again and nothing else")
     chosen = parser.parse_args()
@@ -158,7 +163,7 @@ def main() -> None:
         return replay(chosen.replay)
     if util.find_spec("atheris") is None:
         raise SystemExit(f"atheris is not installed; on Linux x86-64 with Python below 3.14: {install('dev')}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     campaign = Campaign(chosen.folder.resolve(), chosen.seed, max(chosen.jobs, 1))
     try:
         while (left := chosen.cases - campaign.cases) > 0:
@@ -170,7 +175,7 @@ def main() -> None:
             json_text.write(chosen.out, campaign.result())
             print(campaign, flush=True)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from here: {campaign}")
+        print(f"stopped; the same command resumes here: {campaign}")
         raise SystemExit(130) from None
     if campaign.findings:
         raise SystemExit(f"findings, with inputs in {campaign.folder}/findings: {campaign.state['findings']}")

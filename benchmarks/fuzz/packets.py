@@ -1,9 +1,9 @@
-"""Hostile packets: what must hold of any bytes, and how to make bytes that get far.
+"""Hostile packets: checks that must hold for any bytes, and mutations that get past the decoder's first checks.
 
-    selector byte │ packet      the codec that reads it, and what it reads
+    selector (1 byte) │ packet      a case: which of the codecs decodes it, and the bytes that it decodes
 
-Promises to know nothing of a packet's inside but the half byte of header and the checksum at its end. Leaves what
-comes of a failed check, and which bytes lead somewhere new, to whoever calls.
+Mutations use only two facts about packets: the header of half a byte and the checksum at the end. Leaves recording
+findings and choosing among cases to the caller.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from random import Random
 import numpy as np
 
 from benchmarks.fuzz import Finding
-from shared.codec import Codec, PacketError, checksum, packet
-from shared.codec.fake import fake_features, fake_weights
+from tofc.codec import Codec, checksum, packet
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.errors import PacketError
 
-Blind = Callable[[bytes], bytes]  # changes bytes without knowing what they are
+Blind = Callable[[bytes], bytes]  # a mutation that knows nothing of the format
 
 REASON = re.compile(r"[A-Z]+(_[A-Z]+)*")
 
 
 def codecs() -> list[Codec]:
-    """Small ones of one, two and three qualities and slices; the second takes small grids only."""
+    """Return small codecs of one, two and three qualities and slices; the second accepts only small grids."""
     made = [fake_weights(D=12, M=6, H=4, Q=number, slices=number, seed=number) for number in (1, 2, 3)]
     made[1] = replace(made[1], config=replace(made[1].config, max_grid=6))
     return [Codec(weights) for weights in made]
 
 
-def mended(content: bytes) -> bytes:
-    """A packet whose checksum is right, whatever it says; of the first byte only the lower half counts."""
-    return checksum.sealed(bytes([(content or b"\0")[0] & 15]) + content[1:])
+def with_valid_crc(content: bytes) -> bytes:
+    """Append a valid checksum to any content; only the lower half of its first byte is used."""
+    return checksum.append_crc(bytes([(content or b"\0")[0] & 15]) + content[1:])
 
 
-def content_of(data: bytes) -> bytes:
-    """What `mended` makes a packet of."""
-    return checksum.content_of(data.rjust(2, b"\0"))
+def strip_crc(data: bytes) -> bytes:
+    """Return the content of a packet: the inverse of `with_valid_crc`."""
+    return checksum.strip_crc(data.rjust(2, b"\0"))
 
 
-def settled(codec: Codec, data: bytes) -> bytes | None:
-    """The packet that says what these bytes say; None when they do not even decode to symbols."""
+def canonicalised(codec: Codec, data: bytes) -> bytes | None:
+    """Return the canonical packet with the same content; None if the bytes do not decode to symbols."""
     with _written() as written, suppress(PacketError):
         codec.decode(data)
     return written[-1] if written else None
@@ -53,7 +54,7 @@ def settled(codec: Codec, data: bytes) -> bytes | None:
 
 @contextmanager
 def _written() -> Iterator[list[bytes]]:
-    """Every packet that is written meanwhile: a decoder writes one to compare it with what came."""
+    """Collect every packet that `packet.write` makes: a decoder makes one to compare it with the bytes received."""
     original, seen = packet.write, []
 
     def write(*args: object, **more: object) -> bytes:
@@ -68,19 +69,19 @@ def _written() -> Iterator[list[bytes]]:
 
 
 def check(codec: Codec, data: bytes) -> str:
-    """Holds a codec to its promises on any bytes: the reason of refusal, or what was decoded, as a hash.
+    """Check a codec's promises for any bytes; return the reason of refusal, or a hash of the decoded content.
 
-    Raises `Finding`, or whatever the decoder raised that it must not.
+    Raises `Finding`, and any exception of the decoder's that is not a `PacketError`.
     """
     with _written() as written:
         try:
             decoded = codec.decode(data)
         except PacketError as error:
             if not REASON.fullmatch(error.reason) or len(str(error)) < 10:
-                raise Finding(f"refused without a sentence: {error.reason!r}, {error}") from error
+                raise Finding(f"refused without a reason or a message: {error.reason!r}, {error}") from error
             return error.reason
     if written[-1] != data:
-        raise Finding(f"taken, but an encoder writes {written[-1].hex()}")
+        raise Finding(f"{data.hex()} was accepted, but an encoder writes {written[-1].hex()}")
     n, cells = len(decoded.positions), decoded.positions
     rules = {
         "grid": 1 <= decoded.grid <= codec.config.max_grid,
@@ -90,7 +91,7 @@ def check(codec: Codec, data: bytes) -> str:
         "numbers": np.isfinite(decoded.features).all(),
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:
-        raise Finding(f"{data.hex()} was taken with wrong {', '.join(broken)}")
+        raise Finding(f"{data.hex()} was accepted with wrong {', '.join(broken)}")
     return hashlib.sha256(
         cells.tobytes() + decoded.features.tobytes() + bytes([decoded.grid, decoded.quality])
     ).hexdigest()
@@ -120,17 +121,17 @@ CHANGES: tuple[Callable[[bytes, Random], bytes], ...] = (_set, _flip, _cut, _gro
 
 
 class Packets:
-    """The fuzzer's target: `seeds` to begin with, `mutate` to go on, `run` for one case."""
+    """A fuzzing target: `seeds` are the first cases, `mutate` makes more, `run` runs one."""
 
     name = "packet"
     longest = 8192  # bytes of a case; a packet of these codecs is shorter
 
     def __init__(self) -> None:
         self.codecs = codecs()
-        self._heads = sorted({content_of(seed[1:])[:2] for seed in self.seeds()})  # they say how the rest is read
+        self._heads = sorted({strip_crc(seed[1:])[:2] for seed in self.seeds()})  # header and first byte after it
 
     def seeds(self) -> Iterator[bytes]:
-        """Valid packets of every codec, of several grids and n."""
+        """Yield valid packets of every codec, of several grids and n."""
         for selector, codec in enumerate(self.codecs):
             for side in (1, 2, 4, 5, 6, 9, 13, 16):
                 if side <= codec.config.max_grid:
@@ -139,12 +140,12 @@ class Packets:
                         yield bytes([selector]) + codec.encode(views, n, n % codec.config.qualities)
 
     def run(self, data: bytes) -> str:
-        """One case: the reason of refusal, or TAKEN."""
+        """Run one case; return the reason of refusal, or TAKEN."""
         outcome = check(*self._split(data))
         return outcome if REASON.fullmatch(outcome) else "TAKEN"
 
     def mutate(self, data: bytes, rng: Random, blind: Blind) -> bytes:
-        """Another case, made from one. Most have a right checksum, and some are what an encoder would write."""
+        """Change a case. Most results have a valid checksum, and some are canonical packets."""
         codec, sent = self._split(data)
         selector = self.codecs.index(codec)
         if rng.random() < 0.05:
@@ -152,16 +153,16 @@ class Packets:
             codec = self.codecs[selector]
         if rng.random() < 0.02:
             return bytes([selector]) + self._encoded(codec, rng)
-        body = content_of(sent)
+        body = strip_crc(sent)
         for _ in range(rng.choice((1, 1, 2, 4))):
-            kept = rng.choice((0, 1, 1, 1, 2))  # few other heads are any
+            kept = rng.choice((0, 1, 1, 1, 2))  # most changes of the header make it invalid
             body = body[:kept] + (blind if rng.random() < 0.3 else partial(rng.choice(CHANGES), rng=rng))(body[kept:])
         if rng.random() < 0.1:
             body = rng.choice(self._heads) + body[2:]
         body = body[: self.longest - 1]
-        sent = mended(body) if rng.random() < 0.95 else body
+        sent = with_valid_crc(body) if rng.random() < 0.95 else body
         if rng.random() < 0.1:
-            sent = settled(codec, sent) or sent
+            sent = canonicalised(codec, sent) or sent
         return bytes([selector]) + sent
 
     def _split(self, data: bytes) -> tuple[Codec, bytes]:

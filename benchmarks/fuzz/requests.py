@@ -1,9 +1,8 @@
-"""The steps of scripted clients as bytes, and how to change them with and without sense.
+"""The steps of scripted clients as bytes, and mutations of them, structured and blind.
 
     step      kind and client (1 byte) │ pause (1 byte) │ length (2 bytes) │ request
 
-Promises that any bytes are some steps and that what `write` gives `read` takes back. Leaves to `streams` what
-a step does.
+Promises that `read` makes steps of any bytes, and that it reverses `write`. Leaves performing the steps to `streams`.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from edge_server.fake import CORRUPT
-from shared.rpc.picture_id import ID_BYTES
-from shared.rpc.tofc.v1 import tofc_pb2
+from tofc.rpc.picture_id import ID_BYTES
+from tofc.v1 import tofc_pb2 as pb
 
 PICTURES = [name.ljust(ID_BYTES, b"\0") for name in (b"one", b"two", b"three")]
-MOST = 64  # steps
+MAX_STEPS = 64
 NUMBERS = (0, 1, 1, 2, 2, 3, 4, 5, 16, 1024, 2**31 - 1, 2**31, 2**32 - 1)
 FLOATS = (0.0, 0.5, 1.0, -1.0, 100.0, 1e30, float("nan"), float("inf"))
 TEXTS = ("", "?", "a cat", "größer 🐘", "x" * 300, "\0", "fake-model", "fake-codec")
@@ -30,35 +29,35 @@ PACKETS = (b"", b"a", b"view", CORRUPT, b"12345678", b"123456789", bytes(200))
 
 
 class Kind(IntEnum):
-    """What a client does."""
+    """The kinds of steps."""
 
     REQUEST = 0
-    WAIT = 1  # seconds, instead of turns of the loop
-    READ_NOT = 2
+    WAIT = 1  # `pause` is in seconds
+    READ_NOT = 2  # stop reading responses
     READ = 3
-    LEAVE = 4
+    LEAVE = 4  # break the call off
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that one client does, after so many turns of the loop."""
+    """An action of one client, after a number of turns of the event loop."""
 
     client: int  # 0 or 1
     kind: Kind = Kind.REQUEST
-    pause: int = 0
-    request: bytes = b""  # a SessionRequest, or not
+    pause: int = 0  # turns of the loop before it
+    request: bytes = b""  # perhaps not a valid SessionRequest
 
 
 def write(steps: list[Step]) -> bytes:
     return b"".join(
         bytes([step.kind << 1 | step.client, step.pause]) + len(step.request).to_bytes(2) + step.request
-        for step in steps[:MOST]
+        for step in steps[:MAX_STEPS]
     )
 
 
 def read(data: bytes) -> list[Step]:
     steps = []
-    while len(data) >= 4 and len(steps) < MOST:
+    while len(data) >= 4 and len(steps) < MAX_STEPS:
         head, pause, size = data[0], data[1] % 64, int.from_bytes(data[2:4])
         kind = Kind(head >> 1) if head >> 1 <= max(Kind) else Kind.REQUEST
         steps.append(Step(head & 1, kind, pause, data[4 : 4 + size]))
@@ -66,42 +65,49 @@ def read(data: bytes) -> list[Step]:
     return steps
 
 
-def said(client: int, pause: int = 0, **request: Any) -> Step:
-    return Step(client, Kind.REQUEST, pause, tofc_pb2.SessionRequest(**request).SerializeToString())
+def request(client: int, pause: int = 0, **fields: Any) -> Step:
+    return Step(client, Kind.REQUEST, pause, pb.SessionRequest(**fields).SerializeToString())
 
 
 def hello(client: int) -> Step:
-    return said(client, hello=tofc_pb2.Hello(client_version="1", model_id="fake-model", codec_id="fake-codec"))
+    return request(client, hello=pb.Hello(client_version="1", model_id="fake-model", codec_id="fake-codec"))
 
 
-def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0, *, reply: bool = False) -> Step:
-    announced = tofc_pb2.Picture(ref=ref, picture_id=PICTURES[name], rows=rows, columns=columns, reply=reply)
-    return said(client, pictures=[announced])
+def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0, *, want_state: bool = False) -> Step:
+    announced = pb.Picture(ref=ref, picture_id=PICTURES[name], rows=rows, columns=columns, want_state=want_state)
+    return request(client, pictures=[announced])
 
 
 def view(client: int, ref: int, index: int = 0, packet: bytes = b"view") -> Step:
-    return said(client, views=[tofc_pb2.View(ref=ref, index=index, packet=packet)])
+    return request(client, views=[pb.View(ref=ref, index=index, packet=packet)])
 
 
-def ask(client: int, request: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:
-    return said(client, pause, asks=[tofc_pb2.Ask(request=request, refs=refs, question=text, **more)])
+def ask(client: int, number: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:
+    return request(client, pause, asks=[pb.Ask(request=number, refs=refs, question=text, **more)])
 
 
-def cancel(client: int, request: int) -> Step:
-    return said(client, 3, cancels=[tofc_pb2.Cancel(request=request)])
+def cancel(client: int, number: int) -> Step:
+    return request(client, 3, cancels=[pb.Cancel(request=number)])
 
 
 def together(*steps: Step) -> Step:
-    """The parts of several requests as one."""
+    """Join the parts of several requests into one."""
     return Step(steps[0].client, request=b"".join(step.request for step in steps))
 
 
 def seeds() -> list[list[Step]]:
-    """Sessions that keep the rules, alone and beside another."""
+    """Return the steps of sessions that follow the protocol, of one client and of two."""
     plain = [hello(0), picture(0, 1, 0), view(0, 1), ask(0, 1, 1), ask(0, 2, 1, pause=9)]
     crops = [hello(0), picture(0, 1, 1, 2, 2), *(view(0, 1, index) for index in (4, 0, 0, 1, 2, 3)), ask(0, 1, 1)]
     pause = Step(0, Kind.WAIT, 1)
-    talk = [*plain, ask(0, 3, text="cat"), pause, ask(0, 4, 1, text="dog", after=3), pause, ask(0, 5, after=4)]
+    talk = [
+        *plain,
+        ask(0, 3, text="cat"),
+        pause,
+        ask(0, 4, 1, text="dog", previous_request=3),
+        pause,
+        ask(0, 5, previous_request=4),
+    ]
     gone = [*plain, picture(0, 2, 1), view(0, 2), picture(0, 3, 2), view(0, 3), ask(0, 3, 1, 2), view(0, 1)]
     shared = [
         hello(0),
@@ -115,13 +121,13 @@ def seeds() -> list[list[Step]]:
     slow = [*plain, Step(0, Kind.READ_NOT), ask(0, 3, 1), cancel(0, 3), Step(0, Kind.WAIT, 5), Step(0, Kind.READ)]
     left = [*plain[:3], ask(0, 1, 1), Step(0, Kind.LEAVE, 2)]
     batch = [hello(0), together(picture(0, 1, 0, 1, 1), view(0, 1), view(0, 1, 1), ask(0, 1, 1), cancel(0, 1))]
-    batch.append(together(picture(0, 2, 1, reply=True), picture(0, 3, 0, 1, 1), ask(0, 2, 3), ask(0, 3)))
+    batch.append(together(picture(0, 2, 1, want_state=True), picture(0, 3, 0, 1, 1), ask(0, 2, 3), ask(0, 3)))
     late = [*plain[:2], ask(0, 1, 1, deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
     return [plain, crops, talk, gone, shared, slow, left, batch, late]
 
 
 def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:
-    """One to four changes: of the order, of a step, or of a request."""
+    """Make one to four changes: of the order, of a step, or of a request."""
     steps = list(steps)
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(steps) + 1)
@@ -150,13 +156,13 @@ def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> 
             case 8:
                 steps[at] = together(step, rng.choice(steps))
             case _:
-                steps[at] = replace(step, request=_otherwise(step.request, rng))
+                steps[at] = replace(step, request=_with_a_field_changed(step.request, rng))
     for client in {step.client for step in steps}:
         if rng.random() < 0.9:  # without it a session is short
             first = next(at for at, step in enumerate(steps) if step.client == client)
             if steps[first] != hello(client):
                 steps.insert(first, hello(client))
-    return steps[:MOST]
+    return steps[:MAX_STEPS]
 
 
 def _fresh(rng: Random) -> Step:
@@ -166,19 +172,22 @@ def _fresh(rng: Random) -> Step:
     return rng.choice((
         lambda: hello(client),
         lambda: picture(
-            client, rng.randrange(4), rng.randrange(3), rng.randrange(3), rng.randrange(3), reply=rng.random() < 0.5
+            client, *(rng.randrange(n) for n in (4, 3, 3, 3)), want_state=rng.random() < 0.5
         ),
         lambda: view(client, rng.randrange(4), rng.randrange(4), rng.choice(PACKETS)),
         lambda: ask(
-            client, rng.randrange(4), *rng.choices(range(4), k=rng.randrange(3)), after=rng.choice((0, 0, 1, 2))
+            client,
+            rng.randrange(4),
+            *rng.choices(range(4), k=rng.randrange(3)),
+            previous_request=rng.choice((0, 0, 1, 2)),
         ),
         lambda: cancel(client, rng.randrange(4)),
     ))()  # fmt: skip
 
 
-def _otherwise(request: bytes, rng: Random) -> bytes:
-    """The request with one field changed, or the bytes themselves when they are none."""
-    message = tofc_pb2.SessionRequest()
+def _with_a_field_changed(request: bytes, rng: Random) -> bytes:
+    """Change one field of a request. Bytes that are not a request stay as they are."""
+    message = pb.SessionRequest()
     try:
         message.ParseFromString(request)
     except DecodeError:
@@ -188,7 +197,7 @@ def _otherwise(request: bytes, rng: Random) -> bytes:
 
 
 def _change(message: Message, rng: Random) -> None:
-    """One field of a message, or of one inside it. (Half of the time one that is set.)"""
+    """Change one field of a message or of a message inside it, more often one that is set."""
     present = [field for field, _ in message.ListFields()]
     field = rng.choice(present if present and rng.random() < 0.7 else list(message.DESCRIPTOR.fields))
     several: Any = getattr(message, field.name)
@@ -211,7 +220,7 @@ def _change(message: Message, rng: Random) -> None:
 
 
 def _value(field: FieldDescriptor, rng: Random) -> Any:
-    """A value of the field's type, most often one that means something."""
+    """Draw a value of the field's type, most often a meaningful one."""
     match field.type:
         case FieldDescriptor.TYPE_STRING:
             return rng.choice(TEXTS)

@@ -1,9 +1,9 @@
-"""Hostile sessions: what must hold of any sequence of requests, in a time that never waits.
+"""Hostile sessions: checks that must hold for any sequence of requests, without waiting.
 
     steps ─ two scripted clients ─ TofcService with the fake backend ─ responses, checked
 
-Promises that a case does the same each time: one thread, a clock that jumps to the next timer when nothing
-is left to do, and no network. Leaves gRPC itself out, and making steps to `requests`.
+Promises that a case does the same each time: it has one thread, no network, and a clock that jumps to the next timer
+when nothing else is left to do. Leaves gRPC itself out, and making steps to `requests`.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ import grpc
 from benchmarks.fuzz import Finding
 from benchmarks.fuzz.requests import PICTURES, Kind, Step, changed, read, seeds, write
 from edge_server.admission import Admission
-from edge_server.answer import Workshop
 from edge_server.fake import fake_backend
-from edge_server.handshake import Identity
-from edge_server.pictures import OVERHEAD
-from edge_server.receipts import UNTOLD
+from edge_server.handshake import ServerIdentity
+from edge_server.picture_cache import OVERHEAD_BYTES
+from edge_server.reasoning import ThinkTokens
+from edge_server.runtime import Runtime
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings, SessionLimits
-from edge_server.thinking import Marks
-from shared.rpc.tofc.v1 import tofc_pb2
+from edge_server.view_acks import ACK_VIEWS
+from tofc.v1 import tofc_pb2 as pb
 
 TIGHT = SessionLimits(
     packet_bytes=8, views_per_picture=5, pictures_per_question=2, questions_in_flight=2, question_bytes=20,
     new_tokens=16, views_in_flight=2, pictures_under_way=2, numbers=6,
 )  # fmt: skip
-#: generous limits; limits so tight that each is met; and a cache that holds two pictures
+#: generous limits; limits so tight that each of them is reached; and a cache that holds two pictures
 SETTINGS = (
     {"limits": SessionLimits(new_tokens=64)},
-    {"limits": TIGHT, "sessions": 1, "hello_timeout": 1.0},
-    {"limits": TIGHT, "cache_bytes": 2 * OVERHEAD + 40},
+    {"limits": TIGHT, "sessions": 1, "hello_timeout_s": 1.0},
+    {"limits": TIGHT, "cache_bytes": 2 * OVERHEAD_BYTES + 40},
 )
-PATIENCE = 1200.0  # seconds of the jumping clock in which everything must have ended by itself
-TURNS = 200_000  # of the event loop; more is a loop without end
-OURS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+MAX_SECONDS = 1200.0  # of the jumping clock, in which every session must have ended by itself
+MAX_TURNS = 200_000  # of the event loop; more means an endless loop
+SERVER_FAULTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """Waits for nothing: when only timers are left, it is that late."""
+    """An event loop that never waits: when only timers are left, its clock jumps to the next one."""
 
     def __init__(self) -> None:
-        super().__init__(_Impatient(self))
+        super().__init__(_JumpingSelector(self))
         self.now = 0.0
         self.turns = 0
 
@@ -60,7 +60,9 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         return self.now
 
 
-class _Impatient(selectors.SelectSelector):
+class _JumpingSelector(selectors.SelectSelector):
+    """Moves the loop's clock on instead of waiting; raises `Finding` if nothing would ever happen."""
+
     def __init__(self, loop: JumpingLoop) -> None:
         super().__init__()
         self._loop = loop
@@ -68,15 +70,15 @@ class _Impatient(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> list[Any]:
         self._loop.turns += 1
         if timeout is None:
-            raise Finding("everybody waits for somebody else")
+            raise Finding("deadlock: no timer is left, and every task waits for another")
         self._loop.now += max(timeout, 0.0)
-        if self._loop.now > PATIENCE or self._loop.turns > TURNS:
+        if self._loop.now > MAX_SECONDS or self._loop.turns > MAX_TURNS:
             raise Finding(f"not over after {self._loop.now:.0f} s and {self._loop.turns} turns")
         return []
 
 
-class _Here(Executor):
-    """Work is done where it is given in: threads would make cases differ from run to run."""
+class _InlineExecutor(Executor):
+    """An executor that runs work at once: with threads, cases would differ from run to run."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -88,16 +90,16 @@ class _Here(Executor):
 
 
 class _Aborted(Exception):
-    """As gRPC's own, which ends a handler."""
+    """Ends a handler, as gRPC's own exception does."""
 
 
 class Client:
-    """One session's other end: says its steps, reads unless told not to, and keeps what it was told."""
+    """The client of one session: performs its steps, reads unless a step stops it, and keeps the responses."""
 
     def __init__(self, steps: list[Step]) -> None:
         self.steps = steps
-        self.responses: list[tofc_pb2.SessionResponse] = []
-        self.status: grpc.StatusCode | None = None  # None: gone before the end
+        self.responses: list[pb.SessionResponse] = []
+        self.status: grpc.StatusCode | None = None  # None: the client left before the end
         self.handler: asyncio.Task[None] | None = None
         self._reading = asyncio.Event()
         self._reading.set()
@@ -105,12 +107,12 @@ class Client:
     def peer(self) -> str:
         return "fuzz"
 
-    async def requests(self) -> AsyncIterator[tofc_pb2.SessionRequest]:
+    async def requests(self) -> AsyncIterator[pb.SessionRequest]:
         for step in self.steps:
             for _ in range(step.pause):
                 await asyncio.sleep(0)
             if step.kind is Kind.REQUEST:
-                yield tofc_pb2.SessionRequest.FromString(step.request)
+                yield pb.SessionRequest.FromString(step.request)
             elif step.kind is Kind.WAIT:
                 await asyncio.sleep(step.pause)
             elif step.kind is Kind.READ:
@@ -121,9 +123,9 @@ class Client:
                 self.handler.cancel()
                 await asyncio.Event().wait()
 
-    async def write(self, response: tofc_pb2.SessionResponse) -> None:
+    async def write(self, response: pb.SessionResponse) -> None:
         await self._reading.wait()
-        self.responses.append(tofc_pb2.SessionResponse.FromString(response.SerializeToString()))
+        self.responses.append(pb.SessionResponse.FromString(response.SerializeToString()))
 
     async def abort(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
         self.status = code
@@ -138,47 +140,48 @@ class Client:
             pass
 
     def check(self) -> None:
-        """What was told keeps the protocol's rules. Raises `Finding`."""
+        """Check that the responses follow the protocol. Raises `Finding`."""
         kinds = [response.WhichOneof("response") for response in self.responses]
         errors = [response.error for response in self.responses if response.HasField("error")]
         fatal = [error for error in errors if error.request == 0]
         done = Counter(response.done.request for response in self.responses if response.HasField("done"))
+        statuses = {self.status, *(grpc_status(error.status) for error in errors)}
         rules = {
-            "every response says something": None not in kinds,
-            "errors are the client's": not OURS & {self.status, *(grpc_status(error.status) for error in errors)},
-            "errors have a reason and a sentence": all(error.reason and error.message for error in errors),
-            "the first is Welcome or Error": not kinds or kinds[0] in ("welcome", "error"),
-            "one Welcome": kinds.count("welcome") <= 1,
-            "one Done a question": all(count == 1 for count in done.values()),
+            "every response has content": None not in kinds,
+            "every error is the client's fault": not SERVER_FAULTS & statuses,
+            "errors have a reason and a message": all(error.reason and error.message for error in errors),
+            "the first response is Welcome or Error": not kinds or kinds[0] in ("welcome", "error"),
+            "at most one Welcome": kinds.count("welcome") <= 1,
+            "at most one Done for a question": all(count == 1 for count in done.values()),
             "nothing follows a session's Error": not fatal or (fatal == errors[-1:] and kinds[-1] == "error"),
         }
         if self.status not in (None, grpc.StatusCode.OK) and fatal:
-            rules["the call ends as its Error says"] = grpc_status(fatal[0].status) is self.status
+            rules["the call's status is that of its Error"] = grpc_status(fatal[0].status) is self.status
         if self.status is grpc.StatusCode.OK:
             rules |= self._everything_answered({*done, *(error.request for error in errors)})
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise Finding(f"{broken}: {[str(response) for response in self.responses[-6:]]}, {self.status}")
 
     def _everything_answered(self, answered: set[int]) -> dict[str, bool]:
-        said = [tofc_pb2.SessionRequest.FromString(s.request) for s in self.steps if s.kind is Kind.REQUEST]
-        announced = Counter(picture.ref for request in said for picture in request.pictures)
-        waiting = Counter(picture.ref for request in said for picture in request.pictures if picture.reply)
+        requests = [pb.SessionRequest.FromString(s.request) for s in self.steps if s.kind is Kind.REQUEST]
+        announced = Counter(picture.ref for request in requests for picture in request.pictures)
+        waiting = Counter(picture.ref for request in requests for picture in request.pictures if picture.want_state)
         stated = Counter(
             response.picture_state.ref for response in self.responses if response.HasField("picture_state")
         )
-        views = Counter((view.ref, view.index) for request in said for view in request.views)
+        views = Counter((view.ref, view.index) for request in requests for view in request.views)
         acks = [response.view_ack for response in self.responses if response.HasField("view_ack")]
-        taken = Counter((ack.ref, index) for ack in acks for index in ack.indexes)
-        asked = {ask.request for request in said for ask in request.asks}
-        thinking = {ask.request for request in said for ask in request.asks if ask.thinking}
+        acked = Counter((ack.ref, index) for ack in acks for index in ack.indexes)
+        asked = {ask.request for request in requests for ask in request.asks}
+        thinking = {ask.request for request in requests for ask in request.asks if ask.thinking}
         thought = {response.token.request for response in self.responses if response.token.thinking}
         return {
-            "who waits for PictureState gets it": waiting <= stated,
-            "PictureState answers a Picture": stated <= announced,
-            "views that came are acknowledged": taken <= views,
-            "few views stay unacknowledged": (views - taken).total() < UNTOLD,
-            "each question has an end": asked <= answered,
-            "thinking goes to who wants it": thought <= thinking,
+            "every PictureState that was asked for comes": waiting <= stated,
+            "every PictureState is about an announced picture": stated <= announced,
+            "acknowledged views had been sent": acked <= views,
+            "few views stay unacknowledged": (views - acked).total() < ACK_VIEWS,
+            "every question gets Done or Error": asked <= answered,
+            "thinking is sent only if it was asked for": thought <= thinking,
         }
 
 
@@ -187,9 +190,9 @@ def grpc_status(number: int) -> grpc.StatusCode | None:
 
 
 def converse(settings: int, clients: list[list[Step]]) -> list[Client]:
-    """Plays sessions against one server until all have ended by themselves, and checks all that was said.
+    """Run sessions against one server until all have ended by themselves, and check all responses.
 
-    Raises `Finding` when a rule is broken, something waits for ever, or anything is left behind.
+    Raises `Finding` if a rule is broken, something waits forever, or a task or an error is left over.
     """
     loop = JumpingLoop()
     problems: list[str] = []
@@ -202,12 +205,12 @@ def converse(settings: int, clients: list[list[Step]]) -> list[Client]:
     for client in played:
         client.check()
     if left or problems:
-        raise Finding(f"left behind: {left}, {problems}")
+        raise Finding(f"tasks or errors were left over: {left}, {problems}")
     return played
 
 
 def _end(loop: JumpingLoop) -> None:
-    """Closes the loop; what a finding left in it is cancelled, so that nothing of it is told later."""
+    """Close the loop; cancel the tasks that a finding left in it, so that nothing is reported later."""
     loop.now = loop.turns = 0
     if left := asyncio.all_tasks(loop):
         for task in left:
@@ -218,33 +221,32 @@ def _end(loop: JumpingLoop) -> None:
 
 
 async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list[Client]:
-    backend = fake_backend(marks=Marks(begin=ord(" "), end=ord("?")))  # the model repeats what it is asked
+    # The fake model repeats the question, so a question decides whether there is thinking.
+    backend = fake_backend(think_tokens=ThinkTokens(begin=ord(" "), end=ord("?")))
     service = TofcService(ServerSettings(model=Path("unused"), **settings))
     service.open(
-        Identity(version="1.0", model_id=backend.model_id, codec_id=backend.codec_id),
-        Workshop(
+        ServerIdentity(version="1.0", model_id=backend.model_id, codec_id=backend.codec_id),
+        Runtime(
+            backend=backend,
             admission=Admission(40),
-            assembler=backend.assembler,
-            engine=backend.engine,
-            decode=backend.decode,
-            marks=backend.marks,
-            pool=_Here(),
-            picture_timeout=60.0,
+            pool=_InlineExecutor(),
+            picture_timeout_s=60.0,
         ),
-        service.settings.limits.for_model(backend.most_views),
+        service.settings.limits.for_model(backend.max_views),
     )
     clients = [Client(steps) for steps in scripts]
     await asyncio.gather(*(client.run(service) for client in clients))
-    for _ in range(3):  # what was cancelled last comes to its end
+    for _ in range(3):  # lets tasks that were cancelled last end
         await asyncio.sleep(0)
     cache = service.pictures
     held = [picture for one in PICTURES if (picture := cache.get(one)) is not None]
+    held_bytes = sum(one.size_bytes for one in held)
     rules = {
-        "the cache keeps its bound": cache.size <= cache.capacity,
-        "the cache knows its size": len(held) < len(cache) or cache.size == sum(one.size for one in held),
-        "what is held is of use": all(one.complete or one.held or one.left for one in held),
-        "what is held is not in use": all(one.evictable and not (one.uploaders or one.arriving) for one in held),
-        "no session goes on": not any(service._places),
+        "the cache is within its bound": cache.size_bytes <= cache.capacity_bytes,
+        "the cache's size is the sum of its pictures": len(held) < len(cache) or cache.size_bytes == held_bytes,
+        "every cached picture has content": all(one.complete or one.view_indexes or one.kept_file for one in held),
+        "cached pictures are not in use": all(one.evictable and not (one.uploaders or one.arriving) for one in held),
+        "no session is left": not any(service._slots),
         "the engine is idle": backend.engine.idle.is_set(),  # type: ignore[attr-defined]
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:
@@ -253,7 +255,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
 
 
 class Streams:
-    """The fuzzer's target: `seeds` to begin with, `mutate` to go on, `run` for one case."""
+    """A fuzzing target: `seeds` are the first cases, `mutate` makes more, `run` runs one."""
 
     name = "stream"
     longest = 4096  # bytes of a case
@@ -262,19 +264,19 @@ class Streams:
         logging.disable()
 
     def seeds(self) -> Iterator[bytes]:
-        """Sessions as a device has them, under every setting."""
+        """Yield sessions as a device has them, with every setting."""
         for settings in range(len(SETTINGS)):
             for steps in seeds():
                 yield bytes([settings]) + write(steps)
 
     def run(self, data: bytes) -> str:
-        """One case, for two clients: how their sessions ended."""
+        """Run one case with two clients; return how their sessions ended."""
         steps = read(data[1:])
         mine = [[step for step in steps if step.client == client] for client in (0, 1)]
         played = converse(data[0] if data else 0, mine)
         return " ".join(sorted(client.status.name if client.status else "GONE" for client in played))
 
     def mutate(self, data: bytes, rng: Random, blind: Callable[[bytes], bytes]) -> bytes:
-        """Another case: steps moved, doubled, left out, their requests changed field by field or blindly."""
+        """Change a case: move, repeat or drop steps, change requests field by field or blindly."""
         settings = data[:1] if rng.random() < 0.95 else rng.randbytes(1)
         return (settings or b"\0") + write(changed(read(data[1:]), rng, blind))

@@ -1,8 +1,8 @@
-"""One fuzzing process: ``python -m benchmarks.fuzz.worker TARGET FOLDER WORK CASES SEED``; `benchmarks.fuzz` starts it.
+"""One fuzzing process: `python -m benchmarks.fuzz.worker TARGET FOLDER WORK CASES SEED`; `benchmarks.fuzz` starts it.
 
-Promises that an exception is written down with its input and does not end the run, and that a huge allocation
-is an exception: address space is limited. Leaves to libFuzzer, inside Atheris, which cases lead somewhere new
-and to end a process that hangs.
+Promises that an exception is recorded with its input and does not end the run, and that a huge allocation raises an
+exception, because address space is limited. Leaves choosing cases by the code they reach, and ending a process that
+hangs, to libFuzzer inside Atheris.
 """
 
 from __future__ import annotations
@@ -21,40 +21,39 @@ from random import Random
 from typing import Any, Protocol
 
 MIB = 1 << 20
-ROOM = 256 * MIB  # address space that a case may add to what the process has at its start
-HANGS = 20  # seconds that one case may take
-ALIKE = 3  # inputs that are kept of one finding
+CASE_BYTES = 256 * MIB  # address space that a case may add to what the process has at its start
+TIMEOUT_S = 20  # for one case
+KEPT_INPUTS = 3  # of each finding
 
-
-#: what is fuzzed, and the package whose edges count
+#: target → its module, its class, and the package whose coverage counts
 TARGETS = {
-    "packet": ("benchmarks.fuzz.packets", "Packets", "shared.codec"),
+    "packet": ("benchmarks.fuzz.packets", "Packets", "tofc.codec"),
     "stream": ("benchmarks.fuzz.streams", "Streams", "edge_server"),
 }
 
 
 class Target(Protocol):
-    """What is fuzzed."""
+    """A fuzzing target: code under test, with a way to make cases for it."""
 
     name: str
     longest: int  # bytes of a case
 
     def seeds(self) -> Iterator[bytes]: ...
     def run(self, data: bytes) -> str:
-        """One case and what came of it; raises whatever must not be."""
+        """Run one case and return its outcome. An exception is a finding."""
 
     def mutate(self, data: bytes, rng: Random, blind: Callable[[bytes], bytes]) -> bytes: ...
 
 
 def target(name: str) -> Target:
-    """A target by its name; imports what it fuzzes."""
+    """Make a target by its name; imports what it fuzzes."""
     module, kind, _ = TARGETS[name]
     made: Target = getattr(importlib.import_module(module), kind)()
     return made
 
 
 class Runner:
-    """Runs cases of a target: keeps count in ``state.json`` of `work`, its own, and findings in those of `folder`."""
+    """Runs cases of a target: keeps counts in `state.json` of its folder `work`, findings in the shared `folder`."""
 
     def __init__(self, fuzzed: Target, folder: Path, work: Path, cases: int) -> None:
         self._target = fuzzed
@@ -72,7 +71,7 @@ class Runner:
         try:
             self._outcomes[self._target.run(data)] += 1
         except Exception as error:
-            self._write_down(data, error)
+            self._record(data, error)
         took = (time.process_time() - began) * 1e3
         if took > 2 * self._slowest_ms:
             (self._folder / f"slowest-{self._target.name}").write_bytes(data)
@@ -91,13 +90,13 @@ class Runner:
         }
         temporary = self._work / "state.new"
         temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.rename(self._work / "state.json")  # whole at any moment
+        temporary.rename(self._work / "state.json")  # complete at any moment
 
-    def _write_down(self, data: bytes, error: Exception) -> None:
+    def _record(self, data: bytes, error: Exception) -> None:
         place = traceback.extract_tb(error.__traceback__)[-1]
         kind = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
         self._findings[kind] += 1
-        if self._findings[kind] <= ALIKE:
+        if self._findings[kind] <= KEPT_INPUTS:
             name = f"{self._target.name}-{hashlib.sha256(data).hexdigest()[:16]}"
             findings = self._folder / "findings"
             (findings / name).write_bytes(data)
@@ -107,7 +106,8 @@ class Runner:
 def main(name: str, folder: Path, work: Path, cases: int, seed: int) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=[TARGETS[name][2]], enable_loader_override=False):  # their first import
+    package = TARGETS[name][2]
+    with atheris.instrument_imports(include=[package], enable_loader_override=False):  # nothing imported it before
         fuzzed = target(name)
     corpus = folder / "corpus" / name
     corpus.mkdir(parents=True, exist_ok=True)
@@ -122,11 +122,11 @@ def main(name: str, folder: Path, work: Path, cases: int, seed: int) -> None:
         return fuzzed.mutate(data, Random(seed), blind)[:max_size]
 
     flags = {
-        "runs": cases, "seed": seed, "max_len": longest, "len_control": 0, "mutate_depth": 1, "timeout": HANGS,
+        "runs": cases, "seed": seed, "max_len": longest, "len_control": 0, "mutate_depth": 1, "timeout": TIMEOUT_S,
         "artifact_prefix": f"{folder}/findings/{name}-", "rss_limit_mb": 0, "print_final_stats": 1,
     }  # fmt: skip
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + CASE_BYTES, resource.RLIM_INFINITY))
     arguments = [sys.argv[0], *(f"-{flag}={value}" for flag, value in flags.items()), str(corpus)]
     atheris.Setup(arguments, runner.one, custom_mutator=mutate)
     atheris.Fuzz()  # ends the process

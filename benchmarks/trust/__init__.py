@@ -1,1 +1,1 @@
-"""The bench of trust: what strangers, bad links and kills do to a server and a device; see ``__main__``."""
+"""The robustness benchmark: server and device under attacks, bad links and kills; `__main__` describes it."""

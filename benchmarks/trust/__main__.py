@@ -1,13 +1,14 @@
-"""Attacks a server on this machine and cuts its links; good devices beside it must notice little.
+"""Attacks a server on this machine, cuts its links and kills it; well-behaved devices must hardly notice.
 
-    python -m benchmarks.trust                      # nano, some six minutes; writes benchmarks/results/trust.json
-    python -m benchmarks.trust --model fake --short # half a minute, of a server without a model
-    python -m benchmarks.trust --only hpack_bombs   # one part again
+    python -m benchmarks.trust                      # nano, about six minutes; writes benchmarks/results/trust.json
+    python -m benchmarks.trust --model fake --short # half a minute, with a server without a model
+    python -m benchmarks.trust --only hpack_bombs   # measure one part again
     python -m benchmarks.trust --soak 3600          # an hour of questions; Ctrl-C ends it early
 
-Every attack runs in a process of its own, beside a device whose questions are timed and checked; then the link dies
-in silence, is cut, and the server is killed under a batch. A part that was measured replaces what the file says of
-it. Exits with 1 where something did not hold ("faults"). Everything stays on 127.0.0.1.
+Every attack runs in its own process while a device asks questions, whose answers are timed and checked. Then a link
+dies silently, the server is killed during a batch, and links are cut. A measured part replaces its earlier result in
+the file. Promises exit code 1 if a requirement was not met ("faults"), and that everything stays on 127.0.0.1. Leaves
+the parts to the other modules.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from benchmarks.trust.dead_link import dead_link
 from benchmarks.trust.once import cuts, kills
 from benchmarks.trust.soak import soak
 from benchmarks.trust.subject import ROOT, Server, Subject, serving
-from shared import json_text
+from tofc import json_text
 
 RESULT = ROOT / "benchmarks" / "results" / "trust.json"
 LONG = Plan(attack_s=10.0, alone=200, rest_s=10.0)
-SHORT = Plan(attack_s=0.8, alone=5, rest_s=1.0, slower=math.inf)  # of a few answers one or two wait for a core
+# `slower` is unlimited, because with few answers one or two that wait for a core would decide.
+SHORT = Plan(attack_s=0.8, alone=5, rest_s=1.0, slower=math.inf)
 KILLS, CUTS = (20, 2), (300, 10)  # long, short
 
 Part = Callable[[Subject, Server], Awaitable[dict[str, Any]]]
 
 
 def parts(plan: Plan, seed: int) -> dict[str, Part]:
-    """Everything that is measured, by name."""
+    """Return everything that is measured, by name."""
     short = plan == SHORT
 
     def attack(name: str) -> Part:
@@ -58,7 +60,7 @@ def parts(plan: Plan, seed: int) -> dict[str, Part]:
     found = {name: attack(name) for name in ATTACKS}
     found["unread_log"] = unread
     found["dead_link"] = dead
-    if short:  # takes as long as it takes; is over before gRPC has the threads
+    if short:  # the first cannot be shortened; the second needs more time than `short` gives
         del found["dead_link"], found["hpack_bombs_of_many"]
     found["kills"] = lambda subject, server: kills(subject, server, KILLS[short], Random(seed))
     found["cuts"] = lambda subject, server: cuts(subject, server, CUTS[short], Random(seed))
@@ -66,6 +68,7 @@ def parts(plan: Plan, seed: int) -> dict[str, Part]:
 
 
 async def run(model: Path, names: dict[str, Part], keep: Callable[[str, dict[str, Any]], None]) -> None:
+    """Run the parts against one server; call `keep` with each result."""
     with tempfile.TemporaryDirectory() as folder:
         subject, log = Subject(model=model, folder=Path(folder)), Path(folder, "log")
         with serving(model, log) as server:
@@ -83,8 +86,8 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="or: fake; %(default)s")
     parser.add_argument("--short", action="store_true", help="a second of each attack, few kills and cuts")
-    parser.add_argument("--only", action="append", metavar="PART", help="this part, and others given so")
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="this alone")
+    parser.add_argument("--only", action="append", metavar="PART", help="only this part; may be repeated")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="only ask questions for this long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULT, help="%(default)s")
     chosen = parser.parse_args()
@@ -93,7 +96,7 @@ def main() -> None:
         names = {"soak": lambda subject, server: soak(subject, server, chosen.soak)}
     elif chosen.only:
         if unknown := set(chosen.only) - set(names):
-            parser.error(f"--only {unknown.pop()} is not a part; there are {', '.join(names)}")
+            parser.error(f"--only must be one of {', '.join(names)}, got {unknown.pop()}")
         names = {name: names[name] for name in chosen.only}
     head = {
         "command": "python -m benchmarks.trust",

@@ -1,7 +1,9 @@
 """The process that attacks: `python -m benchmarks.trust.attacker NAME PORT SECONDS SEED MODEL_ID CODEC_ID`.
 
-Prints what it did as JSON.
+Promises to print counts of what it did, as JSON. Leaves the attacks to `attacks`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import json
@@ -9,7 +11,7 @@ import sys
 from random import Random
 
 from benchmarks.trust.attacks import ATTACKS, Assault
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2 as pb
 
 QUESTIONS = 8
 

@@ -1,8 +1,7 @@
-"""What strangers do to a server's port without a token, in HTTP/2 by hand.
+"""Attacks on a server's port by somebody without a token, in hand-written HTTP/2.
 
-Each attack is a coroutine that goes on until `over`, over connections that it opens again when the server closes
-them, and counts what it did. Promises that an attack ends by itself. Leaves what comes of it to `beside`; it runs in
-a process of its own (`attacker`).
+Each attack is a coroutine that runs until `over`, reopens connections that the server closes, and counts its actions.
+Promises that an attack ends by itself. Leaves measuring its effect to `beside`, and its process to `attacker`.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ from benchmarks.trust.wire import (
 )
 
 SESSION = b"/tofc.v1.TofcService/Session"
-CALM_S = 0.02  # after a connection was closed or refused
-REFERENCES = 12_000  # to one header, in one frame
+PAUSE_S = 0.02  # pause after a connection was closed or refused
+REFERENCES = 12_000  # to one header of HPACK's table, in a single frame
 
 
 @dataclass(kw_only=True)
 class Assault:
-    """One attack under way. `client_ids` are those of Hello, which no token protects on this machine."""
+    """A running attack."""
 
     port: int
     seconds: float
     rng: Random
     hello: bytes = b""  # a request
     asks: Callable[[int], bytes] = lambda first: b""  # a request of eight questions, by the first one's number
-    done: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)  # what was sent or opened, by kind
 
     def __post_init__(self) -> None:
         self._end = time.monotonic() + self.seconds
@@ -57,7 +56,7 @@ class Assault:
         return time.monotonic() >= self._end
 
     async def connections(self, count: int, talk: Callable[[Wire], Awaitable[None]]) -> None:
-        """So many at once, each opened again when it ends."""
+        """Keep `count` connections open at once; each is opened again when it ends."""
 
         async def one() -> None:
             while not self.over:
@@ -65,12 +64,12 @@ class Assault:
                     async with asyncio.timeout(max(self._end - time.monotonic(), 0)), Wire(self.port) as wire:
                         self.done["connections"] += 1
                         await wire.reading(talk(wire))
-                await asyncio.sleep(CALM_S)
+                await asyncio.sleep(PAUSE_S)
 
         await asyncio.gather(*(one() for _ in range(count)))
 
     async def flood(self, make: Callable[[int], bytes], *, connections: int = 2, at_once: int = 100) -> None:
-        """Frames without end; `make` gets odd numbers, as streams have."""
+        """Send frames without end; `make` gets odd numbers, like stream ids."""
 
         async def talk(wire: Wire) -> None:
             stream = 1
@@ -87,7 +86,7 @@ Attack = Callable[[Assault], Coroutine[Any, Any, None]]
 
 
 async def undecodable_paths(assault: Assault) -> None:
-    """A path that is no UTF-8, which ends gRPC's accept loop."""
+    """Call paths that are not UTF-8: one such call ends gRPC's accept loop, and the server must open its port again."""
 
     async def talk(wire: Wire) -> None:
         await wire.call(call(b"/\xff" + assault.rng.randbytes(3)))
@@ -98,7 +97,7 @@ async def undecodable_paths(assault: Assault) -> None:
 
 
 async def flipped_bits(assault: Assault) -> None:
-    """A good call's header block with one bit flipped."""
+    """Send a valid call's header block with one bit flipped."""
     block = call(SESSION)
 
     async def talk(wire: Wire) -> None:
@@ -113,16 +112,17 @@ async def flipped_bits(assault: Assault) -> None:
 
 
 async def hpack_bombs(assault: Assault) -> None:
+    """Send HPACK bombs over two connections."""
     await _hpack_bombs(assault, 2)
 
 
 async def hpack_bombs_of_many(assault: Assault) -> None:
-    """More connections than gRPC has threads at first; it adds one a second, and until then others wait."""
+    """Send HPACK bombs over more connections than gRPC has threads: it adds only one thread a second."""
     await _hpack_bombs(assault, 8)
 
 
 async def _hpack_bombs(assault: Assault, connections: int) -> None:
-    """Frames of 12 kB that stand for 48 MB of headers each."""
+    """Send frames of 12 kB that expand to 48 MB of headers each."""
 
     async def talk(wire: Wire) -> None:
         await wire.call(call(b"/x") + b"\x40" + literal(b"x-a", b"a" * 4000)[1:])
@@ -137,19 +137,22 @@ async def _hpack_bombs(assault: Assault, connections: int) -> None:
 
 
 async def pings(assault: Assault) -> None:
+    """Send PING frames without end."""
     await assault.flood(lambda stream: frame(PING, stream.to_bytes(8, "big")))
 
 
 async def settings(assault: Assault) -> None:
+    """Send SETTINGS frames without end."""
     await assault.flood(lambda stream: frame(SETTINGS, b"\0\4" + (65535 - stream % 7).to_bytes(4, "big")))
 
 
 async def window_updates(assault: Assault) -> None:
+    """Send WINDOW_UPDATE frames without end."""
     await assault.flood(lambda stream: frame(WINDOW_UPDATE, (1).to_bytes(4, "big")))
 
 
 async def resets(assault: Assault) -> None:
-    """Streams that are opened and reset at once, which the log hears of."""
+    """Open streams and reset them at once, which the log records."""
     block = call(SESSION)
 
     def make(stream: int) -> bytes:
@@ -160,13 +163,13 @@ async def resets(assault: Assault) -> None:
 
 
 async def streams(assault: Assault) -> None:
-    """More than a connection may have."""
+    """Open more streams than a connection may have."""
     block = call(SESSION)
     await assault.flood(lambda stream: frame(HEADERS, block, flags=END_HEADERS, stream=stream), at_once=20)
 
 
 async def continuations(assault: Assault) -> None:
-    """Headers that do not end."""
+    """Send headers that do not end."""
 
     async def talk(wire: Wire) -> None:
         await wire.send(frame(HEADERS, call(b"/x"), stream=1))
@@ -179,7 +182,7 @@ async def continuations(assault: Assault) -> None:
 
 
 async def garbage(assault: Assault) -> None:
-    """Bytes that are no HTTP/2."""
+    """Send bytes that are not HTTP/2."""
 
     async def talk(wire: Wire) -> None:
         await wire.send(assault.rng.randbytes(assault.rng.randrange(1, 3000)))
@@ -190,7 +193,7 @@ async def garbage(assault: Assault) -> None:
 
 
 async def slow_loris(assault: Assault) -> None:
-    """Connections that say a byte now and then."""
+    """Open connections that send a byte now and then."""
 
     async def one() -> None:
         while not assault.over:
@@ -209,7 +212,7 @@ async def slow_loris(assault: Assault) -> None:
 
 
 async def silent_streams(assault: Assault) -> None:
-    """Sessions that are opened and say nothing."""
+    """Open sessions that send nothing."""
 
     async def talk(wire: Wire) -> None:
         for stream in range(1, 17, 2):
@@ -221,7 +224,7 @@ async def silent_streams(assault: Assault) -> None:
 
 
 async def unread_answers(assault: Assault) -> None:
-    """Forty sessions that ask and ask, and read a few bytes of the answers."""
+    """Open forty sessions that keep asking and read only a few bytes of the answers."""
 
     async def talk(wire: Wire) -> None:
         await wire.send(frame(SETTINGS, b"\0\4" + (700).to_bytes(4, "big")))  # bytes of a stream: Welcome fits
@@ -238,14 +241,14 @@ async def unread_answers(assault: Assault) -> None:
 
 
 async def empty_parts(assault: Assault) -> None:
-    """A request of 100 000 empty parts, session after session."""
+    """Send a request of 100 000 empty parts, session after session."""
     from benchmarks.trust.calls import sessions, write_empty_parts
 
     await sessions(assault, 8, write_empty_parts)
 
 
 async def greedy_sessions(assault: Assault) -> None:
-    """Forty sessions with as many questions in flight as they may have."""
+    """Open forty sessions with as many questions in flight as are allowed."""
     from benchmarks.trust.calls import ask_without_end, sessions
 
     await sessions(assault, 40, ask_without_end)

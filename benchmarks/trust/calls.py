@@ -1,4 +1,7 @@
-"""Attacks that are calls of gRPC: what is said is wrong or much, the frames are good."""
+"""Attacks by gRPC calls: valid HTTP/2 frames with wrong or too many messages.
+
+Promises that a session has done the handshake before it attacks. Leaves attacks on HTTP/2 to `attacks`.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from benchmarks.trust.attacks import CALM_S, Assault
-from shared.rpc import channel
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from benchmarks.trust.attacks import PAUSE_S, Assault
+from tofc.rpc import channel
+from tofc.v1 import tofc_pb2 as pb
 
 METHOD = "/tofc.v1.TofcService/Session"
 IN_FLIGHT = 8
@@ -20,7 +23,7 @@ EMPTY_PARTS = pb.SessionRequest(views=[pb.View()] * 100_000).SerializeToString()
 
 
 class RawSession:
-    """One call, in bytes; it has said Hello."""
+    """One session after Hello, whose requests and responses are raw bytes."""
 
     def __init__(self, assault: Assault, call: Any) -> None:
         self.assault = assault
@@ -28,7 +31,7 @@ class RawSession:
 
 
 async def sessions(assault: Assault, count: int, talk: Callable[[RawSession], Awaitable[None]]) -> None:
-    """So many at once, each opened again when it ends."""
+    """Keep this many sessions open at once; each is opened again when it ends."""
 
     async def one() -> None:
         while not assault.over:
@@ -41,20 +44,20 @@ async def sessions(assault: Assault, count: int, talk: Callable[[RawSession], Aw
                     await talk(RawSession(assault, call))
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     assault.done["refused"] += 1
-            await asyncio.sleep(CALM_S)
+            await asyncio.sleep(PAUSE_S)
 
     await asyncio.gather(*(one() for _ in range(count)))
 
 
 async def write_empty_parts(session: RawSession) -> None:
-    """One request, and then until the server ends the session."""
+    """Send one request, then wait until the server ends the session."""
     await session.call.write(EMPTY_PARTS)
     while await session.call.read() is not grpc.aio.EOF:
         pass
 
 
 async def ask_without_end(session: RawSession) -> None:
-    """Asks another question whenever one is answered or refused."""
+    """Ask another question whenever one is answered or refused."""
     numbers = itertools.count(1)
 
     async def ask() -> None:
@@ -67,5 +70,5 @@ async def ask_without_end(session: RawSession) -> None:
         kind = pb.SessionResponse.FromString(data).WhichOneof("response")
         if kind in ("done", "error"):
             session.assault.done["answered" if kind == "done" else "refused questions"] += 1
-            await asyncio.sleep(0 if kind == "done" else CALM_S)
+            await asyncio.sleep(0 if kind == "done" else PAUSE_S)
             await ask()

@@ -1,6 +1,7 @@
-"""A link that dies in silence: how long until each side hears of it.
+"""A link that dies silently: how long until each side detects it.
 
-Promises that server and device have the keepalive of the product, or one that is scaled down as a whole.
+Promises that server and device use the keepalive of the programs, or one that the caller gives. Leaves links that are
+cut to `once`.
 """
 
 from __future__ import annotations
@@ -20,36 +21,36 @@ from benchmarks.trust.relay import Relay
 from edge_server.fake import fake_backend
 from edge_server.server import start
 from edge_server.settings import ServerSettings
-from shared.rpc import channel
-from shared.rpc.channel import Keepalive
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
-from shared.rpc.tofc.v1 import tofc_pb2_grpc
+from tofc.rpc import channel
+from tofc.rpc.channel import Keepalive
+from tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2_grpc
 
 WITHIN_S = 35.0
 LONGEST_S = 120.0
 
 
 class _Ended(logging.Handler):
-    """Set when the server says that a session ended."""
+    """A log handler that notices when the server logs the end of a session."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard = asyncio.Event()
+        self.ended = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         if "ended after" in record.getMessage():
-            self.heard.set()
+            self.ended.set()
 
 
-async def dead_link(keepalive: Keepalive = channel.KEEPALIVE, longest_s: float = LONGEST_S) -> dict[str, Any]:
-    """Seconds until each side heard; infinite where it did not."""
-    told, logger = _Ended(), logging.getLogger("edge_server.session")
+async def dead_link(keepalive: Keepalive = channel.DEFAULT_KEEPALIVE, longest_s: float = LONGEST_S) -> dict[str, Any]:
+    """Measure the seconds until each side detects it; None for a side that does not."""
+    handler, logger = _Ended(), logging.getLogger("edge_server.session")
     level = logger.level
-    logger.addHandler(told)
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     clock = asyncio.get_running_loop().time
     with patch.object(channel, "make_server", partial(channel.make_server, keepalive=keepalive)):
-        server = await start(ServerSettings(model=Path("unused"), port=0, grace=0.0), lambda _: fake_backend())
+        server = await start(ServerSettings(model=Path("unused"), port=0, grace_s=0.0), lambda _: fake_backend())
     try:
         async with Relay(server.port) as relay, channel.dial(f"127.0.0.1:{relay.port}", keepalive=keepalive) as dialled:
             stub: Any = tofc_pb2_grpc.TofcServiceStub(dialled)
@@ -58,26 +59,28 @@ async def dead_link(keepalive: Keepalive = channel.KEEPALIVE, longest_s: float =
             await call.write(pb.SessionRequest(hello=hello))
             assert (await call.read()).HasField("welcome")
             relay.die()
-            begun = clock()
+            started = clock()
 
-            async def device() -> float:
+            async def detected_by_device() -> float:
                 with suppress(grpc.aio.AioRpcError):
                     await call.read()
-                return clock() - begun
+                return clock() - started
 
-            async def other() -> float:
-                await told.heard.wait()
-                return clock() - begun
+            async def detected_by_server() -> float:
+                await handler.ended.wait()
+                return clock() - started
 
-            waits = {name: asyncio.create_task(wait) for name, wait in (("device", device()), ("server", other()))}
+            both = (("device", detected_by_device()), ("server", detected_by_server()))
+            waits = {name: asyncio.create_task(wait) for name, wait in both}
             await asyncio.wait(waits.values(), timeout=longest_s)
             found = {name: round(wait.result(), 1) if wait.done() else None for name, wait in waits.items()}
             for wait in waits.values():
                 wait.cancel()
             await asyncio.wait(waits.values())
     finally:
-        logger.removeHandler(told)
+        logger.removeHandler(handler)
         logger.setLevel(level)
         await server.stop()
-    late = [name for name, heard in found.items() if heard is None or heard > WITHIN_S]
-    return {"heard_after_s": found, "faults": [f"the {name} did not hear within {WITHIN_S:g} s" for name in late]}
+    late = [name for name, seconds in found.items() if seconds is None or seconds > WITHIN_S]
+    faults = [f"the {name} did not detect the dead link within {WITHIN_S:g} s" for name in late]
+    return {"heard_after_s": found, "faults": faults}

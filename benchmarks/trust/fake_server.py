@@ -1,7 +1,10 @@
-"""`edge-server` with a backend that needs no weights: the same process, wire and limits, an answer takes 40 ms.
+"""`edge-server` with a backend without weights; process, protocol and limits are the real ones. An answer takes 40 ms.
 
-An answer is the CRC of packets and question, so that one that is wrong, or another question's, is found out.
+Promises that an answer is the CRC of packets and question, so that a wrong or mixed-up answer is detected. Leaves the
+rest to `edge_server`.
 """
+
+from __future__ import annotations
 
 import sys
 import zlib
@@ -11,13 +14,13 @@ from edge_server.engine.base import Prompt
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import fake_backend, prompt_bytes
 
-STEP_S = 0.005  # a token; eight are an answer
-QUEUE = 1000  # what comes before the engine bounds it
+STEP_S = 0.005  # for a token; an answer has eight
+QUEUE = 1000  # never full: the server's admission limits it first
 
 
 def main() -> None:
     def answer(prompt: Prompt) -> bytes:
-        engine.prompts.clear()  # kept for tests
+        engine.prompts.clear()  # the fake engine keeps them for tests
         return b"%08x" % zlib.crc32(prompt_bytes(prompt))
 
     engine = FakeEngine(answer, step_s=STEP_S, queue=QUEUE)

@@ -1,7 +1,7 @@
-"""A batch whose server is killed, or whose link is cut, again and again: every line is answered once, and rightly.
+"""A batch whose server is killed, or whose link is cut, again and again: every line is answered once, correctly.
 
-Promises that the device is the real one and the server a process. Leaves a batch that ends because its server did not
-come back in time to `--resume`, as a person would, and counts how often.
+Promises the real device and a server process. If a batch ends because the server was not back in time, it is resumed as
+by `--resume`; the result says how often.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from benchmarks.trust.relay import Relay
 from benchmarks.trust.subject import Fault, Server, Subject
 from device_client import batch
 from device_client.batch_out import open_out
-from device_client.session import Sampling
-from shared.rpc.errors import TofcError
+from device_client.sampling import Sampling
+from tofc.errors import CallError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ RESUMES = 100
 
 
 class Batch:
-    """Lines of questions with ids, and their answers so far."""
+    """A batch: lines of questions with ids, and their answers so far."""
 
     def __init__(self, subject: Subject, name: str, lines: int) -> None:
         self.subject = subject
@@ -50,7 +50,7 @@ class Batch:
         self._lines = batch.read_lines(self._file)
 
     async def run(self, port: int) -> AsyncGenerator[None, None]:
-        """Yields after each line that was written."""
+        """Run the batch; yield after each line written."""
         while True:
             try:
                 with open_out(self._out, self._lines, questions=self._file, resume=True) as answers:
@@ -59,18 +59,18 @@ class Batch:
                     async with self.subject.session(port) as session:
                         running = batch.run(
                             session, self._lines[answers.done :], answers.file, sampling=Sampling(), timeout_s=None,
-                            complain=lambda said: log.warning("%s", said),
+                            warn=lambda said: log.warning("%s", said),
                         )  # fmt: skip
                         async for _ in running:
                             yield
-            except TofcError as error:
+            except CallError as error:
                 self.resumed += 1
                 log.warning("the batch ended: %s", error)
                 if self.resumed > RESUMES:
                     raise Fault(f"the batch ended {self.resumed} times, the last time with: {error}") from error
 
     def faults(self) -> list[str]:
-        """What is not as it should be in the file of answers."""
+        """List the wrong, missing and repeated answers."""
         rows = [json.loads(line) for line in self._out.read_text(encoding="utf-8").splitlines()]
         found = [f"line {row['id']} failed: {row['error']}" for row in rows if "error" in row]
         if [row["id"] for row in rows] != list(range(self.count)):
@@ -85,28 +85,28 @@ class Batch:
 
 
 async def kills(subject: Subject, server: Server, count: int, rng: Random) -> dict[str, Any]:
-    """SIGKILL, at random moments; the server is started again on its port."""
+    """Kill the server with SIGKILL at random moments; it is started again on its port."""
     gaps = [rng.randrange(1, 2 * BETWEEN_KILLS) for _ in range(count)]
     asked = Batch(subject, "kills", sum(gaps) + BETWEEN_KILLS)
     answered, killed = asyncio.Semaphore(0), 0
 
-    async def killing() -> None:
+    async def kill_repeatedly() -> None:
         nonlocal killed
         for gap in gaps:
             for _ in range(gap):
                 await answered.acquire()
-            await asyncio.sleep(rng.random() * 0.08)  # anywhere in the next question
+            await asyncio.sleep(rng.random() * 0.08)  # so that it happens at any point of the next question
             await asyncio.to_thread(server.kill)
             killed += 1
             await asyncio.to_thread(server.start)
 
-    begun = asyncio.get_running_loop().time()
-    trouble = asyncio.create_task(killing())
+    started = asyncio.get_running_loop().time()
+    killer = asyncio.create_task(kill_repeatedly())
     async with aclosing(asked.run(server.port)) as lines:
         async for _ in lines:
             answered.release()
-    await trouble
-    took = asyncio.get_running_loop().time() - begun
+    await killer
+    took = asyncio.get_running_loop().time() - started
     return {
         "kills": killed,
         "questions": asked.count,
@@ -117,9 +117,9 @@ async def kills(subject: Subject, server: Server, count: int, rng: Random) -> di
 
 
 async def cuts(subject: Subject, server: Server, count: int, rng: Random) -> dict[str, Any]:
-    """The link is cut after random numbers of bytes, in the middle of whatever is on its way."""
+    """Cut the link after random numbers of bytes, in the middle of whatever is being sent."""
     gaps = [rng.randrange(1, 2 * BETWEEN_CUTS) for _ in range(count)]
-    total, resumed, faults, begun = 0, 0, list[str](), asyncio.get_running_loop().time()
+    total, resumed, faults, started = 0, 0, list[str](), asyncio.get_running_loop().time()
     async with Relay(server.port, gaps) as relay:
         for number in itertools.count():
             asked = Batch(subject, f"cuts-{number}", min(LINES, 3 * count))
@@ -129,7 +129,7 @@ async def cuts(subject: Subject, server: Server, count: int, rng: Random) -> dic
             total, resumed, faults = total + asked.count, resumed + asked.resumed, faults + asked.faults()
             if relay.cut == count:
                 break
-        took = asyncio.get_running_loop().time() - begun
+        took = asyncio.get_running_loop().time() - started
         return {
             "cuts": relay.cut,
             "links": relay.links,

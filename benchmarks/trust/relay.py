@@ -1,4 +1,7 @@
-"""A link between a device and a server of this machine that is cut, or dies without a word."""
+"""A TCP relay between a device and a server on this machine, which can cut its connections or die silently.
+
+Promises to cut after exact numbers of bytes. Leaves to `once` and `dead_link` what must then hold.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ from typing import Self
 
 
 class Relay:
-    """`async with` opens and closes it. `cuts`: bytes, both ways together, after each of which every link is cut."""
+    """Relays to the server at `port`; `async with` opens and closes it.
+
+    Each of `cuts` is a number of bytes, of both directions together, after which all connections are cut.
+    """
 
     def __init__(self, port: int, cuts: Iterable[int] = ()) -> None:
-        self.cut = 0  # how often
-        self.links = 0
+        self.cut = 0  # how often all connections were cut
+        self.links = 0  # connections that were opened
         self._to = port
         self._cuts = iter(cuts)
         self._left = next(self._cuts, None)
@@ -32,10 +38,10 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._abort()
-        await asyncio.sleep(0)  # sockets are closed by then
+        await asyncio.sleep(0)  # lets the sockets close
 
     def die(self) -> None:
-        """From now on nothing is carried; nobody is told."""
+        """Stop passing data on, without closing anything."""
         self._dead = True
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,6 +1,7 @@
-"""One device asks one server for hours, in sessions that are opened anew now and then: memory of both stays flat.
+"""One device asks one server for hours, in a new session now and then: the memory of both must stay flat.
 
-Promises that a run that is interrupted says what it saw so far. The device is this process.
+Promises that an interrupted run reports what it measured so far. Leaves the server to `subject`; the device is this
+process.
 """
 
 from __future__ import annotations
@@ -14,34 +15,34 @@ from typing import Any
 
 from benchmarks.trust.subject import Asker, Server, Subject, resident_mb
 
-EVERY_S = 5.0  # a sample
-QUESTIONS = 300  # of a session
-FLAT = 1.05  # the last third's median to the first's
-WARM = 0.1  # of the run, which does not count: caches fill
+EVERY_S = 5.0  # between samples
+QUESTIONS = 300  # in a session
+FLAT = 1.05  # allowed ratio of the last third's median to the first third's
+WARM = 0.1  # share of the run, at its beginning, that does not count: caches fill
 
 
 async def soak(subject: Subject, server: Server, seconds: float) -> dict[str, Any]:
-    """Both sides' memory while questions are asked, one after another; ends early when interrupted (cancelled)."""
-    begun, asked, sessions = time.monotonic(), 0, 0
+    """Measure both sides' memory while questions are asked in turn; ends early when cancelled."""
+    started, asked, sessions = time.monotonic(), 0, 0
     samples: list[tuple[float, float, float]] = []
     try:
-        while time.monotonic() - begun < seconds:
+        while time.monotonic() - started < seconds:
             async with subject.session(server.port) as session:
                 sessions += 1
                 asker = Asker(subject, session)
-                while asker.count < QUESTIONS and time.monotonic() - begun < seconds:
+                while asker.count < QUESTIONS and time.monotonic() - started < seconds:
                     await asker.ask()
                     asked += 1
-                    now = time.monotonic() - begun
+                    now = time.monotonic() - started
                     if now - (samples[-1][0] if samples else -EVERY_S) >= EVERY_S:
                         samples.append((now, server.memory_mb, resident_mb(os.getpid())))
-                        told = f"{now:.0f} of {seconds:.0f} s, {asked} questions, server {samples[-1][1]:.0f} MB"
-                        print(f"\r{told}, device {samples[-1][2]:.0f} MB ", end="", file=sys.stderr, flush=True)
+                        progress = f"{now:.0f} of {seconds:.0f} s, {asked} questions, server {samples[-1][1]:.0f} MB"
+                        print(f"\r{progress}, device {samples[-1][2]:.0f} MB ", end="", file=sys.stderr, flush=True)
     except asyncio.CancelledError:
         pass
     print(file=sys.stderr)
     return {
-        "seconds": round(time.monotonic() - begun),
+        "seconds": round(time.monotonic() - started),
         "questions": asked,
         "sessions": sessions,
         **summary(samples),
@@ -49,10 +50,10 @@ async def soak(subject: Subject, server: Server, seconds: float) -> dict[str, An
 
 
 def summary(samples: list[tuple[float, float, float]]) -> dict[str, Any]:
-    """Memory of both sides from samples of (s, MB of the server, MB of the device)."""
+    """Summarise samples of (seconds, MB of the server, MB of the device); "faults" says whose memory grew."""
     kept = [one for one in samples if one[0] >= WARM * samples[-1][0]]
     if len(kept) < 6:
-        return {"faults": [f"{len(kept)} samples of memory are too few to tell; let it run for a minute or more"]}
+        return {"faults": [f"{len(kept)} memory samples are too few; run it for at least a minute"]}
     third = len(kept) // 3
     found: dict[str, Any] = {}
     faults = []

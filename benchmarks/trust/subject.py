@@ -1,7 +1,7 @@
-"""What is attacked: a real server process, and the questions that good devices ask it.
+"""The server process that is attacked, and the questions that well-behaved devices ask it.
 
-Promises that a wrong answer is told from a right one: what is right is what the server said before anything was done
-to it. Leaves what is done to it to others.
+Promises to detect wrong answers: the right answer is the one that the server gave before any attack. Leaves the attacks
+to the other modules.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from device_client.encoder import Encoder, TowerEncoder
 from device_client.fake import FakeEncoder
 from device_client.link import Target
 from device_client.picture import Picture
-from device_client.session import Retry, Session
-from edge_server.fake import FakeLooker
+from device_client.retry_policy import RetryPolicy
+from device_client.session import Session
+from edge_server.fake import FakeViewEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
-FAKE = Path("fake")  # in place of a model
-SOON = Retry(losses=20, connects=40, first_s=0.05, most_s=1.0)  # a server that is killed again and again comes back
+FAKE = Path("fake")  # in place of a model's path: a server without a model
+PATIENT = RetryPolicy(losses=20, connects=40, first_s=0.05, max_s=1.0)  # for a server that is killed again and again
 
 
 class Fault(Exception):
-    """Something that must hold does not."""
+    """A requirement that was not met during an attack."""
 
 
 def resident_mb(pid: int) -> float:
-    """Memory of a process in MB."""
+    """Return the resident memory of a process in MB."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmRSS"))
 
@@ -73,7 +74,7 @@ class Server:
         return self.log.read_text(encoding="utf-8", errors="replace")[-500:]
 
     def start(self, *, stderr: int | None = None) -> None:
-        """Again on the same port. `stderr`: a descriptor instead of the log file."""
+        """Start it, again on the same port. `stderr`: a descriptor to use instead of the log file."""
         command = [sys.executable, "-m", "edge_server", "serve", "--model", str(self._model)]
         if self._model == FAKE:
             command = [sys.executable, "-m", "benchmarks.trust.fake_server"]
@@ -84,11 +85,11 @@ class Server:
                 env={**os.environ, "GRPC_VERBOSITY": "NONE"},
             )  # fmt: skip
         assert self.process.stdout is not None
-        said = next((line for line in self.process.stdout if line.startswith("listening on ")), None)
-        if said is None:
+        listening = next((line for line in self.process.stdout if line.startswith("listening on ")), None)
+        if listening is None:
             self.process.communicate()
             raise Fault(f"the server ended with {self.process.returncode} before it listened; {self.log} says why")
-        self.port = int(said.rpartition(":")[2])
+        self.port = int(listening.rpartition(":")[2])
 
     def kill(self) -> None:
         assert self.process is not None
@@ -96,7 +97,7 @@ class Server:
         self.process.communicate()
 
     def stop(self, timeout_s: float = 30.0) -> int:
-        """SIGTERM; its exit code."""
+        """Stop it with SIGTERM; return its exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -109,7 +110,7 @@ class Server:
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model, the questions about pictures that it is asked, and their right answers once `learn` was called."""
+    """A model, questions about pictures, and the right answers, once `learn` was called."""
 
     model: Path
     folder: Path
@@ -131,20 +132,24 @@ class Subject:
 
     def encoder(self) -> Encoder:
         if self.model == FAKE:
-            return FakeEncoder(model_id="fake-model", codec_id="fake-codec", packet_bytes=50, rule=FakeLooker().rule)
+            return FakeEncoder(
+                model_id="fake-model", codec_id="fake-codec", packet_bytes=50, rule=FakeViewEncoder().rule
+            )
         return TowerEncoder.open(self.model)
 
     def session(self, port: int) -> Session:
-        return Session(Target(address=f"127.0.0.1:{port}"), self.encoder(), retry=SOON)
+        return Session(Target(address=f"127.0.0.1:{port}"), self.encoder(), retry=PATIENT)
 
     async def learn(self, port: int) -> None:
-        """What is right."""
+        """Ask every question once to learn the right answers."""
         async with self.session(port) as session:
             pictures = {path: session.open(path) for path, _ in self.questions}
             for path, question in self.questions:
                 self.answers[path, question] = (await session.ask([pictures[path]], question).result()).answer
         if len(set(self.answers.values())) < 3:
-            raise Fault(f"all {len(self.answers)} questions have one answer, which would hide wrong ones")
+            raise Fault(
+                f"the {len(self.answers)} questions have fewer than 3 different answers, which would hide wrong ones"
+            )
 
     def check(self, path: Path, question: str, answer: str) -> None:
         if (right := self.answers[path, question]) != answer:
@@ -162,7 +167,7 @@ def serving(model: Path, log: Path) -> Iterator[Server]:
 
 
 class Asker:
-    """A good device: asks one question after another in one session, and checks the answers."""
+    """A well-behaved device: asks one question after another in one session, and checks the answers."""
 
     def __init__(self, subject: Subject, session: Session) -> None:
         self._subject = subject
@@ -171,12 +176,12 @@ class Asker:
         self.count = 0
 
     async def ask(self) -> float:
-        """One question; the seconds until its answer was whole."""
+        """Ask one question; return the seconds until its answer was complete."""
         path, question = self._subject.questions[self.count % len(self._subject.questions)]
         self.count += 1
         if path not in self._pictures:
             self._pictures[path] = self._session.open(path)
-        begun = asyncio.get_running_loop().time()
+        started = asyncio.get_running_loop().time()
         report = await self._session.ask([self._pictures[path]], question).result()
         self._subject.check(path, question, report.answer)
-        return asyncio.get_running_loop().time() - begun
+        return asyncio.get_running_loop().time() - started

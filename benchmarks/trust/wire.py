@@ -1,4 +1,9 @@
-"""HTTP/2 by hand: what no gRPC client would send."""
+"""Hand-written HTTP/2, for frames that no gRPC client would send.
+
+Promises to send frames as they are given, valid or not. Leaves choosing them to `attacks`.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import struct
@@ -12,17 +17,17 @@ END_HEADERS = 4
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
-    """One HTTP/2 frame (RFC 9113, 4.1)."""
+    """Build an HTTP/2 frame (RFC 9113, 4.1)."""
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
 
 def message(data: bytes) -> bytes:
-    """One message of a gRPC call, uncompressed."""
+    """Build an uncompressed message of a gRPC call: gRPC's prefix, then `data`."""
     return b"\0" + struct.pack(">I", len(data)) + data
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A header field that no table keeps (RFC 7541, 6.2.2)."""
+    """Encode a literal header field without indexing (RFC 7541, 6.2.2)."""
     return b"\0" + _length(len(name)) + name + _length(len(value)) + value
 
 
@@ -36,7 +41,7 @@ def _length(size: int) -> bytes:
 
 
 def call(path: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    """The header block of a gRPC call."""
+    """Build the header block of a gRPC call."""
     fields = [
         (b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"here"),
         (b"te", b"trailers"), (b"content-type", b"application/grpc"), *more,
@@ -45,7 +50,7 @@ def call(path: bytes, *more: tuple[bytes, bytes]) -> bytes:
 
 
 class Wire:
-    """A plain connection that has said hello in HTTP/2."""
+    """A plain connection that has sent the HTTP/2 preface."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -67,13 +72,13 @@ class Wire:
         await self.send(frame(HEADERS, block, flags=END_HEADERS, stream=stream))
 
     async def receive(self) -> tuple[int, int, bytes]:
-        """(type, stream, payload) of the next frame."""
+        """Receive the next frame: (type, stream, payload)."""
         head = await self.reader.readexactly(9)
         payload = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
         return head[3], int.from_bytes(head[5:], "big"), payload
 
     async def reading(self, talk: Awaitable[None]) -> None:
-        """Run `talk` until it ends or the other side closes; what comes is read and thrown away."""
+        """Run `talk` until it ends or the other side closes; received data is discarded."""
 
         async def read() -> None:
             try:

@@ -1,8 +1,10 @@
-"""What an engine is: prompt embeddings → a stream of token ids, cancellable between two tokens.
+"""The interface of engines: prompt embeddings → a stream of token ids, which can be cancelled between two tokens.
 
-Promises that the session's side and the engine's side of one answer may live in different threads.
-Leaves turning ids into text, and pictures into embeddings, to others.
+Promises that the session and the engine may use one answer from different threads. Leaves ids → text to `detokenizer`,
+and pictures → embeddings to `assemble`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import time
@@ -14,62 +16,42 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.rpc.errors import InvalidRequestError
+from edge_server.engine.sampling import SamplingParams
+from tofc.errors import InvalidRequestError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """What a decoder reads: one row a position, pictures and text alike."""
+    """The input of a decoder: one row for each position, of pictures and text alike."""
 
     embeds: NDArray[np.float32]  # [T, H]
 
     def __post_init__(self) -> None:
         if self.embeds.ndim != 2 or not len(self.embeds):
-            raise InvalidRequestError(f"a prompt is [T, H] with T of at least 1, not {self.embeds.shape}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy; a seed belongs to one answer and to nothing else."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: off
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InvalidRequestError(f"max_tokens is {self.max_tokens}; an answer has at least 1 token")
-        if not 0.0 <= self.temperature <= 100.0:  # also refuses NaN
-            raise InvalidRequestError(f"temperature is {self.temperature}; allowed are 0 (greedy) to 100")
-        if not 0.0 < self.top_p <= 1.0:
-            raise InvalidRequestError(f"top_p is {self.top_p}; allowed is more than 0, up to 1")
-        if self.top_k < 0:
-            raise InvalidRequestError(f"top_k is {self.top_k}; allowed are 0 (off) and more")
+            raise InvalidRequestError(f"a prompt must be [T, H] with T at least 1, got {self.embeds.shape}")
 
 
 class Finish(Enum):
-    """Why an answer ended by itself."""
+    """Why an answer ended without being cancelled."""
 
-    STOP = "stop"  # the model said so
+    STOP = "stop"  # the model generated a stop token
     LENGTH = "length"  # max_tokens, or the model's positions, are used up
 
 
 class Generation:
-    """One answer under way: an async iterator of token ids without the stop token.
+    """One answer while it is generated: an async iterator of token ids, without the stop token.
 
-    The engine calls `begin`, `prefilled`, `put`, then `end` or `fail`, from any thread. The session
-    iterates in the loop it was made in; `aclose` makes `cancelled` true, which the engine looks at
-    before every step. `finish` is set when the iterator is exhausted. Times are milliseconds.
+    The engine calls `begin`, `prefilled`, `put`, then `end` or `fail`, from any thread. The session iterates, in the
+    event loop that was running when this was made; `aclose` sets `cancelled`, which the engine checks before every
+    step. `finish` is set when the iterator is exhausted.
     """
 
     def __init__(self, on_close: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[int | Finish | Exception] = asyncio.Queue()  # at most max_tokens + 1 entries
+        self._items: asyncio.Queue[int | Finish | Exception] = asyncio.Queue()  # at most max_tokens + 1 entries
         self._on_close = on_close
-        self._when_over: Callable[[], None] = lambda: None
-        self._submitted = self._begun = time.perf_counter()
+        self._on_finished: Callable[[], None] = lambda: None
+        self._submitted = self._started = time.perf_counter()
         self.cancelled = False
         self.finish: Finish | None = None
         self.wait_ms = 0.0
@@ -78,45 +60,48 @@ class Generation:
     # the engine's side
 
     def begin(self) -> None:
-        """The engine turns to this answer: waiting is over."""
-        self._begun = time.perf_counter()
-        self.wait_ms = (self._begun - self._submitted) * 1e3
+        """Note that the engine starts with this answer, which ends `wait_ms`."""
+        self._started = time.perf_counter()
+        self.wait_ms = (self._started - self._submitted) * 1e3
 
     def prefilled(self) -> None:
-        """The prompt has been read."""
-        self.prefill_ms = (time.perf_counter() - self._begun) * 1e3
+        """Note that the prompt has been processed, which ends `prefill_ms`."""
+        self.prefill_ms = (time.perf_counter() - self._started) * 1e3
 
     def put(self, token: int) -> None:
+        """Hand a token to the session."""
         self._hand_over(token)
 
     def end(self, finish: Finish) -> None:
+        """Tell the session that the answer is complete."""
         self._hand_over(finish)
 
     def fail(self, error: Exception) -> None:
+        """Tell the session that the answer failed; its iterator raises `error`."""
         self._hand_over(error)
 
     def _hand_over(self, item: int | Finish | Exception) -> None:
-        if not self.cancelled:  # else nobody listens, and the loop may be gone
+        if not self.cancelled:  # else nobody reads it, and the loop may be closed
             self._loop.call_soon_threadsafe(self._receive, item)
 
     # the session's side
 
     def _receive(self, item: int | Finish | Exception) -> None:
-        self._arrived.put_nowait(item)
+        self._items.put_nowait(item)
         if not isinstance(item, int):
-            self._when_over()
+            self._on_finished()
 
-    def when_over(self, call: Callable[[], None]) -> None:
-        """To be called once the engine has no more to do for this answer, however late what it said is read."""
-        self._when_over = call
+    def on_finished(self, call: Callable[[], None]) -> None:
+        """Call `call` once the engine is done with this answer, even if the session has not read its tokens yet."""
+        self._on_finished = call
 
-    def __aiter__(self) -> "Generation":
+    def __aiter__(self) -> Generation:
         return self
 
     async def __anext__(self) -> int:
         if self.finish is not None or self.cancelled:
             raise StopAsyncIteration
-        item = await self._arrived.get()
+        item = await self._items.get()
         if isinstance(item, int):
             return item
         if isinstance(item, Finish):
@@ -125,7 +110,7 @@ class Generation:
         raise item
 
     async def aclose(self) -> None:
-        """Gives the answer up; the engine stops before its next step. Harmless when it has ended."""
+        """Cancel the answer; the engine stops before its next step. Harmless when it has ended."""
         if not self.cancelled:
             self.cancelled = True
             if self._on_close is not None:
@@ -133,18 +118,18 @@ class Generation:
 
 
 class Engine(Protocol):
-    """Runs one decoder for everybody."""
+    """Runs one decoder for all sessions."""
 
     @property
     def name(self) -> str:
-        """For GetServerInfo."""
+        """The engine's name, as GetServerInfo returns it."""
 
     @property
     def max_positions(self) -> int:
-        """The most rows of prompt and answer together."""
+        """How many tokens prompt and answer may have together."""
 
-    def submit(self, prompt: Prompt, sampling: Sampling) -> Generation:
-        """Takes a prompt in. Raises LimitError (ENGINE_BUSY) when too many wait already."""
+    def submit(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
+        """Queue a prompt. Raises LimitError (ENGINE_BUSY) if the queue is full, UnavailableError while stopping."""
 
     async def stop(self) -> None:
-        """Gives up what is running and frees what it holds."""
+        """End all answers and free the engine's resources."""

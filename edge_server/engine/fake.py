@@ -1,22 +1,24 @@
-"""An engine without weights: it answers with a function of the prompt, one token a step.
+"""An engine without weights: its answer is a function of the prompt, one token a step.
 
-Promises the behaviour of a real engine (queue bound, cancelling between steps, times) so that
-everything around it is tested in milliseconds; leaves meaning to the function it is given.
+Promises the behaviour of a real engine (bounded queue, cancelling between steps, times), so that everything around it
+is tested in milliseconds. Leaves the answer's content to that function.
 """
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 
-from edge_server.engine.base import Finish, Generation, Prompt, Sampling
-from shared.rpc.errors import LimitError
+from edge_server.engine.base import Finish, Generation, Prompt
+from edge_server.engine.sampling import SamplingParams
+from tofc.errors import LimitError
 
 
 class FakeEngine:
-    """`answer` maps a prompt to token ids. With a `gate`, every token waits until the event is set; one
-    takes `step_s` seconds.
+    """Generates the token ids that `answer` maps a prompt to. With a `gate`, every token waits until that event is set.
 
-    For tests: `steps` counts tokens made, `cancelled` answers given up; `busy` is set while an answer
-    is under way and `idle` while none is.
+    `step_s` is the time of one token. For tests: `steps` counts tokens, `cancelled` counts cancelled answers; `busy` is
+    set while an answer is generated and `idle` while none is.
     """
 
     name = "fake"
@@ -44,7 +46,7 @@ class FakeEngine:
         self._step_s = step_s
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, prompt: Prompt, sampling: Sampling) -> Generation:
+    def submit(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
         if len(self._tasks) >= self._queue:
             raise LimitError(f"{self._queue} questions are waiting already; ask again later", reason="ENGINE_BUSY")
         self.prompts.append(prompt)
@@ -66,7 +68,7 @@ class FakeEngine:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, generation: Generation, prompt: Prompt, sampling: Sampling) -> None:
+    async def _run(self, generation: Generation, prompt: Prompt, sampling: SamplingParams) -> None:
         generation.begin()
         tokens = self._answer(prompt)
         generation.prefilled()
@@ -75,7 +77,7 @@ class FakeEngine:
                 await self._gate.wait()
             self.steps += 1
             generation.put(token)
-            await asyncio.sleep(self._step_s)  # others take their turn
+            await asyncio.sleep(self._step_s)  # lets other answers make a step
         generation.end(Finish.STOP if len(tokens) <= sampling.max_tokens else Finish.LENGTH)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

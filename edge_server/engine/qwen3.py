@@ -1,8 +1,10 @@
-"""The decoder of a checkpoint as transformers' Qwen3, and what only it knows: its token embedding.
+"""The decoder of a checkpoint as transformers' Qwen3, and its token embedding.
 
-Promises to read the decoder's tensors and no others, each once, without a second copy at full size.
-Leaves running it to `transformers`, but says what that calls its cache.
+Promises to read only the decoder's tensors, each once, without a second copy at full size. Leaves running it to
+`engine.transformers`.
 """
+
+from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
@@ -15,25 +17,25 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from edge_server.assemble import Embed
-from shared.model.checkpoint import Checkpoint
-from shared.model.config import CheckpointError
-from shared.model.released_names import DECODER
-from shared.model.room import need_memory
+from tofc.errors import CheckpointError
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.released_names import DECODER
+from tofc.model.resources import require_memory
 
-#: the argument of the decoder's forward that takes its cache: renamed in transformers 5.24, the old name goes in 5.40
+#: name of the cache argument of the decoder's `forward`: transformers renamed it in 5.24 and drops the old name in 5.40
 CACHE = "cache" if "cache" in inspect.signature(Qwen3ForCausalLM.forward).parameters else "past_key_values"
 
 
 def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3ForCausalLM:
-    """The decoder in evaluation mode.
+    """Load the decoder in evaluation mode.
 
-    Raises CheckpointError when tensors are missing or too many, RoomError where a CPU's memory is too small.
+    Raises CheckpointError if tensors are missing or superfluous, ResourceError if a CPU's memory is too small.
     """
-    need_room(checkpoint, device, dtype)
+    require_decoder_memory(checkpoint, device, dtype)
     config = Qwen3Config(**checkpoint.config.text)
-    with torch.device("meta"):  # a skeleton: the checkpoint's tensors become its parameters
+    with torch.device("meta"):  # no memory yet: the checkpoint's tensors become its parameters
         model = Qwen3ForCausalLM(config)
-    # Not of the checkpoint, so still a skeleton: computed from the configuration.
+    # Not in the checkpoint, so still without values: computed from the configuration.
     model.model.rotary_emb = Qwen3RotaryEmbedding(config)
     tensors = {name: tensor.to(device, dtype) for name, tensor in checkpoint.decoder_tensors().items()}
     if config.tie_word_embeddings:
@@ -47,14 +49,16 @@ def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtyp
     return loaded
 
 
-def need_room(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> None:
-    """Raises RoomError if the decoder does not fit beside what else is in memory; an accelerator says so itself."""
+def require_decoder_memory(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> None:
+    """Check that the decoder fits into a CPU's free memory; accelerators check it themselves. Raises ResourceError."""
     if torch.device(device).type == "cpu":
-        need_memory(checkpoint.numbers(DECODER) * dtype.itemsize, f"the decoder in {str(dtype).removeprefix('torch.')}")
+        require_memory(
+            checkpoint.parameter_count(DECODER) * dtype.itemsize, f"the decoder in {str(dtype).removeprefix('torch.')}"
+        )
 
 
 def embedder(model: Qwen3ForCausalLM) -> Embed:
-    """The decoder's own token embedding, for prompts."""
+    """Return the decoder's own token embedding, for prompts."""
     table: Any = model.get_input_embeddings()
 
     def embed(ids: Sequence[int]) -> NDArray[np.float32]:

@@ -1,11 +1,15 @@
-"""The embedded engine: Qwen3 of transformers, one worker thread, one token a turn for everybody.
+"""The engine in this process: Qwen3 of transformers, one worker thread, round robin over the running answers.
 
-Promises that an answer depends on its prompt and its sampling only, never on what else runs: requests
-take turns, one step each, instead of being computed as one batch. A batch would be faster on a GPU, but
-its matrix products have other shapes, sum in another order, and now and then round a close decision to
-another token; then the same question would be answered differently in a busy hour. Leaves
-throughput beyond that to other engines, and text to `text`.
+    submit ─→ waiting ─ schedule ─→ running ─ step each: prefill, then decode_one ─ sampler ─→ Generation
+
+Promises that an answer depends on its prompt and its sampling only, never on what else runs: the running answers take
+one step each in turn, instead of being computed as one batch. A batch would be faster on a GPU, but its matrix products
+have other shapes and sum in another order, which now and then rounds a close decision to another token; the same
+question would then get another answer on a busy server. Leaves higher throughput to other engines, and text to
+`detokenizer`.
 """
+
+from __future__ import annotations
 
 import asyncio
 import logging
@@ -19,11 +23,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen3ForCausalLM
 
-from edge_server.engine.base import Finish, Generation, Prompt, Sampling
+from edge_server.engine.base import Finish, Generation, Prompt
 from edge_server.engine.qwen3 import CACHE
-from edge_server.engine.sampling import Sampler
-from edge_server.shortage import shortage
-from shared.rpc.errors import LimitError, UnavailableError
+from edge_server.engine.sampling import Sampler, SamplingParams
+from edge_server.memory_errors import memory_limit_error
+from tofc.errors import LimitError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +35,17 @@ log = logging.getLogger(__name__)
 @dataclass(eq=False, kw_only=True)
 class _Request:
     generation: Generation
-    prompt: Prompt | None  # until it has been read
+    prompt: Prompt | None  # None once it has been read
     sampler: Sampler
-    left: int  # tokens that may still come
-    token: int = -1  # the last one
+    tokens_left: int  # how many more may be generated
+    token: int = -1  # the last one generated
     cache: Any = None
 
 
 class TransformersEngine:
     """Runs a `Qwen3ForCausalLM`.
 
-    `stop_tokens` end an answer; at most `parallel` requests hold a key-value cache, and `queue` more
-    wait in line.
+    `stop_tokens` end an answer; at most `parallel` requests hold a key-value cache, and `queue` more wait.
     """
 
     name = "transformers"
@@ -66,20 +69,20 @@ class TransformersEngine:
     def max_positions(self) -> int:
         return int(self._model.config.max_position_embeddings)
 
-    def submit(self, prompt: Prompt, sampling: Sampling) -> Generation:
+    def submit(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
         generation = Generation(on_close=self._wake)
-        left = min(sampling.max_tokens, self.max_positions - len(prompt.embeds))
-        request = _Request(generation=generation, prompt=prompt, sampler=Sampler(sampling), left=left)
+        tokens_left = min(sampling.max_tokens, self.max_positions - len(prompt.embeds))
+        request = _Request(generation=generation, prompt=prompt, sampler=Sampler(sampling), tokens_left=tokens_left)
         with self._changed:
             if self._stopping:
                 raise UnavailableError("the server is stopping; try again later", reason="STOPPING")
-            # Those that were given up or have just ended leave before the next step; they must not keep others out.
-            present = [one.generation for one in [*self._running, *self._waiting]]
-            taken = sum(not one.cancelled and one.finish is None for one in present)
+            # Cancelled and ended answers do not count; they are removed before the next step.
+            generations = [one.generation for one in [*self._running, *self._waiting]]
+            taken = sum(not one.cancelled and one.finish is None for one in generations)
             if taken >= self._queue + self._parallel:
                 raise LimitError(
-                    f"{taken} questions are being answered or wait, which is all this server takes; ask again in a few "
-                    "seconds",
+                    f"{taken} questions are running or waiting, which is as many as this server takes; ask again in a "
+                    "few seconds",
                     reason="ENGINE_BUSY",
                 )
             self._waiting.append(request)
@@ -87,7 +90,7 @@ class TransformersEngine:
         return generation
 
     async def stop(self) -> None:
-        """Ends the worker after its current step; answers under way are given up."""
+        """End the worker after its current step; unfinished answers fail with UnavailableError."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -100,24 +103,27 @@ class TransformersEngine:
     # the worker thread
 
     def _work(self) -> None:
-        while self._admit():
-            self._turn()
+        while self._wait_for_work():
+            self._schedule()
         error = UnavailableError("the server is stopping; try again later", reason="STOPPING")
         for request in [*self._running, *self._waiting]:
             request.generation.fail(error)
         self._running.clear()
         self._waiting.clear()
 
-    def _turn(self) -> None:
-        """One step of everybody. Of its own, so that no local keeps a request, and its cache, while `_admit` waits."""
+    def _schedule(self) -> None:
+        """Make one step for every running answer.
+
+        A function of its own, so that no local variable keeps a request and its cache while the worker waits.
+        """
         for request in list(self._running):
             if self._stopping:
                 break
             if request.generation.cancelled or self._step(request):
                 self._running.remove(request)
 
-    def _admit(self) -> bool:
-        """Fills the free places; waits while there is nothing to do. False: stop."""
+    def _wait_for_work(self) -> bool:
+        """Start waiting requests while fewer than `parallel` run; block if there is nothing to do. False: stop."""
         with self._changed:
             while not self._stopping:
                 self._waiting = deque(one for one in self._waiting if not one.generation.cancelled)
@@ -129,30 +135,30 @@ class TransformersEngine:
         return False
 
     def _step(self, request: _Request) -> bool:
-        """One token of one request; true when it was the last."""
+        """Generate one token of one request; true when it was the last."""
         generation = request.generation
         try:
             with torch.inference_mode():
-                logits = self._first(request) if request.prompt is not None else self._next(request)
-                token = request.sampler.choose(logits)
+                logits = self._prefill(request) if request.prompt is not None else self._decode_one(request)
+                token = request.sampler.sample(logits)
         except Exception as error:
-            told = shortage(error, "another token of a question", reason="ENGINE_MEMORY")
-            if told is None:
+            limit = memory_limit_error(error, "another token of a question", reason="ENGINE_MEMORY")
+            if limit is None:
                 log.exception("a step failed")
-            generation.fail(told or error)
+            generation.fail(limit or error)
             return True
         if token in self._stop_tokens:
             generation.end(Finish.STOP)
             return True
         generation.put(token)
         request.token = token
-        request.left -= 1
-        if request.left == 0:
+        request.tokens_left -= 1
+        if request.tokens_left == 0:
             generation.end(Finish.LENGTH)
-        return request.left == 0
+        return request.tokens_left == 0
 
-    def _first(self, request: _Request) -> Tensor:
-        """Reads the prompt [T, H] → logits [V] of the next token."""
+    def _prefill(self, request: _Request) -> Tensor:
+        """Read the prompt [T, H] → logits [V] of the first token."""
         assert request.prompt is not None
         request.generation.begin()
         request.cache = DynamicCache(config=self._model.config)
@@ -162,11 +168,12 @@ class TransformersEngine:
         request.generation.prefilled()
         return logits
 
-    def _next(self, request: _Request) -> Tensor:
+    def _decode_one(self, request: _Request) -> Tensor:
+        """Read the last token → logits [V] of the next one."""
         ids = torch.tensor([[request.token]], device=self._model.device)  # [1, 1]
         return self._forward(request.cache, input_ids=ids)
 
     def _forward(self, cache: DynamicCache, **inputs: Tensor) -> Tensor:
-        found = self._model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
-        logits: Tensor = found.logits[0, -1].float().cpu()  # [V]; waits for a GPU, so that times are true
+        output = self._model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
+        logits: Tensor = output.logits[0, -1].float().cpu()  # [V]; waits for a GPU, so that measured times are right
         return logits

@@ -1,4 +1,6 @@
-"""The benchmark of the released size, at a tiny one: it measures what it says and goes on where it stopped."""
+"""The benchmark of the released size, at a tiny size: it measures what it says and resumes where it stopped."""
+
+from __future__ import annotations
 
 import json
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import full_size
-from lab import fake
+from tofc_lab.checkpoint import fake
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +27,7 @@ def run(model: Path, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_it_goes_on_where_it_stopped(model: Path, tmp_path: Path) -> None:
+def test_it_resumes_where_it_stopped(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "full_size.json"
     names = list(full_size.measurements(model))
     assert (
@@ -51,14 +53,14 @@ def test_a_half_is_not_split_again(model: Path) -> None:
         (model / "split.json").unlink()
 
 
-def test_a_picture_is_measured_whole(model: Path) -> None:
-    found = full_size.look(model, "bfloat16")
+def test_a_picture_is_measured_with_all_its_views(model: Path) -> None:
+    found = full_size.encode_picture(model, "bfloat16")
     assert found["views"] == 46 and found["tower s, a view"].keys() == {"224 px", "336 px"}
     assert found["merge and encode s"].keys() == {"16 features a view", "32 features a view"}
     assert found["worked"]["peak MB"] >= found["loaded"]["peak MB"] > found["weights MB"]
 
 
-def test_what_runs_on_a_gpu_runs(model: Path) -> None:
+def test_measurements_for_a_gpu_run_on_a_cpu_too(model: Path) -> None:
     assert full_size.accelerated_tower(model, "cpu").keys() == {"224 px, ms", "336 px, ms"}
     found = full_size.accelerated_decoder(model, "cpu")
     assert found.keys() == {"756 features", "736 features", "1472 features"}

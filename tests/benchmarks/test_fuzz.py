@@ -1,4 +1,4 @@
-"""The fuzzer itself: a short run of the command, and that it writes down what it finds."""
+"""The fuzzer itself: a short run of the command, and that it records what it finds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def logs_again() -> Iterator[None]:
-    """A target of streams silences the log of its process, which here is everybody's."""
+def restore_logging() -> Iterator[None]:
+    """Enable logging again, which the target of streams disables in its process, here for all tests."""
     yield
     logging.disable(logging.NOTSET)
 
@@ -32,7 +32,7 @@ def fuzz(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_short_run_finds_nothing_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_short_run_finds_nothing_and_resumes_where_it_stopped(tmp_path: Path) -> None:
     if util.find_spec("atheris") is None:
         pytest.skip("atheris is not installed; it has no wheel for this machine or Python")
     out = tmp_path / "fuzz.json"
@@ -44,7 +44,9 @@ def test_a_short_run_finds_nothing_and_goes_on_where_it_stopped(tmp_path: Path) 
     packet, stream = result["targets"]["packet"], result["targets"]["stream"]
     assert packet["edges"] > 60 and stream["edges"] > 300, "the code under test is not instrumented"
     outcomes = packet["outcomes"]
-    assert sum(outcomes[one] for one in ("TAKEN", "NOT_CANONICAL")) > packet["cases"] / 4, "few get behind the checksum"
+    assert sum(outcomes[one] for one in ("TAKEN", "NOT_CANONICAL")) > packet["cases"] / 4, (
+        "too few cases get past the checksum"
+    )
     assert len(list((tmp_path / "fuzz" / "corpus" / "packet").iterdir())) > 20
 
 
@@ -64,7 +66,7 @@ class Fragile:
         return blind(data)
 
 
-def test_a_finding_is_written_down_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_finding_is_recorded_and_the_run_continues(tmp_path: Path) -> None:
     (tmp_path / "findings").mkdir()
     runner = Runner(Fragile(), tmp_path, tmp_path, cases=8)
     for data in (b"good", b"bad", b"god", b"dog", b"odd", b"big", b"good", b"good"):
@@ -77,11 +79,11 @@ def test_a_finding_is_written_down_and_the_run_goes_on(tmp_path: Path) -> None:
     assert all(one.name.startswith("packet-") for one in kept)
 
 
-def test_a_case_can_be_run_again(tmp_path: Path) -> None:
+def test_a_case_can_be_replayed(tmp_path: Path) -> None:
     case = tmp_path / "packet-0"
     case.write_bytes(next(Packets().seeds()))
     assert fuzz("--replay", case).stdout == "TAKEN\n"
-    assert "no finding" in fuzz("--replay", Path(__file__)).stderr
+    assert "is not a finding" in fuzz("--replay", Path(__file__)).stderr
 
 
 @pytest.mark.parametrize("name", ["packet", "stream"])

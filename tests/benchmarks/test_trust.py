@@ -1,4 +1,6 @@
-"""The bench of trust: a short run holds, and what does not hold is found out."""
+"""The robustness benchmark: a short run passes, and faults are detected."""
+
+from __future__ import annotations
 
 import asyncio
 import json
@@ -16,7 +18,7 @@ from benchmarks.trust.beside import p95
 from benchmarks.trust.dead_link import dead_link
 from benchmarks.trust.relay import Relay
 from benchmarks.trust.subject import FAKE, Fault, Server, Subject, serving
-from shared.rpc.channel import Keepalive
+from tofc.rpc.channel import Keepalive
 
 ROOT = Path(__file__).resolve().parents[2]
 HANGS_S = 20.0
@@ -43,9 +45,9 @@ def test_a_short_run_holds(tmp_path: Path) -> None:
     assert again.returncode == 0 and json.loads(out.read_text())["measured"].keys() == measured.keys()
 
 
-def test_a_part_that_is_not_there_is_said() -> None:
+def test_an_unknown_part_is_refused() -> None:
     done = trust("--only", "ping")
-    assert done.returncode == 2 and "--only ping is not a part; there are undecodable_paths, " in done.stderr
+    assert done.returncode == 2 and "--only must be one of undecodable_paths, " in done.stderr
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def subject(tmp_path: Path) -> Subject:
     return Subject(model=FAKE, folder=tmp_path)
 
 
-async def test_wrong_lost_and_doubled_answers_are_found_out(subject: Subject) -> None:
+async def test_wrong_lost_and_repeated_answers_are_detected(subject: Subject) -> None:
     subject.answers = {asked: str(number) for number, asked in enumerate(subject.questions)}
     asked = once.Batch(subject, "some", 3)
     right = [{"id": number, "answer": str(number)} for number in range(3)]
@@ -70,7 +72,7 @@ async def test_wrong_lost_and_doubled_answers_are_found_out(subject: Subject) ->
     assert faults([right[0], {"id": 1, "error": "why"}, right[2]]) == ["line 1 failed: why"]
 
 
-async def test_a_server_of_one_answer_would_hide_wrong_ones(subject: Subject, tmp_path: Path) -> None:
+async def test_a_server_that_always_answers_the_same_is_refused(subject: Subject, tmp_path: Path) -> None:
     subject.questions = subject.questions[:1] * 4
     with serving(FAKE, tmp_path / "log") as server, pytest.raises(Fault, match="would hide wrong ones"):
         await subject.learn(server.port)
@@ -83,7 +85,7 @@ def test_a_server_that_does_not_start_says_where_to_look(tmp_path: Path) -> None
     assert server.log.read_text()
 
 
-async def test_the_relay_cuts_after_so_many_bytes() -> None:
+async def test_the_relay_cuts_after_the_given_numbers_of_bytes() -> None:
     ends: list[asyncio.Future[None]] = []
 
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,11 +101,11 @@ async def test_the_relay_cuts_after_so_many_bytes() -> None:
         for cut, sent, received in ((1, 20, 10), (2, 10, 0)):
             reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
             writer.write(b"x" * sent)
-            heard = b""
+            echoed = b""
             with suppress(ConnectionError):
                 while data := await reader.read(100):
-                    heard += data
-            assert len(heard) <= received and relay.cut == cut
+                    echoed += data
+            assert len(echoed) <= received and relay.cut == cut
             writer.close()
         reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         writer.write(b"x" * 500)
@@ -113,20 +115,20 @@ async def test_the_relay_cuts_after_so_many_bytes() -> None:
     await asyncio.gather(*ends)
 
 
-async def test_a_dead_link_is_heard_of_on_both_sides() -> None:
-    keepalive = Keepalive(client_every=500, server_every=500, timeout=500, permitted_every=100)
+async def test_both_sides_detect_a_dead_link() -> None:
+    keepalive = Keepalive(client_interval_ms=500, server_interval_ms=500, timeout_ms=500, min_interval_ms=100)
     assert (await dead_link(keepalive, longest_s=HANGS_S))["faults"] == []
 
 
-def test_the_slowest_of_twenty_does_not_count() -> None:
+def test_the_95th_percentile_ignores_the_slowest_of_twenty() -> None:
     assert p95([*map(float, range(19)), 1e9]) == 18
 
 
-def test_memory_that_grows_is_found_out() -> None:
+def test_growing_memory_is_detected() -> None:
     flat = [(5.0 * count, 100.0 + count % 2, 200.0) for count in range(60)]
     assert soak.summary(flat)["faults"] == []
     grows = [(at, server, device + at) for at, server, device in flat]
     found = soak.summary(grows)
     assert found["device_mb_an_hour"] == pytest.approx(3600) and len(found["faults"]) == 1
     assert "the device's memory grew from" in found["faults"][0]
-    assert "too few to tell" in soak.summary(flat[:3])["faults"][0]
+    assert "memory samples are too few" in soak.summary(flat[:3])["faults"][0]

@@ -1,4 +1,6 @@
-"""A small server that keeps a diary, and a device without a model."""
+"""A small server that records its requests, and a device without a model."""
+
+from __future__ import annotations
 
 import asyncio
 import threading
@@ -11,67 +13,72 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from device_client import cli
+from device_client import options
 from device_client.compute import Compute
 from device_client.fake import FakeEncoder
 from device_client.link import Target
 from device_client.rate import RateChoice
-from device_client.session import Retry, Session
-from edge_server.receipts import Receipts
-from shared.codec.fake import fake_weights
-from shared.rpc.channel import bind, make_server
-from shared.rpc.errors import LimitError, TofcError, UnavailableError, UnknownReferenceError, abort, to_message
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
-from shared.rpc.tofc.v1 import tofc_pb2_grpc
+from device_client.retry_policy import RetryPolicy
+from device_client.session import Session
+from edge_server.view_acks import AckBatcher
+from tofc.codec.fake import fake_weights
+from tofc.errors import CallError, LimitError, UnavailableError, UnknownReferenceError
+from tofc.rpc.channel import bind, make_server
+from tofc.rpc.errors import abort, to_message
+from tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2_grpc
 
-AT_ONCE = Retry(first_s=0.0)
+AT_ONCE = RetryPolicy(first_s=0.0)
 CODEC = fake_weights(Q=2).config
 
 
 class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
-    """Answers "ANSWER to QUESTION" once every view is there. ``diary``: (session, kind, message) of all requests."""
+    """Answers "yes to QUESTION" once every view has arrived.
+
+    `requests` holds (session, kind, message) of everything that was received. A test sets the other attributes.
+    """
 
     def __init__(self) -> None:
         self.model_id, self.codec_id = FakeEncoder().model_id, FakeEncoder().codec_id
         self.limits = pb.Limits(
             packet_bytes=1000, views_per_picture=40, pictures_per_question=2, questions_in_flight=2, new_tokens=100
         )
-        self.draws, self.picture_key = False, bytes(16)
-        self.diary: list[tuple[int, str, Any]] = []
+        self.samples_by_default, self.picture_key = False, bytes(16)
+        self.requests: list[tuple[int, str, Any]] = []
         self.conversations: dict[tuple[int, int], list[str]] = {}  # texts by session and question
-        self.talks: list[list[str]] = []  # each question's turns
+        self.prompts: list[list[str]] = []  # of each question: the earlier turns and its text
         self.messages: list[list[str]] = []  # the kinds of parts that each had
         self.stored: dict[bytes, set[int]] = {}
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
         self.cut_at: int | None = None  # the link is lost with the chunk that reaches this byte of its file, once
-        self.refusal: TofcError | None = None
-        self.loading = 0  # sessions that hear, first, that it loads its model
-        self.word = "yes"
-        self.speech: list[dict[str, Any]] = []  # tokens instead of that; thinking only to those who want it
-        self.done: dict[str, Any] = {}  # of Done, instead of the usual
-        self.lose: list[int] = []  # for each session in turn: the tokens after which it is cut
-        self.fail: TofcError | None = None  # what questions that hold "fail" get
+        self.refusal: CallError | None = None
+        self.loading = 0  # sessions that are refused first, because it loads its model
+        self.reply_start = "yes"
+        self.tokens: list[dict[str, Any]] = []  # the answer instead; thinking is sent to questions that request it
+        self.done: dict[str, Any] = {}  # fields of Done, instead of the defaults
+        self.lose: list[int] = []  # for each session in turn: the tokens after which its link is cut
+        self.fail: CallError | None = None  # the error of questions that contain "fail"
         self.acking = asyncio.Event()
         self.acking.set()
         self.answering = asyncio.Event()
         self.answering.set()
         self.cancelled = asyncio.Event()
-        self.stopping = asyncio.Event()  # what was cancelled says Done
+        self.stopping = asyncio.Event()  # cancelled questions end with Done
         self.stopping.set()
-        self.heard = asyncio.Condition()
+        self.changed = asyncio.Condition()
         self.sessions = 0
         self.port = 0
 
     def kinds(self, session: int | None = None) -> list[str]:
-        return [kind for number, kind, _ in self.diary if session in (None, number)]
+        return [kind for number, kind, _ in self.requests if session in (None, number)]
 
-    def said(self, kind: str) -> list[Any]:
-        return [message for _, one, message in self.diary if one == kind]
+    def received(self, kind: str) -> list[Any]:
+        return [message for _, one, message in self.requests if one == kind]
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until what was heard fulfils ``condition``."""
-        async with asyncio.timeout(20), self.heard:
-            await self.heard.wait_for(condition)
+        """Wait until `condition` holds, which is checked after each message."""
+        async with asyncio.timeout(20), self.changed:
+            await self.changed.wait_for(condition)
 
     async def Session(self, request_iterator: Any, context: Any) -> None:
         self.sessions += 1
@@ -93,11 +100,11 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         async def send(**response: Any) -> None:
             await asyncio.shield(write(pb.SessionResponse(**response)))  # a write that is cancelled ends the call
 
-        receipts = Receipts()
+        acks = AckBatcher()
 
         async def acknowledge(view: pb.View) -> None:
             await self.acking.wait()
-            for ack in receipts.add(view.ref, view.index, last=complete(view.ref)):
+            for ack in acks.add(view.ref, view.index, last=complete(view.ref)):
                 await send(view_ack=ack)
 
         def complete(ref: int) -> bool:
@@ -112,21 +119,21 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             async with arrived:
                 await arrived.wait_for(lambda: all(complete(ref) for ref in ask.refs))
             await self.answering.wait()
-            words = f"{self.word} to {ask.question}".split(" ")
-            plain = [{"text": word if count == 0 else f" {word}"} for count, word in enumerate(words)]
-            for count, token in enumerate(self.speech or plain):
+            parts = f"{self.reply_start} to {ask.question}".split(" ")
+            plain = [{"text": part if count == 0 else f" {part}"} for count, part in enumerate(parts)]
+            for count, token in enumerate(self.tokens or plain):
                 if count == lose:
                     broken.set()
                     return
                 if ask.thinking or not token.get("thinking"):
                     await send(token=pb.Token(request=ask.request, **token))
             usage = pb.Usage(prompt_tokens=50, visual_tokens=36 * len(ask.refs), new_tokens=3, thinking_tokens=2)
-            texts = [token.get("text", "") for token in self.speech or plain if not token.get("thinking")]
+            texts = [token.get("text", "") for token in self.tokens or plain if not token.get("thinking")]
             self.conversations[session, ask.request] = [*turns, "".join(texts)]
             del answers[ask.request]
             timing = pb.Timing(decode_ms=1, prefill_ms=2, first_token_ms=3, total_ms=4)
-            told = {"finish_reason": pb.FINISH_REASON_STOP, "usage": usage, "timing": timing, **self.done}
-            await send(done=pb.Done(request=ask.request, **told))
+            fields = {"finish_reason": pb.FINISH_REASON_STOP, "usage": usage, "timing": timing, **self.done}
+            await send(done=pb.Done(request=ask.request, **fields))
 
         async def stop(request: int) -> None:
             await self.stopping.wait()
@@ -141,12 +148,16 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 if refusal is not None:
                     await send(error=to_message(refusal))
                     await abort(context, refusal)
-                told = {"limits": self.limits, "draws": self.draws, "picture_key": self.picture_key}
-                await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, **told))
+                fields = {
+                    "limits": self.limits,
+                    "samples_by_default": self.samples_by_default,
+                    "picture_key": self.picture_key,
+                }
+                await send(welcome=pb.Welcome(model_id=self.model_id, codec_id=self.codec_id, **fields))
             elif kind == "picture":
                 refs[message.ref] = message
                 self.stored.setdefault(message.picture_id, set())
-                if complete(message.ref) or message.reply:
+                if complete(message.ref) or message.want_state:
                     state = pb.PictureState(ref=message.ref, complete=complete(message.ref))
                     if not state.complete:
                         state.views.extend(sorted(self.stored[message.picture_id]))
@@ -164,8 +175,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                     broken.set()
                     return
                 if message.total:
-                    begun = self.files.get(message.ref, b"")[: message.offset]
-                    totals[message.ref], self.files[message.ref] = message.total, begun
+                    started = self.files.get(message.ref, b"")[: message.offset]
+                    totals[message.ref], self.files[message.ref] = message.total, started
                 assert message.offset == len(self.files[message.ref])
                 self.files[message.ref] += message.data
                 await send(image_ack=pb.ImageAck(ref=message.ref, offset=message.offset))
@@ -178,15 +189,15 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 asked.append(message)
                 if len(answers) == self.limits.questions_in_flight:
                     await send(error=to_message(LimitError(reason="TOO_MANY_QUESTIONS"), message.request))
-                elif message.after and (session, message.after) not in self.conversations:
+                elif message.previous_request and (session, message.previous_request) not in self.conversations:
                     gone = UnknownReferenceError(reason="CONVERSATION_GONE")
                     await send(error=to_message(gone, message.request))
                 elif self.fail is not None and "fail" in message.question:
                     await send(error=to_message(self.fail, message.request))
                 else:
-                    earlier = self.conversations[session, message.after] if message.after else []
-                    self.talks.append([*earlier, *(turn.text for turn in message.history), message.question])
-                    answers[message.request] = asyncio.create_task(answer(message, self.talks[-1]))
+                    earlier = self.conversations[session, message.previous_request] if message.previous_request else []
+                    self.prompts.append([*earlier, *(turn.text for turn in message.history), message.question])
+                    answers[message.request] = asyncio.create_task(answer(message, self.prompts[-1]))
             elif kind == "cancel":
                 self.cancelled.set()
                 tasks.append(asyncio.create_task(stop(message.request)))
@@ -197,10 +208,10 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 for field, parts in request.ListFields():
                     kind = field.name.removesuffix("s")
                     for part in parts if isinstance(parts, MutableSequence) else [parts]:
-                        async with self.heard:
-                            self.diary.append((session, kind, part))
+                        async with self.changed:
+                            self.requests.append((session, kind, part))
                             await take(kind, part)
-                            self.heard.notify_all()
+                            self.changed.notify_all()
 
         listening, breaking = asyncio.create_task(listen()), asyncio.create_task(broken.wait())
         try:
@@ -230,7 +241,7 @@ Begin = Callable[..., Session]
 
 @pytest_asyncio.fixture
 async def begin(server: FakeServer) -> AsyncIterator[Begin]:
-    """Makes sessions with the fake server; they are closed after the test."""
+    """Return what opens sessions with the fake server; they are closed after the test."""
     sessions: list[Session] = []
 
     def make(encoder: FakeEncoder | None = None, **more: Any) -> Session:
@@ -262,7 +273,7 @@ def _save(path: Path, size: tuple[int, int]) -> Path:
 
 @pytest.fixture
 def serving() -> Iterator[FakeServer]:
-    """The fake server in a thread of its own: the command runs an event loop itself."""
+    """The fake server in its own thread: the command runs an event loop itself."""
     ready, servicers = threading.Event(), list[FakeServer]()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
@@ -288,7 +299,7 @@ def serving() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
-    """The command gets fake encoders; those that it asked for."""
+    """Give the command fake encoders; return those that it opened."""
     made: list[FakeEncoder] = []
 
     class Opened:
@@ -297,5 +308,5 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
             made.append(FakeEncoder(setting=choice.setting(CODEC)))
             return made[-1]
 
-    monkeypatch.setattr(cli, "TowerEncoder", Opened)
+    monkeypatch.setattr(options, "TowerEncoder", Opened)
     return made

@@ -1,31 +1,33 @@
-"""A server that says what it likes: a script a session, in messages or in bytes that are none."""
+"""A server that sends anything: each session plays a script of messages, or of bytes that are not messages."""
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, MutableSequence
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2 as pb
 
-Said = pb.SessionResponse | bytes
+Reply = pb.SessionResponse | bytes
 
 
 class Gone(Exception):
-    """The device says nothing more."""
+    """The device has ended the session."""
 
 
 class Stage:
-    """What a script hears of its device."""
+    """What a script receives from its device."""
 
     def __init__(self, requests: Any, context: Any) -> None:
         self.requests, self.context = requests, context
-        self.deaf = False  # nothing is read after Hello
-        self.heard: list[tuple[str, Any]] = []
+        self.deaf = False  # the server reads nothing after Hello
+        self.received: list[tuple[str, Any]] = []
         self._changed = asyncio.Condition()
         self._over = False
 
@@ -33,8 +35,8 @@ class Stage:
         async for request in self.requests:
             async with self._changed:
                 for field, parts in request.ListFields():
-                    many = field.is_repeated
-                    self.heard += [(field.name, part) for part in (parts if many else [parts])]
+                    many = isinstance(parts, MutableSequence)  # FieldDescriptor.is_repeated is not in every protobuf
+                    self.received += [(field.name, part) for part in (parts if many else [parts])]
                 self._changed.notify_all()
             if self.deaf:
                 await asyncio.Event().wait()
@@ -43,7 +45,7 @@ class Stage:
             self._changed.notify_all()
 
     async def until(self, kind: str, count: int = 1) -> Any:
-        """The message of this kind that comes as number ``count``. Raises Gone if the device ends before."""
+        """Wait for message number `count` of this kind. Raises Gone if the device ends before."""
 
         def there() -> bool:
             return self._over or len(self.of(kind)) >= count
@@ -55,25 +57,25 @@ class Stage:
         return self.of(kind)[count - 1]
 
     def of(self, kind: str) -> list[Any]:
-        return [message for one, message in self.heard if one == kind]
+        return [message for one, message in self.received if one == kind]
 
     async def welcome(self, **more: Any) -> pb.SessionResponse:
-        """To who said Hello."""
+        """Return the Welcome that fits the device's Hello."""
         hello = await self.until("hello")
         limits = pb.Limits(packet_bytes=1000, new_tokens=50, image_bytes=10**6, image_pixels=10**6)
         ids = {"model_id": hello.model_id, "codec_id": hello.codec_id, "picture_key": bytes(16), "limits": limits}
         return pb.SessionResponse(welcome=pb.Welcome(**{**ids, **more}))
 
 
-Script = Callable[[Stage], AsyncIterator[Said]]
+Script = Callable[[Stage], AsyncIterator[Reply]]
 
 
 class Hostile:
-    """``sent`` counts messages, of all sessions."""
+    """`sent` counts messages, of all sessions."""
 
     def __init__(self) -> None:
         self.script: Script | None = None
-        self.info: bytes | None = None  # the answer to GetServerInfo; None: there is none
+        self.info: bytes | None = None  # the answer to GetServerInfo; None: it never answers
         self.sent = 0
         self.sessions = 0
         self.port = 0
@@ -85,8 +87,8 @@ class Hostile:
         listening = asyncio.create_task(stage.listen())
         try:
             with contextlib.suppress(Gone):
-                async for said in self.script(stage):
-                    await context.write(said if isinstance(said, bytes) else said.SerializeToString())
+                async for reply in self.script(stage):
+                    await context.write(reply if isinstance(reply, bytes) else reply.SerializeToString())
                     self.sent += 1
             await listening
         finally:
@@ -100,7 +102,7 @@ class Hostile:
 
 @contextmanager
 def hostile_server() -> Iterator[Hostile]:
-    """In a thread of its own: the commands run an event loop themselves."""
+    """Run the server in its own thread: the commands run an event loop themselves."""
     ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
     made = Hostile()
 

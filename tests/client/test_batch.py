@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import os
 import threading
@@ -7,18 +9,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from device_client import batch
-from device_client import opened as opened_module
+from device_client import batch, opened_pictures
 from device_client.batch_out import open_out
-from device_client.errors import EncoderError, UseError
 from device_client.fake import FakeEncoder
-from device_client.opened import Opened
+from device_client.opened_pictures import OpenedPictures
 from device_client.picture import Picture
-from device_client.session import Sampling, Session
-from shared.rpc.errors import CorruptPacketError, UnavailableError
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
-from shared.text import EncodingError
+from device_client.sampling import Sampling
+from device_client.session import Session
 from tests.client.conftest import Begin, FakeServer
+from tofc.errors import CorruptPacketError, EncoderError, EncodingError, UnavailableError, UsageError
+from tofc.v1 import tofc_pb2 as pb
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -31,16 +31,16 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 async def run(session: Session, lines: list[batch.Line], out: Path) -> tuple[list[bool], list[str]]:
-    said: list[str] = []
+    warnings: list[str] = []
     with open_out(out, lines, questions=out.parent / "q.jsonl", resume=True) as answers:
         stream = batch.run(
-            session, lines[answers.done :], answers.file, sampling=Sampling(), timeout_s=20, complain=said.append
+            session, lines[answers.done :], answers.file, sampling=Sampling(), timeout_s=20, warn=warnings.append
         )
-        return [answered async for answered in stream], said
+        return [answered async for answered in stream], warnings
 
 
 def kept(out: Path, lines: list[batch.Line]) -> tuple[int, int]:
-    """(lines done, lines of those that failed)"""
+    """Return (lines done, how many of them failed)."""
     with open_out(out, lines, questions=out.parent / "q.jsonl", resume=True) as answers:
         return answers.done, answers.failed
 
@@ -61,9 +61,9 @@ async def test_bad_lines_do_not_stop_the_others(server: FakeServer, begin: Begin
         ["no object"],
     )
     out = tmp_path / "out.jsonl"
-    answered, said = await run(begin(), batch.read_lines(questions), out)
+    answered, warnings = await run(begin(), batch.read_lines(questions), out)
     assert answered == [True, False, False, False, False, True, False, False]
-    assert [line.split(":")[0] for line in said] == ["line 2", "line 3", "line 5", "line 6", "line 8", "line 9"]
+    assert [line.split(":")[0] for line in warnings] == ["line 2", "line 3", "line 5", "line 6", "line 8", "line 9"]
     found = read(out)
     assert found[0]["id"] == 7 and found[0]["answer"] == "yes to one" and found[0]["image"] == "small.png"
     assert [line["bytes_picture"] for line in found if "answer" in line] == [100, 0]
@@ -73,7 +73,7 @@ async def test_bad_lines_do_not_stop_the_others(server: FakeServer, begin: Begin
     assert server.sessions == 1
 
 
-async def test_resume_goes_on_behind_the_last_whole_line(
+async def test_resume_continues_after_the_last_complete_line(
     server: FakeServer, begin: Begin, small: Path, tmp_path: Path
 ) -> None:
     questions = write(tmp_path / "q.jsonl", *({"image": "small.png", "question": f"number {n}"} for n in range(4)))
@@ -88,20 +88,22 @@ async def test_resume_goes_on_behind_the_last_whole_line(
 
 
 def test_no_questions(tmp_path: Path) -> None:
-    with pytest.raises(UseError, match="has no lines"):
+    with pytest.raises(UsageError, match="has no lines"):
         batch.read_lines(write(tmp_path / "empty.jsonl", ""))
-    with pytest.raises(UseError, match=r"none.jsonl: no such file or directory; give a UTF-8 file"):
+    with pytest.raises(UsageError, match=r"none.jsonl: no such file or directory; give a UTF-8 file"):
         batch.read_lines(tmp_path / "none.jsonl")
 
 
-async def test_a_line_that_is_no_utf_8_fails_alone(
+async def test_a_line_that_is_not_utf_8_fails_alone(
     server: FakeServer, begin: Begin, small: Path, tmp_path: Path
 ) -> None:
     questions = write(tmp_path / "q.jsonl", *[{"image": "small.png", "question": one} for one in ("one", "XX")])
     questions.write_bytes(questions.read_bytes().replace(b"XX", b"\xff"))
     out = tmp_path / "out.jsonl"
-    answered, said = await run(begin(), batch.read_lines(questions), out)
-    assert answered == [True, False] and said[0].startswith("line 2: not JSON: not UTF-8 text at character 37; check")
+    answered, warnings = await run(begin(), batch.read_lines(questions), out)
+    assert answered == [True, False] and warnings[0].startswith(
+        "line 2: not JSON: not UTF-8 text at character 37; check"
+    )
 
 
 async def test_a_picture_that_cannot_be_encoded_does_not_stop_the_others(
@@ -113,8 +115,8 @@ async def test_a_picture_that_cannot_be_encoded_does_not_stop_the_others(
 
     questions = ({"image": name, "question": "well?"} for name in ("wide.png", "small.png"))
     lines = batch.read_lines(write(tmp_path / "q.jsonl", *questions))
-    answered, said = await run(begin(FakeEncoder(before_view=burn)), lines, tmp_path / "out.jsonl")
-    assert answered == [False, True] and "this device has not enough memory for" in said[0]
+    answered, warnings = await run(begin(FakeEncoder(before_view=burn)), lines, tmp_path / "out.jsonl")
+    assert answered == [False, True] and "this device has not enough memory for" in warnings[0]
 
 
 async def test_an_encoder_that_cannot_be_loaded_ends_the_batch(
@@ -131,14 +133,14 @@ async def test_an_encoder_that_cannot_be_loaded_ends_the_batch(
 
 async def test_pixels_are_kept_of_one_line_only(begin: Begin, small: Path, wide: Path) -> None:
     session = begin()
-    opened = Opened(session)
-    (first,) = opened.take([small])
+    opened = OpenedPictures(session)
+    (first,) = opened.open([small])
     assert first.image is not None
-    (second,) = opened.take([wide])
+    (second,) = opened.open([wide])
     assert list(opened._pictures.values()) == [second], "the pixels of the first were still there"
     for index in range(second.n_views):
         await session.encoder.view(second, index)
-    opened.take([small])
+    opened.open([small])
     assert next(iter(opened._pictures)) == second.picture_id and len(opened._pictures) == 2 and second.image is None
 
 
@@ -150,7 +152,7 @@ async def test_a_file_that_is_replaced_is_opened_again(server: FakeServer, begin
     encoder = FakeEncoder()
     Image.new("RGB", (60, 40), "red").save(latest)
     file = out.open("wb", buffering=0)
-    stream = batch.run(begin(encoder), lines, file, sampling=Sampling(), timeout_s=20, complain=pytest.fail)
+    stream = batch.run(begin(encoder), lines, file, sampling=Sampling(), timeout_s=20, warn=pytest.fail)
     assert await anext(stream) and await anext(stream)
     kept = latest.stat()
     Image.new("RGB", (60, 40), "blue").save(latest)  # in its place, of the same size
@@ -165,7 +167,7 @@ async def test_a_file_that_is_replaced_is_opened_again(server: FakeServer, begin
     with pytest.raises(pytest.fail.Exception, match=r"line 6: .*latest\.bmp does not exist"):
         await anext(stream)
     file.close()
-    ids = [picture.picture_id for picture in server.said("picture")]
+    ids = [picture.picture_id for picture in server.received("picture")]
     assert len(ids) == len(set(ids)) == 3, "red, blue and grey"
     assert [line["bytes_picture"] > 0 for line in read(out)] == [True, False, True, True, False]
 
@@ -173,9 +175,9 @@ async def test_a_file_that_is_replaced_is_opened_again(server: FakeServer, begin
 async def test_a_file_that_stays_is_not_opened_again(
     begin: Begin, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opened_module, "SETTLED", 0)
+    monkeypatch.setattr(opened_pictures, "SETTLED_NS", 0)
     session = begin()
-    opened, times = Opened(session), 0
+    opened, times = OpenedPictures(session), 0
     really = session.open
 
     def counted(path: Path) -> Picture:
@@ -184,11 +186,11 @@ async def test_a_file_that_stays_is_not_opened_again(
         return really(path)
 
     monkeypatch.setattr(session, "open", counted)
-    (first,) = opened.take([small])
-    assert opened.take([small]) == [first] == opened.take([small]) and times == 1
+    (first,) = opened.open([small])
+    assert opened.open([small]) == [first] == opened.open([small]) and times == 1
     other = tmp_path / "copy.png"
     other.write_bytes(small.read_bytes())
-    assert opened.take([small, other, small]) == [first] * 3 and times == 2, "known by its content"
+    assert opened.open([small, other, small]) == [first] * 3 and times == 2, "known by its content"
 
 
 async def test_a_lone_surrogate_is_that_lines_error(
@@ -248,7 +250,7 @@ async def test_files_as_other_systems_write_them(
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf_16_is_named_once(tmp_path: Path, encoding: str) -> None:
+def test_utf_16_is_reported_once(tmp_path: Path, encoding: str) -> None:
     plain = b'{"image": "a.png", "question": "one"}\n'
     for data in (plain.decode().encode(encoding) * 3, plain + plain.decode().encode(encoding)):
         (tmp_path / "q.jsonl").write_bytes(data)
@@ -277,7 +279,7 @@ def strict(text: str) -> Any:
         '{"a": {"b": [1, {"c": "}"}]}}',
     ],
 )
-async def test_a_field_stays_as_it_was_written(
+async def test_a_field_is_copied_exactly(
     server: FakeServer, begin: Begin, small: Path, tmp_path: Path, value: str
 ) -> None:
     questions = write(tmp_path / "q.jsonl", f'{{"id": {value} ,"image":"small.png" , "question": "one"}}')
@@ -288,10 +290,10 @@ async def test_a_field_stays_as_it_was_written(
     assert strict(written)["id"] == strict(value) and kept(out, lines) == (1, 0)
 
 
-async def test_what_some_programs_cut_lines_at_is_escaped(
+async def test_characters_that_some_programs_take_for_a_line_end_are_escaped(
     server: FakeServer, begin: Begin, small: Path, tmp_path: Path
 ) -> None:
-    server.word = odd = "a\u2028b\x85c\x9b\x7fd"
+    server.reply_start = odd = "a\u2028b\x85c\x9b\x7fd"
     (tmp_path / "q.jsonl").write_text(f'{{"image": "small.png", "question": "{odd}?"}}', encoding="utf-8")
     out = tmp_path / "out.jsonl"
     assert (await run(begin(), batch.read_lines(tmp_path / "q.jsonl"), out))[0] == [True]
@@ -301,7 +303,7 @@ async def test_what_some_programs_cut_lines_at_is_escaped(
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
         ('{"image": "small.png", "question": "one", "id": NaN}', "not JSON: NaN is not a number"),
         ('{"image": "small.png", "question": "one", "id": [-Infinity]}', "not JSON: -Infinity is not a number"),
@@ -313,18 +315,18 @@ async def test_what_some_programs_cut_lines_at_is_escaped(
         ('{"image": "' + "a" * 300 + '.png", "question": "one"}', "file name too long"),
     ],
 )
-async def test_what_a_line_cannot_be_is_said_of_it_alone(
-    server: FakeServer, begin: Begin, small: Path, tmp_path: Path, line: str, said: str
+async def test_a_line_that_is_not_allowed_fails_alone(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path, line: str, expected: str
 ) -> None:
     good = {"image": "small.png", "question": "good"}
     lines, out = batch.read_lines(write(tmp_path / "q.jsonl", line, good)), tmp_path / "out.jsonl"
-    answered, told = await run(begin(), lines, out)
-    assert answered == [False, True] and len(told) == 1 and said in told[0]
+    answered, warnings = await run(begin(), lines, out)
+    assert answered == [False, True] and len(warnings) == 1 and expected in warnings[0]
     found = [strict(one) for one in out.read_text(encoding="utf-8").splitlines()]
-    assert said in found[0]["error"] and found[1]["answer"] == "yes to good" and kept(out, lines) == (2, 1)
+    assert expected in found[0]["error"] and found[1]["answer"] == "yes to good" and kept(out, lines) == (2, 1)
 
 
-async def test_a_server_s_figures_are_json_whatever_they_are(
+async def test_any_figure_from_a_server_is_valid_json(
     server: FakeServer, begin: Begin, small: Path, tmp_path: Path
 ) -> None:
     server.done = {"timing": pb.Timing(decode_ms=float("nan"), prefill_ms=float("inf"))}

@@ -1,4 +1,6 @@
-"""The file of a batch's answers: what is taken for one, and who may write into it."""
+"""The file of a batch's answers: which content it may have, and who may write to it."""
+
+from __future__ import annotations
 
 import json
 import multiprocessing
@@ -12,7 +14,7 @@ import pytest
 
 from device_client import batch, batch_out
 from device_client.batch_out import Answers, open_out
-from device_client.errors import UseError
+from tofc.errors import UsageError
 
 ASKED = [{"image": "a.png", "question": "one", "id": 7}, {"image": "a.png", "question": "two", "answer": "label"}]
 GIVEN = [ASKED[0], {"image": "a.png", "question": "two", "answer_given": "label"}]
@@ -36,7 +38,7 @@ def kept(out: Path, questions: Path) -> tuple[int, int]:
 def refused(out: Path, questions: Path, match: str, *, resume: bool = True) -> None:
     before = out.read_bytes()
     lines = batch.read_lines(questions)
-    with pytest.raises(UseError, match=match), open_out(out, lines, questions=questions, resume=resume):
+    with pytest.raises(UsageError, match=match), open_out(out, lines, questions=questions, resume=resume):
         raise AssertionError("it was opened")
     assert out.read_bytes() == before
 
@@ -45,8 +47,8 @@ def test_a_line_is_done_when_it_has_an_answer_or_an_error(questions: Path, tmp_p
     out = write(tmp_path / "out.jsonl", GIVEN[0] | {"answer": "", "views": 1}, GIVEN[1] | {"error": "no"})
     assert kept(out, questions) == (2, 1)
     data = out.read_bytes()
-    for begun in (b"", b'{"ima', b'{"image": "a.png", "question": "one", "id": 7', data[:60]):
-        out.write_bytes(begun)  # where a process ended
+    for start in (b"", b'{"ima', b'{"image": "a.png", "question": "one", "id": 7', data[:60]):
+        out.write_bytes(start)  # where a process ended
         assert kept(out, questions) == (0, 0) and out.read_bytes() == b""
     out.write_bytes(data.replace(b"\n", b"\r\n")[: data.index(b"\n") + 2])
     assert kept(out, questions) == (1, 0)
@@ -56,7 +58,7 @@ def test_a_line_is_done_when_it_has_an_answer_or_an_error(questions: Path, tmp_p
 
 @pytest.mark.parametrize("end", ["\n", ""])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_copy_of_the_questions_is_no_file_of_answers(questions: Path, tmp_path: Path, count: int, end: str) -> None:
+def test_a_copy_of_the_questions_is_not_resumed(questions: Path, tmp_path: Path, count: int, end: str) -> None:
     refused(write(tmp_path / "copy.jsonl", *ASKED[:count], end=end), questions, "line 1|an answer to line 1")
     labelled = write(tmp_path / "labelled.jsonl", ASKED[1])
     refused(write(tmp_path / "copy.jsonl", ASKED[1], end=end), labelled, "line 1|an answer to line 1")
@@ -76,7 +78,7 @@ def test_the_questions_themselves_are_not_written_into(
     ("text", "match"),
     [
         ("hello\n", "line 1 differs"),
-        ("hello", "not the beginning of an answer to line 1"),
+        ("hello", "not the start of an answer to line 1"),
         ('{"image": "a.png", "question": "another", "answer": "yes"}\n', "line 1 differs"),
         ('{"image": "a.png", "question": "one", "id": 8, "answer": "yes"}\n', "line 1 differs"),
         ('{"image": "a.png", "question": "one", "id": 7, "note": "mine", "answer": "yes"}\n', "line 1 differs"),
@@ -90,19 +92,19 @@ def test_anything_else_is_left_as_it_is(questions: Path, tmp_path: Path, text: s
     refused(out, questions, match)
     refused(out, questions, "exists; resume where it ends with --resume", resume=False)
     write(out, *(one | {"answer": "yes"} for one in [*GIVEN, GIVEN[0]]))
-    refused(out, questions, "has 3 lines, the questions only 2")
+    refused(out, questions, "has 3 lines, but there are only 2 questions")
 
 
-def test_places_that_cannot_be_written(questions: Path, tmp_path: Path) -> None:
+def test_an_out_that_cannot_be_written(questions: Path, tmp_path: Path) -> None:
     lines = batch.read_lines(questions)
     for out, error, match in (
-        (tmp_path / "nowhere" / "out.jsonl", UseError, "the folder of --out .* does not exist; make it first"),
+        (tmp_path / "nowhere" / "out.jsonl", UsageError, "the folder of --out .* does not exist; make it first"),
         (tmp_path, IsADirectoryError, "directory"),
     ):
         with pytest.raises(error, match=match), open_out(out, lines, questions=questions, resume=False):
             pass
     with (
-        pytest.raises(UseError, match="/dev/null is not a file; only a file can be resumed"),
+        pytest.raises(UsageError, match="/dev/null is not a file; only a file can be resumed"),
         open_out(Path("/dev/null"), lines, questions=questions, resume=True),
     ):
         pass
@@ -110,13 +112,13 @@ def test_places_that_cannot_be_written(questions: Path, tmp_path: Path) -> None:
         assert (answers.done, answers.failed) == (0, 0)
 
 
-def test_a_file_that_got_nothing_is_not_left_behind(questions: Path, tmp_path: Path) -> None:
+def test_a_new_file_that_received_nothing_is_removed(questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     lines = batch.read_lines(questions)
     with open_out(out, lines, questions=questions, resume=False):
         assert out.exists()
     assert not out.exists()
-    out.touch()  # somebody's own
+    out.touch()  # not ours
     with open_out(out, lines, questions=questions, resume=False) as answers:
         assert answers.done == 0
     assert out.exists()
@@ -145,10 +147,10 @@ def test_one_batch_writes_and_its_lock_ends_with_it(questions: Path, tmp_path: P
     assert kept(out, questions) == (1, 0)
 
 
-def test_the_second_waits_for_no_file_that_the_first_removed(
+def test_the_second_does_not_write_into_a_file_that_the_first_removed(
     questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opened by the second, removed by the first that got nothing, then locked by the second."""
+    """Opened by the second, removed by the first, which received nothing, then locked by the second."""
     out, lines = tmp_path / "out.jsonl", batch.read_lines(questions)
     opened: list[Answers] = []
     lock = batch_out._lock

@@ -1,5 +1,7 @@
 """Where the tower computes and in which type: what may be asked for, and that it is part of a picture's identity."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
@@ -9,37 +11,39 @@ from typer.testing import CliRunner, Result
 from device_client import cli
 from device_client.compute import Compute
 from device_client.encoder import EncoderThread, TowerEncoder
-from lab import fake
-from shared.model.checkpoint import Checkpoint
+from tofc.errors import EncoderError
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.shipped import NANO
+from tofc_lab.checkpoint import fake
 
-NANO = cli.NANO
 
-
-def command(*words: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(word) for word in words])
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(word) for word in arguments])
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
-        (["--dtype", "int4"], "--dtype int4 is not known; choose one of float32, bfloat16, int8"),
-        (["--dtype", "int8", "--device", "cuda"], "--dtype int8 is for the CPU; with --device cuda take bfloat16"),
-        (["--device", "cuda:99"], "--device cuda:99 is not there; torch finds on this machine: cpu"),
-        (["--device", "toaster"], "--device toaster is not there; torch finds on this machine: cpu"),
+        (["--dtype", "int4"], "--dtype must be one of float32, bfloat16, int8, got int4"),
+        (["--dtype", "int8", "--device", "cuda"], "--dtype int8 is for the CPU; with --device cuda use bfloat16"),
+        (["--device", "cuda:99"], "--device cuda:99 does not exist; torch finds on this machine: cpu"),
+        (["--device", "toaster"], "--device toaster does not exist; torch finds on this machine: cpu"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(small: Path, tmp_path: Path, options: list[str], said: str) -> None:
-    for words in (["ask", small, "why?"], ["inspect", small, "--out", tmp_path / "map.png"]):
-        result = command(*words, *options)
-        assert result.exit_code == 2 and result.stderr.startswith(f"device-client: {said}")
+def test_a_choice_that_is_not_allowed_is_one_line(
+    small: Path, tmp_path: Path, options: list[str], expected: str
+) -> None:
+    for arguments in (["ask", small, "why?"], ["inspect", small, "--out", tmp_path / "map.png"]):
+        result = command(*arguments, *options)
+        assert result.exit_code == 2 and result.stderr.startswith(f"device-client: {expected}")
         assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("options", [["--dtype", "float32"], ["--device", "cpu"]])
-def test_they_belong_to_the_tower(small: Path, options: list[str]) -> None:
+def test_both_belong_to_mode_features(small: Path, options: list[str]) -> None:
     result = command("ask", small, "why?", "--mode", "image", *options)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"device-client: {options[0]} belongs to --mode features")
+    assert result.stderr.startswith(f"device-client: {' '.join(options)} belongs to --mode features")
 
 
 def test_a_checkpoint_in_half_precision_is_computed_in_it(tmp_path: Path) -> None:
@@ -48,6 +52,28 @@ def test_a_checkpoint_in_half_precision_is_computed_in_it(tmp_path: Path) -> Non
     for path, dtype in ((tmp_path / "half", "bfloat16"), (tmp_path / "float16", "float32"), (NANO, "float32")):
         assert Compute().dtype_of(Checkpoint.open(path, "device")) == dtype
     assert Compute(dtype="float32").dtype_of(Checkpoint.open(tmp_path / "half")) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "message"),
+    [
+        (
+            "DefaultCPUAllocator: can't allocate memory",
+            EncoderError,
+            "^this device has not enough memory for",
+        ),
+        ("size mismatch for conv1.weight", RuntimeError, "^size mismatch for conv1.weight$"),  # a defect
+    ],
+)
+def test_only_a_lack_of_memory_is_reported_in_other_words(
+    monkeypatch: pytest.MonkeyPatch, cause: str, kind: type[Exception], message: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError(cause)
+
+    monkeypatch.setattr("tofc.model.tower.Tower", failing)
+    with pytest.raises(kind, match=message):
+        TowerEncoder.open(NANO).load()
 
 
 def test_what_changes_features_changes_a_picture_and_nothing_else_does(small: Path) -> None:

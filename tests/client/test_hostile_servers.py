@@ -1,4 +1,6 @@
-"""Whatever a server says, a device ends with a sentence and an exit code, and takes a bounded amount of it."""
+"""Whatever a server sends, a device ends with a sentence and an exit code, and takes a bounded amount of it."""
+
+from __future__ import annotations
 
 import asyncio
 import json
@@ -12,26 +14,26 @@ import grpc
 import pytest
 from typer.testing import CliRunner, Result
 
-from device_client.allowance import MOST_TEXT
-from device_client.errors import NO_SERVER, REFUSED
+from device_client.exit_codes import NO_SERVER, REFUSED
 from device_client.fake import FakeEncoder
-from device_client.session import Retry
+from device_client.reply_limit import MAX_TEXT_BYTES
+from device_client.retry_policy import RetryPolicy
 from edge_server import cli as server_cli
-from shared.rpc.channel import DOWN_BYTES
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
-from shared.sentence import LONGEST
-from tests.client.hostile import Hostile, Said, Script, Stage, hostile_server
+from tests.client.hostile import Hostile, Reply, Script, Stage, hostile_server
 from tests.client.test_cli import command
+from tofc.error_text import LONGEST
+from tofc.rpc.channel import MAX_DOWN_BYTES
+from tofc.v1 import tofc_pb2 as pb
 
 ESCAPES = "\x1b]52;c;ZXZpbA==\x07\x9b2J\x1b[31mred\r\n\u2028"
 WRITTEN = "\\x1b]52;c;ZXZpbA==\\x07\\x9b2J\\x1b[31mred\\x0d\\n"
 MOST = 2**32 - 1
-SOON = ("--timeout", "0.2")  # for a server that says nothing of use
+SOON = ("--timeout", "0.2")  # for a server that sends nothing useful
 
 
 @pytest.fixture
 def hostile(monkeypatch: pytest.MonkeyPatch, encoders: list[FakeEncoder]) -> Iterator[Hostile]:
-    monkeypatch.setattr(Retry, "wait_s", lambda *_: 0.0)
+    monkeypatch.setattr(RetryPolicy, "pause_s", lambda *_: 0.0)
     with hostile_server() as server:
         yield server
 
@@ -40,7 +42,7 @@ def ask(server: Hostile, picture: Path, *words: object, question: str = "what?")
     result = command("ask", picture, question, "--server", f"127.0.0.1:{server.port}", "--timeout", 100, *words)
     assert "\x1b" not in result.output and "\x07" not in result.output and "\x9b" not in result.output
     assert "Traceback" not in result.stderr
-    assert len(result.stderr) < 4 * LONGEST, "sentences have a bound"
+    assert len(result.stderr) < 4 * LONGEST, "sentences are bounded"
     return result
 
 
@@ -60,10 +62,10 @@ def error(message: str = "no", status: int = 3, reason: str = "", request: int =
     return response(error=pb.Error(request=request, status=status, reason=reason, message=message))
 
 
-def said(*messages: Said, times: int = 1, **welcome: Any) -> Script:
-    """Welcome; after the question ``messages``, so often."""
+def replies(*messages: Reply, times: int = 1, **welcome: Any) -> Script:
+    """Send Welcome and, after the question, `messages` this many `times`."""
 
-    async def script(stage: Stage) -> AsyncIterator[Said]:
+    async def script(stage: Stage) -> AsyncIterator[Reply]:
         yield await stage.welcome(**welcome)
         await stage.until("asks")
         for _ in range(times):
@@ -73,27 +75,27 @@ def said(*messages: Said, times: int = 1, **welcome: Any) -> Script:
     return script
 
 
-async def silent(stage: Stage) -> AsyncIterator[Said]:
+async def silent(stage: Stage) -> AsyncIterator[Reply]:
     await asyncio.Event().wait()
     yield b""
 
 
-async def deaf(stage: Stage) -> AsyncIterator[Said]:
-    """Says Welcome, and reads nothing from then on, though the device has much to say."""
+async def deaf(stage: Stage) -> AsyncIterator[Reply]:
+    """Send Welcome, and read nothing from then on, though the device sends much."""
     stage.deaf = True
     yield await stage.welcome()
     await asyncio.Event().wait()
 
 
-def at_once(message: Said) -> Script:
-    async def script(stage: Stage) -> AsyncIterator[Said]:
+def at_once(message: Reply) -> Script:
+    async def script(stage: Stage) -> AsyncIterator[Reply]:
         yield message
 
     return script
 
 
 def aborted(details: str, **call: Any) -> Script:
-    async def script(stage: Stage) -> AsyncIterator[Said]:
+    async def script(stage: Stage) -> AsyncIterator[Reply]:
         yield await stage.welcome()
         await stage.context.abort(grpc.StatusCode.PERMISSION_DENIED, details, **call)
 
@@ -101,11 +103,11 @@ def aborted(details: str, **call: Any) -> Script:
 
 
 def each_time(*messages: pb.SessionResponse) -> Script:
-    """After every question, with its number."""
+    """Send `messages` after every question, with its number."""
 
-    async def script(stage: Stage) -> AsyncIterator[Said]:
+    async def script(stage: Stage) -> AsyncIterator[Reply]:
         yield await stage.welcome()
-        for count in range(1, 2 * Retry().askings):
+        for count in range(1, 2 * RetryPolicy().attempts):
             number = (await stage.until("asks", count)).request
             for message in messages:
                 kind = message.WhichOneof("response")
@@ -119,11 +121,11 @@ def each_time(*messages: pb.SessionResponse) -> Script:
     return script
 
 
-async def missing_for_ever(stage: Stage) -> AsyncIterator[Said]:
-    """Takes the picture, and misses it again."""
+async def requesting_for_ever(stage: Stage) -> AsyncIterator[Reply]:
+    """Take the picture, and request it again."""
     yield await stage.welcome()
     await stage.until("asks")
-    for count in range(1, 2 * Retry().askings):
+    for count in range(1, 2 * RetryPolicy().attempts):
         await stage.until("views", count)
         yield response(view_ack=pb.ViewAck(ref=1, indexes=[0]))
         yield response(need_picture=pb.NeedPicture(request=1, ref=1))
@@ -132,96 +134,98 @@ async def missing_for_ever(stage: Stage) -> AsyncIterator[Said]:
 
 FOR_EVER = 1_000_000
 HUGE = "x" * 800_000
-NO_CODE = 0  # every question was answered
+NO_CODE = 0  # the exit code: every question was answered
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     script: Script
     code: int
-    told: str  # on stderr
-    words: tuple[object, ...] = ()
+    stderr: str  # what it contains
+    options: tuple[object, ...] = ()
     question: str = "what?"
     out: str = ""  # stdout
-    most: int = 1000  # messages that the device lets the server send, what lies in buffers included
+    max_sent: int = 1000  # messages that the server can send, including those in buffers
 
 
 UNAVAILABLE, NOT_FOUND, EXHAUSTED = 14, 5, 8
 GARBAGE = b"\xff" * 100
 CASES = {
-    "escapes in a question's error": Case(script=said(error(ESCAPES)), code=REFUSED, told=WRITTEN),
-    "escapes in the session's error": Case(script=said(error(ESCAPES, request=0)), code=REFUSED, told=WRITTEN),
-    "escapes in the status": Case(script=aborted(ESCAPES), code=NO_SERVER, told="\\x1b]52"),
-    "escapes in a reason": Case(script=said(error("no", reason=ESCAPES)), code=REFUSED, told="device-client: no"),
-    "escapes in a name": Case(script=said(model_id=ESCAPES), code=REFUSED, told=WRITTEN),
+    "escapes in a question's error": Case(script=replies(error(ESCAPES)), code=REFUSED, stderr=WRITTEN),
+    "escapes in the session's error": Case(script=replies(error(ESCAPES, request=0)), code=REFUSED, stderr=WRITTEN),
+    "escapes in the status": Case(script=aborted(ESCAPES), code=NO_SERVER, stderr="\\x1b]52"),
+    "escapes in a reason": Case(script=replies(error("no", reason=ESCAPES)), code=REFUSED, stderr="device-client: no"),
+    "escapes in a name": Case(script=replies(model_id=ESCAPES), code=REFUSED, stderr=WRITTEN),
     "escapes in an answer": Case(
-        script=said(token(text=ESCAPES), done()), code=NO_CODE, told="total", out=WRITTEN.replace("\\n", "\n")
+        script=replies(token(text=ESCAPES), done()), code=NO_CODE, stderr="total", out=WRITTEN.replace("\\n", "\n")
     ),
     "escapes in thinking": Case(
-        script=said(token(text=ESCAPES, thinking=True), token(text="a"), done()),
+        script=replies(token(text=ESCAPES, thinking=True), token(text="a"), done()),
         code=NO_CODE,
-        told="\\x1b]52",
-        words=("--show-thinking",),
+        stderr="\\x1b]52",
+        options=("--show-thinking",),
     ),
-    "a long sentence": Case(script=said(error(HUGE)), code=REFUSED, told="… (800000 characters)"),
+    "a long sentence": Case(script=replies(error(HUGE)), code=REFUSED, stderr="… (800000 characters)"),
     "a long sentence of the session": Case(
-        script=said(error(HUGE, request=0)), code=REFUSED, told="… (800000 characters)"
+        script=replies(error(HUGE, request=0)), code=REFUSED, stderr="… (800000 characters)"
     ),
-    "a long refusal": Case(script=at_once(error(HUGE, request=0)), code=REFUSED, told="… (800000 characters)"),
-    "a long name": Case(script=said(codec_id=HUGE), code=REFUSED, told="… (800000 characters)"),
-    "a long status": Case(script=aborted(HUGE), code=REFUSED, told=""),
-    "a long reason": Case(script=said(error("no", reason="A" * 800_000)), code=REFUSED, told="device-client: no"),
+    "a long refusal": Case(script=at_once(error(HUGE, request=0)), code=REFUSED, stderr="… (800000 characters)"),
+    "a long name": Case(script=replies(codec_id=HUGE), code=REFUSED, stderr="… (800000 characters)"),
+    "a long status": Case(script=aborted(HUGE), code=REFUSED, stderr=""),
+    "a long reason": Case(script=replies(error("no", reason="A" * 800_000)), code=REFUSED, stderr="device-client: no"),
     "an answer without end": Case(
-        script=said(token(text="a"), times=FOR_EVER), code=NO_SERVER, told="did not end its answer after 50 tokens"
+        script=replies(token(text="a"), times=FOR_EVER), code=NO_SERVER, stderr="did not end its answer after 50 tokens"
     ),
     "an answer beyond --max-tokens": Case(
-        script=said(token(text="a"), times=FOR_EVER),
+        script=replies(token(text="a"), times=FOR_EVER),
         code=NO_SERVER,
-        told="did not end its answer after 3 tokens",
-        words=("--max-tokens", 3),
+        stderr="did not end its answer after 3 tokens",
+        options=("--max-tokens", 3),
     ),
     "empty tokens without end": Case(
-        script=said(token(), times=FOR_EVER), code=NO_SERVER, told="did not end its answer after 50 tokens"
+        script=replies(token(), times=FOR_EVER), code=NO_SERVER, stderr="did not end its answer after 50 tokens"
     ),
     "thinking without end": Case(
-        script=said(token(text="a", thinking=True), times=FOR_EVER),
+        script=replies(token(text="a", thinking=True), times=FOR_EVER),
         code=NO_SERVER,
-        told="did not end its answer after 50 tokens",
+        stderr="did not end its answer after 50 tokens",
     ),
     "a text without end": Case(
-        script=said(token(text="a\n" * 5000), times=FOR_EVER, limits=pb.Limits(packet_bytes=1000)),
+        script=replies(token(text="a\n" * 5000), times=FOR_EVER, limits=pb.Limits(packet_bytes=1000)),
         code=NO_SERVER,
-        told=f"did not end its answer after {MOST_TEXT} bytes of text",
-        words=("--json",),
+        stderr=f"did not end its answer after {MAX_TEXT_BYTES} bytes of text",
+        options=("--json",),
     ),
     "a text without end, within absurd limits": Case(
-        script=said(token(text="a" * 10_000), times=FOR_EVER, limits=pb.Limits(packet_bytes=1000, new_tokens=MOST)),
+        script=replies(token(text="a" * 10_000), times=FOR_EVER, limits=pb.Limits(packet_bytes=1000, new_tokens=MOST)),
         code=NO_SERVER,
-        told=f"did not end its answer after {MOST_TEXT} bytes of text",
-        words=("--json",),
+        stderr=f"did not end its answer after {MAX_TEXT_BYTES} bytes of text",
+        options=("--json",),
     ),
-    "an answer that always begins anew": Case(
-        script=said(token(anew=True), token(text="a"), times=FOR_EVER, limits=pb.Limits(packet_bytes=1000)),
+    "an answer that restarts again and again": Case(
+        script=replies(token(restart=True), token(text="a"), times=FOR_EVER, limits=pb.Limits(packet_bytes=1000)),
         code=NO_SERVER,
-        told="began its answer anew more than 100 times",
-        words=("--json",),
+        stderr="restarted its answer more than 100 times",
+        options=("--json",),
     ),
     "the largest limits": Case(
-        script=said(
+        script=replies(
             token(text="a"),
             done(),
             limits=pb.Limits(**{field.name: MOST for field in pb.Limits.DESCRIPTOR.fields}),
             picture_key=bytes(64),
         ),
         code=NO_CODE,
-        told="total",
+        stderr="total",
         out="a\n",
     ),
-    "no limits": Case(script=said(limits=pb.Limits()), code=REFUSED, told="this server allows 0"),
-    "a huge key": Case(script=said(picture_key=bytes(800_000)), code=NO_SERVER, told="picture key has 800000 bytes"),
-    "no key": Case(script=said(picture_key=b""), code=NO_SERVER, told="picture key has 0 bytes"),
+    "no limits": Case(script=replies(limits=pb.Limits()), code=REFUSED, stderr="this server allows 0"),
+    "a huge key": Case(
+        script=replies(picture_key=bytes(800_000)), code=NO_SERVER, stderr="picture key has 800000 bytes"
+    ),
+    "no key": Case(script=replies(picture_key=b""), code=NO_SERVER, stderr="picture key has 0 bytes"),
     "acknowledgements of nothing": Case(
-        script=said(
+        script=replies(
             response(view_ack=pb.ViewAck(ref=7, indexes=[0, 0, MOST])),
             response(view_ack=pb.ViewAck(ref=1, indexes=range(200_000))),
             response(image_ack=pb.ImageAck(ref=MOST, offset=MOST)),
@@ -229,11 +233,11 @@ CASES = {
             done(),
         ),
         code=NO_CODE,
-        told="total",
+        stderr="total",
         out="a\n",
     ),
     "states of nothing": Case(
-        script=said(
+        script=replies(
             response(picture_state=pb.PictureState(ref=MOST, complete=True)),
             response(picture_state=pb.PictureState(ref=1, views=[*range(200_000), 0, 0])),
             *[response(picture_state=pb.PictureState(ref=1, complete=bool(count % 2))) for count in range(10)],
@@ -241,81 +245,91 @@ CASES = {
             done(),
         ),
         code=NO_CODE,
-        told="total",
+        stderr="total",
         out="a\n",
     ),
-    "a picture that is missed for ever": Case(
-        script=missing_for_ever, code=NO_SERVER, told="missed the pictures of one question again and again", most=30
-    ),
-    "pictures that are missed at once": Case(
-        script=said(response(need_picture=pb.NeedPicture(request=1, ref=1)), times=FOR_EVER),
+    "a picture that is requested for ever": Case(
+        script=requesting_for_ever,
         code=NO_SERVER,
-        told="missed the pictures of one question again and again",
+        stderr="requested the pictures of one question again and again",
+        max_sent=30,
     ),
-    "a picture that nobody named": Case(
-        script=said(response(need_picture=pb.NeedPicture(request=1, ref=9))),
+    "pictures that are requested at once": Case(
+        script=replies(response(need_picture=pb.NeedPicture(request=1, ref=1)), times=FOR_EVER),
         code=NO_SERVER,
-        told="misses picture 9, which the question did not name",
+        stderr="requested the pictures of one question again and again",
     ),
-    "done before anything": Case(script=said(done()), code=NO_CODE, told="the answer is empty", out="\n"),
+    "a picture that the question did not name": Case(
+        script=replies(response(need_picture=pb.NeedPicture(request=1, ref=9))),
+        code=NO_SERVER,
+        stderr="requested picture 9, which the question did not name",
+    ),
+    "done before anything": Case(script=replies(done()), code=NO_CODE, stderr="the answer is empty", out="\n"),
     "done twice, and more": Case(
-        script=said(token(text="a"), done(), done(), token(text="b"), error(), done()),
+        script=replies(token(text="a"), done(), done(), token(text="b"), error(), done()),
         code=NO_CODE,
-        told="total",
+        stderr="total",
         out="a\n",
     ),
-    "answers to questions of nobody": Case(
-        script=said(*[one(request=9) for one in (token, done, error)], token(text="a"), done()),
+    "answers to questions that were not asked": Case(
+        script=replies(*[one(request=9) for one in (token, done, error)], token(text="a"), done()),
         code=NO_CODE,
-        told="total",
+        stderr="total",
         out="a\n",
     ),
     "an end for an unknown reason": Case(
-        script=said(token(text="a"), done(finish_reason=99)),  # type: ignore[arg-type]
+        script=replies(token(text="a"), done(finish_reason=99)),  # type: ignore[arg-type]
         code=NO_CODE,
-        told="total",
+        stderr="total",
         out="a\n",
     ),
-    "an error that is none": Case(script=said(error(status=0)), code=NO_SERVER, told="no"),
-    "an unknown error": Case(script=said(error("", status=-7)), code=NO_SERVER, told="this version does not know"),
-    "text that is no UTF-8": Case(
-        script=said(token(text="abc").SerializeToString().replace(b"abc", b"\xff\xfe\xfd")),
+    "an error with status OK": Case(script=replies(error(status=0)), code=NO_SERVER, stderr="no"),
+    "an unknown error": Case(script=replies(error("", status=-7)), code=NO_SERVER, stderr="this version does not know"),
+    "text that is not UTF-8": Case(
+        script=replies(token(text="abc").SerializeToString().replace(b"abc", b"\xff\xfe\xfd")),
         code=NO_SERVER,
-        told="cannot be read",
+        stderr="cannot be read",
     ),
-    "bytes that are no message": Case(script=said(GARBAGE), code=NO_SERVER, told="cannot be read"),
-    "bytes instead of Welcome": Case(script=at_once(GARBAGE), code=NO_SERVER, told="cannot be read"),
-    "another first word": Case(script=at_once(token()), code=NO_SERVER, told="first word was 'token'"),
-    "Welcome twice": Case(script=said(response(welcome=pb.Welcome())), code=NO_SERVER, told="Welcome twice"),
+    "bytes that are not a message": Case(script=replies(GARBAGE), code=NO_SERVER, stderr="cannot be read"),
+    "bytes instead of Welcome": Case(script=at_once(GARBAGE), code=NO_SERVER, stderr="cannot be read"),
+    "another first message": Case(script=at_once(token()), code=NO_SERVER, stderr="expected Welcome, got 'token'"),
+    "Welcome twice": Case(script=replies(response(welcome=pb.Welcome())), code=NO_SERVER, stderr="Welcome twice"),
     "a message that is too large": Case(
-        script=said(token(text="x" * DOWN_BYTES)), code=NO_SERVER, told="sent a message that is too large"
+        script=replies(token(text="x" * MAX_DOWN_BYTES)), code=NO_SERVER, stderr="sent a message that is too large"
     ),
-    "a large message": Case(script=said(token(text="x" * 999_000), done()), code=NO_CODE, told="", out="x" * 999_000),
-    "words of another version, for ever": Case(
-        script=said(b"\xfa\x01\x00", times=FOR_EVER),
+    "a large message": Case(
+        script=replies(token(text="x" * 999_000), done()), code=NO_CODE, stderr="", out="x" * 999_000
+    ),
+    "unknown messages, for ever": Case(
+        script=replies(b"\xfa\x01\x00", times=FOR_EVER),
         code=NO_SERVER,
-        told="no answer within 0.2 s",
-        words=SOON,
-        most=FOR_EVER,
+        stderr="no answer within 0.2 s",
+        options=SOON,
+        max_sent=FOR_EVER,
     ),
-    "silence from the first moment": Case(script=silent, code=NO_SERVER, told="no answer within 0.2 s", words=SOON),
-    "silence after Welcome": Case(script=said(), code=NO_SERVER, told="no answer within 0.2 s", words=SOON),
-    "no reading": Case(script=deaf, code=NO_SERVER, told="no answer within 0.2 s", words=SOON, question="x" * 200_000),
-    "unavailable for ever": Case(script=each_time(error("later", UNAVAILABLE)), code=NO_SERVER, told="later"),
+    "silence from the first moment": Case(script=silent, code=NO_SERVER, stderr="no answer within 0.2 s", options=SOON),
+    "silence after Welcome": Case(script=replies(), code=NO_SERVER, stderr="no answer within 0.2 s", options=SOON),
+    "no reading": Case(
+        script=deaf, code=NO_SERVER, stderr="no answer within 0.2 s", options=SOON, question="x" * 200_000
+    ),
+    "unavailable for ever": Case(script=each_time(error("later", UNAVAILABLE)), code=NO_SERVER, stderr="later"),
     "used up for ever": Case(
-        script=each_time(error("another", EXHAUSTED, "SESSION_USED_UP")), code=REFUSED, told="another"
+        script=each_time(error("another", EXHAUSTED, "SESSION_USED_UP")), code=REFUSED, stderr="another"
     ),
     "views that are missing for ever": Case(
-        script=each_time(error("views", 4, "VIEWS_MISSING")), code=NO_SERVER, told="views", most=2 * Retry().askings
+        script=each_time(error("views", 4, "VIEWS_MISSING")),
+        code=NO_SERVER,
+        stderr="views",
+        max_sent=2 * RetryPolicy().attempts,
     ),
     "unavailable for ever, though it takes some": Case(
         script=each_time(response(view_ack=pb.ViewAck(ref=1, indexes=[0])), error("later", UNAVAILABLE)),
         code=NO_SERVER,
-        told="later",
-        most=3 * Retry().askings,
+        stderr="later",
+        max_sent=3 * RetryPolicy().attempts,
     ),
-    "a conversation that was none": Case(
-        script=each_time(error("gone", NOT_FOUND, "CONVERSATION_GONE")), code=REFUSED, told="gone"
+    "a conversation that the question did not continue": Case(
+        script=each_time(error("gone", NOT_FOUND, "CONVERSATION_GONE")), code=REFUSED, stderr="gone"
     ),
 }
 
@@ -323,10 +337,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_sentence_and_an_exit_code(hostile: Hostile, case: Case, small: Path) -> None:
     hostile.script = case.script
-    result = ask(hostile, small, *case.words, question=case.question)
-    assert (result.exit_code, case.told in result.stderr) == (case.code, True), (result.stderr, result.exception)
+    result = ask(hostile, small, *case.options, question=case.question)
+    assert (result.exit_code, case.stderr in result.stderr) == (case.code, True), (result.stderr, result.exception)
     assert case.out in result.stdout
-    assert hostile.sent <= case.most
+    assert hostile.sent <= case.max_sent
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf, -1.0, 3e38])
@@ -334,7 +348,7 @@ def test_figures_that_are_none(hostile: Hostile, small: Path, figure: float) -> 
     names = [field.name for field in pb.Timing.DESCRIPTOR.fields]
     timing = pb.Timing(**dict.fromkeys(names, figure))
     usage = pb.Usage(**{field.name: MOST for field in pb.Usage.DESCRIPTOR.fields})
-    hostile.script = said(token(text="a"), done(timing=timing, usage=usage))
+    hostile.script = replies(token(text="a"), done(timing=timing, usage=usage))
     shown = ask(hostile, small)
     assert (shown.exit_code, shown.stdout) == (0, "a\n")
     assert "server decode ?, prefill ?," in shown.stderr and "nan" not in shown.stderr and "inf" not in shown.stderr
@@ -344,12 +358,12 @@ def test_figures_that_are_none(hostile: Hostile, small: Path, figure: float) -> 
 
 
 def test_json_has_the_exact_text(hostile: Hostile, small: Path) -> None:
-    hostile.script = said(token(text=ESCAPES), done())
+    hostile.script = replies(token(text=ESCAPES), done())
     assert json.loads(ask(hostile, small, "--json").stdout)["answer"] == ESCAPES
 
 
 def test_a_file_of_which_the_server_claims_to_have_more_than_all(hostile: Hostile, small: Path) -> None:
-    async def script(stage: Stage) -> AsyncIterator[Said]:
+    async def script(stage: Stage) -> AsyncIterator[Reply]:
         yield await stage.welcome()
         await stage.until("image_chunks")
         yield response(need_picture=pb.NeedPicture(request=1, ref=1))
@@ -371,8 +385,8 @@ def test_a_batch_ends_with_a_line_each(hostile: Hostile, small: Path, tmp_path: 
     hostile.script = each_time(*[token(text=f":warning:[red]{ESCAPES}")] * 103)
     result = command("ask", "--batch", lines, "--out", out, "--server", f"127.0.0.1:{hostile.port}")
     assert result.exit_code == 4 and hostile.sessions >= 3
-    told = [json.loads(line)["error"] for line in out.read_text(encoding="utf-8").splitlines()]
-    assert len(told) == 3 and all("did not end its answer after 50 tokens" in one for one in told)
+    errors = [json.loads(line)["error"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert len(errors) == 3 and all("did not end its answer after 50 tokens" in one for one in errors)
     hostile.script = each_time(error(f":warning:[red]{ESCAPES}"))
     result = command("ask", "--batch", lines, "--out", tmp_path / "again", "--server", f"127.0.0.1:{hostile.port}")
     assert result.exit_code == 4 and f":warning:[red]{WRITTEN}" in result.stderr and "\x1b" not in result.output
@@ -388,21 +402,21 @@ INFOS = {
         0,
         str(MOST),
     ),
-    "bytes that are no message": (GARBAGE, 1, "cannot be read"),
-    "text that is no UTF-8": (b"\x0a\x03\xff\xfe\xfd", 1, "cannot be read"),
-    "a message that is too large": (bytes(2 * DOWN_BYTES), 1, "sent a message that is too large"),
+    "bytes that are not a message": (GARBAGE, 1, "cannot be read"),
+    "text that is not UTF-8": (b"\x0a\x03\xff\xfe\xfd", 1, "cannot be read"),
+    "a message that is too large": (bytes(2 * MAX_DOWN_BYTES), 1, "sent a message that is too large"),
 }
 
 
-@pytest.mark.parametrize("info, code, told", INFOS.values(), ids=INFOS)
-def test_what_a_server_says_of_itself(hostile: Hostile, info: bytes, code: int, told: str) -> None:
+@pytest.mark.parametrize("info, code, output", INFOS.values(), ids=INFOS)
+def test_server_info(hostile: Hostile, info: bytes, code: int, output: str) -> None:
     hostile.info = info
     result = CliRunner().invoke(server_cli.app, ["info", f"127.0.0.1:{hostile.port}"])
-    assert (result.exit_code, told in result.output) == (code, True), (result.output, result.exception)
+    assert (result.exit_code, output in result.output) == (code, True), (result.output, result.exception)
     assert "\x1b" not in result.output and len(result.output) < 6 * LONGEST
 
 
 def test_a_server_that_says_nothing_of_itself(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_cli, "CONNECT_S", 0.2)
+    monkeypatch.setattr(server_cli, "CONNECT_TIMEOUT_S", 0.2)
     result = CliRunner().invoke(server_cli.app, ["info", f"127.0.0.1:{hostile.port}"])
     assert result.exit_code == 1 and "did not answer within 0.2 s" in result.output

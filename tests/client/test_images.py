@@ -1,5 +1,7 @@
 """`--mode image` on the device: what is sent, what it is said to cost, and what is refused before it is sent."""
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
 import struct
@@ -11,18 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from device_client.errors import EncoderError
 from device_client.fake import FakeEncoder
 from device_client.image_encoder import ImageEncoder
-from device_client.link import VIEWS_IN_FLIGHT, LinkLost
+from device_client.link import VIEWS_IN_FLIGHT
 from device_client.picture import ImageForm, open_picture, picture_id
-from device_client.render import truth
-from shared.model.image_file import ImageFileError, compress, size_of
-from shared.model.open_image import open_image
-from shared.rpc.channel import CHUNK_BYTES
-from shared.rpc.errors import LimitError, MismatchError
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from device_client.render import cost_line
 from tests.client.conftest import Begin, FakeServer
+from tofc.errors import EncoderError, ImageCodecError, LimitError, LinkLostError, MismatchError
+from tofc.model.image_codec import compress, size_of
+from tofc.model.open_image import open_image
+from tofc.rpc.channel import CHUNK_BYTES
+from tofc.v1 import tofc_pb2 as pb
 
 
 def encoder(**form: Any) -> ImageEncoder:
@@ -50,7 +51,7 @@ async def test_the_file_arrives_and_is_counted(server: FakeServer, begin: Begin,
     report = await answer.result()
     data = compress(open_image(wide), "webp", 40, 0.5)
     assert server.kinds() == ["hello", "picture", "ask", "image_chunk"] and server.files[1] == data
-    (announced,) = server.said("picture")
+    (announced,) = server.received("picture")
     assert (announced.image.width, announced.image.height) == size_of(data, "webp") == (560, 448)
     assert announced.image.format == pb.IMAGE_FORMAT_WEBP and (announced.rows, announced.columns) == (2, 3)
     assert (report.bytes_picture, report.views, report.views_sent) == (len(data), 7, 7)
@@ -58,7 +59,7 @@ async def test_the_file_arrives_and_is_counted(server: FakeServer, begin: Begin,
     assert report.timings["tower"] == 0 < report.timings["encode"]
     if report.bytes_up is not None:
         assert len(data) < report.bytes_up < len(data) + 1500
-    assert "as webp, quality 40, scale 0.5, 7 views" in truth(report, None)
+    assert "as webp, quality 40, scale 0.5, 7 views" in cost_line(report, None)
     again = await session.ask([session.open(wide)], "again?").result()
     assert (again.bytes_picture, again.views_sent) == (0, 0)
 
@@ -66,7 +67,8 @@ async def test_the_file_arrives_and_is_counted(server: FakeServer, begin: Begin,
 async def test_packets_say_that_they_are_packets(server: FakeServer, begin: Begin, small: Path) -> None:
     session = begin()
     report = await session.ask([session.open(small)], "well?").result()
-    assert (report.mode, report.image_codec) == ("features", None) and not server.said("picture")[0].HasField("image")
+    assert (report.mode, report.image_codec) == ("features", None)
+    assert not server.received("picture")[0].HasField("image")
 
 
 async def test_a_large_file_goes_in_chunks_of_which_few_are_unacknowledged(
@@ -74,16 +76,16 @@ async def test_a_large_file_goes_in_chunks_of_which_few_are_unacknowledged(
 ) -> None:
     session = begin(encoder(quality=100))
     report = await session.ask([session.open(noise)], "what?").result()
-    chunks = server.said("image_chunk")
+    chunks = server.received("image_chunk")
     assert len(chunks) > 2 and all(len(chunk.data) <= CHUNK_BYTES for chunk in chunks)
     assert [chunk.total for chunk in chunks] == [report.bytes_picture, *[0] * (len(chunks) - 1)]
     assert len(server.files[1]) == report.bytes_picture
-    assert session._link is not None and session._link._window._value == VIEWS_IN_FLIGHT
+    assert session._connection.current is not None and session._connection.current._view_slots._value == VIEWS_IN_FLIGHT
     assert report.timings["upload"] > 0
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-async def test_a_file_goes_on_after_a_lost_link_where_the_server_has_the_same(
+async def test_a_file_continues_after_a_lost_link_where_the_server_has_the_same(
     damaged: bool, server: FakeServer, begin: Begin, noise: Path
 ) -> None:
     server.cut_at = CHUNK_BYTES
@@ -100,7 +102,7 @@ async def test_a_file_goes_on_after_a_lost_link_where_the_server_has_the_same(
     assert (report.answer, report.reconnects) == ("yes to still there?", 1)
     whole = picture.packets[0].packet
     assert server.files[1] == whole
-    second = [chunk for number, kind, chunk in server.diary if kind == "image_chunk" and number == 2]
+    second = [chunk for number, kind, chunk in server.requests if kind == "image_chunk" and number == 2]
     assert second[0].total == len(whole)
     assert second[0].offset == (0 if damaged else there[0]) < CHUNK_BYTES
     assert report.bytes_picture > len(whole), "what was sent in vain counts too"
@@ -122,8 +124,8 @@ async def test_a_forgotten_file_is_sent_again_and_not_compressed_again(
     server.stored.clear()
     second = await session.ask([picture], "two").result()
     assert first.bytes_picture == second.bytes_picture > 0 and len(made) == 1
-    assert session._link is not None
-    session._link.end(LinkLost("cut here"))
+    assert session._connection.current is not None
+    session._connection.current.end(LinkLostError("cut here"))
     third = await session.ask([picture], "three").result()  # the server has it still
     assert (third.bytes_picture, server.kinds(2)) == (0, ["hello", "picture", "ask"])
 
@@ -150,7 +152,7 @@ async def test_a_server_that_takes_none(server: FakeServer, begin: Begin, small:
     assert refused.value.reason == "IMAGES_NOT_TAKEN" and server.kinds() == ["hello"]
 
 
-async def test_limits_are_looked_at_before_sending(server: FakeServer, begin: Begin, small: Path) -> None:
+async def test_limits_are_checked_before_sending(server: FakeServer, begin: Begin, small: Path) -> None:
     session = begin(encoder())
     server.limits.image_bytes = 100
     with pytest.raises(LimitError, match=r"as jpeg, this server allows 100; lower --quality or --scale"):
@@ -209,7 +211,7 @@ def test_a_picture_that_a_codec_cannot_hold(tmp_path: Path) -> None:
 
 def test_jpeg_xl_missing_on_the_device(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)
-    with pytest.raises(ImageFileError, match="pip install pillow-jxl-plugin"):
+    with pytest.raises(ImageCodecError, match="pip install pillow-jxl-plugin"):
         encoder(codec="jxl")
 
 

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -5,9 +7,9 @@ import pytest
 from PIL import Image
 
 from device_client.inspect import _regions, draw
-from shared.codec.codec import Codec, Explanation
-from shared.codec.fake import fake_features, fake_weights
-from shared.model.views import View, ViewRule, views
+from tofc.codec.codec import Codec, Explanation
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.model.views import View, ViewRule, views
 
 RULE = ViewRule(global_size=336, crop_size=224, max_side=3024)
 

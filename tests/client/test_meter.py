@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import fcntl
 import os
 import socket
@@ -41,7 +43,7 @@ async def test_two_connections_have_two_meters() -> None:
                 second.sendall(b"12")
                 first.sendall(b"1")
                 assert (one.read(), two.read()) == (Traffic(up=1), Traffic(up=2))
-                assert await attach(address) is None, "every connection has its meter"
+                assert await attach(address) is None, "every connection has a meter"
                 one.close()
                 two.close()
 
@@ -54,7 +56,7 @@ async def test_a_connection_that_an_earlier_session_left_is_not_taken() -> None:
         listener.accept()[0] as there,
         socket.create_connection(listener.getsockname()) as left,  # of the two it has the later inode
     ):
-        while metering._heard_ago(left) < 20:
+        while metering._idle_ms(left) < 20:
             pass
         there.sendall(b"welcome")
         assert ours.recv(7, socket.MSG_WAITALL) == b"welcome"

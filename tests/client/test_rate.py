@@ -1,5 +1,7 @@
 """Presets and byte budgets: what a picture's packets may take."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,54 +13,54 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from device_client.encoder import TowerEncoder
-from device_client.errors import EncoderError, UseError
-from device_client.rate import RateChoice, Spending
-from shared.codec.codec import Codec
-from shared.codec.fake import fake_features, fake_weights
-from shared.codec.weights import CodecWeights
+from device_client.rate import RateChoice, RateController
+from tofc.codec.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.weights import CodecWeights
+from tofc.errors import EncoderError, UsageError
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 CODEC = Codec(fake_weights(Q=3))
 VIEWS = [fake_features(CODEC.weights, cells, seed=cells + i) for i, cells in enumerate((16, 16, 36))]
 
 
-def spend(budget: int) -> list[int]:
-    """Bytes of each view."""
-    spending = Spending(CODEC, RateChoice(budget=budget), [len(view) for view in VIEWS])
-    return [len(CODEC.encode(view, *spending.next(view))) for view in VIEWS]
+def sizes(budget: int) -> list[int]:
+    """Return the bytes of each view."""
+    controller = RateController(CODEC, RateChoice(budget_bytes=budget), [len(view) for view in VIEWS])
+    return [len(CODEC.encode(view, *controller.next_rate(view))) for view in VIEWS]
 
 
-LEAST, MOST = (sum(len(CODEC.encode(view, quality=quality)) for view in VIEWS) for quality in (0, 2))
+LOWEST, HIGHEST = (sum(len(CODEC.encode(view, quality=quality)) for view in VIEWS) for quality in (0, 2))
 
 
-@given(st.integers(1, 2 * MOST))
+@given(st.integers(1, 2 * HIGHEST))
 def test_a_picture_never_takes_more_than_its_budget(budget: int) -> None:
-    if budget < LEAST:
+    if budget < LOWEST:
         with pytest.raises(EncoderError, match=f"--budget-bytes {budget} is too little.* should be enough") as error:
-            spend(budget)
+            sizes(budget)
         enough = re.findall(r"\d+", str(error.value))[-1]
-        assert spend(int(enough))
+        assert sizes(int(enough))
     else:
         try:
-            assert LEAST <= sum(spend(budget)) <= budget
+            assert LOWEST <= sum(sizes(budget)) <= budget
         except EncoderError:  # what the first views took within their share is missing at the last
-            assert budget < 1.2 * LEAST
+            assert budget < 1.2 * LOWEST
 
 
-def test_a_large_budget_buys_the_finest_and_a_small_one_the_coarsest() -> None:
-    assert sum(spend(2 * MOST)) == MOST
-    assert sum(spend(int(1.2 * LEAST))) < MOST
+def test_a_large_budget_gives_the_highest_rate_and_a_small_one_the_lowest() -> None:
+    assert sum(sizes(2 * HIGHEST)) == HIGHEST
+    assert sum(sizes(int(1.2 * LOWEST))) < HIGHEST
 
 
 def test_what_a_view_leaves_goes_to_the_next() -> None:
     blank = np.zeros_like(VIEWS[0])  # costs next to nothing
-    budget = MOST - 10
-    spending = Spending(CODEC, RateChoice(budget=budget), [16, 36])
-    taken = len(CODEC.encode(blank, *spending.next(blank)))
+    budget = HIGHEST - 10
+    controller = RateController(CODEC, RateChoice(budget_bytes=budget), [16, 36])
+    taken = len(CODEC.encode(blank, *controller.next_rate(blank)))
     assert taken < budget * 16 // 52
     finest = len(CODEC.encode(VIEWS[2], quality=2))
     assert finest <= budget - taken
-    assert len(CODEC.encode(VIEWS[2], *spending.next(VIEWS[2]))) == finest
+    assert len(CODEC.encode(VIEWS[2], *controller.next_rate(VIEWS[2]))) == finest
 
 
 def test_presets_of_nano_cost_more_from_one_to_the_next() -> None:
@@ -85,12 +87,12 @@ def _cap(rate: tuple[int | None, int], total: int) -> tuple[int, int]:
     return min(rate[0] or total, total), rate[1]
 
 
-@pytest.mark.parametrize("choice", [RateChoice(), RateChoice(features=9), RateChoice(budget=2 * MOST)])
+@pytest.mark.parametrize("choice", [RateChoice(), RateChoice(features=9), RateChoice(budget_bytes=2 * HIGHEST)])
 def test_crops_keep_no_more_than_the_codec_says(choice: RateChoice) -> None:
     config = replace(CODEC.config, crop_features=3)
     codec = Codec(replace(CODEC.weights, config=config))
-    spending = Spending(codec, choice, [len(view) for view in VIEWS])
-    assert [spending.next(view)[0] for view in VIEWS] == [3, 3, choice.features or 36]
+    controller = RateController(codec, choice, [len(view) for view in VIEWS])
+    assert [controller.next_rate(view)[0] for view in VIEWS] == [3, 3, choice.features or 36]
 
 
 def test_a_view_is_encoded_once_at_each_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +106,8 @@ def test_a_view_is_encoded_once_at_each_rate(monkeypatch: pytest.MonkeyPatch) ->
         return really(features, *rate)
 
     monkeypatch.setattr(codec, "encode", encode)
-    least = len(really(VIEWS[0], 2, 0))
-    Spending(codec, RateChoice(budget=2 * least), [16, 16]).next(VIEWS[0])
+    lowest = len(really(VIEWS[0], 2, 0))
+    RateController(codec, RateChoice(budget_bytes=2 * lowest), [16, 16]).next_rate(VIEWS[0])
     assert tried == [(2, 0), (3, 1), (2, 1), (3, 0)]
 
 
@@ -113,17 +115,17 @@ def test_settings_are_equal_exactly_when_packets_are() -> None:
     config = CODEC.config
     same = [RateChoice(), RateChoice(preset="high"), RateChoice(preset=config.preset)]
     assert len({one.setting(config) for one in same}) == 1
-    others = [RateChoice(preset="low"), RateChoice(features=5), RateChoice(features=6), RateChoice(budget=5)]
-    assert len({one.setting(config) for one in [*others, RateChoice(), RateChoice(budget=6)]}) == 6
+    others = [RateChoice(preset="low"), RateChoice(features=5), RateChoice(features=6), RateChoice(budget_bytes=5)]
+    assert len({one.setting(config) for one in [*others, RateChoice(), RateChoice(budget_bytes=6)]}) == 6
 
 
 def test_the_real_encoder_keeps_the_budget(tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     with Image.open(NANO / "example.jpg") as example:
         example.resize((700, 500)).save(large)
-    with pytest.raises(UseError, match="--preset tiny is not known; this codec has low, medium, high, max"):
+    with pytest.raises(UsageError, match="--preset tiny is not known; this codec has low, medium, high, max"):
         TowerEncoder.open(NANO, RateChoice(preset="tiny"))
-    encoder = TowerEncoder.open(NANO, RateChoice(budget=220))
+    encoder = TowerEncoder.open(NANO, RateChoice(budget_bytes=220))
     encoder.load()
     with Image.open(large) as image:
         packets = [one.packet for one in encoder.encode(image.convert("RGB"))]

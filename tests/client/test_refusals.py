@@ -1,4 +1,6 @@
-"""A server that says no is heard, with its own reason, every time: even if it ends the call before the device wrote."""
+"""A server that refuses: its own reason arrives every time, even if it ends the call before the device wrote."""
+
+from __future__ import annotations
 
 import asyncio
 import subprocess
@@ -16,24 +18,25 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health, health_pb2_grpc
 
-from device_client.errors import NO_SERVER, REFUSED, exit_code
-from device_client.link import Link, LinkLost, Target
+from device_client.exit_codes import NO_SERVER, REFUSED, exit_code
+from device_client.link import Link, Target
 from device_client.stream import WRITE_FAILED, Stream
-from edge_server.cli import _info
+from edge_server.cli import _get_server_info
 from edge_server.credentials import write
 from edge_server.fake import fake_backend
 from edge_server.server import start
 from edge_server.settings import ServerSettings
-from shared.rpc.channel import ClientSecurity, bind, make_server
-from shared.rpc.errors import InvalidRequestError, TofcError, TokenError, UnavailableError
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from tofc.errors import CallError, InvalidRequestError, LinkLostError, TokenError, UnavailableError
+from tofc.rpc.channel import bind, make_server
+from tofc.rpc.security import ClientSecurity
+from tofc.v1 import tofc_pb2 as pb
 
 TOKEN = "0123456789abcdef"
-TIMES = 64  # handshakes in a row, and as many at once
+TIMES = 64  # handshakes one after the other, and then the same number, 16 at a time
 
 
-class Elsewhere:
-    """An event loop in a thread of its own, as far from the device's as one process allows."""
+class ServerThread:
+    """An event loop in a thread of its own, as far from that of the device as one process allows."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -45,7 +48,7 @@ class Elsewhere:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
 
     async def serve(self, load: Any = lambda _: fake_backend(), **settings: Any) -> Any:
-        running = await self.run(start(ServerSettings(model=Path("unused"), port=0, grace=0.0, **settings), load))
+        running = await self.run(start(ServerSettings(model=Path("unused"), port=0, grace_s=0.0, **settings), load))
         self.ends.append(running.stop)
         return running
 
@@ -58,8 +61,8 @@ class Elsewhere:
 
 
 @pytest_asyncio.fixture
-async def elsewhere() -> AsyncIterator[Elsewhere]:
-    made = Elsewhere()
+async def server_thread() -> AsyncIterator[ServerThread]:
+    made = ServerThread()
     yield made
     await made.close()
 
@@ -73,11 +76,13 @@ def busy() -> Iterator[None]:
     spinning.wait()
 
 
-async def heard(target: Target, model_id: str = "fake-model", codec_id: str = "fake-codec") -> Counter[tuple[str, int]]:
-    """Reasons and exit codes of many handshakes, one after the other and all at once."""
+async def refusals(
+    target: Target, model_id: str = "fake-model", codec_id: str = "fake-codec"
+) -> Counter[tuple[str, int]]:
+    """Count reasons and exit codes of many handshakes, one after the other and many at once."""
 
     async def shake_hands() -> tuple[str, int]:
-        with pytest.raises(TofcError) as refused:
+        with pytest.raises(CallError) as refused:
             await Link.open(target, model_id, codec_id)
         return refused.value.reason, exit_code(refused.value)
 
@@ -87,20 +92,20 @@ async def heard(target: Target, model_id: str = "fake-model", codec_id: str = "f
     return Counter(found)
 
 
-async def test_a_full_server(elsewhere: Elsewhere) -> None:
-    target = Target(address=(await elsewhere.serve(sessions=1)).address)
+async def test_a_full_server(server_thread: ServerThread) -> None:
+    target = Target(address=(await server_thread.serve(sessions=1)).address)
     first = await Link.open(target, "fake-model", "fake-codec")
-    assert await heard(target) == {("TOO_MANY_SESSIONS", REFUSED): 2 * TIMES}
+    assert await refusals(target) == {("TOO_MANY_SESSIONS", REFUSED): 2 * TIMES}
     await first.close()
 
 
-async def test_a_server_that_stops(elsewhere: Elsewhere) -> None:
-    server = await elsewhere.serve()
-    await elsewhere.run(server.service.close(0))
-    assert await heard(Target(address=server.address)) == {("STOPPING", NO_SERVER): 2 * TIMES}
+async def test_a_server_that_stops(server_thread: ServerThread) -> None:
+    server = await server_thread.serve()
+    await server_thread.run(server.service.close(0))
+    assert await refusals(Target(address=server.address)) == {("STOPPING", NO_SERVER): 2 * TIMES}
 
 
-async def test_a_server_that_loads(elsewhere: Elsewhere, free_port: int) -> None:
+async def test_a_server_that_loads(server_thread: ServerThread, free_port: int) -> None:
     loading, loaded = threading.Event(), threading.Event()
 
     def load(_: ServerSettings) -> Any:
@@ -108,70 +113,70 @@ async def test_a_server_that_loads(elsewhere: Elsewhere, free_port: int) -> None
         loaded.wait()
         return fake_backend()
 
-    settings = ServerSettings(model=Path("unused"), port=free_port, grace=0.0)
-    starting = asyncio.create_task(elsewhere.run(start(settings, load)))
+    settings = ServerSettings(model=Path("unused"), port=free_port, grace_s=0.0)
+    starting = asyncio.create_task(server_thread.run(start(settings, load)))
     try:
         await asyncio.to_thread(loading.wait)
         target = Target(address=f"127.0.0.1:{free_port}")
-        assert await heard(target) == {("LOADING", NO_SERVER): 2 * TIMES}
+        assert await refusals(target) == {("LOADING", NO_SERVER): 2 * TIMES}
         with pytest.raises(UnavailableError, match="still loading its model"):
-            await _info(target.address, ClientSecurity())
+            await _get_server_info(target.address, ClientSecurity())
     finally:
         loaded.set()
-    await elsewhere.run((await starting).stop())
+    await server_thread.run((await starting).stop())
 
 
 @pytest.mark.parametrize("token", [None, "x" * 16])
-async def test_a_token_that_is_missing_or_wrong(elsewhere: Elsewhere, tmp_path: Path, token: str | None) -> None:
+async def test_a_token_that_is_missing_or_wrong(server_thread: ServerThread, tmp_path: Path, token: str | None) -> None:
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "token").chmod(0o600)
-    server = await elsewhere.serve(token_file=tmp_path / "token")
+    server = await server_thread.serve(token_file=tmp_path / "token")
     target = Target(address=server.address, security=ClientSecurity(token=token))
-    assert await heard(target) == {("TOKEN_REFUSED", REFUSED): 2 * TIMES}
+    assert await refusals(target) == {("TOKEN_REFUSED", REFUSED): 2 * TIMES}
 
 
-async def test_another_service(elsewhere: Elsewhere) -> None:
+async def test_another_service(server_thread: ServerThread) -> None:
     async def begin() -> Any:
         other = make_server()
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), other)
         port = bind(other, "127.0.0.1", 0)
         await other.start()
-        elsewhere.ends.append(lambda: other.stop(0))
+        server_thread.ends.append(lambda: other.stop(0))
         return port
 
-    target = Target(address=f"127.0.0.1:{await elsewhere.run(begin())}")
-    assert await heard(target) == {("UNSUPPORTED", REFUSED): 2 * TIMES}
-    with pytest.raises(TofcError, match=rf"{target.address} speaks gRPC, but does not know this call"):
+    target = Target(address=f"127.0.0.1:{await server_thread.run(begin())}")
+    assert await refusals(target) == {("UNSUPPORTED", REFUSED): 2 * TIMES}
+    with pytest.raises(CallError, match=rf"{target.address} speaks gRPC, but does not know this call"):
         await Link.open(target, "", "")
 
 
-async def test_another_model_or_codec(elsewhere: Elsewhere) -> None:
-    target = Target(address=(await elsewhere.serve()).address)
-    assert await heard(target, model_id="other") == {("MODEL_MISMATCH", REFUSED): 2 * TIMES}
-    assert await heard(target, codec_id="other") == {("CODEC_MISMATCH", REFUSED): 2 * TIMES}
+async def test_another_model_or_codec(server_thread: ServerThread) -> None:
+    target = Target(address=(await server_thread.serve()).address)
+    assert await refusals(target, model_id="other") == {("MODEL_MISMATCH", REFUSED): 2 * TIMES}
+    assert await refusals(target, codec_id="other") == {("CODEC_MISMATCH", REFUSED): 2 * TIMES}
 
 
-async def test_no_common_tls(elsewhere: Elsewhere, tmp_path: Path) -> None:
+async def test_no_common_tls(server_thread: ServerThread, tmp_path: Path) -> None:
     ours, other = write(tmp_path / "ours", ["localhost"]), write(tmp_path / "other", ["localhost"])
-    plain = await elsewhere.serve()
-    encrypted = await elsewhere.serve(tls_cert=ours.certificate, tls_key=ours.key)
+    plain = await server_thread.serve()
+    encrypted = await server_thread.serve(tls_cert=ours.certificate, tls_key=ours.key)
     trusting = ClientSecurity(ca=other.authority.read_bytes())
     target = Target(address=f"localhost:{encrypted.port}", security=trusting)
-    assert await heard(target) == {("TLS_FAILED", NO_SERVER): 2 * TIMES}
-    assert await heard(replace(target, address=plain.address)) == {("TLS_FAILED", NO_SERVER): 2 * TIMES}
-    assert await heard(replace(target, security=ClientSecurity())) == {("UNAVAILABLE", NO_SERVER): 2 * TIMES}
+    assert await refusals(target) == {("TLS_FAILED", NO_SERVER): 2 * TIMES}
+    assert await refusals(replace(target, address=plain.address)) == {("TLS_FAILED", NO_SERVER): 2 * TIMES}
+    assert await refusals(replace(target, security=ClientSecurity())) == {("UNAVAILABLE", NO_SERVER): 2 * TIMES}
 
 
-async def test_an_end_in_the_middle_is_heard_by_who_is_writing(elsewhere: Elsewhere) -> None:
+async def test_an_end_in_the_middle_reaches_a_device_that_is_writing(server_thread: ServerThread) -> None:
     """A rule of the protocol is broken while much more is under way, which nobody reads any more."""
-    target = Target(address=(await elsewhere.serve()).address)
+    target = Target(address=(await server_thread.serve()).address)
     found = Counter[tuple[type[Exception] | None, str]]()
     for _ in range(TIMES):
         link = await Link.open(target, "fake-model", "fake-codec")
         ended = asyncio.Event()
         end = link.end
 
-        def noting(failure: TofcError, end: Any = end, ended: asyncio.Event = ended) -> None:
+        def noting(failure: CallError, end: Any = end, ended: asyncio.Event = ended) -> None:
             end(failure)
             ended.set()
 
@@ -194,12 +199,14 @@ async def test_a_server_that_hangs_up_is_not_reached() -> None:
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listening:
         target = Target(address=f"127.0.0.1:{listening.sockets[0].getsockname()[1]}")
-        found = await heard(target)
-    assert found == {("UNAVAILABLE", NO_SERVER): 2 * TIMES} and LinkLost.reason not in {reason for reason, _ in found}
+        found = await refusals(target)
+    assert found == {("UNAVAILABLE", NO_SERVER): 2 * TIMES} and LinkLostError.reason not in {
+        reason for reason, _ in found
+    }
 
 
-class Untold:
-    """A call whose write failed first; of the status that came after that, grpc.aio tells nobody."""
+class CallWithoutStatus:
+    """A call whose write failed first; grpc.aio does not report the status that came after that."""
 
     status = grpc.StatusCode.INTERNAL, WRITE_FAILED
 
@@ -225,8 +232,8 @@ class Untold:
         return grpc.aio.Metadata()
 
 
-async def test_a_status_that_nobody_is_told_of_is_found() -> None:
-    call = Untold()
+async def test_a_status_that_grpc_does_not_report_is_found() -> None:
+    call = CallWithoutStatus()
     ending = asyncio.create_task(Stream(call).ended())
     await asyncio.sleep(0)
     call.status = grpc.StatusCode.UNAUTHENTICATED, "the token is wrong"

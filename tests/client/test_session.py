@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import asyncio
 import threading
 from collections.abc import AsyncIterator
@@ -7,49 +9,50 @@ from typing import Any
 import grpc
 import pytest
 
+from device_client.conversations import KEPT
+from device_client.deadline import Deadline
 from device_client.encoder import EncoderThread
-from device_client.errors import EncoderError, ReplyError, UseError
 from device_client.fake import FakeEncoder
-from device_client.link import (
-    CONVERSATIONS,
-    NOT_BACK,
-    VIEWS_IN_FLIGHT,
-    Link,
-    LinkLost,
-    Target,
-)
-from device_client.patience import Clock
+from device_client.link import NOT_BACK, VIEWS_IN_FLIGHT, Link, Target
+from device_client.question import SEED_BITS, PendingQuestion, Submission
 from device_client.report import Report
-from device_client.session import SEED_BITS, Retry, Sampling, Session, _Course
+from device_client.retry_policy import RetryPolicy
+from device_client.sampling import Sampling
+from device_client.session import Session
 from edge_server.credentials import write
-from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, make_server
-from shared.rpc.errors import (
+from tests.client.conftest import Begin, FakeServer
+from tofc.errors import (
+    CallError,
     CorruptPacketError,
     DeadlineError,
+    EncoderError,
     LimitError,
+    LinkLostError,
     MismatchError,
-    TofcError,
+    ReplyError,
+    TlsError,
     TokenError,
     UnavailableError,
+    UsageError,
 )
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
-from shared.rpc.unreachable import TlsError
-from tests.client.conftest import Begin, FakeServer
+from tofc.rpc.channel import bind, make_server
+from tofc.rpc.security import ClientSecurity, ServerSecurity
+from tofc.v1 import tofc_pb2 as pb
 
 
 async def test_order_of_messages_and_report(server: FakeServer, begin: Begin, small: Path) -> None:
     session = begin()
     picture = session.open(small)
     answer = session.ask([picture], "is this a test?")
-    pieces = [piece.text async for piece in answer]
-    assert pieces == ["yes", " to", " is", " this", " a", " test?"]
+    deltas = [delta.text async for delta in answer]
+    assert deltas == ["yes", " to", " is", " this", " a", " test?"]
     assert server.kinds() == ["hello", "picture", "ask", "view"]
     report = answer.report
     assert report is not None and report.answer == "yes to is this a test?"
     assert (report.bytes_picture, report.views, report.views_sent, report.features) == (100, 1, 1, 36)
     assert report.finish_reason == "stop" and report.usage["prompt_tokens"] == 50
     assert report.timings["server_prefill"] == 2
-    if report.bytes_up is not None:  # the kernel tells: packet, preface, headers
+    if report.bytes_up is not None:  # packet, preface and headers
         assert 100 < report.bytes_up < 2000 and report.bytes_down is not None
 
 
@@ -61,12 +64,12 @@ async def test_a_second_question_costs_only_the_question(server: FakeServer, beg
     assert first.views_sent == 21 == encoder.encoded
     assert (second.bytes_picture, second.views_sent) == (0, 0)
     assert server.kinds().count("picture") == 1
-    assert server.talks[1] == ["one", "yes to one", "two"]
+    assert server.prompts[1] == ["one", "yes to one", "two"]
     if first.bytes_up is not None and second.bytes_up is not None:
         assert second.bytes_up < 300 < first.bytes_up
 
 
-async def test_what_the_server_said_itself_is_not_repeated(server: FakeServer, begin: Begin) -> None:
+async def test_a_question_continues_a_conversation_without_repeating_it(server: FakeServer, begin: Begin) -> None:
     session = begin()
     await session.ask([], "one").result()
     talk = [("one", "yes to one")]
@@ -76,7 +79,7 @@ async def test_what_the_server_said_itself_is_not_repeated(server: FakeServer, b
     assert report.reconnects == 0 and server.sessions == 1
     await session.ask([], "four", history=[("one", "something else")]).result()
     await begin().ask([], "five", history=talk).result()
-    assert [(ask.after, [turn.text for turn in ask.history]) for ask in server.said("ask")] == [
+    assert [(ask.previous_request, [turn.text for turn in ask.history]) for ask in server.received("ask")] == [
         (0, []),
         (1, []),
         (1, []),
@@ -84,29 +87,31 @@ async def test_what_the_server_said_itself_is_not_repeated(server: FakeServer, b
         (0, ["one", "something else"]),
         (0, ["one", "yes to one"]),
     ]
-    roles = [turn.role for turn in server.said("ask")[-1].history]
+    roles = [turn.role for turn in server.received("ask")[-1].history]
     assert roles == [pb.ROLE_USER, pb.ROLE_ASSISTANT]
 
 
-async def test_two_questions_go_on_from_one_that_the_server_lost(server: FakeServer, begin: Begin) -> None:
+async def test_two_questions_continue_a_conversation_that_the_server_dropped(server: FakeServer, begin: Begin) -> None:
     session = begin()
     await session.ask([], "one").result()
     server.conversations.clear()
     talk = [("one", "yes to one")]
     reports = await asyncio.gather(*(session.ask([], text, history=talk).result() for text in ("two", "three")))
     assert [report.answer for report in reports] == ["yes to two", "yes to three"]
-    assert [ask.after for ask in server.said("ask")] == [0, 1, 1, 0, 0]
+    assert [ask.previous_request for ask in server.received("ask")] == [0, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("use", [{"question": "two", "history": [("one", "yes to one")]}, {"question": "one"}])
-async def test_what_is_used_is_known_longest(use: dict[str, Any], server: FakeServer, begin: Begin) -> None:
+async def test_the_least_recently_used_conversation_is_dropped_first(
+    use: dict[str, Any], server: FakeServer, begin: Begin
+) -> None:
     session = begin()
-    for question in ("one", *map(str, range(CONVERSATIONS - 1))):
+    for question in ("one", *map(str, range(KEPT - 1))):
         await session.ask([], question).result()
     await session.ask([], **use).result()
     await session.ask([], "one more").result()
     await session.ask([], "still known?", history=[("one", "yes to one")]).result()
-    assert server.said("ask")[-1].after == (1 if "history" in use else CONVERSATIONS + 1)
+    assert server.received("ask")[-1].previous_request == (1 if "history" in use else KEPT + 1)
 
 
 async def test_what_is_ready_leaves_as_one_message(server: FakeServer, begin: Begin, small: Path) -> None:
@@ -133,11 +138,11 @@ async def test_a_message_is_no_longer_than_others_can_wait(
     await session.connect()
     await asyncio.gather(*(session.ask([], letter * length).result() for letter in "ab"))
     assert server.messages == [["hello"], *[["asks"]] * messages]
-    assert [ask.question[0] for ask in server.said("ask")] == ["a", "b"]
+    assert [ask.question[0] for ask in server.received("ask")] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("draws", "sampling", "seeded"),
+    ("by_default", "sampling", "seeded"),
     [
         (False, Sampling(), False),
         (True, Sampling(), True),
@@ -145,20 +150,25 @@ async def test_a_message_is_no_longer_than_others_can_wait(
         (False, Sampling(temperature=0.5), True),
     ],
 )
-async def test_only_what_is_drawn_has_a_seed(
-    draws: bool, sampling: Sampling, seeded: bool, server: FakeServer, begin: Begin, monkeypatch: pytest.MonkeyPatch
+async def test_only_sampled_answers_have_a_seed(
+    by_default: bool,
+    sampling: Sampling,
+    seeded: bool,
+    server: FakeServer,
+    begin: Begin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("random.getrandbits", lambda bits: 2**bits - 1)
-    server.draws, server.lose = draws, [2]
+    server.samples_by_default, server.lose = by_default, [2]
     await begin().ask([], "which one is it?", sampling=sampling).result()
-    assert [ask.sampling.seed for ask in server.said("ask")] == [2**SEED_BITS - 1 if seeded else 0] * 2
+    assert [ask.sampling.seed for ask in server.received("ask")] == [2**SEED_BITS - 1 if seeded else 0] * 2
 
 
 async def test_each_server_knows_a_picture_by_another_name(server: FakeServer, begin: Begin, small: Path) -> None:
     for letter in (b"a", b"a", b"b"):
         server.picture_key = letter * 16
         await begin().ask([begin().open(small)], "seen it?").result()
-    first, second, third = (announced.picture_id for announced in server.said("picture"))
+    first, second, third = (announced.picture_id for announced in server.received("picture"))
     assert len(first) == 8 and first == second != third
     server.picture_key = b"short"
     with pytest.raises(ReplyError, match="key has 5 bytes, allowed are 16 to 64"):
@@ -169,22 +179,22 @@ async def test_nothing_more_is_encoded_once_the_server_has_the_picture(
     server: FakeServer, begin: Begin, wide: Path
 ) -> None:
     await begin().ask([begin().open(wide)], "first device").result()
-    told = threading.Event()
-    encoder = FakeEncoder(before_view=lambda index: index == 0 or told.wait(20))
+    answered = threading.Event()
+    encoder = FakeEncoder(before_view=lambda index: index == 0 or answered.wait(20))
     session = begin(encoder)
     report = await session.ask([session.open(wide)], "second device").result()
-    told.set()
+    answered.set()
     assert encoder.encoded <= 2, "the view under way, and no other"
     assert report.views_sent <= 1
 
 
 async def test_views_leave_while_later_ones_are_computed(server: FakeServer, begin: Begin, wide: Path) -> None:
-    go_on = threading.Event()
-    session = begin(FakeEncoder(before_view=lambda index: index < 2 or go_on.wait(20)))
+    proceed = threading.Event()
+    session = begin(FakeEncoder(before_view=lambda index: index < 2 or proceed.wait(20)))
     asking = asyncio.create_task(session.ask([session.open(wide)], "quick?").result())
     await server.until(lambda: server.kinds().count("view") == 2)
     assert not asking.done()
-    go_on.set()
+    proceed.set()
     assert (await asking).views_sent == 21
 
 
@@ -211,28 +221,30 @@ async def test_a_forgotten_picture_is_sent_again_and_not_encoded_again(
     report = await session.ask([picture], "two").result()
     assert report.answer == "yes to two"
     assert (report.views_sent, report.bytes_picture, encoder.encoded) == (21, 2100, 21)
-    assert [one.ref for one in server.said("picture")] == [1, 1]
+    assert [one.ref for one in server.received("picture")] == [1, 1]
 
 
-async def test_a_lost_link_is_repaired_and_the_answer_goes_on(server: FakeServer, begin: Begin, small: Path) -> None:
+async def test_a_lost_link_is_repaired_and_the_answer_continues(server: FakeServer, begin: Begin, small: Path) -> None:
     server.lose = [2]
     session = begin()
     answer = session.ask([session.open(small)], "do you remember?")
-    pieces = [piece async for piece in answer]
-    assert "".join(piece.text for piece in pieces) == "yes to do you remember?"
-    assert not any(piece.again for piece in pieces)
+    deltas = [delta async for delta in answer]
+    assert "".join(delta.text for delta in deltas) == "yes to do you remember?"
+    assert not any(delta.replaces for delta in deltas)
     assert server.kinds(2) == ["hello", "picture", "ask"], "the server has the picture still"
     assert answer.report is not None and answer.report.reconnects == 1
 
 
-async def test_another_answer_after_a_lost_link_begins_again(server: FakeServer, begin: Begin, small: Path) -> None:
+async def test_a_different_answer_after_a_lost_link_replaces_what_was_shown(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
     server.lose = [2]
     session = begin()
-    pieces = []
-    async for piece in session.ask([session.open(small)], "sure?"):
-        pieces.append((piece.text, piece.again))
-        server.word = "no"
-    assert pieces == [("yes", False), (" to", False), ("no", True), (" to", False), (" sure?", False)]
+    deltas = []
+    async for delta in session.ask([session.open(small)], "sure?"):
+        deltas.append((delta.text, delta.replaces))
+        server.reply_start = "no"
+    assert deltas == [("yes", False), (" to", False), ("no", True), (" to", False), (" sure?", False)]
 
 
 async def test_a_server_that_lost_the_picture_with_the_link_gets_it_again(
@@ -242,8 +254,8 @@ async def test_a_server_that_lost_the_picture_with_the_link_gets_it_again(
     session = begin(encoder)
     picture = session.open(small)
     await session.ask([picture], "one").result()
-    assert session._link is not None
-    session._link.end(LinkLost("cut here"))
+    assert session._connection.current is not None
+    session._connection.current.end(LinkLostError("cut here"))
     server.stored.clear()
     report = await session.ask([picture], "two").result()
     assert server.kinds(2) == ["hello", "picture", "ask", "view"] and encoder.encoded == 1
@@ -252,7 +264,7 @@ async def test_a_server_that_lost_the_picture_with_the_link_gets_it_again(
 
 async def test_losses_are_bounded(server: FakeServer, begin: Begin, small: Path) -> None:
     server.lose = [0] * 10
-    session = begin(retry=Retry(first_s=0.0, losses=2))
+    session = begin(retry=RetryPolicy(first_s=0.0, losses=2))
     with pytest.raises(UnavailableError, match="cut"):
         await session.ask([session.open(small)], "again?").result()
     assert server.sessions == 3
@@ -268,8 +280,8 @@ async def test_reconnecting_is_bounded_and_waits_longer_each_time(
         server.refusal = UnavailableError("stopping", reason="STOPPING")
 
     server.lose = [1]
-    session = begin(retry=Retry(connects=4, first_s=1.0, most_s=3.0), sleep=sleep)
-    with pytest.raises(LinkLost, match="4 tries"):
+    session = begin(retry=RetryPolicy(connects=4, first_s=1.0, max_s=3.0), sleep=sleep)
+    with pytest.raises(LinkLostError, match="4 tries"):
         await session.ask([session.open(small)], "there?").result()
     assert [round(wait) for wait in waits[:1]] == [1]
     assert 0.8 <= waits[1] <= 1.2 and 1.6 <= waits[2] <= 2.4 and 2.4 <= waits[3] <= 3.6 and len(waits) == 4
@@ -279,8 +291,8 @@ async def test_reconnecting_is_bounded_and_waits_longer_each_time(
     "refusal",
     [UnavailableError("loading", reason="LOADING"), LimitError("our own lost session", reason="TOO_MANY_SESSIONS")],
 )
-async def test_a_server_that_will_have_room_is_waited_for(
-    server: FakeServer, begin: Begin, small: Path, refusal: TofcError
+async def test_a_server_that_is_loading_or_full_is_waited_for(
+    server: FakeServer, begin: Begin, small: Path, refusal: CallError
 ) -> None:
     waits: list[float] = []
 
@@ -289,12 +301,12 @@ async def test_a_server_that_will_have_room_is_waited_for(
         server.refusal = refusal if len(waits) < 9 else None
 
     server.lose = [1]
-    session = begin(retry=Retry(connects=2), sleep=sleep)
+    session = begin(retry=RetryPolicy(connects=2), sleep=sleep)
     report = await session.ask([session.open(small)], "there?").result()
     assert report.answer == "yes to there?" and len(waits) == 9
 
 
-async def test_a_server_that_has_no_room_is_waited_for_within_the_question_s_time(
+async def test_a_full_server_is_waited_for_within_the_question_s_time(
     server: FakeServer, begin: Begin, small: Path
 ) -> None:
     server.lose = [1]
@@ -304,24 +316,24 @@ async def test_a_server_that_has_no_room_is_waited_for_within_the_question_s_tim
         await asyncio.sleep(0)
 
     session = begin(sleep=never)
-    with pytest.raises(LinkLost, match=r"did not come back within 0\.2 s") as lost:
+    with pytest.raises(LinkLostError, match=r"did not come back within 0\.2 s") as lost:
         await session.ask([session.open(small)], "there?", timeout_s=0.2).result()
     assert lost.value.reason == NOT_BACK
 
 
-async def test_a_question_whose_link_went_while_it_waited_begins_again(
+async def test_a_question_is_not_sent_over_a_link_that_was_lost_while_it_waited(
     server: FakeServer, begin: Begin, small: Path
 ) -> None:
     session = begin()
     seen = session.open(small)
     await session.connect()
-    link = session._link
+    link = session._connection.current
     assert link is not None
-    link.end(LinkLost("gone"))
-    course = _Course(pictures=[seen], question="?", history=(), sampling=Sampling(), thinking=False)
-    with pytest.raises(LinkLost, match="gone"):
-        session._pose(link, 1, asyncio.Queue(), course, Clock(None))
-    assert not session._deliveries
+    link.end(LinkLostError("gone"))
+    question = PendingQuestion(pictures=[seen], text="?")
+    with pytest.raises(LinkLostError, match="gone"):
+        session._submit(question, Submission(link=link, request=1, events=asyncio.Queue()), Deadline(None))
+    assert not question.uploads and not link.pictures
     assert (await session.ask([seen], "and now?").result()).answer == "yes to and now?"
 
 
@@ -348,7 +360,7 @@ async def test_an_error_of_one_question_leaves_the_session(server: FakeServer, b
     picture = session.open(small)
     with pytest.raises(CorruptPacketError, match="broken"):
         await session.ask([picture], "fail").result()
-    assert (await session.ask([picture], "go on").result()).answer == "yes to go on"
+    assert (await session.ask([picture], "proceed").result()).answer == "yes to proceed"
     assert server.sessions == 1 and "cancel" not in server.kinds()
 
 
@@ -362,7 +374,7 @@ async def test_giving_up_cancels_on_the_server(server: FakeServer, begin: Begin,
         await asking
     async with asyncio.timeout(20):
         await server.cancelled.wait()
-    assert server.said("cancel")[0].request == server.said("ask")[0].request
+    assert server.received("cancel")[0].request == server.received("ask")[0].request
 
 
 async def _two_asked_and_one_waiting(
@@ -398,8 +410,8 @@ async def test_a_lost_link_frees_the_places_of_cancelled_questions(
         task.cancel()
     await server.until(lambda: server.kinds().count("cancel") == 2)
     server.answering.set()
-    assert session._link is not None
-    session._link.end(LinkLost("cut here"))
+    assert session._connection.current is not None
+    session._connection.current.end(LinkLostError("cut here"))
     async with asyncio.timeout(20):
         assert (await asking[2]).answer == "yes to number 2"
 
@@ -440,8 +452,8 @@ async def test_a_packet_beyond_the_limit(server: FakeServer, begin: Begin, small
     await server.until(lambda: "cancel" in server.kinds())
 
 
-def test_waits_are_bounded_however_many_there_were() -> None:
-    assert 3 < Retry().wait_s(10**6) < 5
+def test_pauses_are_bounded_however_many_failures_there_were() -> None:
+    assert 3 < RetryPolicy().pause_s(10**6) < 5
 
 
 async def test_used_up_numbers_open_another_session(server: FakeServer, begin: Begin, small: Path) -> None:
@@ -455,22 +467,22 @@ async def test_used_up_numbers_open_another_session(server: FakeServer, begin: B
     assert server.sessions == 2
 
 
-async def test_a_broken_encoder_is_told_to_the_question(server: FakeServer, begin: Begin, small: Path) -> None:
+async def test_a_failing_encoder_ends_the_question(server: FakeServer, begin: Begin, small: Path) -> None:
     def burn(_: int) -> None:
         raise RuntimeError("out of memory")
 
     session = begin(FakeEncoder(before_view=burn))
-    with pytest.raises(RuntimeError, match=r"not enough memory for .*small\.png; end other programs"):
+    with pytest.raises(EncoderError, match=r"not enough memory for .*small\.png; end other programs"):
         await session.ask([session.open(small)], "well?").result()
     await server.until(lambda: "cancel" in server.kinds())
 
 
 @pytest.mark.parametrize(
-    ("name", "trusted", "said"),
+    ("name", "trusted", "message"),
     [("localhost", False, "CERTIFICATE_VERIFY_FAILED"), ("elsewhere", True, "Hostname"), ("", False, "WRONG_VERSION")],
 )
 async def test_a_server_that_is_not_trusted_is_named_and_not_tried_again(
-    tmp_path: Path, name: str, trusted: bool, said: str
+    tmp_path: Path, name: str, trusted: bool, message: str
 ) -> None:
     ours, other = write(tmp_path / "ours", [name or "localhost"]), write(tmp_path / "other", ["localhost"])
     pair = {"certificate": ours.certificate.read_bytes(), "key": ours.key.read_bytes()} if name else {}
@@ -479,7 +491,7 @@ async def test_a_server_that_is_not_trusted_is_named_and_not_tried_again(
     await running.start()
     security = ClientSecurity(ca=(ours if trusted else other).ca.read_bytes())
     async with Session(Target(address=f"localhost:{port}", security=security), FakeEncoder()) as session:
-        with pytest.raises(TlsError, match=rf"{said}.*--tls-ca"):
+        with pytest.raises(TlsError, match=rf"{message}.*--tls-ca"):
             await session.connect()
     await running.stop(0)
 
@@ -492,7 +504,7 @@ async def test_a_closed_session_stays_closed(server: FakeServer, begin: Begin, s
     await server.until(lambda: "ask" in server.kinds())
     await session.close()
     for late in (asking, session.ask([picture], "late?").result(), session.connect()):
-        with pytest.raises(LinkLost, match="the session was closed"):
+        with pytest.raises(LinkLostError, match="the session was closed"):
             await late
     assert server.sessions == 1
 
@@ -509,12 +521,12 @@ async def test_a_session_closed_while_it_connects_leaves_no_link(
 
     really = Link.open
     monkeypatch.setattr(Link, "open", close_meanwhile)
-    with pytest.raises(LinkLost, match="the session was closed"):
+    with pytest.raises(LinkLostError, match="the session was closed"):
         await session.connect()
     assert opened[0].failure is not None
 
 
-async def test_pixels_go_with_the_last_view(wide: Path) -> None:
+async def test_pixels_are_freed_with_the_last_view(wide: Path) -> None:
     encoder = EncoderThread(FakeEncoder())
     picture = encoder.open(wide)
     await encoder.view(picture, picture.n_views - 2)
@@ -534,9 +546,9 @@ async def test_a_closed_encoder_refuses(small: Path) -> None:
 
 
 @pytest.mark.parametrize("welcomed", [False, True])
-async def test_bytes_that_are_no_response_end_the_session(small: Path, welcomed: bool) -> None:
-    told = {"limits": pb.Limits(packet_bytes=1000), "picture_key": bytes(16)}
-    welcome = pb.Welcome(model_id=FakeEncoder().model_id, codec_id=FakeEncoder().codec_id, **told)
+async def test_bytes_that_are_not_a_response_end_the_session(small: Path, welcomed: bool) -> None:
+    fields = {"limits": pb.Limits(packet_bytes=1000), "picture_key": bytes(16)}
+    welcome = pb.Welcome(model_id=FakeEncoder().model_id, codec_id=FakeEncoder().codec_id, **fields)
 
     async def babble(requests: Any, _: Any) -> AsyncIterator[bytes]:
         async for request in requests:
@@ -555,21 +567,40 @@ async def test_bytes_that_are_no_response_end_the_session(small: Path, welcomed:
     await running.stop(0)
 
 
-async def test_a_reader_that_fails_ends_the_link(
-    server: FakeServer, begin: Begin, small: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (KeyError("unforeseen"), KeyError, "unforeseen"),  # a defect: nothing has dressed it up
+        (ReplyError("out of order"), ReplyError, "^out of order$"),
+        (grpc.aio.UsageError("already done"), ReplyError, "gRPC failed .*already done"),
+        (MemoryError("8 bytes"), ReplyError, r"not enough memory \(8 bytes\)"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("step", ["_batch", "_dispatch"])  # while writing, while reading
+async def test_an_error_on_this_side_ends_the_link(
+    server: FakeServer,
+    begin: Begin,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: Exception,
+    kind: type[Exception],
+    message: str,
 ) -> None:
     def fail(*_: object) -> None:
-        raise KeyError("unforeseen")
+        raise error
 
-    monkeypatch.setattr(Link, "_dispatch", fail)
+    monkeypatch.setattr(Link, step, fail)
     session = begin()
     async with asyncio.timeout(20):
-        with pytest.raises(ReplyError, match="unforeseen"):
+        with pytest.raises(kind, match=message) as raised:
             await session.ask([session.open(small)], "what?").result()
+    assert raised.type is kind
 
 
 def test_wrong_use(begin: Begin) -> None:
-    with pytest.raises(UseError, match="question is empty"):
+    with pytest.raises(UsageError, match="question is empty"):
         begin().ask([], " \n")
-    with pytest.raises(UseError, match="temperature -1 is not allowed"):
+    with pytest.raises(UsageError, match=r"--temperature must be 0 .* to 10, got -1"):
         Sampling(temperature=-1)

@@ -1,8 +1,10 @@
-"""Narrow links, real client and server: what moves is alive, and what arrived is not sent again.
+"""Narrow links, real client and server: a slow link is not taken for a dead one, and what arrived is not sent again.
 
 Times are scaled down: where pings must be replied to within a second, a link of 6 kB/s is as slow as one of 600 bytes
 a second where they have ten.
 """
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,34 +16,35 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from device_client.delivery import Delivery
 from device_client.encoder import Encoder, EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.image_encoder import ImageEncoder
-from device_client.link import VIEWS_IN_FLIGHT, Link, LinkLost, Target
-from device_client.pace import LEAST_BYTES, MOST_BYTES, Pace
+from device_client.link import VIEWS_IN_FLIGHT, Link, Target
 from device_client.picture import ImageForm
+from device_client.picture_upload import PictureUpload
 from device_client.report import Report
-from device_client.session import Retry, Session
+from device_client.retry_policy import RetryPolicy
+from device_client.send_window import MAX_WINDOW_BYTES, MIN_CHUNK_BYTES, SendWindow
+from device_client.session import Session
 from edge_server import server as servers
-from edge_server.fake import FakeLooker, fake_backend
+from edge_server.fake import FakeViewEncoder, fake_backend
 from edge_server.server import RunningServer, start
 from edge_server.settings import ServerSettings, SessionLimits
-from shared.rpc.channel import CHUNK_BYTES, Keepalive, make_server
-from shared.rpc.errors import TofcError
 from tests.relay import Relay
+from tofc.errors import CallError, LinkLostError
+from tofc.rpc.channel import CHUNK_BYTES, Keepalive, make_server
 
-KEEPALIVE = Keepalive(client_every=1000, server_every=1000, timeout=1000, permitted_every=100)
+KEEPALIVE = Keepalive(client_interval_ms=1000, server_interval_ms=1000, timeout_ms=1000, min_interval_ms=100)
 RATE = 6000.0
 HANGS_S = 60
-HEARD_S = 20  # gRPC by itself hears of a dead link a minute after its ping
+NOTICED_S = 20  # gRPC by itself notices a dead link a minute after its ping
 
 
 @pytest_asyncio.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningServer]:
     monkeypatch.setattr(servers.channel, "make_server", partial(make_server, keepalive=KEEPALIVE))
     limits = SessionLimits(image_bytes=1_000_000, image_pixels=1_000_000)
-    settings = ServerSettings(model=Path("unused"), port=0, grace=0.0, limits=limits)
+    settings = ServerSettings(model=Path("unused"), port=0, grace_s=0.0, limits=limits)
     running = await start(settings, lambda _: fake_backend())
     yield running
     await running.stop()
@@ -49,12 +52,12 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RunningServer
 
 def image_files() -> ImageEncoder:
     return ImageEncoder(
-        model_id="fake-model", codec_id="fake-codec", rule=FakeLooker().rule, form=ImageForm(quality=30)
+        model_id="fake-model", codec_id="fake-codec", rule=FakeViewEncoder().rule, form=ImageForm(quality=30)
     )
 
 
 def packets(size: int) -> FakeEncoder:
-    return FakeEncoder(model_id="fake-model", codec_id="fake-codec", packet_bytes=size, rule=FakeLooker().rule)
+    return FakeEncoder(model_id="fake-model", codec_id="fake-codec", packet_bytes=size, rule=FakeViewEncoder().rule)
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def noise(tmp_path: Path) -> Path:
 async def asked(relay: Relay, encoder: Encoder, path: Path) -> tuple[Report, int]:
     """An answer about a picture, and the bytes of its packets or file."""
     target = Target(address=f"127.0.0.1:{relay.port}", keepalive=KEEPALIVE)
-    async with asyncio.timeout(HANGS_S), Session(target, encoder, retry=Retry(first_s=0.01)) as session:
+    async with asyncio.timeout(HANGS_S), Session(target, encoder, retry=RetryPolicy(first_s=0.01)) as session:
         picture = session.open(path)
         report = await session.ask([picture], "what?").result()
         return report, sum(len(one.packet) for one in picture.packets)
@@ -77,7 +80,7 @@ async def asked(relay: Relay, encoder: Encoder, path: Path) -> tuple[Report, int
 async def test_a_file_that_takes_long_arrives(server: RunningServer, noise: Path) -> None:
     async with Relay(server.port, rate=RATE) as relay:
         report, size = await asked(relay, image_files(), noise)
-        assert size > 2.5 * RATE * KEEPALIVE.timeout / 1e3, "it takes much longer than pings may"
+        assert size > 2.5 * RATE * KEEPALIVE.timeout_ms / 1e3, "it takes much longer than pings may"
         assert (report.reconnects, report.bytes_picture, relay.links) == (0, size, 1)
 
 
@@ -88,14 +91,14 @@ async def test_packets_and_a_long_answer_over_a_link_with_much_delay(server: Run
         assert report.usage["new_tokens"] == size + len("what?"), "a message each, as fast as they can be sent"
 
 
-async def test_a_file_arrives_over_a_link_that_is_lost_more_often_than_a_question_may_be_in_vain(
+async def test_a_file_arrives_over_a_link_that_is_lost_more_often_than_without_progress(
     server: RunningServer, noise: Path
 ) -> None:
     async with Relay(server.port, rate=RATE * 2) as relay:
         relay.cuts = [4000, 7000, 10_000, 13_000, 16_000]
         report, size = await asked(relay, image_files(), noise)
-        assert report.reconnects == 5 > Retry().losses and relay.links == 6
-        assert size < report.bytes_picture < 3 * size, "begun anew each time it would be four"
+        assert report.reconnects == 5 > RetryPolicy().losses and relay.links == 6
+        assert size < report.bytes_picture < 3 * size, "restarted each time it would be four"
 
 
 async def test_views_that_arrived_are_not_sent_again(server: RunningServer, wide: Path) -> None:
@@ -107,7 +110,7 @@ async def test_views_that_arrived_are_not_sent_again(server: RunningServer, wide
 
 
 @pytest.mark.parametrize("dies_at", [None, 6000], ids=["idle", "in the middle of a file"])
-async def test_a_link_that_dies_in_silence_is_heard_of_on_both_sides(
+async def test_a_link_that_dies_in_silence_is_noticed_on_both_sides(
     server: RunningServer, noise: Path, dies_at: int | None
 ) -> None:
     async with Relay(server.port, rate=RATE) as relay:
@@ -117,7 +120,7 @@ async def test_a_link_that_dies_in_silence_is_heard_of_on_both_sides(
         )
         ended, end = asyncio.Event(), link.end
 
-        def noting(failure: TofcError) -> None:
+        def noting(failure: CallError) -> None:
             end(failure)
             ended.set()
 
@@ -126,31 +129,31 @@ async def test_a_link_that_dies_in_silence_is_heard_of_on_both_sides(
         if dies_at is None:
             relay.die()
         else:
-            Delivery(link, encoder, ref=1).start(encoder.open(noise))
-        async with asyncio.timeout(HEARD_S):
+            PictureUpload(link, encoder, ref=1).start(encoder.open(noise))
+        async with asyncio.timeout(NOTICED_S):
             await ended.wait()
-            await server.service.deserted()
-        assert isinstance(link.failure, LinkLost) and relay.carried < 12_000
+            await server.service.wait_until_empty()
+        assert isinstance(link.failure, LinkLostError) and relay.carried < 12_000
         encoder.close()
         await link.close()
 
 
 @pytest.mark.parametrize("rate", [100.0, 300.0, 1e4, 1e7])
 @pytest.mark.parametrize("trip_s", [0.01, 1.0])
-def test_the_pace_is_the_link_s(rate: float, trip_s: float) -> None:
-    """What is under way settles at what the link carries in four of ten seconds, or a chunk."""
+def test_the_window_follows_the_speed_of_the_link(rate: float, trip_s: float) -> None:
+    """The bytes in flight settle at what the link carries in four of ten seconds, or at one chunk."""
     now, free_at, sent = 0.0, 0.0, 0
-    pace = Pace(10.0, clock=lambda: now)
-    flights = []
+    window = SendWindow(10.0, clock=lambda: now)
+    in_flight = []
     for _ in range(300):
-        while pace.fits(pace.chunk):
-            size = pace.chunk
+        while window.admits(window.chunk_bytes):
+            size = window.chunk_bytes
             free_at = max(free_at, now) + size / rate
-            flights.append((free_at + trip_s, pace.leaves(size)))
+            in_flight.append((free_at + trip_s, window.send(size)))
             sent += size
         waits_s = free_at - now  # of what would leave next, a ping for instance
-        now, flight = flights.pop(0)
-        pace.arrived(flight)
-    assert waits_s <= max(4.0, LEAST_BYTES / rate)
-    assert sent >= 0.6 * min(rate * now, MOST_BYTES / (trip_s + MOST_BYTES / rate) * now)
-    assert LEAST_BYTES <= pace.chunk <= CHUNK_BYTES
+        now, chunk = in_flight.pop(0)
+        window.acknowledge(chunk)
+    assert waits_s <= max(4.0, MIN_CHUNK_BYTES / rate)
+    assert sent >= 0.6 * min(rate * now, MAX_WINDOW_BYTES / (trip_s + MAX_WINDOW_BYTES / rate) * now)
+    assert MIN_CHUNK_BYTES <= window.chunk_bytes <= CHUNK_BYTES

@@ -1,7 +1,9 @@
-"""The real commands with closed, full, narrow and abandoned standard streams, and with text that steers terminals.
+"""The real commands with closed, full, narrow and abandoned standard streams, and text that would control a terminal.
 
 The server is the small fake one; pictures go as files, so that a command starts without torch.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -13,71 +15,69 @@ from typing import Any
 
 import pytest
 
-from device_client.cli import NANO
-from shared.model.checkpoint import Origin
-from shared.rpc.errors import InvalidRequestError
 from tests.client.conftest import FakeServer
+from tofc.errors import InvalidRequestError
+from tofc.model.checkpoint import ModelIdentity
+from tofc.model.shipped import NANO
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = (sys.executable, "-m", "device_client")
 SERVER = (sys.executable, "-m", "edge_server")
-LAB = (sys.executable, "-c", "from lab.cli import app; app()")
+LAB = (sys.executable, "-c", "from tofc_lab.cli import app; app()")
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 ESCAPES = "\x1b]0;mine\x07\x9b31m\x00\x08\x7f"
 
 
 @pytest.fixture
-def looking(serving: FakeServer) -> FakeServer:
+def image_server(serving: FakeServer) -> FakeServer:
     """The fake server takes image files."""
-    origin = Origin.read(NANO)
+    origin = ModelIdentity.read(NANO)
     serving.model_id, serving.codec_id = origin.model_id, origin.codec_id
     serving.limits.image_bytes = serving.limits.image_pixels = 1_000_000
     return serving
 
 
 def to(server: FakeServer, **more: str) -> dict[str, str]:
-    """The environment of a command."""
+    """Return the environment of a command that asks this server."""
     address = {"TOFC_DEVICE_SERVER": f"127.0.0.1:{server.port}", "TOFC_DEVICE_MODE": "image"}
-    return {**os.environ, "PYTHONPATH": str(ROOT), **address, **more}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "shared")]), **address, **more}
 
 
-def shell(redirected: str, *words: object, **settings: Any) -> "subprocess.CompletedProcess[bytes]":
-    """A command by a shell that closes or redirects its streams."""
-    command = ["sh", "-c", f'exec "$@" {redirected}', "sh", *map(str, words)]
+def shell(redirected: str, *arguments: object, **settings: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run a command by a shell that closes or redirects its streams."""
+    command = ["sh", "-c", f'exec "$@" {redirected}', "sh", *map(str, arguments)]
     settings = {"stdin": subprocess.DEVNULL, **settings}
     return subprocess.run(command, capture_output=True, timeout=120, check=False, **settings)
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_streams_that_are_closed_take_nothing_else_with_them(
-    looking: FakeServer, small: Path, tmp_path: Path, closed: str
-) -> None:
-    done = shell(closed, *DEVICE, "ask", small, "one", env=to(looking))
+def test_closed_streams_break_nothing_else(image_server: FakeServer, small: Path, tmp_path: Path, closed: str) -> None:
+    done = shell(closed, *DEVICE, "ask", small, "one", env=to(image_server))
     assert done.returncode == 0
     assert done.stdout == (b"" if "1" in closed or closed.startswith(">") or " >&-" in closed else b"yes to one\n")
     assert (b"picture" in done.stderr) == ("2>&-" not in closed) and b"Traceback" not in done.stderr
     questions, out = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
     questions.write_text('{"image": "small.png", "question": "one"}\n{"image": "none.png", "question": "two"}\n')
-    done = shell(closed, *DEVICE, "ask", "--batch", questions, "--out", out, env=to(looking))
+    done = shell(closed, *DEVICE, "ask", "--batch", questions, "--out", out, env=to(image_server))
     assert done.returncode == 4
     first, second = (json.loads(line) for line in out.read_text().splitlines())
-    assert first["answer"] == "yes to one" and "none.png" in second["error"], "and no complaint among the answers"
-    assert shell(closed, *DEVICE, "chat", small, env=to(looking)).returncode == 0
+    assert first["answer"] == "yes to one" and "none.png" in second["error"], "and no error message among the answers"
+    assert shell(closed, *DEVICE, "chat", small, env=to(image_server)).returncode == 0
 
 
-def test_a_batch_resumes_where_its_disk_was_full(looking: FakeServer, small: Path, tmp_path: Path) -> None:
-    """The limit of a file's size stands for the disk's: what fits of a line is written, and then no more."""
+def test_a_batch_resumes_where_its_disk_was_full(image_server: FakeServer, small: Path, tmp_path: Path) -> None:
+    """A limit of the file size stands for a full disk: the part of a line that fits is written, and no more."""
     questions, out = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
     lines = [json.dumps({"image": "small.png", "question": f"{number}?"}) for number in range(9)]
     questions.write_text("\n".join(lines))
     command = (*DEVICE, "ask", "--batch", questions, "--out", out)
     narrow = ["sh", "-c", 'ulimit -f 3; exec "$@"', "sh", *map(str, command)]
-    done = subprocess.run(narrow, env=to(looking), capture_output=True, timeout=120, check=False)
+    done = subprocess.run(narrow, env=to(image_server), capture_output=True, timeout=120, check=False)
     assert done.returncode == 2 and f"device-client: {out}: file too large\n" in done.stderr.decode()
     assert not out.read_bytes().endswith(b"\n")
-    assert shell("", *command, "--resume", env=to(looking)).returncode == 0
+    assert shell("", *command, "--resume", env=to(image_server)).returncode == 0
     assert [json.loads(line)["answer"] for line in out.read_text().splitlines()] == [f"yes to {n}?" for n in range(9)]
-    assert len(looking.said("ask")) == 10, "the line that did not fit was asked again"
+    assert len(image_server.received("ask")) == 10, "the line that did not fit was asked again"
 
 
 @pytest.mark.parametrize("command", [(*SERVER, "info", "127.0.0.1:1"), (*LAB, "split", "none", "--out", "x")])
@@ -89,7 +89,7 @@ def test_the_other_commands_too(command: tuple[str, ...], closed: str) -> None:
 
 
 def abandoned(*command: object, env: dict[str, str], stdin: bytes = b"", errors: bool = False) -> tuple[int, bytes]:
-    """(exit code, stderr) of a command whose stdout (or stderr) nobody reads any more."""
+    """Return (exit code, stderr) of a command whose stdout (or stderr) nobody reads any more."""
     reads, writes = os.pipe()
     os.close(reads)
     streams = {"stderr": writes, "stdout": subprocess.PIPE} if errors else {"stdout": writes, "stderr": subprocess.PIPE}
@@ -98,23 +98,23 @@ def abandoned(*command: object, env: dict[str, str], stdin: bytes = b"", errors:
     return done.returncode, done.stderr or b""
 
 
-def test_a_reader_that_has_gone_ends_a_command_quietly(looking: FakeServer, small: Path, tmp_path: Path) -> None:
-    env = to(looking)
+def test_a_reader_that_has_gone_ends_a_command_quietly(image_server: FakeServer, small: Path, tmp_path: Path) -> None:
+    env = to(image_server)
     assert abandoned(*DEVICE, "ask", small, "-q", "one", "-q", "two", env=env) == (141, b"")
     assert abandoned(*DEVICE, "ask", small, "one", "--json", env=env) == (141, b"")
     assert abandoned(*DEVICE, "chat", small, env=env, stdin=b"one\ntwo\n") == (141, b"")
     assert abandoned(*DEVICE, "ask", small, "one", env=env, errors=True) == (141, b"")
     (tmp_path / "q.jsonl").write_text('{"image": "small.png", "question": "one"}\n')
     batch = ("ask", "--batch", tmp_path / "q.jsonl", "--out")
-    code, said = abandoned(*DEVICE, *batch, "/dev/stdout", env=env)
-    assert code == 141 and b"Traceback" not in said
+    code, stderr = abandoned(*DEVICE, *batch, "/dev/stdout", env=env)
+    assert code == 141 and b"Traceback" not in stderr
     for command in (DEVICE, SERVER, LAB):
         assert abandoned(*command, "--help", env=env) == (141, b"")
         assert abandoned(*command, "--nothing", env=env, errors=True) == (141, b"")
 
 
-def test_a_full_disk_behind_stdout_is_a_sentence(looking: FakeServer, small: Path) -> None:
-    done = shell(">/dev/full", *DEVICE, "ask", small, "one", env=to(looking))
+def test_a_full_disk_behind_stdout_is_one_line(image_server: FakeServer, small: Path) -> None:
+    done = shell(">/dev/full", *DEVICE, "ask", small, "one", env=to(image_server))
     assert (done.returncode, done.stderr) == (2, b"device-client: stdout: no space left on device\n")
     for command in (DEVICE, SERVER, LAB):
         done = shell(">/dev/full", *command, "--help")
@@ -122,12 +122,12 @@ def test_a_full_disk_behind_stdout_is_a_sentence(looking: FakeServer, small: Pat
         for unwritable in ("2>/dev/full", "2</dev/null"):
             assert shell(unwritable, *command, "--nothing").returncode == 2
     for unwritable in ("2>/dev/full", "2</dev/null"):
-        assert shell(unwritable, *DEVICE, "ask", small, "one", env=to(looking)).returncode == 2
-        assert shell(unwritable, *DEVICE, "ask", "none.png", "one", env=to(looking)).returncode == 2
+        assert shell(unwritable, *DEVICE, "ask", small, "one", env=to(image_server)).returncode == 2
+        assert shell(unwritable, *DEVICE, "ask", "none.png", "one", env=to(image_server)).returncode == 2
 
 
-def test_streams_without_all_characters_get_them_written_out(looking: FakeServer, small: Path, tmp_path: Path) -> None:
-    env = to(looking, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+def test_characters_that_a_stream_lacks_are_escaped(image_server: FakeServer, small: Path, tmp_path: Path) -> None:
+    env = to(image_server, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     for command in (
         (*DEVICE, "--help"),
         *((*DEVICE, one, "--help") for one in ("ask", "chat", "inspect")),
@@ -136,8 +136,8 @@ def test_streams_without_all_characters_get_them_written_out(looking: FakeServer
     ):
         done = shell("", *command, env=env)
         assert (done.returncode, done.stderr) == (0, b"") and done.stdout.isascii()
-    assert shell("", *DEVICE, "ask", "--help", env=to(looking, PYTHONIOENCODING="ascii")).returncode == 0
-    looking.word = "22 °C 🐈 ×"
+    assert shell("", *DEVICE, "ask", "--help", env=to(image_server, PYTHONIOENCODING="ascii")).returncode == 0
+    image_server.reply_start = "22 °C 🐈 ×"
     done = shell("", *DEVICE, "ask", small, "one", env=env)
     assert done.returncode == 0 and done.stdout == b"22 \\xb0C \\U0001f408 \\xd7 to one\n"
     done = shell("", *DEVICE, "ask", small, "×?", "--json", env=env)
@@ -148,25 +148,25 @@ def test_streams_without_all_characters_get_them_written_out(looking: FakeServer
     assert json.loads((tmp_path / "o.jsonl").read_bytes())["answer"] == "22 °C 🐈 × to ÷"
 
 
-def test_nothing_that_is_printed_steers_a_terminal(looking: FakeServer, small: Path, tmp_path: Path) -> None:
-    looking.fail = InvalidRequestError(f"no{ESCAPES}\nno", reason="QUESTION_TOO_LONG")
-    looking.word = f"yes{ESCAPES}"
+def test_nothing_that_is_printed_controls_a_terminal(image_server: FakeServer, small: Path, tmp_path: Path) -> None:
+    image_server.fail = InvalidRequestError(f"no{ESCAPES}\nno", reason="QUESTION_TOO_LONG")
+    image_server.reply_start = f"yes{ESCAPES}"
     written = "yes\\x1b]0;mine\\x07\\x9b31m\\x00\\x08\\x7f"
-    env = to(looking)
+    env = to(image_server)
     done = shell("", *DEVICE, "ask", small, "one", env=env)
     assert done.stdout.decode() == f"{written} to one\n"
     found = json.loads(shell("", *DEVICE, "ask", small, "one", "--json", env=env).stdout)
     assert found["answer"] == f"yes{ESCAPES} to one"
     done = shell("", *DEVICE, "chat", small, "--show-thinking", env=env, input=b"fail\n", stdin=None)
     assert done.stderr.decode() == "device-client: no" + written.removeprefix("yes") + "\\nno\n"
-    looking.speech = [{"text": f"hm{ESCAPES}", "thinking": True}, {"text": "42"}]
+    image_server.tokens = [{"text": f"hm{ESCAPES}", "thinking": True}, {"text": "42"}]
     done = shell("", *DEVICE, "ask", small, "one", "--show-thinking", env=env)
     assert done.stdout == b"42\n" and done.stderr.decode().startswith("hm\\x1b]0;mine")
 
 
-def test_names_of_files_do_not_either(looking: FakeServer, tmp_path: Path) -> None:
+def test_names_of_files_do_not_control_a_terminal(image_server: FakeServer, tmp_path: Path) -> None:
     name = b"a\x1b[31m\n\x07" + "\x9b1m".encode() + b"\xff\x9b.png"
-    env, path = to(looking), os.fsencode(tmp_path) + b"/" + name
+    env, path = to(image_server), os.fsencode(tmp_path) + b"/" + name
     wrong = [
         ["ask", path, "one"],
         ["chat", path],
@@ -180,27 +180,27 @@ def test_names_of_files_do_not_either(looking: FakeServer, tmp_path: Path) -> No
     ]
     with open(path, "wb") as file:
         file.write(b"no picture")
-    for words in (*wrong[:3], *wrong[6:]):
-        done = subprocess.run([*DEVICE, *words], env=env, capture_output=True, timeout=120, check=False)
-        said = done.stderr.decode()
-        assert done.returncode == 2 and not CONTROLS.search(said), said
-        assert len(said.splitlines()) == 1 or "Usage" in said
+    for arguments in (*wrong[:3], *wrong[6:]):
+        done = subprocess.run([*DEVICE, *arguments], env=env, capture_output=True, timeout=120, check=False)
+        stderr = done.stderr.decode()
+        assert done.returncode == 2 and not CONTROLS.search(stderr), stderr
+        assert len(stderr.splitlines()) == 1 or "Usage" in stderr
     os.remove(path)
-    for words in wrong[:6]:
-        done = subprocess.run([*DEVICE, *words], env=env, capture_output=True, timeout=120, check=False)
-        said = done.stderr.decode()
-        assert done.returncode == 2 and not CONTROLS.search(said) and len(said.splitlines()) == 1, said
-    for words in ([*SERVER, "serve", "--model", path], [*LAB, "split", path, "--out", tmp_path / "x"]):
-        done = subprocess.run(words, capture_output=True, timeout=120, check=False)
-        said = done.stderr.decode()
-        assert done.returncode == 2 and not CONTROLS.search(said) and len(said.splitlines()) == 1, said
+    for arguments in wrong[:6]:
+        done = subprocess.run([*DEVICE, *arguments], env=env, capture_output=True, timeout=120, check=False)
+        stderr = done.stderr.decode()
+        assert done.returncode == 2 and not CONTROLS.search(stderr) and len(stderr.splitlines()) == 1, stderr
+    for arguments in ([*SERVER, "serve", "--model", path], [*LAB, "split", path, "--out", tmp_path / "x"]):
+        done = subprocess.run(arguments, capture_output=True, timeout=120, check=False)
+        stderr = done.stderr.decode()
+        assert done.returncode == 2 and not CONTROLS.search(stderr) and len(stderr.splitlines()) == 1, stderr
 
 
-def test_a_program_may_wait_for_a_line_after_every_question(looking: FakeServer, small: Path) -> None:
-    looking.fail = InvalidRequestError("too much", reason="QUESTION_TOO_LONG")
-    looking.speech = [{"text": ""}]
+def test_a_program_may_wait_for_a_line_after_every_question(image_server: FakeServer, small: Path) -> None:
+    image_server.fail = InvalidRequestError("too much", reason="QUESTION_TOO_LONG")
+    image_server.tokens = [{"text": ""}]
     with subprocess.Popen(
-        [*DEVICE, "chat", str(small)], env=to(looking), stdin=-1, stdout=-1, stderr=subprocess.DEVNULL
+        [*DEVICE, "chat", str(small)], env=to(image_server), stdin=-1, stdout=-1, stderr=subprocess.DEVNULL
     ) as chat:
         assert chat.stdin is not None and chat.stdout is not None
         for question, speech, line in (
@@ -210,7 +210,7 @@ def test_a_program_may_wait_for_a_line_after_every_question(looking: FakeServer,
             (b"\xef\xbb\xbftwo\r\n", [], b"yes to two\n"),
             (b"three\n", [{"text": "\nfour\n"}], b"four\n"),
         ):
-            looking.speech = speech
+            image_server.tokens = speech
             chat.stdin.write(question)
             chat.stdin.flush()
             assert chat.stdout.readline() == line, question

@@ -1,11 +1,11 @@
-"""What one cell of the exactness matrix does, in a process of its own.
+"""The program of one cell of the exactness matrix: it decodes and encodes under certain library settings.
 
     python -m tests.codec.cell FOLDER [DTYPE ...]
 
-FOLDER holds a job (see `Job`). The last line printed is a report: what every packet decodes to, what every view
-is encoded to, and which libraries' settings are really in force here. With dtypes, nano's tower also looks at
-the demo's picture in each of them, and what was seen is encoded and decoded. Promises to import torch only
-then. Leaves the comparing to ``test_exactness.py``.
+FOLDER holds jobs (see `Job`). The last line printed is a report in JSON: what every packet decodes to, what every view
+is encoded to, and which library settings are in force. For each DTYPE, nano's tower also encodes the demo's picture,
+and the codec encodes and decodes its features. Promises to import torch only then. Leaves comparing the reports to
+`test_exactness.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.codec import Codec, PacketError
+from tofc.codec import Codec
+from tofc.errors import PacketError
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 
@@ -32,7 +33,7 @@ class Job:
     """What to encode and decode with the codec of one folder."""
 
     codec: str  # its folder
-    packets: list[str]  # hex; some are no packets
+    packets: list[str]  # hex; some are invalid
     views: dict[str, int]  # name of an array [N, D] in views.npz → n
 
     def save(self, folder: Path, arrays: dict[str, NDArray[np.float32]]) -> None:
@@ -49,15 +50,15 @@ class Job:
 
 
 def jobs(folder: Path) -> dict[str, Job]:
-    """The jobs of a folder, by the names of their own folders."""
+    """Return the jobs of a folder, by the names of their folders."""
     paths = sorted(folder.glob("*/job.json"))
     return {path.parent.name: Job(**json.loads(path.read_text())) for path in paths}
 
 
 def digest(codec: Codec, packet: bytes) -> str:
-    """The hash of every symbol of a packet and of its positions; the reason where it is refused.
+    """Hash every symbol of a packet and its positions; return the reason if it is refused.
 
-    Taken where symbols leave the coder: everything behind it may be floats. They are encoded again, too.
+    The symbols are those that the range coder returns, because later steps may use floats. They are also encoded again.
     """
     found: list[Any] = []
     original = codec.payload.decode
@@ -69,18 +70,18 @@ def digest(codec: Codec, packet: bytes) -> str:
     finally:
         del codec.payload.decode  # type: ignore[attr-defined]
     symbols, interval = found[-1]
-    assert codec.payload.encode(symbols) == interval, f"{packet.hex()}: its symbols encode to something else"
+    assert codec.payload.encode(symbols) == interval, f"{packet.hex()}: its symbols do not encode to its interval"
     sha = hashlib.sha256()
     integers = {"grid": decoded.grid, "positions": decoded.positions, **vars(symbols)}
     for name, value in sorted(integers.items()):
         array = np.asarray(value)
-        assert array.dtype.kind in "iub", f"{name} is {array.dtype}: the decoder's symbols are integers"
+        assert array.dtype.kind in "iub", f"{name} is {array.dtype}: the decoder's symbols must be integers"
         sha.update(f"{name} {array.shape} ".encode() + array.astype("<i8").tobytes())
     return sha.hexdigest()
 
 
 def settings() -> dict[str, Any]:
-    """What is in force in this process, asked of the libraries themselves."""
+    """Ask the libraries which settings are in force in this process."""
     from numpy._core._multiarray_umath import __cpu_features__
 
     found: dict[str, Any] = {
@@ -94,14 +95,14 @@ def settings() -> dict[str, Any]:
     return found
 
 
-def look(dtype: str, device: str = "cpu") -> NDArray[np.float32]:
-    """What nano's tower makes of the demo's picture, [N, D]: the first view."""
+def tower_features(dtype: str, device: str = "cpu") -> NDArray[np.float32]:
+    """Return the features [N, D] of the first view of the demo's picture, by nano's tower."""
     import torch
     from PIL import Image
 
-    from shared.model.checkpoint import Checkpoint
-    from shared.model.tower import Tower
-    from shared.model.views import views
+    from tofc.model.checkpoint import Checkpoint
+    from tofc.model.tower import Tower
+    from tofc.model.views import views
 
     checkpoint = Checkpoint.open(NANO, side="device")
     tower = Tower(checkpoint, dtype=getattr(torch, dtype), device=device)
@@ -110,20 +111,20 @@ def look(dtype: str, device: str = "cpu") -> NDArray[np.float32]:
     return tower.encode(view.pixels[None])[0]
 
 
-def see(dtypes: list[str], device: str = "cpu") -> dict[str, dict[str, str]]:
-    """Packets of what the tower sees in each dtype, and what they decode to in this process."""
+def tower_packets(dtypes: list[str], device: str = "cpu") -> dict[str, dict[str, str]]:
+    """Return packets of the tower's features in each dtype, and what they decode to in this process."""
     codec = Codec.load(NANO)
-    seen: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {}
     for dtype in dtypes:
-        features = look(dtype, device)
+        features = tower_features(dtype, device)
         packets = [codec.encode(features, n) for n in (12, len(features))]
-        seen[dtype] = {packet.hex(): digest(codec, packet) for packet in packets}
-    return seen
+        found[dtype] = {packet.hex(): digest(codec, packet) for packet in packets}
+    return found
 
 
 def main(folder: str, *dtypes: str) -> None:
     report = {
-        "seen": see(list(dtypes)),
+        "tower_packets": tower_packets(list(dtypes)),
         "jobs": {name: job.run(Path(folder, name)) for name, job in jobs(Path(folder)).items()},
     }
     report["settings"] = settings()

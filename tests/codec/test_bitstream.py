@@ -1,4 +1,4 @@
-"""The golden packets: a second decoder, written from docs/bitstream.md, reads them to the same numbers."""
+"""The golden packets: a second decoder, written from docs/bitstream.md, decodes them to the same numbers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.codec import Codec, PacketError
-from shared.codec.context import Context, Step, stages
-from shared.codec.packet import SIDES, Layout, write
-from shared.codec.symbols import Symbols
-from tests.codec.plain import PlainDecoder, crc
+from tests.codec.second_decoder import PlainDecoder, crc
+from tofc.codec import Codec
+from tofc.codec.context_model import CodingStep, ContextModel, stages
+from tofc.codec.packet import SIDES, PacketLayout, write
+from tofc.codec.symbols import Symbols
+from tofc.errors import PacketError
 
 GOLDEN = Path(__file__).parent / "golden"
 CODECS = ["one-quality", "four-qualities"]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bitstream.md"
 
 
-def resealed(number: int, size: int) -> bytes:
-    """``number``, header and body of a packet of ``size`` bytes, with its checksum mended."""
-    content = number.to_bytes(size - 1, "big")  # half a byte longer than it has to be: the header's half comes alone
+def with_crc(number: int, size: int) -> bytes:
+    """Return a packet of `size` bytes with `number` as header and body and a valid checksum."""
+    content = number.to_bytes(size - 1, "big")  # its first half byte is 0, then comes the header's
     return (number << 12 | crc(content)).to_bytes(size, "big")
 
 
@@ -58,18 +59,18 @@ def test_the_golden_symbols_give_the_golden_bytes(name: str) -> None:
     codec = Codec.load(GOLDEN / name)
     for entry in golden(name):
         q, quality = np.array(entry["q"]), entry["quality"]
-        steps = walked(codec, entry)
+        steps = coding_steps_of(codec, entry)
         residuals = [q[step.rows, step.first : step.last] - step.mean for step in steps]
         symbols = Symbols.of(quality, q, list(zip(steps, residuals, strict=True)))
-        layout = Layout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=quality)
+        layout = PacketLayout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=quality)
         packet = write(layout, codec.payload.encode(symbols), qualities=codec.config.qualities)
         assert packet.hex() == entry["packet"]
 
 
-def walked(codec: Codec, entry: dict[str, Any]) -> list[Step]:
-    """Every step of a golden packet."""
+def coding_steps_of(codec: Codec, entry: dict[str, Any]) -> list[CodingStep]:
+    """Return every coding step of a golden packet."""
     q = np.array(entry["q"], np.float64)
-    return list(Context(codec.weights).steps(entry["grid"], np.array(entry["cells"]), entry["quality"], q))
+    return list(ContextModel(codec.weights).coding_steps(entry["grid"], np.array(entry["cells"]), entry["quality"], q))
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -82,7 +83,7 @@ def test_the_golden_packets_cover_the_format(name: str) -> None:
     assert {*present} == {frozenset({0}), frozenset({1}), frozenset({0, 1})}
     limit, means, tables, residuals = codec.config.residual_range, [], [], []
     for entry in entries:
-        for step in walked(codec, entry):
+        for step in coding_steps_of(codec, entry):
             means.append(step.mean.ravel())
             tables.append(step.table.ravel())
             residuals.append((np.array(entry["q"])[step.rows, step.first : step.last] - step.mean).ravel())
@@ -97,7 +98,7 @@ def test_the_golden_packets_cover_the_format(name: str) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_truncations_are_refused(name: str) -> None:
-    """All but those that twelve bits miss: one in 4096."""
+    """All are refused except those that twelve bits miss: one in 4096."""
     codec = Codec.load(GOLDEN / name)
     tried = missed = 0
     for entry in golden(name):
@@ -125,8 +126,8 @@ def test_every_flipped_bit_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_damage_with_a_right_checksum_is_refused_or_is_another_packet(name: str) -> None:
-    """What gets past the checksum is canonical: it decodes to the end and encodes to itself."""
+def test_damage_with_a_valid_checksum_is_refused_or_is_another_packet(name: str) -> None:
+    """What passes the checksum is canonical: it decodes to the end and encodes to itself."""
     codec = Codec.load(GOLDEN / name)
     plain = PlainDecoder.load(GOLDEN / name)
     rng = np.random.default_rng(0)
@@ -135,9 +136,9 @@ def test_damage_with_a_right_checksum_is_refused_or_is_another_packet(name: str)
         packet = bytes.fromhex(entry["packet"])
         content, size = int.from_bytes(packet, "big") >> 12, len(packet)
         bits = rng.permutation(8 * size - 12)[:60]
-        damaged = [resealed(content ^ 1 << b, size) for b in bits.tolist()]
-        damaged += [resealed(content << 8 | tail, size + 1) for tail in (0, 1, 0x5A)]
-        damaged += [resealed(content << 64 | int.from_bytes(rng.bytes(8), "big"), size + 8)]
+        damaged = [with_crc(content ^ 1 << b, size) for b in bits.tolist()]
+        damaged += [with_crc(content << 8 | tail, size + 1) for tail in (0, 1, 0x5A)]
+        damaged += [with_crc(content << 64 | int.from_bytes(rng.bytes(8), "big"), size + 8)]
         for sealed in damaged:
             try:
                 decoded = codec.decode(sealed)
@@ -158,7 +159,7 @@ def test_nothing_can_be_appended(name: str) -> None:
         for tail in (b"\0", b"\0\0\0\0", b"\1", b"\xff" * 4):
             content = (int.from_bytes(packet, "big") >> 12) << 8 * len(tail) | int.from_bytes(tail, "big")
             with pytest.raises(PacketError) as caught:
-                codec.decode(resealed(content, len(packet) + len(tail)))
+                codec.decode(with_crc(content, len(packet) + len(tail)))
             assert caught.value.reason in {"NOT_CANONICAL", "PAYLOAD_INVALID"}
 
 
@@ -167,7 +168,7 @@ def test_random_bytes_are_refused() -> None:
     rng = np.random.default_rng(1)
     for _ in range(400):
         size = int(rng.integers(2, 60))
-        data = resealed(int.from_bytes(rng.bytes(size), "big") >> 12, size)
+        data = with_crc(int.from_bytes(rng.bytes(size), "big") >> 12, size)
         try:
             decoded = codec.decode(data)
         except PacketError as error:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.codec import Codec
-from shared.codec.fake import fake_features, fake_weights
-from shared.codec.merge import merge
-from shared.codec.symbols import Symbols
-from shared.codec.tables import symbol_bits
+from tofc.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.merge import merge
+from tofc.codec.symbols import Symbols
+from tofc.codec.tables import symbol_bits
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,22 +37,22 @@ def test_what_is_encoded_is_decoded(codec: Codec, total: int, n: int, seed: int)
     assert np.abs(merged.centroids - codec.components(decoded.features)).max() <= 1
 
 
-def chosen(price: float, y: np.ndarray, cells: np.ndarray, grid: int = 6) -> tuple[Codec, Symbols]:
+def quantised(price: float, y: np.ndarray, cells: np.ndarray, grid: int = 6) -> tuple[Codec, Symbols]:
     codec = Codec(replace(fake_weights(), bit_price=np.array([price], np.float32)))
     return codec, codec.symbols(y, grid, cells)
 
 
-def test_bits_that_cost_nothing_buy_the_nearest_step() -> None:
+def test_if_bits_cost_nothing_every_number_becomes_the_nearest_step() -> None:
     y = Codec(fake_weights()).components(fake_features(fake_weights(), 36))
-    _, symbols = chosen(0.0, y, np.arange(36))
+    _, symbols = quantised(0.0, y, np.arange(36))
     assert (symbols.q == np.rint(y)).all()
 
 
-def test_a_price_of_bits_saves_some_and_costs_error() -> None:
+def test_a_higher_price_of_bits_saves_bytes_and_adds_error() -> None:
     features = fake_features(fake_weights(), 36)
     errors, sizes = [], []
     for price in (0.0, 0.05, 0.2):
-        codec, symbols = chosen(price, Codec(fake_weights()).components(features), np.arange(36))
+        codec, symbols = quantised(price, Codec(fake_weights()).components(features), np.arange(36))
         errors.append(np.square(codec.components(features) - symbols.q).mean())
         sizes.append(len(codec.encode(features)))
     assert errors[0] < errors[1] < errors[2]
@@ -60,15 +60,15 @@ def test_a_price_of_bits_saves_some_and_costs_error() -> None:
 
 
 @pytest.mark.parametrize("price", [0.0, 0.03, 0.3])
-def test_each_residual_is_the_better_of_two(price: float) -> None:
-    """Of the nearest and the next towards 0, under the number's own table and beyond the tables as well."""
+def test_each_residual_is_the_cheaper_of_two(price: float) -> None:
+    """It is the nearest or the next towards 0, by the number's own table, also for numbers beyond the tables."""
     y = Codec(fake_weights()).components(fake_features(fake_weights(), 36)) * np.linspace(1, 12, 24)
-    codec, symbols = chosen(price, y, np.arange(36))
+    codec, symbols = quantised(price, y, np.arange(36))
     limit, bits = codec.config.residual_range, symbol_bits(codec.weights.y_tables).tolist()
     component = {feature: iter(range(24)) for feature in range(36)}  # of each feature in ascending order
     kept = shorter = clipped = 0
-    told = zip(symbols.feature.tolist(), symbols.residual.tolist(), symbols.table.tolist(), strict=True)
-    for feature, residual, table in told:
+    each = zip(symbols.feature.tolist(), symbols.residual.tolist(), symbols.table.tolist(), strict=True)
+    for feature, residual, table in each:
         i = next(component[feature])
         left = y[feature, i] - (symbols.q[feature, i] - residual)
         nearest = min(max(round(left), -limit), limit)
@@ -94,8 +94,8 @@ def test_a_coarser_quality_takes_fewer_bytes_and_errs_more() -> None:
 
 
 @pytest.mark.parametrize("quality", [-1, 3])
-def test_qualities_that_there_are_not(codec: Codec, quality: int) -> None:
-    with pytest.raises(ValueError, match=f"quality {quality}; this codec has 0"):
+def test_an_unknown_quality_is_refused(codec: Codec, quality: int) -> None:
+    with pytest.raises(ValueError, match=rf"quality must be 0 \(the coarsest\) to 2, got {quality}"):
         codec.encode(fake_features(codec.weights, 36), quality=quality)
 
 
@@ -108,7 +108,7 @@ def test_the_default_number_of_features() -> None:
     assert len(codec.decode(codec.encode(features, n=36)).features) == 36
 
 
-def test_what_is_out_of_range_is_clipped(codec: Codec) -> None:
+def test_numbers_beyond_the_tables_are_clipped(codec: Codec) -> None:
     features = fake_features(codec.weights, 16)
     for factor in (1e3, -1e3, 1e30):
         decoded = codec.decode(codec.encode((features * np.float32(factor)).astype(np.float32)))
@@ -117,14 +117,14 @@ def test_what_is_out_of_range_is_clipped(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("shape", [(36, 63), (36,), (35, 64), (0, 64), (289, 64)])
-def test_shapes_that_are_no_view(codec: Codec, shape: tuple[int, ...]) -> None:
+def test_features_of_another_shape_are_refused(codec: Codec, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError):
         codec.encode(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("n", [0, 37, -1])
-def test_counts_that_cannot_be(codec: Codec, n: int) -> None:
-    with pytest.raises(ValueError, match=r"1\.\.36"):
+def test_a_number_of_features_out_of_range_is_refused(codec: Codec, n: int) -> None:
+    with pytest.raises(ValueError, match=r"n must be 1 to 36"):
         codec.encode(fake_features(codec.weights, 36), n)
 
 
@@ -134,28 +134,28 @@ def test_nan_is_refused(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 12, 36])
-def test_the_explanation_is_of_the_packet(codec: Codec, n: int) -> None:
+def test_the_explanation_is_that_of_the_packet(codec: Codec, n: int) -> None:
     features = fake_features(codec.weights, 36, seed=n)
-    told = codec.explain(features, n)
-    assert told.packet == codec.encode(features, n)
-    assert told.feature_bits.shape == (n,) and told.merged.centroids.shape == (n, 24)
-    assert told.header_bits == 16
-    assert (told.place_bits < 2) == (n == 36)  # one of three qualities
-    assert told.merged.assignment.shape == (36,)
+    explained = codec.explain(features, n)
+    assert explained.packet == codec.encode(features, n)
+    assert explained.feature_bits.shape == (n,) and explained.merged.centroids.shape == (n, 24)
+    assert explained.header_bits == 16
+    assert (explained.position_bits < 2) == (n == 36)  # one of three qualities
+    assert explained.merged.assignment.shape == (36,)
 
 
 def test_packets_are_within_a_byte_and_a_bit_of_the_ideal(codec: Codec) -> None:
-    """Rounding up to whole bytes costs half a byte on average; the coder itself next to nothing."""
+    """Rounding up to whole bytes costs half a byte on average; the coder itself almost nothing."""
     over = []
     for seed in range(60):
-        told = codec.explain(fake_features(codec.weights, 36, seed), 4 + seed % 33)
-        over.append(len(told.packet) - told.ideal_bytes)
+        explained = codec.explain(fake_features(codec.weights, 36, seed), 4 + seed % 33)
+        over.append(len(explained.packet) - explained.ideal_bytes)
     assert max(over) < 1.1
     assert sum(over) / len(over) < 0.6
 
 
-def test_what_the_codec_does_not_see_tells_no_features_apart() -> None:
-    """Merging goes by components: features that differ in nothing else are one, however far apart they are."""
+def test_merging_ignores_what_the_codec_discards() -> None:
+    """Merging compares components: features with equal components are equal, however far apart they are."""
     codec = Codec(fake_weights(seed=1))
     rng = np.random.default_rng(0)
     seen = codec.weights.analysis.astype(np.float64)  # orthonormal rows
@@ -165,7 +165,7 @@ def test_what_the_codec_does_not_see_tells_no_features_apart() -> None:
     features = (codec.weights.mean + 2.0 * kinds[:, None] * seen[0] + unseen).astype(np.float32)
     merged = codec.merge(features, 2)
     assert merged.assignment.tolist() == kinds.tolist()
-    assert merge(features, 2).assignment.tolist() != kinds.tolist(), "the features themselves would do"
+    assert merge(features, 2).assignment.tolist() != kinds.tolist(), "the features alone must merge differently"
     assert merged.centroids.dtype == np.float64 and merged.centroids.shape == (2, 24)
     decoded = codec.decode(codec.encode(features, 2)).features
     assert np.abs((decoded[1] - decoded[0]) @ seen.T - [2.0, *[0.0] * 23]).max() < 0.5
@@ -182,26 +182,26 @@ def test_centroids_are_the_components_of_mean_features() -> None:
 
 
 def test_the_decoder_needs_no_floats_before_the_dequantiser(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every float of the codec spoilt, a packet still decodes to the same symbols."""
+    """With wrong values in every float of the codec, a packet still decodes to the same symbols."""
     data = codec.encode(fake_features(codec.weights, 36), 12)
     seen: list[np.ndarray] = []
     names = ("mean", "analysis", "synthesis", "step", "bit_price")
-    spoilt = Codec(replace(codec.weights, **{name: np.ones_like(getattr(codec.weights, name)) for name in names}))
-    for one in (codec, spoilt):
+    damaged = Codec(replace(codec.weights, **{name: np.ones_like(getattr(codec.weights, name)) for name in names}))
+    for one in (codec, damaged):
         monkeypatch.setattr(one, "dequantise", lambda q, quality: seen.append(q) or np.zeros(0))
         one.decode(data)
     assert seen[0].dtype.kind == "i" and (seen[0] == seen[1]).all()
 
 
 @pytest.mark.parametrize("quality", range(3))
-def test_a_layer_behind_the_features_is_part_of_one_product(codec: Codec, quality: int) -> None:
+def test_a_fused_layer_gives_what_the_layer_gives_after_decoding(codec: Codec, quality: int) -> None:
     dim, rng = codec.config.feature_dim, np.random.default_rng(quality)
     weight, bias = rng.standard_normal((7, dim), np.float32), rng.standard_normal(7, np.float32)
     parsed = codec.parse(packet := codec.encode(fake_features(codec.weights, 36, seed=quality), 12, quality))
     wanted = codec.decode(packet).features @ weight.T
     close = {"rtol": 1e-4, "atol": 1e-4 * np.abs(wanted).max()}
-    np.testing.assert_allclose(codec.dequantise.before(weight)(parsed.q, quality), wanted, **close)
-    np.testing.assert_allclose(codec.dequantise.before(weight, bias)(parsed.q, quality), wanted + bias, **close)
+    np.testing.assert_allclose(codec.dequantise.fused_with(weight)(parsed.q, quality), wanted, **close)
+    np.testing.assert_allclose(codec.dequantise.fused_with(weight, bias)(parsed.q, quality), wanted + bias, **close)
 
 
 def test_grid_embeddings(codec: Codec) -> None:
@@ -214,8 +214,8 @@ def test_grid_embeddings(codec: Codec) -> None:
 
 def test_threads_do_not_change_the_bytes() -> None:
     program = (
-        "from shared.codec import Codec\n"
-        "from shared.codec.fake import fake_features, fake_weights\n"
+        "from tofc.codec import Codec\n"
+        "from tofc.codec.fake import fake_features, fake_weights\n"
         "codec = Codec(fake_weights(D=1536, seed=2))\n"
         "for seed in range(3):\n"
         "    for total in (36, 81):\n"
@@ -224,7 +224,7 @@ def test_threads_do_not_change_the_bytes() -> None:
     printed = []
     for threads in ("1", "2"):
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        environment = os.environ | dict.fromkeys(names, threads) | {"PYTHONPATH": str(ROOT)}
+        environment = os.environ | dict.fromkeys(names, threads) | {"PYTHONPATH": str(ROOT / "shared")}
         run = subprocess.run(
             [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, check=True
         )
@@ -234,7 +234,7 @@ def test_threads_do_not_change_the_bytes() -> None:
 
 def test_the_package_never_loads_torch() -> None:
     program = (
-        "import sys, shared.codec, shared.codec.fake; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        "import sys, tofc.codec, tofc.codec.fake; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
@@ -248,3 +248,20 @@ def test_threads_may_share_a_codec(codec: Codec) -> None:
     assert together == alone
     for packet, one in zip(alone, decoded, strict=True):
         assert (one.features == codec.decode(packet).features).all()
+
+
+def test_blas_is_limited_to_one_thread() -> None:
+    program = (
+        "import ctypes, pathlib, numpy as np\n"
+        "from tofc.codec.blas_threads import use_one_blas_thread\n"
+        "(library,) = pathlib.Path(np.__file__).parents[1].glob('numpy.libs/*openblas*')\n"
+        "number = ctypes.CDLL(str(library)).scipy_openblas_get_num_threads64_\n"
+        "before = number()\n"
+        "use_one_blas_thread()\n"
+        "print(before, number())\n"
+    )
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if "not enough values to unpack" in done.stderr:
+        pytest.skip("this numpy did not bring its own OpenBLAS")
+    assert done.stdout.split()[1:] == ["1"], done.stderr

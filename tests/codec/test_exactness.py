@@ -1,8 +1,8 @@
 """The same packets give the same symbols, and the same features the same packets, whatever the libraries use.
 
-A matrix: each cell is a process of its own, because these settings act only at a start. A cell asks its libraries
-whether they took the setting; what this machine does not have is skipped and says so. Cells of 64-bit ARM run in an
-emulator, which `make arm` prepares.
+Each cell of the matrix is a process of its own, because these settings act only at its start. A cell asks its libraries
+whether they accepted the setting. Settings that this machine does not support are skipped with a reason. Cells of
+64-bit ARM run in an emulator, which `make arm` prepares.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from numpy.typing import NDArray
 
-from benchmarks.fuzz.packets import content_of, mended
-from shared.codec import Codec
-from shared.codec.fake import fake_features, fake_weights
-from tests.codec.cell import NANO, Job, digest, jobs, look, see
+from benchmarks.fuzz.packets import strip_crc, with_valid_crc
+from tests.codec.cell import NANO, Job, digest, jobs, tower_features, tower_packets
+from tofc.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted(path.parent for path in (ROOT / "tests" / "codec" / "golden").glob("*/packets.json"))
@@ -36,18 +36,18 @@ Views = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One environment. ``took`` tells from a process's report whether its libraries did as they were told."""
+    """One environment. `accepted` decides from a process's report whether its libraries accepted the setting."""
 
     name: str
     environment: dict[str, str]
-    took: Callable[[dict[str, Any]], bool]
-    missing: str = ""  # why this machine cannot have it
-    launcher: str = sys.executable  # what takes Python's arguments
-    dtypes: list[str] = field(default_factory=list)  # of the towers to look through; none: torch is not imported
+    accepted: Callable[[dict[str, Any]], bool]
+    missing: str = ""  # why this machine does not support it, if so
+    launcher: str = sys.executable  # is run with Python's arguments
+    dtypes: list[str] = field(default_factory=list)  # of towers to run; if none, torch is not imported
 
 
 def available() -> int:
-    """Processors that this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -67,9 +67,9 @@ def numpy_without(features: list[str]) -> Cell:
 
 
 def kernel(name: str, needs: str, reported: str = "") -> Cell:
-    """An OpenBLAS kernel; one that needs more than this processor would end the process at its first product."""
+    """Return the cell of an OpenBLAS kernel; an unsupported one would crash the process at its first product."""
     missing = "" if __cpu_features__.get(needs) else f"this processor has no {needs}"
-    # Old kernels go by the names of their code; a build may lack one and says then which it takes instead.
+    # Old kernels report the name of their code; a build without a kernel reports which one it uses instead.
     return Cell(
         f"openblas-{name}",
         {"OPENBLAS_CORETYPE": name, "OPENBLAS_NUM_THREADS": "1"},
@@ -78,20 +78,20 @@ def kernel(name: str, needs: str, reported: str = "") -> Cell:
     )
 
 
-def mathematics() -> Cell:
-    """The C library's exp and log without fused multiplication, which round differently."""
+def glibc_without_fma() -> Cell:
+    """Return the cell of the C library's exp and log without fused multiplication, which round differently."""
     environment = {"GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-FMA4,-AVX512F"}
 
     def active(more: dict[str, str]) -> set[str]:
-        told = subprocess.run(
+        done = subprocess.run(
             [LOADER, "--list-diagnostics"], env=os.environ | more, capture_output=True, text=True, check=True
         )
-        return {line for line in told.stdout.splitlines() if ".active" in line}
+        return {line for line in done.stdout.splitlines() if ".active" in line}
 
     try:
-        missing = "" if active({}) != active(environment) else "the C library takes no such setting here"
+        missing = "" if active({}) != active(environment) else "the C library does not support this setting here"
     except (OSError, subprocess.CalledProcessError) as error:
-        missing = f"the C library does not tell its settings: {error}"
+        missing = f"the C library does not report its settings: {error}"
     return Cell("glibc-without-fma", environment, lambda _: True, missing)
 
 
@@ -112,7 +112,7 @@ def torch_cell(capability: str, onednn: str, number: int, needs: str) -> Cell:
 
 
 def arm(cpu: str, kernel: str) -> Cell:
-    """A processor of 64-bit ARM, emulated; left alone, OpenBLAS would not know it and take its plainest kernel."""
+    """Return the cell of an emulated 64-bit ARM processor; by default OpenBLAS would not recognise it."""
     machine = os.environ.get("TOFC_ARM", "")  # the folder that .ci/arm made
     return Cell(
         f"arm-{cpu}",
@@ -140,7 +140,7 @@ FAST = [
     kernel("SkylakeX", "AVX512_SKX"),
     kernel("Cooperlake", "AVX512BF16"),
     kernel("SapphireRapids", "AVX512_SPR"),
-    mathematics(),
+    glibc_without_fma(),
 ]
 ARM = [
     arm("cortex-a72", "cortexa57"),
@@ -153,7 +153,7 @@ SLOW = [torch_cell("default", "SSE41", 1, "SSE41"), torch_cell("avx2", "AVX2", 2
 
 @dataclass(frozen=True)
 class Matrix:
-    """The jobs that every cell does, what this process makes of them, and the cells' reports so far."""
+    """The jobs that every cell does, their results in this process, and the cells' reports so far."""
 
     folder: Path
     expected: dict[str, dict[str, list[str]]]
@@ -165,10 +165,10 @@ class Matrix:
         if cell.name not in self.reports:
             self.reports[cell.name] = self._run(cell)
         found = self.reports[cell.name]["settings"]
-        if not cell.took(found):
+        if not cell.accepted(found):
             if cell.name.startswith("openblas-"):
                 pytest.skip(f"this numpy's BLAS answers {cell.environment} with {found.get('kernel', 'no name')}")
-            pytest.fail(f"{cell.environment} was not taken: {found}")
+            pytest.fail(f"{cell.environment} was not accepted: {found}")
         return self.reports[cell.name]
 
     def _run(self, cell: Cell) -> dict[str, Any]:
@@ -176,7 +176,8 @@ class Matrix:
         clean = {name: value for name, value in os.environ.items() if name not in unset}
         done = subprocess.run(
             [cell.launcher, "-m", "tests.codec.cell", str(self.folder), *cell.dtypes],
-            env=clean | cell.environment, cwd=ROOT, capture_output=True, text=True, check=False,
+            env=clean | cell.environment | {"PYTHONPATH": str(ROOT / "shared")},
+            cwd=ROOT, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if "unable to find CPU model" in done.stderr:
             pytest.skip(f"this emulator has no {cell.environment}")
@@ -189,7 +190,7 @@ class Matrix:
 
 @pytest.fixture(scope="module")
 def tower_views() -> Views:
-    return {dtype: look(dtype) for dtype in ("float32", "bfloat16")}
+    return {dtype: tower_features(dtype) for dtype in ("float32", "bfloat16")}
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +210,7 @@ def matrix(tower_views: Views, tmp_path_factory: pytest.TempPathFactory) -> Matr
 
 
 def _views(codec: Codec) -> Views:
-    """Features of several grids: ordinary ones, exact twins, features of few bits, and whole numbers."""
+    """Make features of several grids: ordinary ones, exact duplicates, features of few bits, and whole numbers."""
     views = {f"grid-{side}": fake_features(codec.weights, side**2, seed=side) for side in (4, 6, 13)}
     ordinary = views["grid-6"]
     rng = np.random.default_rng(0)
@@ -221,7 +222,7 @@ def _views(codec: Codec) -> Views:
 
 
 def _job(made: Path, name: str, folder: Path, codec: Codec, views: Views, packets: list[str] | None = None) -> None:
-    """Asks for every view twice, merged and whole; decodes what comes out, and damaged copies of it."""
+    """Make a job that encodes every view merged and unmerged, and decodes the packets and damaged copies."""
     wanted: dict[str, int] = {}
     arrays: Views = {}
     for view, features in views.items():
@@ -234,16 +235,16 @@ def _job(made: Path, name: str, folder: Path, codec: Codec, views: Views, packet
 
 
 def _damaged(packet: bytes, place: int) -> list[bytes]:
-    """Shorter, longer, and with one byte changed; the checksums are right."""
-    content = content_of(packet)
+    """Yield packets that are shorter, longer, or have one byte changed; their checksums are valid."""
+    content = strip_crc(packet)
     at = min(1 + place % max(len(content) - 1, 1), len(content) - 1)
     changed = content[:at] + bytes([content[at] ^ 1 << place % 8]) + content[at + 1 :]
-    return [mended(content[:-1]), mended(content + b"\0"), mended(changed)]
+    return [with_valid_crc(content[:-1]), with_valid_crc(content + b"\0"), with_valid_crc(changed)]
 
 
 @pytest.mark.parametrize("cell", [*FAST, *ARM, *SLOW], ids=lambda cell: cell.name)
 def test_a_cell_decodes_and_encodes_the_same(cell: Cell, matrix: Matrix) -> None:
-    """Decoders may never differ. Encoders may, in a feature's last bit; that of these views decides nothing."""
+    """Decoders must never differ. Encoders may, in the last bit of a float, but for these views they do not."""
     found = matrix.report(cell)["jobs"]
     assert found.keys() == matrix.expected.keys()
     for name, expected in matrix.expected.items():
@@ -252,42 +253,42 @@ def test_a_cell_decodes_and_encodes_the_same(cell: Cell, matrix: Matrix) -> None
 
 
 @pytest.mark.parametrize("cell", SLOW, ids=lambda cell: cell.name)
-def test_what_a_tower_sees_elsewhere_is_decoded_the_same_here(cell: Cell, matrix: Matrix) -> None:
+def test_packets_of_a_cells_tower_are_decoded_the_same_here(cell: Cell, matrix: Matrix) -> None:
     nano = Codec.load(NANO)
-    seen = matrix.report(cell)["seen"]
-    assert seen.keys() == {"float32", "bfloat16"} and seen["float32"].keys() != seen["bfloat16"].keys()
-    for packets in seen.values():
+    found = matrix.report(cell)["tower_packets"]
+    assert found.keys() == {"float32", "bfloat16"} and found["float32"].keys() != found["bfloat16"].keys()
+    for packets in found.values():
         assert packets == {packet: digest(nano, bytes.fromhex(packet)) for packet in packets}
         assert all(len(symbols) == 64 for symbols in packets.values()), "a packet was refused"
 
 
-def test_what_a_tower_sees_on_a_gpu_is_decoded_the_same_here() -> None:
+def test_packets_of_a_tower_on_a_gpu_are_decoded_the_same_here() -> None:
     import torch
 
     if not torch.cuda.is_available():
         pytest.skip("torch finds no GPU here")
     nano = Codec.load(NANO)
-    for packets in see(["float32", "bfloat16"], "cuda").values():
+    for packets in tower_packets(["float32", "bfloat16"], "cuda").values():
         assert packets == {packet: digest(nano, bytes.fromhex(packet)) for packet in packets}
         assert all(len(symbols) == 64 for symbols in packets.values()), "a packet was refused"
 
 
-def test_towers_of_other_precision_see_otherwise(tower_views: Views) -> None:
-    """Else the matrix would compare a thing with itself."""
+def test_towers_of_different_precision_give_different_features(tower_views: Views) -> None:
+    """Otherwise the matrix would compare equal packets."""
     assert (tower_views["float32"] != tower_views["bfloat16"]).any()
 
 
-def test_the_matrix_is_no_single_cell(matrix: Matrix) -> None:
-    """Of what this processor could do, several ways were really taken."""
+def test_the_matrix_covers_different_code_paths(matrix: Matrix) -> None:
+    """Different settings really led to different code."""
     if not (HAVE and __cpu_features__.get("AVX2")):
-        pytest.skip("this processor has one way only")
+        pytest.skip("this processor supports only one code path")
     plain, old = (matrix.report(cell)["settings"] for cell in (FAST[0], kernel("Nehalem", "SSE42")))
-    assert plain["kernel"] != old["kernel"], "one BLAS kernel for all"
+    assert plain["kernel"] != old["kernel"], "all cells used one BLAS kernel"
     without = matrix.report(numpy_without(HAVE))["settings"]
     assert plain["numpy"][HAVE[0]] and not without["numpy"][HAVE[0]]
 
 
-def test_the_jobs_hold_packets_and_what_is_none(matrix: Matrix) -> None:
+def test_the_jobs_hold_valid_and_invalid_packets(matrix: Matrix) -> None:
     for one in matrix.expected.values():
         refused = {outcome for outcome in one["decoded"] if len(outcome) != 64}
         assert "NOT_CANONICAL" in refused and len(set(one["decoded"]) - refused) >= 9

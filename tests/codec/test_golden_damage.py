@@ -1,7 +1,7 @@
-"""Some golden packet tells of every wrong number that a decoder may have: they are what other machines are tried with.
+"""The golden packets, with which other decoders are tested, detect every wrong number that a decoder may have.
 
-Of each tensor of the context model every row and every single number, of the tables every row. What no packet can
-depend on is left out: weights of cells that a feature does not see, and of components that are not known yet.
+Damaged in turn are every row and every number of each tensor of the context model, and every table. Left out are
+numbers that no packet can depend on: weights of neighbours of stage 1, and of components that are coded later.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shared.codec import Codec, CodecWeights, PacketError
-from shared.codec.tables import TOTAL
 from tests.codec.test_bitstream import CODECS, GOLDEN, golden
+from tofc.codec import Codec, CodecWeights
+from tofc.codec.tables import TOTAL
+from tofc.errors import PacketError
 
 Ints = NDArray[np.int64]
 Damage = Callable[[Ints], Ints]
@@ -28,12 +29,12 @@ SLIGHT: dict[str, Damage] = {"one more": lambda row: row + 1}  # in the last bit
 
 
 def shifted(table: Ints) -> Ints:
-    """Each symbol has the count of the one before it."""
+    """Give each symbol the count of the one before it."""
     return np.concatenate([[0], np.cumsum(np.roll(np.diff(table), 1))])
 
 
 def nudged(table: Ints) -> Ints:
-    """The likeliest symbol has one count less, its neighbour one more."""
+    """Move one count from the likeliest symbol to its neighbour."""
     counts = np.diff(table)
     top = int(counts.argmax())
     counts[top] -= 1
@@ -45,10 +46,10 @@ TABLES: dict[str, Damage] = {"mirrored": lambda row: TOTAL - row[::-1], "shifted
 
 
 def used(weights: CodecWeights, part: str) -> NDArray[np.bool_]:
-    """Which numbers of a tensor a packet can depend on."""
+    """Return which numbers of a tensor a packet can depend on."""
     c, shape = weights.config, getattr(weights, part).shape
     found = np.ones(shape, bool)
-    if part == "around_w":  # of a feature of stage 1; cells of its own stage are none that it sees
+    if part == "around_w":  # of a feature of stage 1, whose neighbours are the cells of stage 0
         side = 2 * c.reach + 1
         row, column = np.divmod(np.delete(np.arange(side**2), side**2 // 2), side)
         found[:] = np.repeat((row + column) % 2 == 1, c.channels + 1)
@@ -59,7 +60,7 @@ def used(weights: CodecWeights, part: str) -> NDArray[np.bool_]:
 
 
 def damaged(weights: CodecWeights, part: str, damage: Damage, *, single: bool) -> Iterator[tuple[Any, CodecWeights]]:
-    """The codec with each row, or each number, damaged alone."""
+    """Yield the codec with one row, or one number, damaged at a time."""
     right, live = getattr(weights, part), used(weights, part)
     for place in np.ndindex(right.shape if single else right.shape[:-1]):
         wrong = right.astype(np.int64)
@@ -69,7 +70,7 @@ def damaged(weights: CodecWeights, part: str, damage: Damage, *, single: bool) -
 
 
 def unnoticed(name: str, part: str, damages: dict[str, Damage], *, single: bool) -> tuple[int, list[str]]:
-    """How many codecs with something wrong were tried, and which of them read every golden packet right."""
+    """Return how many damaged codecs were tried, and which of them decoded every golden packet correctly."""
     entries = sorted(golden(name), key=lambda entry: -len(entry["packet"]))
     weights, tried, missed = Codec.load(GOLDEN / name).weights, 0, []
     for kind, damage in damages.items():
@@ -95,7 +96,7 @@ def reads(codec: Codec, entry: dict[str, Any]) -> bool:
 def test_a_damaged_row_is_noticed(name: str, part: str) -> None:
     tried, missed = unnoticed(name, part, LOST | (SLIGHT if part in WEIGHTS else {}), single=False)
     assert not missed
-    assert tried or (name, part) == ("one-quality", "own_w"), "with one slice nothing is known of a feature itself"
+    assert tried or (name, part) == ("one-quality", "own_w"), "with one slice, `own_w` is all zeros"
 
 
 @pytest.mark.parametrize("part", [*WEIGHTS, *BIASES])
@@ -112,8 +113,8 @@ def test_a_damaged_table_is_noticed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_what_counts_as_unused_is(name: str) -> None:
-    """Of what a feature sees around. (Weights of components that are not known yet must be 0, or it is no codec.)"""
+def test_numbers_that_count_as_unused_are_unused(name: str) -> None:
+    """Only those of neighbours: a codec with weights other than 0 for components that are coded later is refused."""
     weights = Codec.load(GOLDEN / name).weights
     wrong = np.where(used(weights, "around_w"), weights.around_w, 12345).astype(np.int16)
     codec = Codec(replace(weights, around_w=wrong))

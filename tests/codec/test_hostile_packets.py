@@ -17,12 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fuzz import Finding
-from benchmarks.fuzz.packets import REASON, Packets, check, codecs, content_of, mended, settled
-from shared.codec import Codec, PacketError
-from shared.codec.context import Context
-from shared.codec.fake import fake_features, fake_weights
-from shared.codec.packet import Layout, write
-from shared.codec.symbols import Symbols
+from benchmarks.fuzz.packets import REASON, Packets, canonicalised, check, codecs, strip_crc, with_valid_crc
+from tofc.codec import Codec
+from tofc.codec.context_model import ContextModel
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.packet import PacketLayout, write
+from tofc.codec.symbols import Symbols
+from tofc.errors import PacketError
 
 CODECS = codecs()
 VIEWS = {side: fake_features(CODECS[0].weights, side**2, seed=side) for side in (1, 2, 4, 5, 6)}
@@ -32,7 +33,7 @@ number = st.integers(0, 2**32 - 1)
 
 def refused(codec: Codec, data: bytes) -> str:
     outcome = check(codec, data)
-    assert REASON.fullmatch(outcome), f"{data.hex()} was taken"
+    assert REASON.fullmatch(outcome), f"{data.hex()} was accepted"
     return outcome
 
 
@@ -41,8 +42,8 @@ def valid(draw: st.DrawFn) -> tuple[Codec, bytes]:
     codec = draw(st.sampled_from(CODECS))
     side = draw(st.sampled_from(sorted(VIEWS)))
     n = draw(st.integers(1, side**2))
-    loud = np.float32(draw(st.sampled_from([0, 1, 1, 5, 1e20])))
-    return codec, codec.encode(VIEWS[side] * loud, n)
+    factor = np.float32(draw(st.sampled_from([0, 1, 1, 5, 1e20])))
+    return codec, codec.encode(VIEWS[side] * factor, n)
 
 
 @quick
@@ -50,33 +51,33 @@ def valid(draw: st.DrawFn) -> tuple[Codec, bytes]:
 @example(CODECS[0], b"")
 def test_any_bytes(codec: Codec, data: bytes) -> None:
     check(codec, data)
-    check(codec, mended(data))
+    check(codec, with_valid_crc(data))
 
 
 @quick
 @given(valid())
-def test_what_an_encoder_writes_is_taken(packet: tuple[Codec, bytes]) -> None:
+def test_what_an_encoder_writes_is_accepted(packet: tuple[Codec, bytes]) -> None:
     codec, data = packet
-    assert len(check(codec, data)) == 64 and settled(codec, data) == data
+    assert len(check(codec, data)) == 64 and canonicalised(codec, data) == data
 
 
 @quick
 @given(
     valid(), st.lists(st.tuples(number, st.integers(1, 255)), min_size=1, max_size=4), st.integers(0, 3), st.binary()
 )
-def test_damage_behind_a_right_checksum(
+def test_damage_with_a_valid_checksum(
     packet: tuple[Codec, bytes], damage: list[tuple[int, int]], cut: int, more: bytes
 ) -> None:
-    """What such bytes say can be written in one way only, which is taken and says the same."""
+    """The content of such bytes has one canonical packet, which is accepted and decodes to the same."""
     codec, data = packet
-    body = bytearray(content_of(data)[: len(data) - 1 - cut] + more)
+    body = bytearray(strip_crc(data)[: len(data) - 1 - cut] + more)
     for at, change in damage:
         if body:
             body[at % len(body)] ^= change
-    check(codec, mended(bytes(body)))
-    proper = settled(codec, mended(bytes(body)))
+    check(codec, with_valid_crc(bytes(body)))
+    proper = canonicalised(codec, with_valid_crc(bytes(body)))
     if proper is not None:
-        assert len(check(codec, proper)) == 64 and settled(codec, proper) == proper
+        assert len(check(codec, proper)) == 64 and canonicalised(codec, proper) == proper
 
 
 @quick
@@ -85,12 +86,12 @@ def test_shorter_and_longer_packets_are_refused(packet: tuple[Codec, bytes], at:
     codec, data = packet
     refused(codec, data[: at % len(data)])
     refused(codec, data + more)
-    refused(codec, mended(content_of(data) + bytes(1 + at % 9)))  # zeros behind a fraction do not change it
+    refused(codec, with_valid_crc(strip_crc(data) + bytes(1 + at % 9)))  # zeros behind a fraction do not change it
 
 
 @quick
 @given(valid(), number)
-def test_one_flipped_bit_is_noticed(packet: tuple[Codec, bytes], at: int) -> None:
+def test_one_flipped_bit_is_refused(packet: tuple[Codec, bytes], at: int) -> None:
     codec, data = packet
     flipped = bytearray(data)
     flipped[at // 8 % len(data)] ^= 1 << at % 8
@@ -100,8 +101,8 @@ def test_one_flipped_bit_is_noticed(packet: tuple[Codec, bytes], at: int) -> Non
 @pytest.mark.parametrize("codec", CODECS, ids=["one slice", "small grids", "three slices"])
 def test_every_header(codec: Codec) -> None:
     data = codec.encode(VIEWS[6], 12)
-    outcomes = {check(codec, mended(bytes([first]) + content_of(data)[1:])) for first in range(16)}
-    outcomes |= {check(codec, mended(bytes([14 | merged, side]))) for merged in (0, 1) for side in range(256)}
+    outcomes = {check(codec, with_valid_crc(bytes([first]) + strip_crc(data)[1:])) for first in range(16)}
+    outcomes |= {check(codec, with_valid_crc(bytes([14 | merged, side]))) for merged in (0, 1) for side in range(256)}
     assert {"GRID_INVALID", "NOT_CANONICAL"} <= outcomes
 
 
@@ -114,9 +115,12 @@ def peak(work: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
-def room(codec: Codec) -> int:
-    """Bytes that the largest view may take: its features in a few copies, the coder's tables for each symbol, and
-    the context model's hidden units and what it sees around each feature."""
+def memory_bound(codec: Codec) -> int:
+    """Return the bytes that the largest view may take.
+
+    They are for its features in a few copies, the coder's tables for each symbol, and the context model's hidden units
+    and neighbourhoods.
+    """
     c = codec.config
     symbols = c.components * (2 * c.residual_range + 40)
     context = len(c.slices) * c.context_hidden + (2 * c.reach + 1) ** 2 * (c.channels + 3)
@@ -126,38 +130,40 @@ def room(codec: Codec) -> int:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.sampled_from(CODECS), st.randoms(use_true_random=False))
 def test_memory_is_bounded_by_the_limits_and_the_bytes_that_came(codec: Codec, rng: Random) -> None:
-    data = mended(rng.choice(HEADS) + rng.choice((b"", b"\x80", b"\xff" * 9, rng.randbytes(rng.randrange(60_000)))))
+    data = with_valid_crc(
+        rng.choice(HEADS) + rng.choice((b"", b"\x80", b"\xff" * 9, rng.randbytes(rng.randrange(60_000))))
+    )
 
     def work() -> None:
         check(codec, data)
 
-    assert peak(work) < room(codec) + 8 * len(data)
+    assert peak(work) < memory_bound(codec) + 8 * len(data)
 
 
-HEADS = sorted({content_of(seed[1:])[:2] for seed in Packets().seeds()})
+HEADS = sorted({strip_crc(seed[1:])[:2] for seed in Packets().seeds()})
 
 
-def test_a_packet_of_the_largest_view_needs_no_more() -> None:
+def test_a_packet_of_the_largest_view_stays_within_the_memory_bound() -> None:
     codec = Codec(fake_weights(D=512, M=64, seed=3))
     for data in (codec.encode(fake_features(codec.weights, 256) * np.float32(9)), rarest(codec, 16)):
         used = peak(partial(codec.decode, data))
-        assert room(codec) / 20 < used < room(codec), "the bound of the other tests means nothing"
+        assert memory_bound(codec) / 20 < used < memory_bound(codec), "the bound is too loose or too tight"
 
 
 def rarest(codec: Codec, side: int) -> bytes:
-    """The packet of the rarest symbols only: no view of this grid has a longer one."""
+    """Return the packet in which every symbol is the rarest of its table: nearly the longest of this grid."""
     least = np.diff(codec.weights.y_tables.astype(np.int64)).argmin(axis=1) - codec.config.residual_range
     cells, q = np.arange(side**2), np.zeros((side**2, codec.config.components))
     steps = []
-    for step in Context(codec.weights).steps(side, cells, 0, q):
+    for step in ContextModel(codec.weights).coding_steps(side, cells, 0, q):
         steps.append((step, least[step.table]))
         q[step.rows, step.first : step.last] = step.mean + least[step.table]
-    layout = Layout(grid=side, cells=tuple(cells.tolist()))
+    layout = PacketLayout(grid=side, cells=tuple(cells.tolist()))
     return write(layout, codec.payload.encode(Symbols.of(0, q, steps)), qualities=codec.config.qualities)
 
 
 def lines(work: Callable[[], Any]) -> int:
-    """How many lines of the codec's code are run. Machines differ in speed, not in this."""
+    """Count the lines of the codec's code that run. Machines differ in speed, not in this."""
     found = 0
 
     def count(frame: FrameType, event: str, _: Any) -> Any:
@@ -175,27 +181,27 @@ def lines(work: Callable[[], Any]) -> int:
 
 
 def test_no_packet_takes_much_more_work_than_an_honest_one() -> None:
-    """Neither the longest that a grid can have, nor few bytes that claim as much."""
+    """Neither the longest packet of a grid nor a few bytes that claim as much take much longer."""
     codec = Codec(fake_weights(D=64, M=64, seed=3))
     honest = codec.encode(fake_features(codec.weights, 256))
     longest = rarest(codec, 16)
     ordinary = lines(partial(check, codec, honest))
     assert len(longest) > 5 * len(honest) and 64 * 256 < ordinary < 20 * 64 * 256
-    for data in (longest, *(mended(bytes.fromhex(body)) for body in ("0c", "0c80", "0d80", "0dff"))):
+    for data in (longest, *(with_valid_crc(bytes.fromhex(body)) for body in ("0c", "0c80", "0d80", "0dff"))):
         assert lines(partial(check, codec, data)) < 2 * ordinary, data[:4].hex()
 
 
 def test_what_is_longer_than_any_packet_is_refused_before_it_is_read() -> None:
     codec = Codec(fake_weights(D=64, M=64, seed=3))
     longest = rarest(codec, 16)
-    data = mended(content_of(longest) + bytes(2 * len(longest)))
+    data = with_valid_crc(strip_crc(longest) + bytes(2 * len(longest)))
     assert check(codec, data) == "TOO_LONG" and lines(partial(check, codec, data)) < 60
 
 
-def test_a_codec_that_breaks_its_promises_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_finds_a_codec_that_breaks_its_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = Codec(fake_weights(D=12, M=6, H=4))
     data = codec.encode(VIEWS[4])
-    with pytest.raises(Finding, match="sentence"), monkeypatch.context() as patched:
+    with pytest.raises(Finding, match="without a reason or a message"), monkeypatch.context() as patched:
         patched.setattr(codec, "decode", Mock(side_effect=PacketError("odd", "?")))
         check(codec, data)
     with pytest.raises(Finding, match="numbers"), monkeypatch.context() as patched:

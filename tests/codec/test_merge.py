@@ -5,11 +5,11 @@ from math import exp, sqrt
 import numpy as np
 import pytest
 
-from shared.codec.merge import SHARPNESS, merge
+from tofc.codec.merge import SHARPNESS, merge
 
 
-def slow(features: np.ndarray, n: int, k: int) -> tuple[list[int], list[int], np.ndarray]:
-    """DPC-KNN read off its definition, number by number."""
+def by_definition(features: np.ndarray, n: int, k: int) -> tuple[list[int], list[int], np.ndarray]:
+    """Compute DPC-KNN directly from its definition, number by number."""
     rows = features.astype(np.float64).tolist()
     total = len(rows)
     d2 = [[sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) for q in rows] for p in rows]
@@ -31,13 +31,13 @@ def slow(features: np.ndarray, n: int, k: int) -> tuple[list[int], list[int], np
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_it_is_the_definition(seed: int) -> None:
+def test_merging_follows_the_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     total, size = int(rng.integers(2, 40)), int(rng.integers(1, 20))
     features = rng.standard_normal((total, size)).astype(np.float32) * float(rng.uniform(0.1, 3)) + 5
     n, k = int(rng.integers(1, total)), int(rng.integers(1, 7))
     merged = merge(features, n, k)
-    centres, assignment, means = slow(features, n, k)
+    centres, assignment, means = by_definition(features, n, k)
     assert merged.centres.tolist() == centres
     assert merged.assignment.tolist() == assignment
     np.testing.assert_allclose(merged.centroids, means, rtol=1e-6, atol=1e-6)
@@ -51,7 +51,7 @@ def test_ties_are_broken_by_index(seed: int) -> None:
     features = rng.integers(0, 3, (30, 4)).astype(np.float32)
     for n in (1, 5, 15, 29):
         merged = merge(features, n)
-        centres, assignment, _ = slow(features, n, 5)
+        centres, assignment, _ = by_definition(features, n, 5)
         assert (merged.centres.tolist(), merged.assignment.tolist()) == (centres, assignment)
         assert set(merged.assignment.tolist()) == set(range(n))  # no cluster is empty
         assert (merged.assignment[merged.centres] == np.arange(n)).all()
@@ -65,7 +65,7 @@ def test_equal_features_are_merged_in_order() -> None:
 
 
 def test_distant_features_do_not_underflow() -> None:
-    """Where ρ itself would be 0 for every feature, the order is still that of the densities."""
+    """Even where ρ would underflow to 0 for every feature, the order is that of the densities."""
     rng = np.random.default_rng(0)
     features = rng.standard_normal((20, 8)).astype(np.float32)
     features[5:15] += 3
@@ -73,7 +73,7 @@ def test_distant_features_do_not_underflow() -> None:
     assert np.isfinite(merge(features * 1e30, 4).centroids).all()
 
 
-def test_n_of_all_returns_them_unchanged() -> None:
+def test_n_equal_to_their_number_returns_the_features_unchanged() -> None:
     features = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
     merged = merge(features, 16)
     assert (merged.centroids == features).all()
@@ -94,17 +94,17 @@ def test_other_features_are_averaged_over_the_same_clusters(dtype: type) -> None
 
 @pytest.mark.parametrize("n", [-1, 0, 17])
 def test_n_out_of_range(n: int) -> None:
-    with pytest.raises(ValueError, match=r"1\.\.16"):
+    with pytest.raises(ValueError, match=r"n must be 1 to 16"):
         merge(np.ones((16, 8), np.float32), n)
 
 
 @pytest.mark.parametrize("shape", [(4,), (0, 4), (4, 0), (2, 2, 2)])
-def test_shapes_that_are_no_features(shape: tuple[int, ...]) -> None:
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\[N, D\]"):
         merge(np.ones(shape, np.float32), 1)
 
 
-def test_nan_and_k_are_refused() -> None:
+def test_nan_and_k_below_1_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         merge(np.full((4, 2), np.nan, np.float32), 2)
     with pytest.raises(ValueError, match="neighbours"):

@@ -5,16 +5,17 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from shared.codec import checksum
-from shared.codec.codec import Codec
-from shared.codec.coder import Interval
-from shared.codec.fake import fake_features, fake_weights
-from shared.codec.packet import Layout, PacketError, _shortest, read, seal, write
+from tofc.codec import checksum
+from tofc.codec.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.packet import PacketLayout, _shortest, read, seal, write
+from tofc.codec.range_coder import Interval
+from tofc.errors import PacketError
 
 
-def sealed(head: int, *rest: int) -> bytes:
-    """A packet with the header's four bits ``head``, any bytes behind them and the right checksum."""
-    return checksum.sealed(bytes([head, *rest]))
+def with_crc(head: int, *rest: int) -> bytes:
+    """Return a packet with the header's four bits `head`, any bytes after them and a valid checksum."""
+    return checksum.append_crc(bytes([head, *rest]))
 
 
 def reason(data: bytes, *, max_side: int = 16, max_feature_bits: int = 100) -> str:
@@ -31,7 +32,7 @@ def test_a_packet_carries_its_layout_and_payload() -> None:
             cells = tuple(sorted(rng.permutation(grid * grid)[:n].tolist()))
             low = int.from_bytes(rng.bytes(16), "big") >> 1
             width = int(rng.integers(2**32, 2**60))
-            layout = Layout(grid=grid, cells=cells, quality=n % 5)
+            layout = PacketLayout(grid=grid, cells=cells, quality=n % 5)
             data = write(layout, Interval(low=low, width=width, bits=128), qualities=5)
             back, payload = read(data, max_side=16, max_feature_bits=1000, qualities=5)
             assert back == layout
@@ -41,16 +42,16 @@ def test_a_packet_carries_its_layout_and_payload() -> None:
 
 def test_the_smallest_packets() -> None:
     everything = Interval(low=0, width=2**64 - 1, bits=64)
-    assert write(Layout(grid=4, cells=tuple(range(16))), everything).hex()[:1] == "0"
-    assert len(write(Layout(grid=4, cells=tuple(range(16))), everything)) == 2  # header and check
-    assert len(write(Layout(grid=5, cells=tuple(range(25))), everything)) == 3  # any other grid: its side as well
-    assert len(write(Layout(grid=6, cells=(0,)), everything)) == 2  # n = 1 at cell 0 is the fraction 0
-    assert len(write(Layout(grid=6, cells=(20,)), everything)) == 4  # 35 · 36 possibilities take eleven bits
+    assert write(PacketLayout(grid=4, cells=tuple(range(16))), everything).hex()[:1] == "0"
+    assert len(write(PacketLayout(grid=4, cells=tuple(range(16))), everything)) == 2  # header and check
+    assert len(write(PacketLayout(grid=5, cells=tuple(range(25))), everything)) == 3  # any other grid: its side as well
+    assert len(write(PacketLayout(grid=6, cells=(0,)), everything)) == 2  # n = 1 at cell 0 is the fraction 0
+    assert len(write(PacketLayout(grid=6, cells=(20,)), everything)) == 4  # 35 · 36 possibilities take eleven bits
 
 
 @pytest.mark.parametrize("whole", [2**64, 630 << 64, (9075135300 * 35) << 64])
 def test_no_shorter_body_lies_in_the_interval(whole: int) -> None:
-    """Against a search through all sizes; many intervals hold a number that is much rounder than they are narrow."""
+    """Compared with a search through all sizes; many intervals contain a number that is much shorter than usual."""
     rng = np.random.default_rng(whole % 97)
     for trial in range(300):
         width = 1 << int(rng.integers(0, whole.bit_length() - 1))
@@ -68,7 +69,7 @@ def test_no_shorter_body_lies_in_the_interval(whole: int) -> None:
 
 
 def test_the_body_is_the_shortest_in_the_interval() -> None:
-    layout = Layout(grid=4, cells=tuple(range(16)))
+    layout = PacketLayout(grid=4, cells=tuple(range(16)))
     half = Interval(low=2**63 - 1, width=2**32, bits=64)
     for interval, body in (
         (half, b"\x80"),
@@ -85,23 +86,23 @@ def test_too_short(data: bytes) -> None:
 
 @pytest.mark.parametrize("side", [0, 17, 255])
 def test_grids_beyond_the_limit(side: int) -> None:
-    assert reason(sealed(14, side)) == "GRID_INVALID"
+    assert reason(with_crc(14, side)) == "GRID_INVALID"
 
 
-def test_a_known_grid_beyond_the_codecs_own_limit() -> None:
-    assert reason(sealed(6), max_side=8) == "GRID_INVALID"
+def test_a_grid_code_beyond_the_codecs_limit() -> None:
+    assert reason(with_crc(6), max_side=8) == "GRID_INVALID"
 
 
-def test_a_known_grid_spelt_out() -> None:
-    assert reason(sealed(14, 6)) == "NOT_CANONICAL"
+def test_a_side_that_has_a_code_must_not_be_spelt_out() -> None:
+    assert reason(with_crc(14, 6)) == "NOT_CANONICAL"
 
 
 def test_too_long() -> None:
-    assert reason(sealed(0, *bytes(10_000))) == "TOO_LONG"
+    assert reason(with_crc(0, *bytes(10_000))) == "TOO_LONG"
 
 
 def test_a_single_cell_cannot_be_merged() -> None:
-    assert reason(sealed(15, 1, 0)) == "COUNT_INVALID"
+    assert reason(with_crc(15, 1, 0)) == "COUNT_INVALID"
 
 
 def test_a_wrong_checksum() -> None:
@@ -109,11 +110,11 @@ def test_a_wrong_checksum() -> None:
 
 
 def test_hostile_headers_allocate_next_to_nothing() -> None:
-    """Whatever the bytes claim, memory is bounded by the bytes that came and by the codec's own limits."""
+    """Whatever the bytes claim, memory is bounded by their number and by the codec's limits."""
     codec = Codec(fake_weights(D=512))
     codec.decode(codec.encode(fake_features(codec.weights, 16)))
-    hostile = [sealed(14, side, *tail) for side in (0, 17, 64, 255) for tail in (b"", b"\xff" * 500)]
-    hostile += [sealed(15, 255, *b"\xff" * 9), b"\xc1" * 3, sealed(0, *b"\xff" * 60_000)]
+    hostile = [with_crc(14, side, *tail) for side in (0, 17, 64, 255) for tail in (b"", b"\xff" * 500)]
+    hostile += [with_crc(15, 255, *b"\xff" * 9), b"\xc1" * 3, with_crc(0, *b"\xff" * 60_000)]
     tracemalloc.start()
     try:
         for data in hostile:

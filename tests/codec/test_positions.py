@@ -5,11 +5,11 @@ from math import comb
 
 import pytest
 
-from shared.codec.positions import rank, unrank
+from tofc.codec.positions import rank, unrank
 
 
 @pytest.mark.parametrize(("total", "n"), [(1, 1), (5, 1), (6, 3), (9, 4), (9, 8), (9, 9)])
-def test_every_set_has_its_number(total: int, n: int) -> None:
+def test_every_set_has_its_own_rank(total: int, n: int) -> None:
     numbers = {rank(cells): cells for cells in combinations(range(total), n)}
     assert sorted(numbers) == list(range(comb(total, n)))
     for number, cells in numbers.items():
@@ -22,6 +22,6 @@ def test_large_sets() -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 20])
-def test_numbers_of_no_set_are_refused(number: int) -> None:
+def test_ranks_out_of_range_are_refused(number: int) -> None:
     with pytest.raises(ValueError):
         unrank(number, 3, 6)

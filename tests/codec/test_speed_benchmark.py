@@ -1,10 +1,12 @@
-"""The codec's benchmark measures what it says; how fast anything is, no test says."""
+"""The codec's benchmark measures what it says; no test asserts how fast anything is."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
 from benchmarks import codec_speed
-from shared.codec.codec import Codec
-from shared.codec.fake import fake_features, fake_weights
+from tofc.codec.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 

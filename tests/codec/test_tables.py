@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.codec.tables import TOTAL, problem_with, symbol_bits, table_from_probabilities
+from tofc.codec.tables import TOTAL, symbol_bits, table_from_probabilities, validate_table
+from tofc.errors import CodecError
 
 
 def test_tables_are_close_to_the_probabilities_and_complete() -> None:
@@ -11,7 +12,7 @@ def test_tables_are_close_to_the_probabilities_and_complete() -> None:
     for size in (2, 3, 65, 257):
         p = rng.dirichlet(np.ones(size))
         table = table_from_probabilities(p)
-        assert problem_with(table) is None
+        validate_table(table)
         exact = 1 + p * (TOTAL - size)
         assert (np.abs(np.diff(table.astype(int)) - exact) < 1).all()
 
@@ -25,7 +26,7 @@ def test_ties_go_to_the_lower_symbol() -> None:
 
 
 @pytest.mark.parametrize("bad", [[1.0], [0.0, 0.0], [-1.0, 2.0], [np.nan, 1.0], [np.inf, 1.0], np.ones(40000)])
-def test_what_is_no_distribution_is_refused(bad: object) -> None:
+def test_invalid_probabilities_are_refused(bad: object) -> None:
     with pytest.raises(ValueError):
         table_from_probabilities(bad)  # type: ignore[arg-type]
 
@@ -42,8 +43,8 @@ def test_what_is_no_distribution_is_refused(bad: object) -> None:
     ],
 )
 def test_bad_tables_are_named(table: np.ndarray, words: str) -> None:
-    problem = problem_with(table)
-    assert problem is not None and words in problem
+    with pytest.raises(CodecError, match=f"^y_tables: .*{words}"):
+        validate_table(table, "y_tables")
 
 
 def test_bits_are_those_of_the_counts() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from shared.codec import Codec, CodecConfig, CodecError, CodecWeights
-from shared.codec.fake import fake_features, fake_weights
+from tofc.codec import Codec, CodecConfig, CodecWeights
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.errors import CodecError
 
 
 @pytest.mark.parametrize("slices", [1, 4])
@@ -49,7 +50,7 @@ def test_arrays_cannot_be_changed() -> None:
         ("embed_b", np.zeros((2, 3), np.int32), r"\(1, 3\)"),
         ("around_w", np.zeros((16, 24 * 3), np.int16), r"\(16, 96\)"),
         ("own_w", np.zeros((3, 16, 24), np.int16), r"\(4, 16, 24\)"),
-        ("own_w", np.ones((4, 16, 24), np.int16), "only depend on those before it"),
+        ("own_w", np.ones((4, 16, 24), np.int16), "depend only on those before it"),
         ("own_b", np.zeros((1, 4, 16), np.int32), r"\(1, 2, 4, 16\)"),
         ("mid_w", np.zeros((4, 16, 15), np.int16), r"\(4, 16, 16\)"),
         ("mid_b", np.zeros((1, 4, 16), np.int64), "must be int32"),
@@ -62,21 +63,21 @@ def test_arrays_cannot_be_changed() -> None:
         ("grid_embedding", {17: np.zeros((289, 32), np.float32)}, "max_grid"),
     ],
 )
-def test_what_does_not_fit_is_named(name: str, value: Any, words: str) -> None:
+def test_an_invalid_tensor_is_named(name: str, value: Any, words: str) -> None:
     with pytest.raises(CodecError, match=words):
         replace(fake_weights(), **{name: value})
 
 
 @pytest.mark.parametrize(("index", "component"), [(0, 0), (1, 6), (1, 23), (3, 18)])
-def test_a_slice_that_would_depend_on_what_comes_later(index: int, component: int) -> None:
+def test_a_slice_must_not_depend_on_later_ones(index: int, component: int) -> None:
     own = fake_weights().own_w.copy()
     own[index, 5, component] = 1
-    with pytest.raises(CodecError, match="own_w: a slice of components can only depend on those before it"):
+    with pytest.raises(CodecError, match="own_w: a slice of components must depend only on those before it"):
         replace(fake_weights(), own_w=own)
 
 
-def test_the_fake_context_matters() -> None:
-    """Means and tables of a component differ between features, and differ without what lies around them."""
+def test_the_fake_codecs_predictions_depend_on_their_inputs() -> None:
+    """Means and tables of a component differ between features, and change without their neighbours."""
     weights = fake_weights()
     codec = Codec(weights)
     merged = codec.merge(fake_features(weights, 36))
@@ -89,7 +90,7 @@ def test_the_fake_context_matters() -> None:
     assert len({Codec(one).encode(fake_features(weights, 36)) for one in (weights, *blind)}) == 3
 
 
-def test_the_fake_codec_is_as_cheap_as_one_that_expects_nothing() -> None:
+def test_the_fake_codec_is_as_cheap_as_one_without_predictions() -> None:
     weights = fake_weights()
     views = [fake_features(weights, 36, seed) for seed in range(4)]
     nothing = replace(weights, out_w=np.zeros_like(weights.out_w))
@@ -107,8 +108,8 @@ def test_the_fake_codec_is_as_cheap_as_one_that_expects_nothing() -> None:
         ({"rates": [[True, 0]]}, "null or 1 to 256"),
         ({"rates": [3]}, "must be .features, quality."),
         ({"presets": {}}, "names with indices"),
-        ({"presets": {"high": 1}}, "an index below 1"),
-        ({"presets": {"High!": 0}}, "a lower-case word"),
+        ({"presets": {"high": 1}}, "index into rates, 0 to 0"),
+        ({"presets": {"High!": 0}}, "a lower-case name"),
         ({"preset": "best"}, "must be one of low, high"),
         ({"slices": []}, r"slices = \[\]; must be the ascending ends"),
         ({"slices": 24}, "slices = 24"),
@@ -131,14 +132,14 @@ def test_the_fake_codec_is_as_cheap_as_one_that_expects_nothing() -> None:
         ({"colour": 1}, "unknown keys"),
     ],
 )
-def test_a_config_that_cannot_be(change: dict[str, Any], words: str) -> None:
+def test_an_invalid_configuration_is_refused(change: dict[str, Any], words: str) -> None:
     values = json.loads(fake_weights().config.text()) | change
     with pytest.raises(CodecError, match=words):
         CodecConfig.parse(json.dumps(values))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"format": 1}', b"\xff\xfe\xfd"])
-def test_a_config_that_is_none(text: str | bytes) -> None:
+def test_text_that_is_not_a_configuration_is_refused(text: str | bytes) -> None:
     with pytest.raises(CodecError, match=r"codec\.json"):
         CodecConfig.parse(text)
 
@@ -153,14 +154,14 @@ def test_missing_and_extra_tensors_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["x", "06", "", "²"])
-def test_grid_names_that_are_none(tmp_path: Path, suffix: str) -> None:
+def test_invalid_grid_sides_are_refused(tmp_path: Path, suffix: str) -> None:
     fake_weights().save(tmp_path)
     tensors = load_file(tmp_path / "codec.safetensors")
     with pytest.raises(CodecError, match="grid side"):
         CodecWeights.of(fake_weights().config, tensors | {f"grid_embedding.{suffix}": np.zeros((36, 32), np.float32)})
 
 
-def test_damaged_and_missing_files(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Codec.load(tmp_path)
     fake_weights().save(tmp_path)

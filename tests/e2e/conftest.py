@@ -1,4 +1,6 @@
-"""The shipped model on both sides: a real server on 127.0.0.1, the real device beside it."""
+"""Fixtures of the tests with the shipped model: a real server on 127.0.0.1 and the real device."""
+
+from __future__ import annotations
 
 import asyncio
 import json
@@ -19,13 +21,13 @@ PICTURES = ROOT / "tests" / "e2e" / "pictures"
 
 
 class ServerThread:
-    """A server with its own event loop in its own thread, as far from the client as one process allows."""
+    """A server with an event loop and a thread of its own, so that it shares as little as possible with the client."""
 
     def __init__(self, **settings: Any) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
-        self.running: RunningServer = self.run(start(ServerSettings(model=MODEL, port=0, grace=0.0, **settings)))
+        self.running: RunningServer = self.run(start(ServerSettings(model=MODEL, port=0, grace_s=0.0, **settings)))
 
     def run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
@@ -43,7 +45,7 @@ class ServerThread:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerThread]:
-    """One server for all tests that do no harm to it."""
+    """Run one server for all tests that leave it usable."""
     made = ServerThread()
     yield made
     made.stop()
@@ -51,7 +53,7 @@ def server() -> Iterator[ServerThread]:
 
 @pytest.fixture(scope="session")
 def encoder() -> TowerEncoder:
-    """The shipped tower and codec, loaded."""
+    """Load the shipped tower and codec."""
     made = TowerEncoder.open(MODEL)
     made.load()
     return made
@@ -59,6 +61,6 @@ def encoder() -> TowerEncoder:
 
 @pytest.fixture(scope="session")
 def asked() -> list[dict[str, str]]:
-    """Questions about the test pictures, with the right answers."""
+    """Read the questions about the test pictures, with the right answers."""
     lines: list[dict[str, str]] = json.loads((PICTURES / "questions.json").read_text())
     return lines

@@ -1,4 +1,6 @@
-"""The real client, the real server, the shipped model: what arrives is what the model says."""
+"""The real client, the real server and the shipped model: answers over the network are those of the model alone."""
+
+from __future__ import annotations
 
 import asyncio
 import json
@@ -17,17 +19,18 @@ from device_client.encoder import Encoder, TowerEncoder
 from device_client.link import Target
 from device_client.rate import RateChoice
 from device_client.report import Report
-from device_client.session import Sampling, Session
-from shared.codec.codec import Codec
-from shared.model import tower
-from shared.model.checkpoint import Checkpoint
-from shared.model.mapped import Mapped
-from shared.model.open_image import open_image
-from shared.model.projector import Projector
-from shared.model.prompt import Layout, Turn, build, load_tokenizer
-from shared.model.tensor_files import StoredTensor
-from shared.model.views import plan, views
+from device_client.sampling import Sampling
+from device_client.session import Session
 from tests.e2e.conftest import MODEL, PICTURES, ROOT, ServerThread
+from tofc.codec.codec import Codec
+from tofc.model import tower
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.mapped_tensors import MappedTensors
+from tofc.model.open_image import open_image
+from tofc.model.projector import Projector
+from tofc.model.prompt import PictureLayout, Turn, build, load_tokenizer
+from tofc.model.tensor_files import StoredTensor
+from tofc.model.views import plan, views
 
 Asked = list[dict[str, str]]
 
@@ -41,25 +44,24 @@ async def ask_all(server: ServerThread, encoder: Encoder, asked: Asked) -> list[
 def in_one_process(
     encoder: TowerEncoder, asked: Asked, *, compressed: bool, sent: Callable[[Image], Image] = lambda image: image
 ) -> list[str]:
-    """The same model without a network: transformers' own greedy generate on the same embeddings.
+    """Answer with the same model without a network: transformers' own greedy `generate` on the same embeddings.
 
-    ``sent`` is what becomes of a picture before the tower sees it.
+    `sent` changes a picture before views are cut from it, as an image codec does.
     """
     checkpoint = Checkpoint.open(MODEL)
     config, codec, projector = checkpoint.config, Codec.load(checkpoint.path), Projector(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     decoder = Qwen3ForCausalLM(Qwen3Config(**config.text)).eval()
     decoder.load_state_dict({name: tensor.float() for name, tensor in checkpoint.decoder_tensors().items()})
-    tower, _ = encoder._parts()
+    tower, _ = encoder._loaded()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    embedded: dict[str, tuple[Layout, np.ndarray]] = {}
+    embedded: dict[str, tuple[PictureLayout, np.ndarray]] = {}
     answers = []
     for line in asked:
         if line["image"] not in embedded:
             image = sent(open_image(PICTURES / line["image"]))
-            seen = views(image, config.rule)
             parts = []
-            for view in seen:
+            for view in views(image, config.rule):
                 features = tower.encode(view.pixels[None])[0]
                 cells, grid = np.arange(len(features)), round(len(features) ** 0.5)
                 if compressed:
@@ -67,14 +69,14 @@ def in_one_process(
                     features, cells = decoded.features, decoded.positions
                 parts.append(projector.project(features) + codec.grid_embedding(grid, cells))
             cut = plan(*image.size, config.rule)
-            layout = Layout(
+            layout = PictureLayout(
                 rows=cut.rows, columns=cut.columns, crops=tuple(len(p) for p in parts[:-1]), whole=len(parts[-1])
             )
             embedded[line["image"]] = layout, np.concatenate(parts)
         layout, visual = embedded[line["image"]]
         prompt = build(tokenizer, [Turn(role="user", text=line["question"])], [layout])
         embeds = decoder.get_input_embeddings()(torch.tensor(prompt.ids)).detach()
-        embeds[torch.tensor(prompt.patches)] = torch.from_numpy(visual)
+        embeds[torch.tensor(prompt.feature_positions)] = torch.from_numpy(visual)
         with torch.inference_mode():
             new = decoder.generate(
                 inputs_embeds=embeds[None],
@@ -88,7 +90,9 @@ def in_one_process(
     return answers
 
 
-def test_over_the_wire_is_what_one_process_says(server: ServerThread, encoder: TowerEncoder, asked: Asked) -> None:
+def test_answers_over_the_network_are_those_of_one_process(
+    server: ServerThread, encoder: TowerEncoder, asked: Asked
+) -> None:
     reports = asyncio.run(ask_all(server, encoder, asked))
     assert [r.answer for r in reports] == in_one_process(encoder, asked, compressed=True)
 
@@ -129,12 +133,12 @@ def test_a_large_picture_goes_in_crops(server: ServerThread, encoder: TowerEncod
 
 
 def test_a_budget_is_kept_and_most_answers_stay_right(server: ServerThread, asked: Asked) -> None:
-    tight = TowerEncoder.open(MODEL, RateChoice(budget=80))
+    tight = TowerEncoder.open(MODEL, RateChoice(budget_bytes=80))
     tight.load()
     reports = asyncio.run(ask_all(server, tight, asked))
     sent = [report.bytes_picture for report in reports if report.bytes_picture]
     assert max(sent) <= 80
-    assert np.mean(sent) > 55  # what there is, is used; simple pictures cost less at the finest
+    assert np.mean(sent) > 55  # most of the budget is used; simple pictures cost less even at the finest quality
     right = np.mean([r.answer.strip() == line["answer"] for r, line in zip(reports, asked, strict=True)])
     assert right > 0.75
 
@@ -159,8 +163,10 @@ def test_sampling_repeats_with_its_seed(server: ServerThread, encoder: TowerEnco
     assert first == second
 
 
-def test_a_question_given_up_stops_on_the_server(encoder: TowerEncoder) -> None:
-    server = ServerThread(engine_parallel=1, engine_queue=1)  # room for two: a third is refused while the first runs
+def test_an_abandoned_question_stops_on_the_server(encoder: TowerEncoder) -> None:
+    server = ServerThread(
+        engine_parallel=1, engine_queue=1
+    )  # one runs and one waits: a third is refused while the first runs
 
     async def give_up() -> list[Report]:
         async with Session(Target(address=server.address), encoder) as session:
@@ -180,7 +186,7 @@ def test_a_question_given_up_stops_on_the_server(encoder: TowerEncoder) -> None:
 
 
 def test_a_device_needs_no_transformers(server: ServerThread) -> None:
-    """What the tower computes cannot depend on a library that is not there."""
+    """So the tower's computation cannot depend on it."""
     script = (
         "import sys; sys.modules['transformers'] = sys.modules['tokenizers'] = None\n"
         "from device_client.cli import app; app()"
@@ -202,13 +208,13 @@ def test_the_device_reads_no_decoder_and_the_server_no_tower(monkeypatch: pytest
         read.extend(found)
         return found
 
-    class Spy(Mapped):
+    class Spy(MappedTensors):
         def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
             read.extend(stored)
             super().__init__(stored)
 
     monkeypatch.setattr(Checkpoint, "tensors", spy)
-    monkeypatch.setattr(tower, "Mapped", Spy)
+    monkeypatch.setattr(tower, "MappedTensors", Spy)
     TowerEncoder.open(MODEL).load()
     assert read
     assert all(name.startswith("vision_model.") for name in read)

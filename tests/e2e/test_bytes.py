@@ -1,4 +1,6 @@
-"""What a question costs on the socket: the device's own client and a real server, a picture made of fake packets."""
+"""The bytes of a question on the socket, between the real client and a real server, with fake packets."""
+
+from __future__ import annotations
 
 import socket
 import struct
@@ -19,25 +21,25 @@ from device_client.report import Report
 from device_client.session import Session
 from edge_server import credentials
 from edge_server.fake import fake_backend
+from edge_server.reasoning import ThinkTokens
 from edge_server.server import start
 from edge_server.settings import ServerSettings
-from edge_server.thinking import Marks
-from shared.model.views import ViewRule
-from shared.rpc.channel import ClientSecurity, read_token
 from tests.client.test_meter import linux
+from tofc.model.views import ViewRule
+from tofc.rpc.security import ClientSecurity, read_token
 
 pytestmark = linux
 RULE = ViewRule(global_size=336, crop_size=224, max_side=1344)
 QUESTION = "is there a rocket?"
-# What every message costs: a frame (9), gRPC's prefix (5); and once for all that is said without hearing anything
-# new, a stream's window update (13).
+# Every message has an HTTP/2 frame header (9) and gRPC's prefix (5). What is sent before anything new is received has
+# one window update of the stream (13).
 FRAME, UPDATE = 14, 13
-ASK = 8  # around the text: the part, its number, a picture, and the text's own head
-AFTER = 2  # which question it follows
-ANNOUNCEMENT = 14  # the part, a number, 8 bytes of name
-VIEW = 6  # around the packet: the part, a picture, and the packet's own head
-PLACE = 2  # more where a picture has several: which view it is, or how many there are
-SENT_AGAIN = 208  # in struct tcp_info: tcpi_bytes_retrans
+ASK = 8  # around the text: headers of the message and of the text, the question's number, a picture's number
+AFTER = 2  # the number of the question before
+ANNOUNCEMENT = 14  # the message's header, a number, 8 bytes of the picture's id
+VIEW = 6  # around the packet: headers of the message and of the packet, the picture's number
+PLACE = 2  # more if a picture has several views: the view's index, or the number of views
+RETRANSMITTED_AT = 208  # offset of tcpi_bytes_retrans in struct tcp_info
 SESSION = 400  # preface, settings, headers, Hello
 RECORD = 22  # of TLS, around what is written at once
 HANDSHAKE = 2200  # of TLS, and the token; 1 216 of it are gRPC's post-quantum key
@@ -45,22 +47,24 @@ CERTIFICATE = 380  # of a server that has one name
 
 
 @pytest.fixture(autouse=True)
-def what_is_sent_again_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy machine acknowledges late, and its kernel then sends a segment twice."""
+def retransmissions_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subtract them: on a busy machine acknowledgements come late, and the kernel sends segments twice."""
 
-    def sent_once(connected: socket.socket) -> Traffic | None:
+    def without_retransmissions(connected: socket.socket) -> Traffic | None:
         traffic = tcp_bytes(connected)
-        (again,) = struct.unpack_from("<Q", connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), SENT_AGAIN)
-        return traffic and replace(traffic, up=traffic.up - again)
+        (repeated,) = struct.unpack_from(
+            "<Q", connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256), RETRANSMITTED_AT
+        )
+        return traffic and replace(traffic, up=traffic.up - repeated)
 
-    monkeypatch.setattr("device_client.meter.tcp_bytes", sent_once)
+    monkeypatch.setattr("device_client.meter.tcp_bytes", without_retransmissions)
 
 
 @pytest_asyncio.fixture
 async def session() -> AsyncIterator[Session]:
-    """A session that has been used for a question without a picture."""
-    backend = fake_backend(lambda prompt: b"yes", marks=Marks(begin=256, end=257))
-    server = await start(ServerSettings(model=Path("unused"), port=0, grace=0.0), lambda _: backend)
+    """Open a session between a device and a server without models."""
+    backend = fake_backend(lambda prompt: b"yes", think_tokens=ThinkTokens(begin=256, end=257))
+    server = await start(ServerSettings(model=Path("unused"), port=0, grace_s=0.0), lambda _: backend)
     encoder = FakeEncoder(model_id="fake-model", codec_id="fake-codec", packet_bytes=80, rule=RULE)
     async with Session(Target(address=server.address), encoder) as made:
         yield made
@@ -74,7 +78,7 @@ def picture(folder: Path, side: int) -> Path:
 
 
 def up(report: Report) -> int:
-    """Bytes up beside packets and the question's text."""
+    """Return the bytes sent that are neither packets nor the question's text."""
     assert report.answer == "yes" and report.bytes_up is not None
     return report.bytes_up - report.bytes_picture - len(report.question)
 
@@ -96,16 +100,16 @@ async def test_a_view_costs_little_beside_its_packet(session: Session, tmp_path:
     report = await session.ask([session.open(picture(tmp_path, 600))], QUESTION).result()
     assert report.views_sent > 8  # more than may be unacknowledged
     views = report.views_sent * (FRAME + VIEW + PLACE)
-    # Views are acknowledged by fours; what is heard, the end of the question before too, may take two updates.
+    # Views are acknowledged four at a time; each receipt, also the end of the question before, may cause two updates.
     updates = UPDATE * 2 * (1 + report.views_sent // 4)
     assert up(report) <= FRAME + ANNOUNCEMENT + 2 * PLACE + ASK + views + updates
 
 
-async def test_tls_costs_a_handshake_and_a_record_a_write(tmp_path: Path) -> None:
+async def test_tls_adds_a_handshake_and_a_record_for_each_write(tmp_path: Path) -> None:
     files = credentials.write(tmp_path, ["localhost"])
     served = {"tls_cert": files.certificate, "tls_key": files.key, "token_file": files.token}
     backend = fake_backend(lambda prompt: b"yes")
-    server = await start(ServerSettings(model=Path("unused"), port=0, grace=0.0, **served), lambda _: backend)
+    server = await start(ServerSettings(model=Path("unused"), port=0, grace_s=0.0, **served), lambda _: backend)
     security = ClientSecurity(ca=files.ca.read_bytes(), token=read_token(files.client_token))
     encoder = FakeEncoder(model_id="fake-model", codec_id="fake-codec", rule=RULE)
     async with Session(Target(address=f"localhost:{server.port}", security=security), encoder) as session:
@@ -117,7 +121,7 @@ async def test_tls_costs_a_handshake_and_a_record_a_write(tmp_path: Path) -> Non
     assert len(x509.load_pem_x509_certificate(files.certificate.read_bytes()).public_bytes(Encoding.DER)) <= CERTIFICATE
 
 
-async def test_a_conversation_is_not_sent_again(session: Session) -> None:
+async def test_earlier_turns_are_not_sent_again(session: Session) -> None:
     history: list[tuple[str, str]] = []
     for number in range(4):
         report = await session.ask([], QUESTION, history=history).result()
@@ -125,7 +129,7 @@ async def test_a_conversation_is_not_sent_again(session: Session) -> None:
         assert number == 0 or up(report) <= UPDATE + FRAME + ASK + AFTER
 
 
-async def test_questions_go_on_costing_little(session: Session) -> None:
-    # gRPC must not fall back to two window updates for each before a long conversation is over.
+async def test_later_questions_cost_as_little(session: Session) -> None:
+    # gRPC must not begin to send two window updates for each question in a long conversation.
     reports = [await session.ask([], QUESTION).result() for _ in range(101)]
     assert max(map(up, reports[1:])) <= UPDATE + FRAME + ASK

@@ -1,4 +1,6 @@
-"""Conversations over a real server: a tiny checkpoint whose template thinks, and the shipped one by its command."""
+"""Conversations with a real server: a tiny checkpoint whose template begins thinking, and the shipped model."""
+
+from __future__ import annotations
 
 import asyncio
 import os
@@ -16,26 +18,28 @@ from numpy.typing import NDArray
 
 from device_client.encoder import TowerEncoder
 from device_client.link import Target
-from device_client.session import Piece, Sampling, Session
+from device_client.sampling import Sampling
+from device_client.session import Session
+from device_client.transcript import Delta
 from edge_server import backend as backends
 from edge_server.assemble import Assembled, Assembler, PictureRows
 from edge_server.backend import Backend
 from edge_server.engine.fake import FakeEngine
 from edge_server.server import RunningServer, start
 from edge_server.settings import ServerSettings
-from lab import fake
-from lab.nano.tokenizer import CHAT_TEMPLATE
-from shared.codec.fake import fake_weights
-from shared.model.checkpoint import Checkpoint
-from shared.model.prompt import Turn, load_tokenizer
 from tests.e2e.conftest import MODEL, PICTURES, ROOT, ServerThread
+from tofc.codec.fake import fake_weights
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.prompt import Turn, load_tokenizer
+from tofc_lab.checkpoint import fake
+from tofc_lab.checkpoint.special_tokens import CHAT_TEMPLATE
 
 THINKING = CHAT_TEMPLATE.replace("assistant\\n", "assistant\\n<think>\\n")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny checkpoint, random, whose prompts end within thinking."""
+    """Write a whole tiny checkpoint of random weights, whose prompts end with `<think>`."""
     out: Path = tmp_path_factory.mktemp("thinker")
     fake.write(out, seed=3)
     fake_weights(D=128, H=32, seed=4).save(out)
@@ -43,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-class Listening(Assembler):
-    """An assembler that keeps what it was given."""
+class RecordingAssembler(Assembler):
+    """An assembler that records its arguments and results."""
 
     def __init__(self, inner: Assembler) -> None:
         self.inner = inner
@@ -61,7 +65,7 @@ class Listening(Assembler):
 
 
 class Thinker:
-    """A server with a real tokenizer, template, codec and projector, whose engine says what it is told to."""
+    """A server with a real tokenizer, template, codec and projector, whose engine gives prepared answers."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = load_tokenizer(Checkpoint.open(folder))
@@ -71,10 +75,10 @@ class Thinker:
     async def start(self) -> RunningServer:
         real = backends.load(ServerSettings(model=self.folder))
         await real.engine.stop()
-        self.listening = Listening(real.assembler)
+        self.recorded = RecordingAssembler(real.assembler)
         engine = FakeEngine(lambda _: self.ids(self.answers.pop(0)))
-        made: Backend = replace(real, assembler=self.listening, engine=engine)
-        return await start(ServerSettings(model=self.folder, port=0, grace=0.0), lambda _: made)
+        made: Backend = replace(real, assembler=self.recorded, engine=engine)
+        return await start(ServerSettings(model=self.folder, port=0, grace_s=0.0), lambda _: made)
 
     def ids(self, text: str) -> list[int]:
         found: Any = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
@@ -99,7 +103,7 @@ async def test_a_conversation_about_two_pictures_with_a_model_that_thinks(folder
 
             second_answer = session.ask(pictures, "and legs?", history=[(question, first.answer)])
             shown = [piece async for piece in second_answer]
-            assert shown == [Piece(text="n"), Piece(text="o"), Piece(text="", anew=True), Piece(text="4")]
+            assert shown == [Delta(text="n"), Delta(text="o"), Delta(text="", restart=True), Delta(text="4")]
             second = second_answer.report
             assert second is not None and (second.answer, second.thinking) == ("4", None)
             assert second.bytes_picture == 0
@@ -110,16 +114,16 @@ async def test_a_conversation_about_two_pictures_with_a_model_that_thinks(folder
     finally:
         await server.stop()
     turns = [("user", question), ("assistant", first.answer), ("user", "and legs?")]
-    assert thinker.listening.asked[1] == ([Turn(role=role, text=text) for role, text in turns], 2)  # type: ignore[arg-type]
-    assert [count for _, count in thinker.listening.asked] == [2, 2, 1]
-    marks = thinker.tokenizer.get_added_vocab()
-    for made in thinker.listening.made:  # what was typed is no mark
-        assert made.ids[-2:] == [marks["<think>"], *thinker.ids("\n")]
-        assert marks["</think>"] not in made.ids
-        assert made.visual_tokens == made.ids.count(marks["<im_patch>"]) > 0
+    assert thinker.recorded.asked[1] == ([Turn(role=role, text=text) for role, text in turns], 2)  # type: ignore[arg-type]
+    assert [count for _, count in thinker.recorded.asked] == [2, 2, 1]
+    think_tokens = thinker.tokenizer.get_added_vocab()
+    for made in thinker.recorded.made:  # a </think> in a question is ordinary text
+        assert made.ids[-2:] == [think_tokens["<think>"], *thinker.ids("\n")]
+        assert think_tokens["</think>"] not in made.ids
+        assert made.visual_tokens == made.ids.count(think_tokens["<im_patch>"]) > 0
 
 
-async def test_the_real_engine_cut_while_it_thinks_and_drawing_as_the_checkpoint_says(
+async def test_the_real_engine_stops_while_thinking_and_samples_as_the_checkpoint_says(
     folder: Path, tmp_path: Path
 ) -> None:
     for file in folder.iterdir():
@@ -129,7 +133,7 @@ async def test_the_real_engine_cut_while_it_thinks_and_drawing_as_the_checkpoint
     )
     said: dict[Path, list[str]] = {}
     for path in (folder, tmp_path):
-        server = await start(ServerSettings(model=path, port=0, grace=0.0))
+        server = await start(ServerSettings(model=path, port=0, grace_s=0.0))
         try:
             async with Session(Target(address=server.address), TowerEncoder.open(path)) as session:
                 asked = [
@@ -143,9 +147,9 @@ async def test_the_real_engine_cut_while_it_thinks_and_drawing_as_the_checkpoint
         assert all(one.usage["thinking_tokens"] == one.usage["new_tokens"] for one in reports)
         assert reports[2].usage["new_tokens"] == 6 and reports[2].finish_reason == "length"
         said[path] = [one.thinking or "" for one in reports]
-    assert len(set(said[folder])) == 1  # greedy, whatever the seed
+    assert len(set(said[folder])) == 1  # greedy: the seed does not matter
     assert len(set(said[tmp_path])) == 3
-    assert said[folder][2] == said[tmp_path][2]  # greedy when asked for
+    assert said[folder][2] == said[tmp_path][2]  # greedy if the question asks for it
 
 
 def chat(server: ServerThread, **streams: Any) -> subprocess.Popen[str]:
@@ -167,8 +171,10 @@ def test_the_command_with_the_shipped_model() -> None:
     assert "(1 view, " in first and second.startswith("picture 0 B: the server has it")
 
 
-def test_ctrl_c_while_nothing_is_asked(server: ServerThread) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored (`make test &`), the child ignores it
+def test_ctrl_c_between_questions(server: ServerThread) -> None:
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # if it is ignored (`make test &`), the child ignores it too
     running = chat(server, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     signal.signal(signal.SIGINT, before)
     assert running.stdin is not None and running.stdout is not None

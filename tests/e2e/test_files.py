@@ -1,4 +1,6 @@
-"""Files as they come from elsewhere, through the device's own command: each is answered as the plain picture is."""
+"""Unusual files of one picture, asked about by the command: each is answered as the plain file, or refused."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -42,7 +44,7 @@ def files() -> dict[str, bytes]:
     }
 
 
-def test_strange_files_are_answered_as_plain_ones_or_named(server: ServerThread, tmp_path: Path) -> None:
+def test_unusual_files_are_answered_as_the_plain_one_or_refused(server: ServerThread, tmp_path: Path) -> None:
     for name, data in files().items():
         (tmp_path / name).write_bytes(data)
     lines = [{"image": name, "question": SIGN} for name in files()]
@@ -58,7 +60,7 @@ def test_strange_files_are_answered_as_plain_ones_or_named(server: ServerThread,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "shared")])},
     )
     found: list[dict[str, Any]] = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert done.returncode == 4
@@ -69,5 +71,7 @@ def test_strange_files_are_answered_as_plain_ones_or_named(server: ServerThread,
     assert "numbers.tif holds numbers from" in errors["numbers.tif"]
     assert "phone.heic is HEIC; install pillow-heif" in errors["phone.heic"]
     sent = [line["image"] for line in found if line.get("bytes_picture")]
-    assert set(sent) <= {"plain.png", "grey.png"}, "the same pixels, whatever they lie in"  # others may have sent them
+    assert set(sent) <= {"plain.png", "grey.png"}, (
+        "equal pixels are sent once, whatever the file"
+    )  # another test may have sent them already
     assert not any(word in done.stderr for word in ("Warning", "PIL", "libtiff", "Traceback"))

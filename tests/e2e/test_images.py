@@ -1,5 +1,7 @@
 """`--mode image` from end to end: Pillow on the device, the shipped tower on the server."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import subprocess
@@ -12,24 +14,24 @@ from PIL.Image import Image
 
 from device_client.encoder import TowerEncoder
 from device_client.image_encoder import ImageEncoder
-from device_client.link import LinkLost, Target
+from device_client.link import Target
 from device_client.picture import ImageForm
 from device_client.report import Report
 from device_client.session import Session
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, SessionLimits
-from shared.model.image_file import compress, decompress, missing
-from shared.model.open_image import open_image
-from shared.rpc.errors import MismatchError
 from tests.e2e.conftest import MODEL, PICTURES, ROOT, ServerThread
 from tests.e2e.test_answers import Asked, ask_all, in_one_process
+from tofc.errors import LinkLostError, MismatchError
+from tofc.model.image_codec import compress, decompress, missing
+from tofc.model.open_image import open_image
 
 EXAMPLE = MODEL / "example.jpg"
 LARGE = "picture-11.jpg"
 
 
 @pytest.fixture(scope="module")
-def taking() -> Iterator[ServerThread]:
-    """A server that takes images."""
+def image_server() -> Iterator[ServerThread]:
+    """Run a server that accepts images."""
     made = ServerThread(limits=SessionLimits(image_bytes=IMAGE_BYTES, image_pixels=IMAGE_PIXELS))
     yield made
     made.stop()
@@ -37,7 +39,7 @@ def taking() -> Iterator[ServerThread]:
 
 @pytest.fixture(scope="module")
 def some(asked: Asked) -> Asked:
-    """Two questions about each of three pictures, the large one last."""
+    """Return two questions about each of three pictures, the large one last."""
     names = [*dict.fromkeys(line["image"] for line in asked if line["image"] != LARGE)][:2]
     return [line for name in (*names, LARGE) for line in [one for one in asked if one["image"] == name][:2]]
 
@@ -45,8 +47,8 @@ def some(asked: Asked) -> Asked:
 @pytest.mark.parametrize(
     ("codec", "quality", "scale"), [("jpeg", 60, 1.0), ("webp", 30, 0.7), ("avif", 50, 0.5), ("jxl", 60, 1.0)]
 )
-def test_over_the_wire_is_what_one_process_says(
-    taking: ServerThread, encoder: TowerEncoder, some: Asked, codec: str, quality: int, scale: float
+def test_answers_over_the_network_are_those_of_one_process(
+    image_server: ServerThread, encoder: TowerEncoder, some: Asked, codec: str, quality: int, scale: float
 ) -> None:
     if missing(codec):
         pytest.skip(f"no {codec} in this Pillow")
@@ -56,7 +58,7 @@ def test_over_the_wire_is_what_one_process_says(
 
     device = ImageEncoder.open(MODEL, ImageForm(codec=codec, quality=quality, scale=scale))
     some = some if codec == "jpeg" else some[:4]
-    reports = asyncio.run(ask_all(taking, device, some))
+    reports = asyncio.run(ask_all(image_server, device, some))
     assert [r.answer for r in reports] == in_one_process(encoder, some, compressed=False, sent=sent)
     first: dict[str, int] = {}
     for report, line in zip(reports, some, strict=True):
@@ -71,19 +73,19 @@ def test_over_the_wire_is_what_one_process_says(
     assert [*first.values()] == [36, 36, 6 * 16 + 36][: len(first)]
 
 
-def test_an_uncompressed_looking_file_answers_as_well_as_features(
-    taking: ServerThread, encoder: TowerEncoder, asked: Asked
+def test_a_file_of_high_quality_gives_the_answers_of_uncompressed_features(
+    image_server: ServerThread, encoder: TowerEncoder, asked: Asked
 ) -> None:
     asked = [line for line in asked if line["image"] != LARGE][:16]
-    reports = asyncio.run(ask_all(taking, ImageEncoder.open(MODEL, ImageForm(codec="webp", quality=95)), asked))
+    reports = asyncio.run(ask_all(image_server, ImageEncoder.open(MODEL, ImageForm(codec="webp", quality=95)), asked))
     plain = in_one_process(encoder, asked, compressed=False)
     same = sum(report.answer == answer for report, answer in zip(reports, plain, strict=True))
     assert same >= 15
 
 
-def test_modes_do_not_mix_on_one_server(taking: ServerThread, encoder: TowerEncoder) -> None:
+def test_both_modes_work_on_one_server(image_server: ServerThread, encoder: TowerEncoder) -> None:
     async def talk() -> list[Report]:
-        target, image = Target(address=taking.address), ImageEncoder.open(MODEL, ImageForm(quality=91))
+        target, image = Target(address=image_server.address), ImageEncoder.open(MODEL, ImageForm(quality=91))
         async with Session(target, encoder) as one, Session(target, image) as two:
             return [
                 await session.ask([session.open(EXAMPLE)], "what number is on the sign?").result()
@@ -97,22 +99,24 @@ def test_modes_do_not_mix_on_one_server(taking: ServerThread, encoder: TowerEnco
     assert {report.answer for report in reports} == {"42"}
 
 
-def test_forgotten_pictures_and_lost_links(taking: ServerThread) -> None:
+def test_a_dropped_picture_is_sent_again_and_a_lost_link_needs_no_upload(image_server: ServerThread) -> None:
     async def forget() -> None:
-        pictures = taking.running.service.pictures
+        pictures = image_server.running.service.pictures
         for picture in list(pictures._pictures.values()):
             pictures._drop(picture)
 
     async def talk() -> list[Report]:
-        async with Session(Target(address=taking.address), ImageEncoder.open(MODEL, ImageForm(quality=50))) as session:
+        async with Session(
+            Target(address=image_server.address), ImageEncoder.open(MODEL, ImageForm(quality=50))
+        ) as session:
             picture = session.open(EXAMPLE)
             question = "what number is on the sign?"
             reports = [await session.ask([picture], question).result()]
-            await asyncio.to_thread(taking.run, forget())
+            await asyncio.to_thread(image_server.run, forget())
             reports.append(await session.ask([picture], question).result())  # NeedPicture
-            assert session._link is not None
-            session._link.end(LinkLost("cut here"))
-            reports.append(await session.ask([picture], question).result())  # the server has it still
+            assert session._connection.current is not None
+            session._connection.current.end(LinkLostError("cut here"))
+            reports.append(await session.ask([picture], question).result())  # the server still has it
             return reports
 
     reports = asyncio.run(talk())
@@ -121,7 +125,7 @@ def test_forgotten_pictures_and_lost_links(taking: ServerThread) -> None:
     assert sizes[0] == sizes[1] > 0 == sizes[2]
 
 
-def test_a_server_that_takes_none_says_how_to_start_one(server: ServerThread) -> None:
+def test_a_server_without_image_mode_says_how_to_start_one(server: ServerThread) -> None:
     with pytest.raises(MismatchError, match="edge-server serve --take-images"):
         asyncio.run(
             ask_all(
@@ -132,7 +136,7 @@ def test_a_server_that_takes_none_says_how_to_start_one(server: ServerThread) ->
         )
 
 
-def test_the_command_needs_no_torch_and_no_tower(taking: ServerThread, tmp_path: Path) -> None:
+def test_the_command_needs_no_torch_and_no_tower(image_server: ServerThread, tmp_path: Path) -> None:
     half = tmp_path / "device"  # the configuration and the ids of a device half, no tensors
     half.mkdir()
     (half / "config.json").write_bytes((MODEL / "config.json").read_bytes())
@@ -144,7 +148,18 @@ def test_the_command_needs_no_torch_and_no_tower(taking: ServerThread, tmp_path:
         "from device_client.cli import app; app()"
     )
     words = ["ask", EXAMPLE, "-q", "what number is on the sign?", "-q", "is there a rocket?", "--json"]
-    words += ["--mode", "image", "--codec", "avif", "--quality", "60", "--server", taking.address, "--model", tmp_path]
+    words += [
+        "--mode",
+        "image",
+        "--codec",
+        "avif",
+        "--quality",
+        "60",
+        "--server",
+        image_server.address,
+        "--model",
+        tmp_path,
+    ]
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,6 @@
-"""A device that asks before the server is there, both by their commands."""
+"""A device that is started before its server, both by their commands."""
+
+from __future__ import annotations
 
 import subprocess
 import sys
@@ -19,7 +21,7 @@ def running(*words: object) -> Iterator[subprocess.Popen[str]]:
             process.terminate()
 
 
-def test_it_is_waited_for(free_port: int) -> None:
+def test_the_device_waits_for_its_server(free_port: int) -> None:
     address = f"127.0.0.1:{free_port}"
     asked = ("ask", MODEL / "example.jpg", "what number is on the sign?", "--server", address)
     with ExitStack() as stack:

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import hashlib
 import json
 import shutil
@@ -9,16 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from lab import fake
-from lab.checkpoint import Halves, split
-from lab.hub import locate
-from lab.nano.tokenizer import CHAT_TEMPLATE
-from shared.codec.fake import fake_weights
-from shared.model.checkpoint import Checkpoint, CheckpointError
-from shared.model.projector import Projector
-from shared.model.prompt import Layout, Turn, build, load_tokenizer
-from shared.model.room import RoomError
-from shared.model.tower import Tower
+from tofc.codec.fake import fake_weights
+from tofc.errors import CheckpointError, ResourceError, UsageError
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.projector import Projector
+from tofc.model.prompt import PictureLayout, Turn, build, load_tokenizer
+from tofc.model.tower import Tower
+from tofc_lab.checkpoint import fake
+from tofc_lab.checkpoint.hub import locate
+from tofc_lab.checkpoint.special_tokens import CHAT_TEMPLATE
+from tofc_lab.checkpoint.split import Halves, split
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -42,7 +44,7 @@ def names(file: Path) -> set[str]:
 def test_both_halves_carry_the_identity_of_the_whole(whole: Path, halves: Halves) -> None:
     opened = Checkpoint.open(whole)
     for side in ("device", "server"):
-        half = Checkpoint.open(halves.device.parent, side)  # the directory of both is enough
+        half = Checkpoint.open(halves.device.parent, side)  # the folder of both is enough
         assert half.side == side
         assert (
             (half.model_id, half.codec_id) == (opened.model_id, opened.codec_id) == (halves.model_id, halves.codec_id)
@@ -75,8 +77,8 @@ def test_the_tower_and_projector_are_the_same_from_a_half(whole: Path, halves: H
     assert (Projector(Checkpoint.open(whole)).weight == Projector(Checkpoint.open(halves.server)).weight).all()
 
 
-def test_an_index_keeps_other_engines_from_what_lies_beside_the_decoder(halves: Halves) -> None:
-    """Every .safetensors of a folder is loaded by vLLM unless an index rules it out."""
+def test_the_index_lists_the_decoder_only(halves: Halves) -> None:
+    """VLLM loads every .safetensors of a folder unless an index leaves it out."""
     listed = json.loads((halves.server / "model.safetensors.index.json").read_text())["weight_map"]
     assert set(listed) == names(halves.server / "model.safetensors") and set(listed.values()) == {"model.safetensors"}
 
@@ -98,7 +100,7 @@ def test_transformers_loads_the_server_half_as_it_is(whole: Path, halves: Halves
 
 
 def test_prompts_are_the_same_from_the_server_half(whole: Path, halves: Halves) -> None:
-    turns, layouts = [Turn(role="user", text="what is in the picture?")], [Layout(whole=2)]
+    turns, layouts = [Turn(role="user", text="what is in the picture?")], [PictureLayout(whole=2)]
     a, b = (build(load_tokenizer(Checkpoint.open(path)), turns, layouts) for path in (whole, halves.server))
     assert a.ids == b.ids
     assert AutoTokenizer.from_pretrained(halves.server).chat_template == CHAT_TEMPLATE
@@ -107,7 +109,7 @@ def test_prompts_are_the_same_from_the_server_half(whole: Path, halves: Halves) 
 def test_the_wrong_half_is_refused(halves: Halves) -> None:
     with pytest.raises(CheckpointError, match="is the device half of a model; the server half is needed"):
         Checkpoint.open(halves.device, "server")
-    with pytest.raises(CheckpointError, match="holds halves of a model; say which"):
+    with pytest.raises(CheckpointError, match="holds both halves of a model; name the one to open"):
         Checkpoint.open(halves.device.parent)
     with pytest.raises(CheckpointError, match="split the whole one"):
         split(halves.server, halves.server / "again")
@@ -116,7 +118,7 @@ def test_the_wrong_half_is_refused(halves: Halves) -> None:
 def test_the_codec_of_another_model_is_refused(halves: Halves, tmp_path: Path) -> None:
     other = shutil.copytree(halves.device, tmp_path / "device")
     (other / "codec.json").write_text('{"version": 2}')
-    with pytest.raises(CheckpointError, match="belongs to another model"):
+    with pytest.raises(CheckpointError, match="but this half was split with the codec"):
         _ = Checkpoint.open(other).codec_id
 
 
@@ -124,17 +126,17 @@ def test_a_later_format_is_refused(halves: Halves, tmp_path: Path) -> None:
     other = shutil.copytree(halves.device, tmp_path / "device")
     mark = json.loads((other / "split.json").read_text())
     (other / "split.json").write_text(json.dumps(mark | {"format": 9}))
-    with pytest.raises(CheckpointError, match="format 9, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format must be 1, got 9"):
         Checkpoint.open(other)
 
 
-def test_another_model_s_halves_stay_and_nothing_half_written_remains(
+def test_halves_of_another_model_are_kept_and_no_partial_half_remains(
     whole: Path, halves: Halves, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     fake.write(other, seed=1)
     fake_weights(D=128, H=32).save(other)
-    with pytest.raises(FileExistsError, match="remove it or split into another directory"):
+    with pytest.raises(UsageError, match="remove it or split into another folder"):
         split(other, halves.device.parent)
     assert Checkpoint.open(halves.device).model_id == halves.model_id
     bare = shutil.copytree(whole, tmp_path / "bare")
@@ -170,25 +172,25 @@ def test_splitting_again_changes_the_codec_and_nothing_else(whole: Path, tmp_pat
         assert sums(half.path)["codec.json"] == hashlib.sha256((half.path / "codec.json").read_bytes()).hexdigest()
 
 
-def test_an_interrupted_split_goes_on_with_the_next_file(whole: Path, halves: Halves, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+def test_an_interrupted_split_continues_with_the_next_file(whole: Path, halves: Halves, tmp_path: Path) -> None:
+    reported: list[tuple[str, int, int]] = []
 
     def stop(what: str, done: int, total: int) -> None:
-        told.append((what, done, total))
+        reported.append((what, done, total))
         if what == "server" and done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        split(whole, tmp_path / "halves", shard_bytes=15_000, tell=stop)
+        split(whole, tmp_path / "halves", shard_bytes=15_000, progress=stop)
     assert [file.name for file in (tmp_path / "halves").iterdir() if not file.name.startswith(".")] == ["device"]
-    assert {what for what, *_ in told} == {"hashing", "device", "server"}
+    assert {what for what, *_ in reported} == {"hashing", "device", "server"}
     complete = sums(tmp_path / "halves" / ".server.partial")
     assert complete
     kept = {name: (tmp_path / "halves" / ".server.partial" / name).stat().st_mtime_ns for name in complete}
-    told.clear()
-    again = split(whole, tmp_path / "halves", shard_bytes=15_000, tell=lambda *one: told.append(one))
-    assert {what for what, *_ in told} == {"server"}  # neither hashed nor copied again
-    assert told[-1][1] == told[-1][2]
+    reported.clear()
+    again = split(whole, tmp_path / "halves", shard_bytes=15_000, progress=lambda *one: reported.append(one))
+    assert {what for what, *_ in reported} == {"server"}  # neither hashed nor copied again
+    assert reported[-1][1] == reported[-1][2]
     assert {name: (again.server / name).stat().st_mtime_ns for name in kept} == kept
     assert (again.model_id, again.codec_id) == (halves.model_id, halves.codec_id)
     assert {file.name for file in (tmp_path / "halves").iterdir()} == {"device", "server"}
@@ -199,7 +201,7 @@ def test_an_interrupted_split_goes_on_with_the_next_file(whole: Path, halves: Ha
     assert not report["missing_keys"] and not report["unexpected_keys"]
 
 
-def test_what_has_changed_is_not_gone_on_with(whole: Path, tmp_path: Path) -> None:
+def test_the_split_of_a_changed_checkpoint_is_not_resumed(whole: Path, tmp_path: Path) -> None:
     own = shutil.copytree(whole, tmp_path / "own")
 
     def stop(what: str, done: int, total: int) -> None:
@@ -207,36 +209,40 @@ def test_what_has_changed_is_not_gone_on_with(whole: Path, tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        split(own, tmp_path / "halves", tell=stop)
+        split(own, tmp_path / "halves", progress=stop)
     fake.write(own, seed=5, dtype=torch.bfloat16, tied=Checkpoint.open(own).config.tied)
-    with pytest.raises(FileExistsError, match="holds half of the model"):
+    with pytest.raises(UsageError, match="holds half of the model"):
         split(own, tmp_path / "halves")
 
 
 def test_a_codec_of_another_model_is_refused_before_anything_is_written(whole: Path, tmp_path: Path) -> None:
     own = shutil.copytree(whole, tmp_path / "own")
     fake_weights(D=128, H=32).save(own, model_id="0123456789abcdef")
-    with pytest.raises(CheckpointError, match=r"was trained for the model 0123456789abcdef, and this is [0-9a-f]{16}"):
+    with pytest.raises(
+        CheckpointError, match=r"was trained for the model 0123456789abcdef, but this model is [0-9a-f]{16}"
+    ):
         split(own, tmp_path / "halves")
-    with pytest.raises(CheckpointError, match="train one for it"):
+    with pytest.raises(CheckpointError, match="train a codec for it"):
         _ = Checkpoint.open(own).codec_id
     fake_weights(D=64, H=32).save(own)
-    with pytest.raises(CheckpointError, match="features of 64 and a decoder 32 wide, this one has 128 and 32"):
+    with pytest.raises(CheckpointError, match="features of 64 and a decoder 32 wide, this model has 128 and 32"):
         split(own, tmp_path / "halves")
     assert not any((tmp_path / "halves" / side).exists() for side in ("device", "server"))
 
 
-def test_too_small_a_disk_is_said_before_the_work(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_an_error_before_anything_is_written(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(RoomError, match=r"the split needs [\d.]+ MB of disk and .* has 0\.0 MB free"):
+    with pytest.raises(ResourceError, match=r"the split needs [\d.]+ MB of disk and .* has 0\.0 MB free"):
         split(whole, tmp_path / "halves")
-    with pytest.raises(RoomError, match="make room or name another folder"):
+    with pytest.raises(ResourceError, match="free some space or name another folder"):
         fake.write(tmp_path / "fake")
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_there_needs_no_room_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_files_need_no_disk_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 0
 
     def stop(what: str, done: int, total: int) -> None:
@@ -246,7 +252,7 @@ def test_what_is_there_needs_no_room_again(whole: Path, tmp_path: Path, monkeypa
 
     fake.write(tmp_path / "fake")
     with pytest.raises(KeyboardInterrupt):
-        split(whole, tmp_path / "halves", shard_bytes=15_000, tell=stop)
+        split(whole, tmp_path / "halves", shard_bytes=15_000, progress=stop)
     usage = shutil.disk_usage(tmp_path)._replace(free=needed * 3 // 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     split(whole, tmp_path / "halves", shard_bytes=15_000)
@@ -264,16 +270,18 @@ def test_a_damaged_codec_is_refused_before_anything_is_copied(whole: Path, tmp_p
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn])
-def test_weights_of_another_type_are_named(whole: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_tensor_of_an_unsupported_type_is_named(whole: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     own = shutil.copytree(whole, tmp_path / "own")
     tensors = load_file(own / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
     save_file(tensors, own / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has type (I8|F64|F8_E4M3), expected is one of"):
+    with pytest.raises(
+        CheckpointError, match=r"dtype of model\.norm\.weight must be one of BF16, F16, F32, got (I8|F64|F8_E4M3)"
+    ):
         split(own, tmp_path / "halves")
 
 
-def test_a_tensor_too_many_and_a_truncated_shard_are_named(whole: Path, tmp_path: Path) -> None:
+def test_an_unexpected_tensor_and_a_truncated_shard_are_named(whole: Path, tmp_path: Path) -> None:
     own = shutil.copytree(whole, tmp_path / "own")
     tensors = load_file(own / "model.safetensors")
     save_file(tensors | {"model.layers.7.mlp.up_proj.weight": torch.zeros(3, 4)}, own / "model.safetensors")
@@ -295,18 +303,20 @@ def test_a_tensor_that_its_shard_lacks_is_named_with_its_shape(whole: Path, tmp_
     tensors = load_file(shard)
     del tensors[name]
     save_file(tensors, shard)
-    with pytest.raises(CheckpointError, match=r"has no tensor model\.norm\.weight, expected with shape \(32,\)"):
+    with pytest.raises(
+        CheckpointError, match=r"has no tensor model\.norm\.weight, which its configuration asks for with shape \(32,\)"
+    ):
         Checkpoint.open(many)
 
 
 def test_a_tokenizer_that_lacks_a_token_is_refused(whole: Path, tmp_path: Path) -> None:
     own = shutil.copytree(whole, tmp_path / "own")
-    words = own / "tokenizer.json"
-    words.write_text(words.read_text().replace("<patch_newline>", "<patch_other>"))
+    tokenizer = own / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("<patch_newline>", "<patch_other>"))
     with pytest.raises(CheckpointError, match="no token <patch_newline>"):
         split(own, tmp_path / "halves")
-    shutil.copyfile(whole / "tokenizer.json", words)
-    words.write_text(words.read_text().replace("</think>", "</thought>"))
+    shutil.copyfile(whole / "tokenizer.json", tokenizer)
+    tokenizer.write_text(tokenizer.read_text().replace("</think>", "</thought>"))
     with pytest.raises(CheckpointError, match="no token </think>"):
         split(own, tmp_path / "halves")
 
@@ -321,10 +331,10 @@ def test_a_checkpoint_in_shards_is_the_same_as_in_one_file(tmp_path: Path) -> No
 
 def test_a_model_is_a_folder_or_in_the_hub_s_cache(tmp_path: Path) -> None:
     assert locate(str(tmp_path)) == tmp_path
-    with pytest.raises(CheckpointError, match=r"is no folder; give a checkpoint's folder or its name on the hub"):
+    with pytest.raises(CheckpointError, match=r"is not a folder; give a checkpoint's folder or its name on the hub"):
         locate(str(tmp_path / "absent"))
     with pytest.raises(
-        CheckpointError, match=r"nobody/nothing is neither a folder nor in the hub's cache .* leave --off"
+        CheckpointError, match=r"nobody/nothing is neither a folder nor in the hub's cache .* run once without --off"
     ):
         locate("nobody/nothing", offline=True)
 

@@ -1,4 +1,6 @@
-"""Training the codec: what is exported is what was trained, and what an interrupted run keeps. Needs `make lab`."""
+"""Training the codec: the export equals what was trained, and an interrupted run is resumed. Needs `make lab`."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,41 +11,44 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.main import get_command
 
-pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
+pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
 
-from lab import resume
-from lab.codec import train
-from lab.codec.context import FRACTION
-from lab.codec.export import export
-from lab.codec.model import SCALES, CodecModel
-from lab.codec.places import REACH, Pool, places_of
-from lab.nano.answerer import Answerer, config
-from lab.nano.source import Mix, NanoSource
-from shared.codec.codec import Codec
-from shared.codec.context import Context, around, stages
-from shared.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
-from shared.model.checkpoint import Checkpoint
-from shared.model.prompt import load_tokenizer
 from tests.e2e.conftest import MODEL
 from tests.lab.test_training import _pictures
+from tofc.codec.codec import Codec
+from tofc.codec.context_model import ContextModel, neighbour_indices, stages
+from tofc.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.prompt import load_tokenizer
+from tofc_lab import resume
+from tofc_lab.cli import app
+from tofc_lab.codec import train
+from tofc_lab.codec.context import FRACTION
+from tofc_lab.codec.export import export
+from tofc_lab.codec.model import SCALES, CodecModel
+from tofc_lab.codec.places import REACH, Pool, places_of
+from tofc_lab.nano.answerer import Answerer, config
+from tofc_lab.nano.decoder import DecoderRecipe
+from tofc_lab.nano.source import NanoMix, NanoSource
 
-RECIPE = train.Recipe(
+RECIPE = train.CodecRecipe(
     components=6,
     hidden=8,
     warm=2,
     steps=3,
-    follow=2,
-    settle=12,
+    entropy_steps_per_step=2,
+    entropy_steps=12,
     save=1,
     measured=2,
     bits=(8.0, 16.0),
 )
-MIX = Mix(batch=2, turns=2, easy=0.0, large=0.0)
+MIX = NanoMix(batch=2, turns=2, easy=0.0, large=0.0)
 
 
 def _model(views: Sequence[NDArray[np.float32]], hidden: int = 16) -> CodecModel:
-    """An untrained one whose context model expects a lot, and something else of everybody."""
+    """Return an untrained model whose context model predicts large values, different for every component."""
     torch.manual_seed(0)
     model = CodecModel(dim=96, components=8, hidden=hidden, qualities=2)
     model.start_from(torch.from_numpy(np.concatenate(views)), torch.eye(96), (8.0, 16.0))
@@ -60,7 +65,7 @@ def _views(seed: int = 0, n: int = 6) -> list[NDArray[np.float32]]:
 
 @pytest.fixture(scope="module")
 def exported() -> tuple[CodecModel, CodecWeights]:
-    """Without training pictures: tables as the model has them."""
+    """Export without training pictures: the tables are the model's own distributions."""
     model = _model(_views())
     return model, export(model, {6: np.ones((36, 256), np.float16)}, 256, [])
 
@@ -70,24 +75,24 @@ def exported() -> tuple[CodecModel, CodecWeights]:
 def test_the_exported_context_model_is_the_trained_one_rounded(
     exported: tuple[CodecModel, CodecWeights], quality: int
 ) -> None:
-    """Of the same symbols: means and scales of every number, walked in the runtime's order and in training's."""
+    """Compare means and scales of every symbol, in the runtime's order and in training's."""
     model, weights = exported
     rng = np.random.default_rng(quality)
     grid, cells = 6, np.sort(rng.permutation(36)[:30])
     q = rng.integers(-3, 4, (30, 8))
     where, whole = places_of([(grid, cells)]), torch.from_numpy(q).float()
-    known = model.context.nothing(where)
+    known = model.context.initial_embeddings(where)
     wanted = np.zeros((30, 8, 2))
     for stage in (0, 1):
         rows = (where.stage == stage).nonzero()[:, 0]
         near = known[where.around[rows]] if stage else None
         for index, (first, last) in enumerate(model.context.spans):
-            told = model.context.expect(index, whole[rows, :first], near, stage, quality)
-            wanted[rows.numpy(), first:last] = torch.stack(told, dim=-1).numpy()
+            predicted = model.context.expect(index, whole[rows, :first], near, stage, quality)
+            wanted[rows.numpy(), first:last] = torch.stack(predicted, dim=-1).numpy()
         known[rows] = model.context.embed(whole[rows], quality)
     unit = 1 << FRACTION
     found = np.zeros((30, 8, 2))
-    for step in Context(weights).steps(grid, cells, quality, q.astype(np.float64)):
+    for step in ContextModel(weights).coding_steps(grid, cells, quality, q.astype(np.float64)):
         place = step.mean + (step.table % unit) / unit - 0.5
         found[step.rows, step.first : step.last] = np.stack([place, step.table // unit], axis=-1)
     off = found - wanted
@@ -114,7 +119,7 @@ def test_the_bits_of_training_are_those_of_packets(exported: tuple[CodecModel, C
         assert (nearest.round() == y.round()).all() and (q.round() != y.round()).any()
 
 
-def test_tables_count_what_training_pictures_need(exported: tuple[CodecModel, CodecWeights]) -> None:
+def test_tables_counted_on_training_pictures_save_bytes(exported: tuple[CodecModel, CodecWeights]) -> None:
     model, weights = exported
     views = _views(2, 12)
     counted = export(model, {}, 256, [(view, share) for view in views for share in (1.0, 0.4)])
@@ -127,7 +132,7 @@ def test_tables_count_what_training_pictures_need(exported: tuple[CodecModel, Co
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["embed_b", "own_b", "mid_b"])
-def test_what_is_cut_off_in_the_runtime_is_rounded(name: str) -> None:
+def test_exported_biases_make_the_runtime_round_to_nearest(name: str) -> None:
     model = _model(_views())
     bias = model.context.get_parameter(name)
     bias.uniform_(0, 4)
@@ -147,20 +152,20 @@ def test_weights_too_large_for_their_integers_are_clipped() -> None:
 VIEWS = [(6, np.arange(36)), (4, np.array([0, 1, 5, 15])), (1, np.array([0])), (6, np.array([3, 9, 10, 30, 35]))]
 
 
-def test_places_of_many_views_are_the_runtime_s() -> None:
+def test_places_of_many_views_equal_those_of_the_runtime() -> None:
     found, start, total = places_of(VIEWS), 0, sum(len(cells) for _, cells in VIEWS)
     assert found.stage.shape == (total,) and found.around.shape == (total, 24)
     for grid, cells in VIEWS:
         rows = slice(start, start + len(cells))
-        near = around(grid, cells, REACH)
+        near = neighbour_indices(grid, cells, REACH)
         assert (found.stage[rows].numpy() == stages(grid, cells)).all()
         assert (found.around[rows].numpy() == np.where(near < len(cells), near + start, total)).all()
         start += len(cells)
 
 
-def test_what_a_pool_draws_are_whole_views_with_their_places() -> None:
+def test_a_pool_draws_whole_views_with_their_places() -> None:
     total = sum(len(cells) for _, cells in VIEWS)
-    pool = Pool(torch.arange(total)[:, None], VIEWS)  # every feature is its number
+    pool = Pool.of(torch.arange(total)[:, None], VIEWS)  # every feature is its number
     first = np.cumsum([0] + [len(cells) for _, cells in VIEWS])[:-1].tolist()
     assert len(pool) == total
     features, everywhere = pool.all()
@@ -185,6 +190,25 @@ def test_what_a_pool_draws_are_whole_views_with_their_places() -> None:
     assert (again == features * 2).all() and (there.around == where.around).all()
 
 
+@pytest.mark.parametrize(
+    ("command", "recipe"),
+    [
+        (("train-codec",), train.CodecRecipe()),
+        (("nano", "codec"), train.CodecRecipe()),
+        (("nano", "decoder"), DecoderRecipe()),
+    ],
+)
+def test_the_help_shows_the_defaults_of_the_recipe(command: tuple[str, ...], recipe: Any) -> None:
+    found = get_command(app)
+    for name in command:
+        found = found.commands[name]
+    shown = {one.name: one.show_default for one in found.params if isinstance(one.show_default, str)}
+    for name in shown.keys() & vars(recipe).keys():
+        value = getattr(recipe, name)
+        assert shown[name] == (",".join(f"{one:g}" for one in value) if isinstance(value, tuple) else f"{value}")
+    assert "steps" in shown
+
+
 def _run(out: Path) -> dict[str, torch.Tensor]:
     out.mkdir(exist_ok=True)
     tokenizer = load_tokenizer(Checkpoint.open(MODEL, side="server"))
@@ -196,7 +220,7 @@ def _run(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("saves", [3, 6], ids=["of the transform", "in the middle of settling"])
-def test_a_run_that_was_interrupted_ends_where_it_would_have(
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
     kept: list[dict[str, Any]] = []

@@ -1,13 +1,16 @@
 """The demo with a tiny random model: real processes, real sockets, nothing left behind."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lab import demo, fake
-from shared.codec.fake import fake_weights
+from tofc.codec.fake import fake_weights
+from tofc_lab import demo
+from tofc_lab.checkpoint import fake
 
 
 @pytest.fixture(scope="module")
@@ -20,22 +23,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_server_is_asked_and_ends(
+def test_the_server_answers_and_is_stopped(
     model: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TOFC_SERVER_MAX_NEW_TOKENS", "4")  # a random model never ends by itself
+    monkeypatch.setenv("TOFC_SERVER_MAX_NEW_TOKENS", "4")  # a random model never stops on its own
     with demo.serving(model) as address:
         demo.ask(address, ["what is in the picture?", "how many cats are there?"], model / "example.jpg", model)
         with pytest.raises(demo.DemoError, match="the device ended with"):
             demo.ask(address, ["what is this?"], model / "missing.jpg", model)
-    told = capfd.readouterr().out
-    assert "$ edge-server serve" in told
-    assert f"listening on {address}" in told
+    printed = capfd.readouterr().out
+    assert "$ edge-server serve" in printed
+    assert f"listening on {address}" in printed
     with pytest.raises(demo.DemoError, match="the device ended with"):
         demo.ask(address, ["is anybody there?"], model / "example.jpg", model)
 
 
-def test_a_server_that_cannot_start_is_told(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(demo.DemoError, match="before it listened"), demo.serving(tmp_path):
         pytest.fail("a server came up without a model")
 

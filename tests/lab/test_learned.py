@@ -1,4 +1,6 @@
-"""The learned image codec of the comparison: real bytes, any size, training that goes on. Needs `make lab`."""
+"""The learned image codec of the comparison: real bytes, any size, resumed training. Needs `make lab`."""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("lab.codec.compressai_parts", exc_type=ImportError)
+pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
 
-from lab.nano.features import Seen
-from lab.rate_distortion import learned
-from lab.rate_distortion.hyperprior import MULTIPLE, Hyperprior, pixels
+from tofc_lab.nano.features import TowerOutput
+from tofc_lab.rate_distortion import learned
+from tofc_lab.rate_distortion.hyperprior import MULTIPLE, Hyperprior, pixels
 
-RECIPE = learned.Recipe(channels=8, latent=12, prices=(0.001, 0.01), steps=4, batch=2, crop=64, save=2)
+RECIPE = learned.ImageCodecRecipe(channels=8, latent=12, prices=(0.001, 0.01), steps=4, batch=2, crop=64, save=2)
 
 
 def _image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -24,7 +26,7 @@ def _image(width: int, height: int, seed: int = 0) -> Image.Image:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training pictures that need no photographs."""
+    """Replace nano's training pictures by ones that need no photographs."""
 
     def picture(folder: Path, kind: str, split: str, seed: int, index: int) -> tuple[Image.Image, dict[str, Any]]:
         assert split == "train"
@@ -61,27 +63,27 @@ def test_finer_steps_cost_more_bytes(model: Hyperprior) -> None:
     assert coarse < fine
 
 
-def test_a_setting_says_what_it_sends_and_what_is_seen(model: Hyperprior) -> None:
+def test_a_setting_counts_its_bytes_and_shows_the_decoded_picture(model: Hyperprior) -> None:
     shown: list[Image.Image] = []
 
-    def encode(image: Image.Image) -> Seen:
+    def encode(image: Image.Image) -> TowerOutput:
         shown.append(image)
-        return Seen([], 0, 0)
+        return TowerOutput([], 0, 0)
 
     image = _image(128, 96)
-    seen = learned.Coded(model, "abc", 1, 0.5).through(encode)(image)
+    seen = learned.LearnedSetting(model, "abc", 1, 0.5).through(encode)(image)
     assert shown[0].size == (64, 48)
     strings = model.compress(image.resize((64, 48), Image.Resampling.LANCZOS), 1)
     assert seen.size == sum(map(len, strings)) + 2
 
 
-def test_settings_and_weights_have_folders_of_their_own(model: Hyperprior) -> None:
+def test_settings_and_weights_have_different_folders(model: Hyperprior) -> None:
     tried = [one for identity in ("a", "b") for one in learned.settings(model, identity, "world")]
     assert len({one.folder for one in tried}) == len(tried) == 2 * model.rates * len(learned.SCALES["world"])
 
 
 @pytest.mark.usefixtures("world")
-def test_training_that_stops_ends_where_it_would_have_ended(tmp_path: Path) -> None:
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = learned.train(tmp_path, tmp_path / "whole.pt", recipe=RECIPE, log=lambda _: None)
 
     def stop(line: str) -> None:

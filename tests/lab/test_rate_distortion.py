@@ -1,5 +1,7 @@
 """Bytes at equal answers: the hull, the outcomes and the simple codecs behind the comparison."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.rate_distortion import simple
-from lab.rate_distortion.hull import bytes_at, hull
-from lab.rate_distortion.images import QUALITIES, File, files
-from lab.rate_distortion.outcomes import FAMILIES, Outcomes
+from tofc_lab.rate_distortion import simple
+from tofc_lab.rate_distortion.hull import bytes_at, hull
+from tofc_lab.rate_distortion.images import QUALITIES, ImageSetting, files
+from tofc_lab.rate_distortion.outcomes import FAMILIES, Outcomes
 
 POINTS = st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 1)), min_size=1, max_size=12)
 
@@ -38,7 +40,7 @@ def test_bytes_at_an_accuracy_lie_between_settings_or_nowhere(points: list[tuple
         assert min(size) * 0.999 <= found <= max(size) * 1.001
 
 
-def test_a_dearer_method_never_looks_cheaper() -> None:
+def test_a_method_with_more_bytes_never_needs_fewer() -> None:
     accuracy = [0.7, 0.8, 0.9]
     cheap, dear = (bytes_at([size * k for size in (10, 30, 80)], accuracy, 0.85) for k in (1, 3))
     assert cheap is not None
@@ -63,7 +65,7 @@ def test_the_simple_codecs_lose_less_for_more_bytes() -> None:
     x = (rng.normal(size=(600, 6)) @ rng.normal(size=(6, 24))).astype(np.float32)
     view = x[:36]
     for coarse, fine in (
-        (simple.Components(x, np.eye(24), 6, 1.0).reduce(36), simple.Components(x, np.eye(24), 6, 0.1).reduce(36)),
+        tuple(simple.Components.fit(x, np.eye(24), 6, step).reduce(36) for step in (1.0, 0.1)),
         (simple.levels(x, 2, 36), simple.levels(x, 8, 36)),
         (simple.outstanding(x, np.eye(24), 4), simple.outstanding(x, np.eye(24), 36)),
     ):
@@ -78,4 +80,4 @@ def test_every_image_codec_is_tried_at_several_scales() -> None:
     for codec in QUALITIES:
         tried = files(codec)
         assert len({one.folder for one in tried}) == len(tried) > 8
-        assert File(codec, min(QUALITIES[codec]), 1.0) in tried
+        assert ImageSetting(codec, min(QUALITIES[codec]), 1.0) in tried

@@ -1,13 +1,15 @@
 """The world: scenes, questions and splits, without fonts or photographs."""
 
+from __future__ import annotations
+
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from lab.world import assets, questions
-from lab.world.objects import NAMES, plural
-from lab.world.scene import Scene, Sign, Thing
+from tofc_lab.world import assets, questions
+from tofc_lab.world.objects import NAMES, plural
+from tofc_lab.world.scene import Scene, Sign, Thing
 
 
 def _scene(*things: Thing, sign: Sign | None = None) -> Scene:
@@ -46,12 +48,12 @@ def test_answers_are_right() -> None:
     assert count["count the cats"] == {"1"}
     assert side["what is closest to the left"] == {"cat"}
     assert side["what is closest to the bottom"] == {"dog"}
-    assert not rel, "the dog is there twice, so no pair of single things is"
+    assert not rel, "there are two dogs, so no two objects that occur once"
     assert _answers("read")["what number is on the sign"] == {"42"}
-    assert not _answers("what"), "there are three things"
+    assert not _answers("what"), "there are three objects"
 
 
-def test_too_close_to_call_is_not_asked() -> None:
+def test_positions_too_close_to_tell_apart_are_not_asked_about() -> None:
     near = _scene(_thing("cat", 100, 60), _thing("dog", 105, 300))
     rng = np.random.default_rng(1)
     drawn = [questions.draw(rng, near, family) for family in ("side", "rel") for _ in range(300)]

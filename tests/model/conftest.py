@@ -1,13 +1,15 @@
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 
-from lab import fake
+from tofc_lab.checkpoint import fake
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny checkpoint without a codec; not to be changed."""
+    """Return a whole tiny checkpoint without a codec; tests must not change it."""
     path = tmp_path_factory.mktemp("tiny") / "model"
     fake.write(path)
     return path

@@ -1,4 +1,6 @@
-"""Picture files put together by hand: what no encoder here writes."""
+"""Picture files assembled byte by byte, as no encoder here writes them."""
+
+from __future__ import annotations
 
 import io
 import struct
@@ -14,7 +16,7 @@ _TYPES = {"B": 1, "s": 2, "H": 3, "I": 4, "f": 11}
 
 
 def drawn(size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """Colours that run into each other, with an edge: no two rows, columns or corners alike."""
+    """Make a colour gradient with an edge: no two rows, columns or corners are alike."""
     down, across = np.mgrid[0 : size[1], 0 : size[0]]
     red, green = across * 255 // size[0], down * 255 // size[1]
     return Image.fromarray(np.stack([red, green, 255 * (across > down)], axis=-1).astype(np.uint8))
@@ -36,13 +38,13 @@ def header(size: tuple[int, int], depth: int, colour: int) -> bytes:
 
 
 def png(rows: Iterable[bytes], size: tuple[int, int], depth: int, colour: int, *more: bytes) -> bytes:
-    """``more`` are chunks before the pixels."""
+    """Make a PNG; `more` are chunks before the pixels."""
     pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
     return header(size, depth, colour) + b"".join(more) + pixels + chunk(b"IEND", b"")
 
 
 def with_chunks(whole: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
-    """A PNG of Pillow's with further chunks before and after its pixels."""
+    """Add chunks before and after the pixels of a PNG that Pillow wrote."""
     begin, end = whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
     return whole[:begin] + before + whole[begin:end] + after + whole[end:]
 
@@ -51,7 +53,7 @@ def tiff(
     size: tuple[int, int], pixels: bytes, bits: int, *, photometric: int = 1, kind: int = 1, samples: int = 1,
     order: str = "<", more: Iterable[tuple[int, str, list[Any]]] = (), packed: bool = False,
 ) -> bytes:  # fmt: skip
-    """``kind`` of a number: 1 without a sign, 2 with one, 3 floating point. ``more`` are (tag, type, values)."""
+    """Make a TIFF. `kind` of number: 1 unsigned, 2 signed, 3 floating point. `more` are (tag, type, values)."""
     pixels = zlib.compress(pixels) if packed else pixels
 
     def built(at: int) -> bytes:
@@ -81,18 +83,18 @@ def tiff(
 
 
 def riff(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A WebP of these chunks."""
+    """Make a WebP of these chunks."""
     body = b"".join(kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for kind, data in chunks)
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
 def segment(marker: int, data: bytes) -> bytes:
-    """Of a JPEG."""
+    """Make a segment of a JPEG."""
     return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
 
 
 def turned(orientation: int = 6) -> Image.Exif:
-    """What a camera writes that was held on its side."""
+    """Return the EXIF of a camera that was held on its side."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif

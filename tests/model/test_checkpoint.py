@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import shutil
 import sys
@@ -11,20 +13,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lab import fake
-from lab.checkpoint import split
-from shared.codec.fake import fake_weights
-from shared.model import tensor_files
-from shared.model.checkpoint import Checkpoint, CheckpointError, Origin
-from shared.model.config import SplitConfig
-from shared.model.perception_encoder import PerceptionEncoder
-from shared.model.released_names import to_released
-from shared.model.tower import Tower
+from tofc.codec.fake import fake_weights
+from tofc.errors import CheckpointError
+from tofc.model import tensor_files
+from tofc.model.checkpoint import Checkpoint, ModelIdentity
+from tofc.model.config import SplitConfig
+from tofc.model.perception_encoder import PerceptionEncoder
+from tofc.model.released_names import to_released
+from tofc.model.tower import Tower
+from tofc_lab.checkpoint import fake
+from tofc_lab.checkpoint.split import split
 
 
 @pytest.fixture
 def own(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny checkpoint that a test may spoil."""
+    """Return a copy of the tiny checkpoint, which a test may change."""
     return Path(shutil.copytree(tiny, tmp_path / "own"))
 
 
@@ -34,7 +37,7 @@ def edit(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     save_file(tensors, file)
 
 
-def test_the_origin_of_a_half_needs_no_tensors(own: Path, tmp_path: Path) -> None:
+def test_the_identity_of_a_half_needs_no_tensors(own: Path, tmp_path: Path) -> None:
     fake_weights(D=128, H=32).save(own)
     whole = Checkpoint.open(own)
     split(own, tmp_path / "halves")
@@ -42,14 +45,14 @@ def test_the_origin_of_a_half_needs_no_tensors(own: Path, tmp_path: Path) -> Non
         for file in (tmp_path / "halves" / half).glob("*.safetensors"):
             file.unlink()
     for path in (own, tmp_path / "halves", tmp_path / "halves" / "device", tmp_path / "halves" / "server"):
-        origin = Origin.read(path)
-        assert (origin.model_id, origin.codec_id) == (whole.model_id, whole.codec_id)
-        assert origin.config.rule == whole.config.rule and origin.config.vision == whole.config.vision
+        identity = ModelIdentity.read(path)
+        assert (identity.model_id, identity.codec_id) == (whole.model_id, whole.codec_id)
+        assert identity.config.rule == whole.config.rule and identity.config.vision == whole.config.vision
     with pytest.raises(CheckpointError, match="has no config"):
-        Origin.read(tmp_path)
+        ModelIdentity.read(tmp_path)
 
 
-def test_a_released_configuration_is_understood() -> None:
+def test_the_released_configuration_is_read() -> None:
     text = {
         "hidden_size": 4096,
         "num_hidden_layers": 36,
@@ -73,12 +76,12 @@ def test_a_released_configuration_is_understood() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("architectures", ["LlamaForCausalLM"], "another model's checkpoint"),
-        ("text_config", None, "no 'text_config' object"),
-        ("global_size", 337, "337, which is no multiple of the patch size 14"),
-        ("crop_size", "224", "crop_size is '224', it must be a positive whole number"),
-        ("image_token_id", 10**6, "outside the vocabulary"),
-        ("understand_projector_stride", 4, "only 2"),
+        ("architectures", ["LlamaForCausalLM"], "architectures must hold 'StepVLForConditionalGeneration', got"),
+        ("text_config", None, "no object 'text_config'"),
+        ("global_size", 337, "global_size must be a multiple of the patch size 14, got 337"),
+        ("crop_size", "224", "crop_size must be a positive whole number, got '224'"),
+        ("image_token_id", 10**6, "inside the vocabulary, got 1000000"),
+        ("understand_projector_stride", 4, "understand_projector_stride must be 2"),
     ],
 )
 def test_a_wrong_configuration_says_what_is_wrong(own: Path, key: str, value: object, message: str) -> None:
@@ -91,17 +94,23 @@ def test_a_wrong_configuration_says_what_is_wrong(own: Path, key: str, value: ob
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden_act": "gelu"}, "vision_config.hidden_act is 'gelu'; only 'quick_gelu' is supported"),
-        ({"use_cls_token": True}, "vision_config.use_cls_token is True; only False"),
-        ({"use_ln_post": True}, "vision_config.use_ln_post is True; only False"),
-        ({"use_rope2d": False}, "vision_config.use_rope2d is False; only True"),
-        ({"num_channels": 4}, "vision_config.num_channels is 4; only 3"),
-        ({"rope_theta": 100.0}, "vision_config.rope_theta is 100.0; only 10000"),
-        ({"rope_parameters": {"rope_type": "default"}}, "vision_config.rope_type is 'default'; only 'axial'"),
-        ({"rope_parameters": {"rope_theta": 1e6}}, "vision_config.rope_theta is 1000000.0; only 10000"),
+        ({"hidden_act": "gelu"}, "vision_config.hidden_act must be 'quick_gelu', as in STEP3-VL's tower, got 'gelu'"),
+        ({"use_cls_token": True}, "vision_config.use_cls_token must be False, as in STEP3-VL's tower, got True"),
+        ({"use_ln_post": True}, "vision_config.use_ln_post must be False, as in STEP3-VL's tower, got True"),
+        ({"use_rope2d": False}, "vision_config.use_rope2d must be True, as in STEP3-VL's tower, got False"),
+        ({"num_channels": 4}, "vision_config.num_channels must be 3, as in STEP3-VL's tower, got 4"),
+        ({"rope_theta": 100.0}, "vision_config.rope_theta must be 10000, as in STEP3-VL's tower, got 100.0"),
+        (
+            {"rope_parameters": {"rope_type": "default"}},
+            "vision_config.rope_type must be 'axial', as in STEP3-VL's tower, got 'default'",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 1e6}},
+            "vision_config.rope_theta must be 10000, as in STEP3-VL's tower, got 1000000.0",
+        ),
     ],
 )
-def test_a_tower_that_computes_otherwise_is_refused(own: Path, settings: dict[str, object], message: str) -> None:
+def test_a_tower_with_another_computation_is_refused(own: Path, settings: dict[str, object], message: str) -> None:
     raw = json.loads((own / "config.json").read_text())
     raw["vision_config"] |= {"hidden_act": "quick_gelu", "rope_parameters": {"rope_type": "axial", "rope_theta": 1e4}}
     (own / "config.json").write_text(json.dumps(raw))
@@ -152,13 +161,15 @@ def test_exporting_a_model_of_another_shape_is_refused(tiny: Path) -> None:
     checkpoint = Checkpoint.open(tiny)
     vision = Tower(checkpoint).model.state_dict()
     projector, decoder = {"weight": torch.zeros(32, 128)}, checkpoint.decoder_tensors()
-    with pytest.raises(ValueError, match=r"vit_large_projector\.weight is .*32, 64.*asks for .*32, 128"):
+    with pytest.raises(ValueError, match=r"vit_large_projector\.weight must have shape .*32, 128.* got .*32, 64"):
         to_released(checkpoint.config, vision=vision, projector={"weight": torch.zeros(32, 64)}, decoder=decoder)
     lacking = {k: v for k, v in decoder.items() if k != "model.norm.weight"}
     with pytest.raises(ValueError, match=r"no model\.norm\.weight"):
         to_released(checkpoint.config, vision=vision, projector=projector, decoder=lacking)
     partial = {name: tensor for name, tensor in vision.items() if "0.attn.k_proj" not in name}
-    with pytest.raises(ValueError, match=r"in_proj_weight is \(64, 32\), the configuration asks for \(96, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"in_proj_weight must have shape \(96, 32\) by the configuration, got \(64, 32\)"
+    ):
         to_released(checkpoint.config, vision=partial, projector=projector, decoder=decoder)
     with pytest.raises(ValueError, match="has extra, which"):
         to_released(checkpoint.config, vision=vision, projector=projector, decoder=decoder | {"extra": torch.zeros(1)})
@@ -205,11 +216,11 @@ def test_shards_are_the_same_model(own: Path) -> None:
 def test_an_index_cannot_point_outside(own: Path) -> None:
     shard(own)
     (own / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    with pytest.raises(CheckpointError, match="shards lie beside their index"):
+    with pytest.raises(CheckpointError, match="it must be a file name without folders"):
         Checkpoint.open(own)
 
 
-def test_the_identity_follows_every_bit(own: Path) -> None:
+def test_the_identity_depends_on_every_bit(own: Path) -> None:
     before = Checkpoint.open(own).model_id
     assert len(before) == 16 and before == Checkpoint.open(own).model_id
 
@@ -222,7 +233,10 @@ def test_the_identity_follows_every_bit(own: Path) -> None:
 
 def test_a_missing_tensor_is_named_with_what_was_expected(own: Path) -> None:
     edit(own / "model.safetensors", lambda tensors: tensors.__delitem__("vision_model.ln_pre.bias"))
-    with pytest.raises(CheckpointError, match=r"no tensor vision_model\.ln_pre\.bias, expected with shape \(32,\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no tensor vision_model\.ln_pre\.bias, which its configuration asks for with shape \(32,\)",
+    ):
         Checkpoint.open(own, "device")
     assert Checkpoint.open(own, "server").decoder_tensors()  # the other side does not need it
 
@@ -291,8 +305,8 @@ def test_a_checkpoint_without_a_codec_says_so(tiny: Path) -> None:
 
 def test_opening_needs_no_torch(tiny: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from shared.model.checkpoint import Checkpoint; "
-        "from shared.model.projector import Projector; from shared.model import views, prompt; "
+        "import sys; from pathlib import Path; from tofc.model.checkpoint import Checkpoint; "
+        "from tofc.model.projector import Projector; from tofc.model import views, prompt; "
         f"c = Checkpoint.open(Path({str(tiny)!r})); c.model_id; Projector(c); assert 'torch' not in sys.modules"
     )
     done = run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)

@@ -1,8 +1,10 @@
-"""What a picture costs follows its pixels: the most memory of a process that opens, identifies and cuts it.
+"""Memory is proportional to the pixels: the peak of a process that opens, identifies and cuts a picture.
 
-Each is measured in a process of its own, against one that does the same with a picture of 8 × 8 px. Pillow holds
-4 bytes for a pixel of colours, 1 of grey.
+Each picture is measured in its own process, relative to one that does the same with a picture of 8 × 8 px. Pillow needs
+4 bytes for a coloured pixel, 1 for a grey one.
 """
+
+from __future__ import annotations
 
 import os
 import subprocess
@@ -22,8 +24,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 from device_client.picture import open_picture
-from shared.model.image_file import compress, decompress
-from shared.model.views import ViewRule, views
+from tofc.model.image_codec import compress, decompress
+from tofc.model.views import ViewRule, views
 
 rule = ViewRule(global_size=336, crop_size=224, max_side=1344)
 picture = open_picture(Path(sys.argv[1]), rule, "codec", "setting")
@@ -39,13 +41,15 @@ status = Path("/proc/self/status").read_text()
 print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
 """
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the most memory there")
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak memory is read from Linux's /proc"
+)
 
 
-def most(picture: Path, what: str = "views") -> int:
-    """Bytes of memory, resident, of a process that opened the picture."""
+def peak_bytes(picture: Path, use: str = "views") -> int:
+    """Return the peak resident bytes of a process that opens a picture and makes views or a file of it."""
     found = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(picture), what],
+        [sys.executable, "-c", MEASURE, str(picture), use],
         check=True,
         capture_output=True,
         text=True,
@@ -57,11 +61,11 @@ def most(picture: Path, what: str = "views") -> int:
 
 
 @pytest.fixture(scope="module")
-def least(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """Bytes of the same process without a picture worth naming."""
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Return the peak resident bytes of the same process with a tiny picture."""
     small = tmp_path_factory.mktemp("small") / "small.png"
     Image.new("RGB", (8, 8)).save(small)
-    return most(small)
+    return peak_bytes(small)
 
 
 def shades() -> Image.Image:
@@ -78,7 +82,7 @@ def clear() -> Image.Image:
     return image
 
 
-#: the picture, how it is saved, and the bytes a pixel that it may cost
+#: the picture, how it is saved, and the bytes that a pixel may take
 KINDS: dict[str, tuple[Callable[[], Image.Image], str, dict[str, object], int]] = {
     "grey.png": (shades, "PNG", {"compress_level": 1}, 6),
     "colours.png": (colours, "PNG", {"compress_level": 1}, 6),
@@ -97,24 +101,24 @@ KINDS: dict[str, tuple[Callable[[], Image.Image], str, dict[str, object], int]] 
     ),
     "float.tif": (lambda: Image.fromarray(np.asarray(shades()).astype(np.float32) / 255), "TIFF", {}, 10),
 }  # fmt: skip
-#: a few stripes of pixels, in numbers of 8 bytes, and what the views take
+#: for the views, and for a few stripes of pixels in numbers of 8 bytes
 SET_ASIDE = 40 * MEGABYTE
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_picture_costs_a_few_bytes_a_pixel(name: str, tmp_path: Path, least: int) -> None:
+def test_a_picture_takes_a_few_bytes_a_pixel(name: str, tmp_path: Path, baseline: int) -> None:
     make, kind, settings, bytes_each = KINDS[name]
     make().save(tmp_path / name, kind, **settings)
-    assert most(tmp_path / name) - least <= bytes_each * SIDE * SIDE + SET_ASIDE
+    assert peak_bytes(tmp_path / name) - baseline <= bytes_each * SIDE * SIDE + SET_ASIDE
 
 
 @pytest.mark.parametrize("size", [(20, 9990), (9990, 20)])
-def test_a_narrow_picture_costs_its_views(size: tuple[int, int], tmp_path: Path, least: int) -> None:
+def test_a_narrow_picture_takes_the_memory_of_its_views(size: tuple[int, int], tmp_path: Path, baseline: int) -> None:
     Image.new("RGB", size, "orange").save(tmp_path / "narrow.png")
-    assert most(tmp_path / "narrow.png") - least <= SET_ASIDE
+    assert peak_bytes(tmp_path / "narrow.png") - baseline <= SET_ASIDE
 
 
-def test_a_file_made_of_it_costs_no_second_copy(tmp_path: Path, least: int) -> None:
+def test_encoding_or_decoding_it_takes_no_second_copy(tmp_path: Path, baseline: int) -> None:
     colours().save(tmp_path / "colours.jpg")
-    assert most(tmp_path / "colours.jpg", "file") - least <= 6 * SIDE * SIDE + SET_ASIDE
-    assert most(tmp_path / "colours.jpg", "server") - least <= 6 * SIDE * SIDE + SET_ASIDE
+    assert peak_bytes(tmp_path / "colours.jpg", "file") - baseline <= 6 * SIDE * SIDE + SET_ASIDE
+    assert peak_bytes(tmp_path / "colours.jpg", "server") - baseline <= 6 * SIDE * SIDE + SET_ASIDE

@@ -1,4 +1,6 @@
-"""A file becomes pixels: what is taken, what is refused in which words, and what nobody hears of."""
+"""Reading pictures: which files are accepted, which are refused with which message, and that nothing is printed."""
+
+from __future__ import annotations
 
 import os
 import struct
@@ -14,11 +16,11 @@ import pytest
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from shared.model import open_image as opening
-from shared.model.image_file import missing
-from shared.model.open_image import open_image
-from shared.model.views import ImageError
 from tests.model.files import chunk, drawn, header, riff, saved, segment, tiff, turned, with_chunks
+from tofc.errors import ImageError
+from tofc.model import open_image as opening
+from tofc.model.image_codec import missing
+from tofc.model.open_image import open_image
 
 PICTURE = drawn()
 PNG, JPEG, WEBP, AVIF = (saved(PICTURE, kind) for kind in ("PNG", "JPEG", "WEBP", "AVIF"))
@@ -42,12 +44,12 @@ UNREADABLE = {
     "png long iTXt": with_chunks(PNG, chunk(b"iTXt", b"notes\0\1\0en\0\0" + LONG)),
     "png long XMP": with_chunks(PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)),
     "png long EXIF text": with_chunks(PNG, chunk(b"zTXt", b"Raw profile type exif\0\0" + LONG)),
-    "png text that is none": with_chunks(PNG, chunk(b"zTXt", b"notes\0\0" + GARBAGE), chunk(b"iTXt", b"")),
-    "png XMP that is none": with_chunks(PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + GARBAGE)),
-    "png EXIF text that is none": with_chunks(PNG, chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  99\nzz")),
+    "png invalid text": with_chunks(PNG, chunk(b"zTXt", b"notes\0\0" + GARBAGE), chunk(b"iTXt", b"")),
+    "png invalid XMP": with_chunks(PNG, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + GARBAGE)),
+    "png invalid EXIF text": with_chunks(PNG, chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  99\nzz")),
     "png much text": with_chunks(PNG, *[chunk(b"zTXt", b"notes\0\0" + zlib.compress(b"t" * 1_000_000)) * 70] * 2),
     "png long profile": with_chunks(PNG, chunk(b"iCCP", b"name\0\0" + LONG)),
-    "png profile that is none": with_chunks(PNG, chunk(b"iCCP", b"name\0\7" + GARBAGE)),
+    "png invalid profile": with_chunks(PNG, chunk(b"iCCP", b"name\0\7" + GARBAGE)),
     "png profile after": with_chunks(PNG, after=chunk(b"iCCP", b"name\0\0" + LONG)),
     "png EXIF": with_chunks(PNG, chunk(b"eXIf", GARBAGE)),
     "png EXIF after": with_chunks(PNG, after=chunk(b"eXIf", GARBAGE)),
@@ -95,7 +97,7 @@ PLAIN = {"png": PNG, "jpeg": JPEG, "webp": WEBP, "avif": AVIF, "tiff": PNG}
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_metadata_that_cannot_be_read_is_as_if_it_were_not_there(
+def test_unreadable_metadata_is_ignored(
     name: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
@@ -126,7 +128,7 @@ def test_metadata_that_cannot_be_read_is_as_if_it_were_not_there(
         saved(PICTURE, "AVIF", exif=turned(), quality=100),
     ],
 )
-def test_which_side_is_up_is_read_wherever_it_stands(data: bytes) -> None:
+def test_the_orientation_is_read_wherever_it_is_stored(data: bytes) -> None:
     upright = PICTURE.transpose(Image.Transpose.ROTATE_270)
     apart = np.abs(np.asarray(open_image(data), np.float64) - np.asarray(upright))
     assert apart.shape == (96, 64, 3) and apart.mean() < 4
@@ -148,13 +150,13 @@ def test_a_huge_picture_is_refused_before_decoding(size: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("size", [(1, 90_000_000), (90_000_000, 1), (65_536, 100)])
-def test_a_ribbon_is_refused_before_decoding(size: tuple[int, int]) -> None:
+def test_a_very_long_side_is_refused_before_decoding(size: tuple[int, int]) -> None:
     bomb = header(size, 1, 0) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     with pytest.raises(ImageError, match=rf"{size[0]} × {size[1]} px; at most 65535 px a side.*scale it down"):
         open_image(bomb)
 
 
-def test_pixels_that_are_damaged_stay_an_error() -> None:
+def test_damaged_pixels_are_an_error() -> None:
     for broken in (
         PNG.replace(PNG[37:41], b"\0\0\0\1", 1),
         PNG[: len(PNG) // 2],
@@ -165,7 +167,7 @@ def test_pixels_that_are_damaged_stay_an_error() -> None:
             open_image(broken)
 
 
-def test_libtiff_does_not_speak_to_the_person(capfd: pytest.CaptureFixture[str]) -> None:
+def test_libtiff_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "group4"):
         image = PICTURE.convert("1") if compression == "group4" else PICTURE
         data = bytearray(saved(image, "TIFF", compression=compression))
@@ -212,17 +214,19 @@ def ftyp(*brands: bytes) -> bytes:
         (b"not a picture", "is not a picture in a format that can be read; use JPEG, PNG or WebP"),
         (PNG[:20], "is PNG, damaged or truncated"),
         (tiff((8, 8), bytes(512), 64, kind=3), "is TIFF, damaged or truncated or of a kind that is not supported"),
-        (tiff((8, 8), bytes(64), 8, more=[(254, "I", [1])]), "has a small preview in a picture's place"),
+        (tiff((8, 8), bytes(64), 8, more=[(254, "I", [1])]), "begins with a small preview instead of the picture"),
     ],
 )
-def test_what_is_not_read_is_named_with_a_remedy(data: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_that_cannot_be_read_is_named_with_advice(
+    data: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for library in ("pillow_heif", "pi_heif", "pillow_jxl"):
         monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ImageError, match=f"^the picture {said}|^the picture .*{said}"):
         open_image(data)
 
 
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
+def test_what_is_not_a_picture_is_refused_by_name(tmp_path: Path) -> None:
     text = tmp_path / "notes.png"
     text.write_text("not a picture")
     with pytest.raises(ImageError, match=r"notes\.png is not a picture"):
@@ -255,7 +259,7 @@ class Heif(ImageFile.ImageFile):
 
 
 @pytest.mark.parametrize("library", ["pillow_heif", "pi_heif"])
-def test_heic_is_read_where_a_library_is_installed(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_is_read_if_a_library_is_installed(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     plugin: Any = types.ModuleType(library)
@@ -271,7 +275,7 @@ def test_heic_is_read_where_a_library_is_installed(library: str, monkeypatch: py
 
 
 @pytest.mark.skipif(missing("jxl"), reason="no jxl in this Pillow")
-def test_jpeg_xl_is_read_where_its_plugin_is_installed() -> None:
+def test_jpeg_xl_is_read_if_its_plugin_is_installed() -> None:
     bare = saved(PICTURE, "JXL", lossless=True)
     assert bare[:2] == b"\xff\x0a" and open_image(bare) == PICTURE
     boxed = saved(PICTURE, "JXL", lossless=True, exif=turned().tobytes(), use_container=True)
@@ -300,7 +304,7 @@ def test_an_open_picture_does_not_keep_its_file(tmp_path: Path) -> None:
     assert image.mode == "RGB" and image.getpixel((3, 3)) == (255, 0, 0) and type(image) is Image.Image
 
 
-def test_a_file_that_is_written_to_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, other = tmp_path / "latest.png", tmp_path / "next.png"
     PICTURE.save(file)
     read = opening._read
@@ -318,12 +322,12 @@ def test_a_file_that_is_written_to_while_it_is_read(tmp_path: Path, monkeypatch:
         open_image(file)
     Image.new("RGB", (4, 4)).save(other)
     monkeypatch.setattr(opening, "_read", meanwhile(lambda: other.rename(file)))
-    assert open_image(file) == PICTURE, "one of both, never a mix"
+    assert open_image(file) == PICTURE, "the pixels must be those of one file, never a mix"
     monkeypatch.undo()
     assert open_image(file.read_bytes()).size == (4, 4)
 
 
-def test_memory_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError
 
@@ -332,18 +336,18 @@ def test_memory_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         open_image(PNG)
 
 
-def test_text_of_pillow_s_own_making_is_left_out() -> None:
+def test_text_that_pillow_wrote_is_ignored() -> None:
     info = PngInfo()
     info.add_text("comment", "at home")
     info.add_itxt("XML:com.adobe.xmp", "<x/>", zip=True)
     assert open_image(saved(PICTURE, "PNG", pnginfo=info)) == PICTURE
 
 
-def test_of_an_animation_the_first_frame_is_seen() -> None:
+def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = {"save_all": True, "append_images": [PICTURE.rotate(180)], "duration": 10}
     for kind, settings in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("AVIF", {"quality": 100})):
         data = saved(PICTURE, kind, **frames, **settings)
         still = saved(PICTURE, kind, **settings)
         apart = np.abs(np.asarray(open_image(data), np.float64) - np.asarray(open_image(still)))
         assert apart.mean() < 3, kind
-    assert open_image(saved(PICTURE, "WEBP", **frames, lossless=True)[:-60]) == PICTURE, "later ones may be cut off"
+    assert open_image(saved(PICTURE, "WEBP", **frames, lossless=True)[:-60]) == PICTURE, "later frames may be cut off"

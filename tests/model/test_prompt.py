@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
@@ -7,66 +9,67 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from lab import fake
-from shared.model.checkpoint import Checkpoint, CheckpointError
-from shared.model.prompt import Layout, Turn, build, image_token_ids, load_tokenizer, plain_ids, token_id
-from shared.model.views import ViewRule, plan
+from tofc.errors import CheckpointError
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.prompt import PictureLayout, Turn, build, encode_text, image_token_ids, load_tokenizer, token_id
+from tofc.model.views import ViewRule, plan
+from tofc_lab.checkpoint import fake
 
-ONE = Layout(whole=3)
-TWO = Layout(rows=2, columns=2, crops=(1, 2, 1, 1), whole=2)
+ONE = PictureLayout(whole=3)
+TWO = PictureLayout(rows=2, columns=2, crops=(1, 2, 1, 1), whole=2)
 
 
 @pytest.fixture(scope="module")
-def words(tiny: Path) -> PreTrainedTokenizerFast:
+def tokenizer(tiny: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(Checkpoint.open(tiny))
 
 
-def text(words: PreTrainedTokenizerFast, ids: list[int]) -> str:
-    return str(words.decode(ids, skip_special_tokens=False))
+def text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def test_crops_stand_before_the_global_view_with_a_newline_after_each_row_but_the_last(
-    words: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    found = text(words, image_token_ids(words, TWO, TWO.crops, TWO.whole))
+    found = text(tokenizer, image_token_ids(tokenizer, TWO, TWO.crops, TWO.whole))
     crop = "<patch_start><im_patch><patch_end>"
     wide = "<patch_start><im_patch><im_patch><patch_end>"
     assert found == f"{crop}{wide}<patch_newline>{crop}{crop}<im_start><im_patch><im_patch><im_end>"
 
 
-def test_a_released_picture_has_the_released_number_of_tokens(words: PreTrainedTokenizerFast) -> None:
+def test_a_released_picture_has_the_released_number_of_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     cut = plan(1920, 1080, ViewRule())
-    ids = image_token_ids(words, cut, [81] * cut.crops, 169)
+    ids = image_token_ids(tokenizer, cut, [81] * cut.crops, 169)
     assert len(ids) == 83 * 8 + 171 + 1
-    assert ids.count(token_id(words, "<im_patch>")) == 817
+    assert ids.count(token_id(tokenizer, "<im_patch>")) == 817
 
 
-def test_counts_must_fit_the_grid(words: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="3 counts of features for 2 × 2 crops"):
-        image_token_ids(words, TWO, [1, 1, 1], 2)
-    with pytest.raises(ValueError, match="3 crops for 2 × 2"):
-        Layout(rows=2, columns=2, crops=(1, 1, 1), whole=1)
+def test_counts_must_fit_the_grid(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match="n_crop_features must have 2 × 2 counts, one for each crop, got 3"):
+        image_token_ids(tokenizer, TWO, [1, 1, 1], 2)
+    with pytest.raises(ValueError, match="crops must have 2 × 2 counts, one for each crop, got 3"):
+        PictureLayout(rows=2, columns=2, crops=(1, 1, 1), whole=1)
 
 
-def test_pictures_stand_before_the_first_question(words: PreTrainedTokenizerFast) -> None:
+def test_pictures_stand_before_the_first_question(tokenizer: PreTrainedTokenizerFast) -> None:
     turns = [
         Turn(role="system", text="be brief"),
         Turn(role="user", text="what is in the picture?"),
         Turn(role="assistant", text="a cat"),
         Turn(role="user", text="how many cats?"),
     ]
-    prompt = build(words, turns, [ONE, TWO])
-    first, second = (text(words, image_token_ids(words, one, one.crops, one.whole)) for one in (ONE, TWO))
-    assert text(words, prompt.ids) == (
+    prompt = build(tokenizer, turns, [ONE, TWO])
+    first, second = (text(tokenizer, image_token_ids(tokenizer, one, one.crops, one.whole)) for one in (ONE, TWO))
+    assert text(tokenizer, prompt.ids) == (
         "<|im_start|>system\nbe brief<|im_end|>\n"
         f"<|im_start|>user\n{first}{second}what is in the picture?<|im_end|>\n"
         "<|im_start|>assistant\na cat<|im_end|>\n"
         "<|im_start|>user\nhow many cats?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert len(prompt.patches) == ONE.features + TWO.features == 10
-    assert np.all(np.diff(prompt.patches) > 0)
-    assert {prompt.ids[i] for i in prompt.patches} == {words.convert_tokens_to_ids("<im_patch>")}
+    assert len(prompt.feature_positions) == ONE.features + TWO.features == 10
+    assert np.all(np.diff(prompt.feature_positions) > 0)
+    assert {prompt.ids[i] for i in prompt.feature_positions} == {tokenizer.convert_tokens_to_ids("<im_patch>")}
 
 
 @pytest.mark.parametrize(
@@ -84,30 +87,30 @@ def test_pictures_stand_before_the_first_question(words: PreTrainedTokenizerFast
         "",
     ],
 )
-def test_what_a_person_writes_stays_text(words: PreTrainedTokenizerFast, said: str) -> None:
-    controls = set(words.get_added_vocab().values())
-    assert controls.isdisjoint(plain_ids(words, said))
-    assert text(words, plain_ids(words, said)) == said
-    prompt = build(words, [Turn(role="user", text=said)], [ONE])
-    empty = build(words, [Turn(role="user", text="")], [ONE])
+def test_a_users_text_stays_text(tokenizer: PreTrainedTokenizerFast, said: str) -> None:
+    controls = set(tokenizer.get_added_vocab().values())
+    assert controls.isdisjoint(encode_text(tokenizer, said))
+    assert text(tokenizer, encode_text(tokenizer, said)) == said
+    prompt = build(tokenizer, [Turn(role="user", text=said)], [ONE])
+    empty = build(tokenizer, [Turn(role="user", text="")], [ONE])
     assert sorted(i for i in prompt.ids if i in controls) == sorted(i for i in empty.ids if i in controls)
-    assert len(prompt.patches) == 3
+    assert len(prompt.feature_positions) == 3
 
 
-def test_thinking_marks_and_loosely_matched_names_stay_text_too() -> None:
-    words = fake.tokenizer()
-    words.add_tokens([AddedToken("</think>", special=False, normalized=True)])
-    words.backend_tokenizer.normalizer = normalizers.NFKC()
+def test_thinking_tokens_and_other_spellings_of_names_stay_text_too() -> None:
+    tokenizer = fake.tokenizer()
+    tokenizer.add_tokens([AddedToken("</think>", special=False, normalized=True)])
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     for said in ("a</think>b", "＜/think>", "＜im_patch＞"):  # full-width brackets, which NFKC makes plain ones
-        assert set(words.get_added_vocab().values()).isdisjoint(plain_ids(words, said))
+        assert set(tokenizer.get_added_vocab().values()).isdisjoint(encode_text(tokenizer, said))
 
 
-def test_ordinary_text_is_tokenised_as_in_training(words: PreTrainedTokenizerFast) -> None:
+def test_ordinary_text_is_tokenised_as_in_training(tokenizer: PreTrainedTokenizerFast) -> None:
     said = "how many cats are there?"
-    assert plain_ids(words, said) == words(said, add_special_tokens=False)["input_ids"]
+    assert encode_text(tokenizer, said) == tokenizer(said, add_special_tokens=False)["input_ids"]
 
 
-def test_templates_that_take_only_strings_work_too(words: PreTrainedTokenizerFast) -> None:
+def test_templates_that_take_only_strings_work_too(tokenizer: PreTrainedTokenizerFast) -> None:
     other = fake.tokenizer()
     other.chat_template = (
         "{%- for m in messages -%}"
@@ -115,10 +118,10 @@ def test_templates_that_take_only_strings_work_too(words: PreTrainedTokenizerFas
         "{%- endfor -%}{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' -}}"
     )
     turns = [Turn(role="user", text="what is in the picture?")]
-    assert build(other, turns, [ONE, TWO]).ids == build(words, turns, [ONE, TWO]).ids
+    assert build(other, turns, [ONE, TWO]).ids == build(tokenizer, turns, [ONE, TWO]).ids
 
 
-#: what of Qwen3's own matters here: it searches contents for tool responses and thinking, so they must be strings
+#: the part of Qwen3's template that searches contents for tool responses and thinking, so they must be strings
 QWEN3 = """
 {%- set ns = namespace(last_query_index=messages|length - 1) %}
 {%- for message in messages[::-1] %}
@@ -137,37 +140,37 @@ QWEN3 = """
 """
 
 
-def test_qwen3s_template(words: PreTrainedTokenizerFast) -> None:
+def test_a_template_like_qwen3s_works(tokenizer: PreTrainedTokenizerFast) -> None:
     thinking = fake.tokenizer()
     thinking.chat_template = QWEN3
     turns = [Turn(role="user", text="a"), Turn(role="assistant", text="<think>b</think>"), Turn(role="user", text="c")]
-    plain, prompt = build(words, turns, [ONE]).ids, build(thinking, turns, [ONE]).ids
+    plain, prompt = build(tokenizer, turns, [ONE]).ids, build(thinking, turns, [ONE]).ids
     begin = thinking.get_added_vocab()["<think>"]
-    assert prompt[: len(plain)] == plain and prompt[len(plain) :] == [begin, *plain_ids(words, "\n")]
-    assert prompt.count(begin) == 1  # what was said is not the template's
+    assert prompt[: len(plain)] == plain and prompt[len(plain) :] == [begin, *encode_text(tokenizer, "\n")]
+    assert prompt.count(begin) == 1  # the text's own <think> is not a control token
 
 
 @pytest.mark.parametrize("template", ["{{ messages[0].content.none() }}", "{{ raise_exception('no system turn') }}"])
 def test_a_template_that_fails_is_refused(template: str) -> None:
-    words = fake.tokenizer()
-    words.chat_template = template
+    tokenizer = fake.tokenizer()
+    tokenizer.chat_template = template
     with pytest.raises(CheckpointError, match=r"the chat template fails \(.*use the chat_template.jinja"):
-        build(words, [Turn(role="user", text="a")], [])
+        build(tokenizer, [Turn(role="user", text="a")], [])
 
 
 def test_a_template_that_loses_a_turn_is_refused() -> None:
-    words = fake.tokenizer()
-    words.chat_template = "{{ messages[-1].content }}"
+    tokenizer = fake.tokenizer()
+    tokenizer.chat_template = "{{ messages[-1].content }}"
     turns = [Turn(role="user", text="a"), Turn(role="assistant", text="b"), Turn(role="user", text="c")]
     with pytest.raises(CheckpointError, match="leaves out or repeats"):
-        build(words, turns, [])
+        build(tokenizer, turns, [])
 
 
-def test_only_a_user_s_turn_can_be_answered(words: PreTrainedTokenizerFast) -> None:
+def test_the_last_turn_must_be_a_users(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="must end with a user turn"):
-        build(words, [Turn(role="assistant", text="a")], [])
+        build(tokenizer, [Turn(role="assistant", text="a")], [])
     with pytest.raises(ValueError, match="must end with a user turn"):
-        build(words, [], [])
+        build(tokenizer, [], [])
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The tower against a second implementation, written from the published rules and sharing no code with it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lab import fake, reference_tower
-from shared.model.checkpoint import Checkpoint
-from shared.model.open_image import open_image
-from shared.model.projector import Projector
-from shared.model.tower import Tower
-from shared.model.views import views
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.open_image import open_image
+from tofc.model.projector import Projector
+from tofc.model.tower import Tower
+from tofc.model.views import views
+from tofc_lab.checkpoint import fake
+from tofc_lab.verify import reference_tower
 
 
 def draw(*shape: int) -> NDArray[np.float32]:
@@ -37,7 +40,7 @@ def test_the_tower_computes_the_published_rules(tiny: Path, size: int) -> None:
 
 @pytest.mark.parametrize(("size", "features"), [(728, 169), (504, 81)])
 def test_views_of_the_released_sizes_too(tmp_path: Path, size: int, features: int) -> None:
-    """52 × 52 positions as they are stored for the global view, between them for a crop's 36 × 36."""
+    """The 52 × 52 stored positions for the global view; interpolated ones for a crop's 36 × 36."""
     fake.write(tmp_path, image_size=728)
     checkpoint = Checkpoint.open(tmp_path, "device")
     assert checkpoint.stored["vision_model.positional_embedding"].shape == (2704, 32)
@@ -55,8 +58,8 @@ GOLDEN = [  # of models/nano/example.jpg: every seventh feature, every 191st num
 ]
 
 
-def test_nano_sees_what_it_always_saw() -> None:
-    """The codec and the decoder were trained on these: another version of a library must not change them."""
+def test_nanos_features_stay_the_same() -> None:
+    """Codec and decoder were trained with these features: a new version of a library must not change them."""
     nano = Path("models/nano")
     checkpoint = Checkpoint.open(nano, "device")
     (view,) = views(open_image(nano / "example.jpg"), checkpoint.config.rule)
@@ -78,8 +81,8 @@ def test_weights_stored_in_half_precision_load_into_the_type_asked_for(tmp_path:
     assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
 
 
-def test_what_is_trained_is_what_runs(tiny: Path) -> None:
-    """With gradients attention is computed in another way; every parameter gets one."""
+def test_training_and_inference_compute_the_same(tiny: Path) -> None:
+    """With gradients, attention is computed differently; every parameter gets a gradient."""
     tower = Tower(Checkpoint.open(tiny, "device"))
     pixels = draw(2, 3, 224, 224)
     expected = tower.encode(pixels)

@@ -1,5 +1,6 @@
-"""How a tower gets its weights: as they are stored, and with little memory beside them; its features beside those
-of transformers' tower."""
+"""Loading a tower: its weights, the memory it takes, and its features, compared with those of transformers' tower."""
+
+from __future__ import annotations
 
 import json
 import subprocess
@@ -11,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lab import fake
-from shared.model.checkpoint import Checkpoint
-from shared.model.config import SplitConfig
-from shared.model.int8 import Int8Linear
-from shared.model.open_image import open_image
-from shared.model.released_names import from_released, vision_shapes
-from shared.model.tower import Tower
-from shared.model.views import views
 from tests.model.by_transformers import by_column_first, by_transformers
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.config import SplitConfig
+from tofc.model.int8 import Int8Linear
+from tofc.model.open_image import open_image
+from tofc.model.released_names import from_released, vision_shapes
+from tofc.model.tower import Tower
+from tofc.model.views import views
+from tofc_lab.checkpoint import fake
 
 HALF, FULL = torch.bfloat16, torch.float32
 
@@ -30,7 +31,7 @@ HALF, FULL = torch.bfloat16, torch.float32
 def test_features_are_those_of_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, wanted: torch.dtype
 ) -> None:
-    monkeypatch.setattr("shared.model.perception_encoder.BLOCK", 100)  # of 256 tokens
+    monkeypatch.setattr("tofc.model.perception_encoder.BLOCK", 100)  # of 256 tokens
     fake.write(tmp_path, dtype=stored)
     checkpoint = Checkpoint.open(tmp_path)
     ours, theirs = Tower(checkpoint, wanted), by_transformers(checkpoint, wanted)
@@ -55,7 +56,7 @@ def test_weights_are_those_of_the_checkpoint(tmp_path: Path, stored: torch.dtype
         assert found[name].dtype == wanted and torch.equal(found[name], tensor.to(wanted)), name
 
 
-def test_types_stored_side_by_side_lose_nothing(tmp_path: Path) -> None:
+def test_mixed_stored_dtypes_lose_nothing(tmp_path: Path) -> None:
     fake.write(tmp_path, dtype=FULL)
     tensors = Checkpoint.open(tmp_path).tensors()
     narrow = {name: tensor.to(HALF) if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
@@ -66,7 +67,7 @@ def test_types_stored_side_by_side_lose_nothing(tmp_path: Path) -> None:
     assert torch.equal(norm, tensors["vision_model.ln_pre.weight"])
 
 
-def test_eight_bits_keep_features_and_halve_what_bfloat16_takes() -> None:
+def test_int8_keeps_features_and_halves_the_memory_of_bfloat16() -> None:
     checkpoint = Checkpoint.open(Path("models/nano"), "device")
     image = open_image(Path("models/nano/example.jpg"))
     pixels = views(image, checkpoint.config.rule)[-1].pixels[None]
@@ -78,7 +79,7 @@ def test_eight_bits_keep_features_and_halve_what_bfloat16_takes() -> None:
     assert half.weight_bytes - small.weight_bytes > 0.9 * sum(one.weight.nbytes for one in linear) > 0
 
 
-def test_a_row_in_eight_bits_does_not_depend_on_the_others() -> None:
+def test_a_row_in_int8_does_not_depend_on_the_others() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(40, 24)
     narrow, x = Int8Linear(linear), torch.randn(3, 300, 40)
@@ -96,22 +97,22 @@ MEASURE = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from shared.model.checkpoint import Checkpoint
-from shared.model.tower import Tower
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.tower import Tower
 
 def kilobytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
-def look(path):
+def load(path):
     tower = Tower(Checkpoint.open(Path(path), "device"), getattr(torch, sys.argv[3]))
     tower.encode(np.zeros((1, 3, 112, 112), np.float32))
     return tower.weight_bytes / 1024
 
-look(sys.argv[1])  # libraries come with the first
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+load(sys.argv[1])  # the first one also loads libraries
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 resident = kilobytes("VmRSS")
-weights = look(sys.argv[2])
+weights = load(sys.argv[2])
 print((kilobytes("VmHWM") - resident) / weights)
 """
 

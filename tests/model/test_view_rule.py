@@ -1,4 +1,6 @@
-"""The rule of views written down a second time, in plain arithmetic, and its crops cut in numpy."""
+"""The rule for views implemented a second time, in plain arithmetic, with crops cut in numpy."""
+
+from __future__ import annotations
 
 import math
 
@@ -6,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.step3p7 import hangs_over, noise, sizes
-from shared.model.views import MEAN, STD, ImageError, ViewRule, plan, views
+from tofc.errors import ImageError
+from tofc.model.views import MEAN, STD, ViewRule, plan, views
+from tofc_lab.verify.step3p7 import hangs_over, noise, sizes
 
 RELEASED = ViewRule()
 NANO = ViewRule(global_size=336, crop_size=224, max_side=1344)
@@ -15,7 +18,7 @@ Rule = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int, int, int]
 
 
 def written(width: int, height: int, rule: ViewRule) -> Rule:
-    """Padded, shrunk, resized, window, rows, columns: steps 1 to 4 of the released preprocessing."""
+    """Return padded, shrunk, resized, window, rows, columns: steps 1 to 4 of the released preprocessing."""
     if min(width, height) < 32 and (width > 4 * height or height > 4 * width):
         width = height = max(width, height)
     padded = (width, height)
@@ -52,7 +55,7 @@ def test_plans_follow_the_written_rule(rule: ViewRule) -> None:
             found = plan(width, height, rule)
         except ImageError:  # a ribbon: by the rule it would have more views than any picture may
             rows, columns = written(width, height, rule)[-2:]
-            assert rows * columns >= rule.most_views
+            assert rows * columns >= rule.max_views
             refused += 1
             continue
         wanted = written(width, height, rule)

@@ -1,8 +1,11 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from shared.model.views import MEAN, STD, ImageError, ViewRule, _padded, plan, views
+from tofc.errors import ImageError
+from tofc.model.views import MEAN, STD, ViewRule, _pad_and_shrink, plan, views
 
 RELEASED = ViewRule()
 NANO = ViewRule(global_size=336, crop_size=224, max_side=1344)
@@ -52,15 +55,15 @@ def test_a_sliver_is_padded_to_a_square_and_a_large_picture_shrunk() -> None:
 
 @pytest.mark.parametrize("rule", [RELEASED, NANO])
 def test_no_picture_makes_more_views_than_a_square_one(rule: ViewRule) -> None:
-    assert plan(9000, 9000, rule).crops + 1 == rule.most_views == 37
-    assert plan(4032, 3024, rule).crops < rule.most_views
-    with pytest.raises(ImageError, match=r"100000 × 32 px, which makes \d+ views of at most 37"):
+    assert plan(9000, 9000, rule).crops + 1 == rule.max_views == 37
+    assert plan(4032, 3024, rule).crops < rule.max_views
+    with pytest.raises(ImageError, match=r"100000 × 32 px, which makes \d+ views; at most 37"):
         plan(100_000, 32, rule)
 
 
 def test_a_sliver_too_long_to_pad_is_refused() -> None:
     assert plan(10_000, 31, RELEASED).padded == (10_000, 10_000)
-    with pytest.raises(ImageError, match="65535 × 31 px; one this narrow may be 10000 px long"):
+    with pytest.raises(ImageError, match="65535 × 31 px; a picture this narrow must be at most 10000 px long"):
         plan(65_535, 31, RELEASED)
 
 
@@ -109,4 +112,4 @@ def test_a_sliver_is_shrunk_as_its_square_would_be(size: tuple[int, int], rule: 
     cut = plan(*size, rule)
     square = Image.new("RGB", cut.padded)
     square.paste(picture)
-    assert _padded(picture, cut) == square.resize(cut.shrunk, Image.Resampling.BILINEAR)
+    assert _pad_and_shrink(picture, cut) == square.resize(cut.shrunk, Image.Resampling.BILINEAR)

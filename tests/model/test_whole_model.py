@@ -1,4 +1,6 @@
-"""The split path, uncompressed, against the whole model in one process; the order of features against transformers."""
+"""The split model, uncompressed, compared with the whole model; the order of features with transformers."""
+
+from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
@@ -12,21 +14,22 @@ from numpy.typing import NDArray
 from transformers import Step3p7Config, Step3p7Model
 
 from edge_server.assemble import Assembled, PictureRows, SplitAssembler
-from edge_server.engine.base import Prompt, Sampling
+from edge_server.engine.base import Prompt
 from edge_server.engine.qwen3 import embedder, load_qwen3
+from edge_server.engine.sampling import SamplingParams
 from edge_server.engine.transformers import TransformersEngine
-from lab import fake
-from lab.checkpoint import Halves, split
-from lab.step3p7 import noise
-from lab.whole_model import WholeModel
-from shared.codec.codec import Codec
-from shared.codec.fake import fake_weights
-from shared.model.checkpoint import Checkpoint
-from shared.model.projector import Projector
-from shared.model.prompt import Turn, load_tokenizer
-from shared.model.tower import Tower
-from shared.model.views import plan, views
 from tests.model.by_transformers import by_column_first, by_transformers
+from tofc.codec.codec import Codec
+from tofc.codec.fake import fake_weights
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.projector import Projector
+from tofc.model.prompt import Turn, load_tokenizer
+from tofc.model.tower import Tower
+from tofc.model.views import plan, views
+from tofc_lab.checkpoint import fake
+from tofc_lab.checkpoint.split import Halves, split
+from tofc_lab.verify.step3p7 import noise
+from tofc_lab.verify.whole_model import WholeModel
 
 QUESTION = "how many cats are there?"
 SIZES = [(300, 300), (300, 150), (700, 400), (500, 900)]  # no crops, 1 × 2, 2 × 3, 4 × 2
@@ -34,7 +37,7 @@ SIZES = [(300, 300), (300, 150), (700, 400), (500, 900)]  # no crops, 1 × 2, 2 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint whose codec adds nothing to features."""
+    """Make a checkpoint whose codec has grid embeddings of zeros."""
     out: Path = tmp_path_factory.mktemp("whole")
     fake.write(out, seed=3, tied=request.param)
     nothing = {side: np.zeros((side * side, 32), np.float32) for side in (4, 6)}
@@ -48,7 +51,7 @@ def halves(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Halves:
 
 
 def on_the_device(half: Path, size: tuple[int, int]) -> list[NDArray[np.float32]]:
-    """Features [N, D] of each view."""
+    """Return the features [N, D] of each view."""
     tower = Tower(checkpoint := Checkpoint.open(half, "device"))
     return [tower.encode(view.pixels[None])[0] for view in views(noise(size), checkpoint.config.rule)]
 
@@ -63,7 +66,7 @@ def on_the_server(half: Path, model: Any, size: tuple[int, int], features: list[
         embed=embedder(model),
     )
     cut = plan(*size, checkpoint.config.rule)
-    rows = [assembler.place(one, round(len(one) ** 0.5), np.arange(len(one))) for one in features]
+    rows = [assembler.embed_features(one, round(len(one) ** 0.5), np.arange(len(one))) for one in features]
     picture = PictureRows(rows=cut.rows, columns=cut.columns, views=rows)
     return assembler.prompt([Turn(role="user", text=QUESTION)], [picture], 10_000)
 
@@ -71,7 +74,7 @@ def on_the_server(half: Path, model: Any, size: tuple[int, int], features: list[
 async def answer(model: Any, prompt: Prompt, most: int) -> list[int]:
     engine = TransformersEngine(model, [])
     try:
-        return [token async for token in engine.submit(prompt, Sampling(max_tokens=most))]
+        return [token async for token in engine.submit(prompt, SamplingParams(max_tokens=most))]
     finally:
         await engine.stop()
 
@@ -83,7 +86,7 @@ def test_the_halves_together_say_what_the_whole_model_says(whole: Path, halves: 
     with torch.inference_mode():
         logits = model(inputs_embeds=torch.from_numpy(assembled.prompt.embeds)[None]).logits[0].numpy()
 
-    other = WholeModel(whole)
+    other = WholeModel.open(whole)
     cut = plan(*size, Checkpoint.open(whole).config.rule)
     ids = other.prompt_ids(QUESTION, cut.rows, cut.columns, crop=16, whole=36)
     pixels = [view.pixels for view in views(noise(size), Checkpoint.open(whole).config.rule)]
@@ -100,7 +103,7 @@ def test_the_halves_together_say_what_the_whole_model_says(whole: Path, halves: 
 
 
 def test_the_halves_are_a_whole_model_too(whole: Path, halves: Halves) -> None:
-    one, other = WholeModel(whole), WholeModel(halves.device.parent)
+    one, other = WholeModel.open(whole), WholeModel.open(halves.device.parent)
     pixels = np.random.default_rng(0).standard_normal((3, 224, 224)).astype(np.float32)
     assert torch.equal(one.visual([one.features(pixels)]), other.visual([other.features(pixels)]))
     assert one.prompt_ids(QUESTION, 1, 2, 16, 36) == other.prompt_ids(QUESTION, 1, 2, 16, 36)

@@ -1,15 +1,17 @@
-"""What needs torchvision, which `make test` puts beside the environment and not into it.
+"""Tests that need torchvision, which `make test` installs into a folder outside the environment.
 
-Nothing that runs needs it, and everything else is tested without. These tests are a run of their own: transformers
-looks for torchvision once.
+No program needs it, and everything else is tested without it. These tests run separately, because transformers looks
+for torchvision only once in a process.
 """
+
+from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from lab import fake
-from lab.step3p7 import import_torchvision
+from tofc_lab.checkpoint import fake
+from tofc_lab.verify.step3p7 import import_torchvision
 
 collect_ignore = [] if import_torchvision() else ["test_processors.py"]
 

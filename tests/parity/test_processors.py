@@ -1,5 +1,7 @@
 """Views and picture tokens against the processors of transformers."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab import step3p7, verify
-from shared.model.checkpoint import Checkpoint
-from shared.model.prompt import load_tokenizer
-from shared.model.views import STD, ViewRule, plan, views
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.prompt import load_tokenizer
+from tofc.model.views import STD, ViewRule, plan, views
+from tofc_lab.verify import checks, step3p7
 
 RELEASED = ViewRule()
 NANO = ViewRule(global_size=336, crop_size=224, max_side=1344)
 RULES = pytest.mark.parametrize("rule", [RELEASED, NANO], ids=["released", "nano"])
-#: across all sizes; what two passes that round may differ is 2, and what two resizes may is 4
-SEEN = 2
+#: the largest difference over all sizes; one resize, in two passes that round, may differ by 2, two resizes by 4
+MOST_SEEN = 2
 
 
 @RULES
@@ -25,7 +27,7 @@ def test_plans_are_those_of_transformers(rule: ViewRule) -> None:
 
 
 @RULES
-def test_another_rule_would_be_seen(rule: ViewRule) -> None:
+def test_a_different_rule_is_detected(rule: ViewRule) -> None:
     other = replace(rule, global_size=rule.global_size - 1)
     tried = step3p7.sizes(rule, 0)
     theirs = step3p7.image_processor(rule)
@@ -44,17 +46,17 @@ def test_pixels_are_those_of_transformers(rule: ViewRule) -> None:
     tried += [(m, m // 2), (m + 1, m // 3), (m * 5 // 4, m)]
     apart = {(*size, seed): step3p7.levels_apart(rule, step3p7.noise(size, seed)) for seed, size in enumerate(tried)}
     smooth = Image.linear_gradient("L").resize((g * 3 // 2, g)).convert("RGB")
-    assert max(*apart.values(), step3p7.levels_apart(rule, smooth)) <= SEEN <= step3p7.MOST_LEVELS, apart
+    assert max(*apart.values(), step3p7.levels_apart(rule, smooth)) <= MOST_SEEN <= step3p7.MOST_LEVELS, apart
 
 
 @pytest.mark.parametrize(("rule", "count"), [(RELEASED, 200), (NANO, 1000)], ids=["released", "nano"])
 def test_pixels_of_random_sizes_are_those_of_transformers(rule: ViewRule, count: int) -> None:
     drawn = step3p7.sizes(rule, count)[-count:]
     apart = {size: step3p7.levels_apart(rule, step3p7.noise(size, seed)) for seed, size in enumerate(drawn)}
-    assert max(apart.values()) <= SEEN, {size: levels for size, levels in apart.items() if levels > SEEN}
+    assert max(apart.values()) <= MOST_SEEN, {size: levels for size, levels in apart.items() if levels > MOST_SEEN}
 
 
-def test_crops_that_hang_over_are_padded_here_and_stretched_there() -> None:
+def test_crops_that_hang_over_are_padded_here_but_stretched_in_transformers() -> None:
     image = Image.new("RGB", (800, 200), "white")
     assert step3p7.hangs_over(plan(*image.size, NANO))
     ours = views(image, NANO)[0].pixels
@@ -64,13 +66,13 @@ def test_crops_that_hang_over_are_padded_here_and_stretched_there() -> None:
     assert np.all(ours[:, 200:] < 0)
 
 
-def test_crops_of_a_shrunk_picture_are_cut_from_it_here_and_from_the_unshrunk_one_there() -> None:
+def test_crops_of_a_shrunk_picture_are_cut_after_shrinking_but_before_it_in_transformers() -> None:
     image = step3p7.noise((2000, 1500))
     processor = step3p7.image_processor(NANO)
     scale = 255 * np.array(STD)[:, None, None]
     theirs = np.asarray(processor.preprocess(image, return_tensors="np")["pixel_values_local"][0])
     assert np.abs((views(image, NANO)[0].pixels - theirs) * scale).max() > step3p7.MOST_LEVELS
-    assert step3p7.levels_apart(NANO, image) <= SEEN  # shrunk first
+    assert step3p7.levels_apart(NANO, image) <= MOST_SEEN  # shrunk first
 
 
 def test_picture_tokens_are_those_of_transformers(tiny: Path) -> None:
@@ -84,6 +86,6 @@ def test_picture_tokens_are_those_of_transformers(tiny: Path) -> None:
 
 
 def test_verify_compares_them(tiny: Path) -> None:
-    found = {outcome.name: outcome for outcome in verify.verify(tiny, torchvision=True)}
+    found = {outcome.name: outcome for outcome in checks.verify(tiny, torchvision=True)}
     for name in ("plans of views", "pixels of views", "picture tokens"):
         assert not found[name].skipped and not found[name].failed, found[name]

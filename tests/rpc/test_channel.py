@@ -1,4 +1,6 @@
-"""Options by their behaviour, addresses, and who may talk without TLS."""
+"""gRPC options by their effect, addresses, and who may connect without TLS."""
+
+from __future__ import annotations
 
 import asyncio
 from pathlib import Path
@@ -7,24 +9,20 @@ from typing import Any
 import grpc
 import pytest
 
-from shared.rpc.channel import (
-    DOWN_BYTES,
-    UP_BYTES,
-    ClientSecurity,
+from tofc.errors import SecurityError, UnavailableError
+from tofc.rpc.address import is_loopback, join_address, split_address
+from tofc.rpc.channel import (
+    MAX_DOWN_BYTES,
+    MAX_UP_BYTES,
     Keepalive,
     Options,
-    ServerSecurity,
     bind,
     client_options,
     dial,
-    is_loopback,
-    join_address,
     make_server,
-    read_token,
     server_options,
-    split_address,
 )
-from shared.rpc.errors import UnavailableError, UnsafeAddressError
+from tofc.rpc.security import ClientSecurity, ServerSecurity, read_token
 
 
 @pytest.mark.parametrize(
@@ -43,8 +41,8 @@ def test_addresses(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ":5", "::1", "::1:5", "a:b", "a:70000", "a:-1"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="is not HOST:PORT"):
+def test_texts_that_are_not_addresses(text: str) -> None:
+    with pytest.raises(ValueError, match="the address must be HOST:PORT"):
         split_address(text)
 
 
@@ -67,7 +65,7 @@ def test_other_machines(host: str) -> None:
     ],
 )
 def test_dialling_another_machine_needs_tls_and_a_token(security: ClientSecurity, missing: str) -> None:
-    with pytest.raises(UnsafeAddressError, match=missing):
+    with pytest.raises(SecurityError, match=missing):
         dial("192.168.1.2:5", security)
 
 
@@ -78,9 +76,9 @@ async def test_dialling_another_machine_with_both(tmp_path: Path) -> None:
 async def test_listening_beyond_this_machine_needs_tls_and_a_token() -> None:
     server = make_server()
     for host in ("0.0.0.0", "::"):
-        with pytest.raises(UnsafeAddressError, match="listening on"):
+        with pytest.raises(SecurityError, match="listening on"):
             bind(server, host, 0, ServerSecurity(token="0123456789abcdef"))
-    with pytest.raises(UnsafeAddressError, match="the certificate is missing"):
+    with pytest.raises(SecurityError, match="the certificate is missing"):
         ServerSecurity(key=b"key")
     await server.stop(0)
 
@@ -103,15 +101,15 @@ def test_secrets_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "short", "0123456789abcde f", "0123456789abcdeé", "0123456789abcdef\nmore"])
-def test_tokens_that_are_none(text: str, tmp_path: Path) -> None:
+def test_texts_that_are_not_tokens(text: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(UnsafeAddressError, match="openssl rand"):
+    with pytest.raises(SecurityError, match="openssl rand"):
         read_token(file)
 
 
 @pytest.mark.parametrize("written", ["{}\n", "{}", "\ufeff{}\r\n", "{}\r", "\n {}\t\n", "\ufeff\n\ufeff{}"])
-def test_a_token_is_a_line_whoever_wrote_it(written: str, tmp_path: Path) -> None:
+def test_a_token_is_a_line_with_any_line_end(written: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(written.format("0123456789abcdef").encode())
     assert read_token(tmp_path / "token") == "0123456789abcdef"
 
@@ -139,16 +137,16 @@ async def test_message_caps_both_ways() -> None:
     unbounded = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)])
     async with dial(f"127.0.0.1:{port}") as channel, unbounded:
         call: Any = channel.unary_unary("/test.Test/Echo")
-        assert await call(bytes(UP_BYTES)) == b"\0"
+        assert await call(bytes(MAX_UP_BYTES)) == b"\0"
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await call(bytes(UP_BYTES + 1))
+            await call(bytes(MAX_UP_BYTES + 1))
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        with pytest.raises(grpc.aio.AioRpcError) as refused:  # a client that does not keep to it
-            await unbounded.unary_unary("/test.Test/Echo")(bytes(UP_BYTES + 1))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:  # a client that ignores the limit
+            await unbounded.unary_unary("/test.Test/Echo")(bytes(MAX_UP_BYTES + 1))
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert len(await call(b"x" + DOWN_BYTES.to_bytes(4, "big"))) == DOWN_BYTES
+        assert len(await call(b"x" + MAX_DOWN_BYTES.to_bytes(4, "big"))) == MAX_DOWN_BYTES
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await call(b"x" + (DOWN_BYTES + 1).to_bytes(4, "big"))
+            await call(b"x" + (MAX_DOWN_BYTES + 1).to_bytes(4, "big"))
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     await server.stop(0)
 
@@ -157,18 +155,18 @@ def test_the_option_that_permits_pings_is_spelled_as_grpc_reads_it() -> None:
     options = dict(server_options())
     assert options["grpc.http2.min_ping_interval_without_data_ms"] == 10_000
     assert not [name for name in options if "recv_ping" in name]
-    with pytest.raises(ValueError, match="more often"):
-        Keepalive(client_every=5_000)
+    with pytest.raises(ValueError, match="client_interval_ms must be at least min_interval_ms"):
+        Keepalive(client_interval_ms=5_000)
 
 
 @pytest.mark.parametrize("options", [client_options(), server_options()])
-def test_a_link_that_dies_in_silence_is_heard_of_in_35_s(options: Options) -> None:
-    told = dict(options)
-    heard = int(told["grpc.keepalive_time_ms"]) + int(told["grpc.http2.ping_timeout_ms"])
-    assert max(heard, int(told["grpc.keepalive_timeout_ms"])) <= 35_000
+def test_a_link_that_dies_silently_is_detected_within_35_s(options: Options) -> None:
+    values = dict(options)
+    detected = int(values["grpc.keepalive_time_ms"]) + int(values["grpc.http2.ping_timeout_ms"])
+    assert max(detected, int(values["grpc.keepalive_timeout_ms"])) <= 35_000
 
 
-async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     server, port = echo_server()

@@ -1,32 +1,23 @@
-"""The table of errors, and their ways over the wire."""
+"""Call errors on the wire: every class arrives on the device as it was raised on the server."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import grpc
 import pytest
 
-from shared.rpc import errors
-from shared.rpc.auth import TokenInterceptor
-from shared.rpc.channel import bind, dial, make_server
-from shared.rpc.errors import (
-    BY_STATUS,
-    REASON_METADATA,
-    InvalidRequestError,
-    LimitError,
-    TofcError,
-    TokenError,
-    abort,
-    from_call,
-    from_message,
-    from_status,
-    to_message,
-)
-from shared.rpc.tofc.v1 import tofc_pb2
-from shared.rpc.tokens import Token
+from tofc import errors
+from tofc.errors import CallError, InvalidRequestError, LimitError, Status, TokenError
+from tofc.rpc.auth import TokenInterceptor
+from tofc.rpc.channel import bind, dial, make_server
+from tofc.rpc.errors import BY_STATUS, REASON_METADATA, abort, from_call, from_message, from_status, to_message
+from tofc.rpc.tokens import Token
+from tofc.v1 import tofc_pb2 as pb
 
 
 def test_the_table_holds_every_status_once() -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TofcError)]
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CallError)]
     assert {kind.status for kind in kinds} == set(BY_STATUS)
     for status, kind in BY_STATUS.items():
         assert kind.status is status
@@ -36,7 +27,7 @@ def test_the_table_holds_every_status_once() -> None:
 
 
 @pytest.mark.parametrize("kind", list(BY_STATUS.values()))
-def test_an_error_survives_the_stream(kind: type[TofcError]) -> None:
+def test_an_error_survives_the_stream(kind: type[CallError]) -> None:
     error = kind("the value is 3, allowed is 2; send less", reason="TOO_MUCH")
     message = to_message(error, request=7)
     assert message.request == 7
@@ -48,14 +39,14 @@ def test_an_error_survives_the_stream(kind: type[TofcError]) -> None:
     )
 
 
-def test_a_status_of_a_later_version_is_no_crash() -> None:
+def test_a_status_of_a_later_version_is_accepted() -> None:
     found = from_status(99, "NEW", "something new")
-    assert type(found) is TofcError
+    assert type(found) is CallError
     assert (found.reason, found.message) == ("NEW", "something new")
-    assert from_status(grpc.StatusCode.ABORTED).message == TofcError.sentence
+    assert from_status(Status.ABORTED).message == CallError.sentence
 
 
-def arities(refusal: TofcError | None) -> grpc.GenericRpcHandler:
+def arities(refusal: CallError | None) -> grpc.GenericRpcHandler:
     async def one(request: Any, context: Any) -> bytes:
         if refusal is not None:
             await abort(context, refusal)
@@ -106,7 +97,7 @@ async def test_an_aborted_call_keeps_its_reason(arity: str) -> None:
 
 
 @pytest.mark.parametrize("arity", ["UU", "SU", "US", "SS"])
-async def test_a_token_is_asked_for_whatever_the_arity(arity: str) -> None:
+async def test_a_token_is_required_for_every_arity(arity: str) -> None:
     token = "0123456789abcdef"
     server = make_server([TokenInterceptor(lambda: [Token(token)])])
     server.add_generic_rpc_handlers((arities(None),))
@@ -121,7 +112,7 @@ async def test_a_token_is_asked_for_whatever_the_arity(arity: str) -> None:
     await server.stop(0)
 
 
-async def test_a_server_that_is_not_there_is_a_sentence() -> None:
+async def test_a_missing_server_is_explained() -> None:
     async with dial("127.0.0.1:1") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await called(channel, "UU", ())
@@ -131,21 +122,21 @@ async def test_a_server_that_is_not_there_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("length", [999, 1000, 1001, 800_000])
-def test_a_sentence_has_a_bound_on_both_sides(length: int) -> None:
-    told = InvalidRequestError("x" * length)
+def test_messages_are_shortened_on_both_sides(length: int) -> None:
+    error = InvalidRequestError("x" * length)
     cut = f"… ({length} characters)" if length > 1000 else ""
-    for found in (to_message(told).message, from_message(tofc_pb2.Error(status=3, message=told.message)).message):
+    for found in (to_message(error).message, from_message(pb.Error(status=3, message=error.message)).message):
         assert len(found) <= 1000 and found.startswith("x" * 900) and found.endswith(cut or "x")
-    assert from_message(to_message(told)).message == to_message(told).message, "cut once"
+    assert from_message(to_message(error)).message == to_message(error).message, "shortened only once"
     call = grpc.aio.AioRpcError(
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.aio.Metadata(),
         grpc.aio.Metadata((REASON_METADATA, "REASON")),
-        details=told.message,
+        details=error.message,
     )
-    assert from_call(call).message == to_message(told).message
+    assert from_call(call).message == to_message(error).message
 
 
 @pytest.mark.parametrize("reason", ["\x1b]52;c;\x07", "A" * 65, "no reason", "É"])
-def test_a_reason_that_is_none_is_left_out(reason: str) -> None:
-    assert from_message(tofc_pb2.Error(status=3, reason=reason)).reason == InvalidRequestError.reason
+def test_a_malformed_reason_is_left_out(reason: str) -> None:
+    assert from_message(pb.Error(status=3, reason=reason)).reason == InvalidRequestError.reason

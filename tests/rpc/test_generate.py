@@ -1,4 +1,6 @@
-"""What is committed is what the contract says."""
+"""The committed code is what protos/ generates."""
+
+from __future__ import annotations
 
 import re
 import shutil
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.rpc import generate
+from tofc.rpc import generate
 
 pytest.importorskip("grpc_tools", reason="the compiler is only installed for development")
 if metadata.version("grpcio-tools") != generate.COMPILER:
@@ -15,7 +17,7 @@ if metadata.version("grpcio-tools") != generate.COMPILER:
 
 
 def test_the_generated_code_is_fresh() -> None:
-    assert generate.drift() == []
+    assert generate.stale_files() == []
     assert generate.main(["--check"]) == 0
 
 
@@ -24,9 +26,9 @@ def test_a_change_of_the_contract_is_noticed(tmp_path: Path, capsys: pytest.Capt
         shutil.copytree(generate.ROOT / folder, tmp_path / folder)
     contract = tmp_path / generate.SOURCE / "tofc.proto"
     contract.write_text(contract.read_text().replace("uint32 rows = 3;", "uint32 rows = 9;"))
-    assert generate.drift(tmp_path) == ["tofc_pb2.py"]
+    assert generate.stale_files(tmp_path) == ["tofc_pb2.py"]
     (tmp_path / generate.PACKAGE / "tofc_pb2_grpc.py").unlink()
-    assert "tofc_pb2_grpc.py" in generate.drift(tmp_path)
+    assert "tofc_pb2_grpc.py" in generate.stale_files(tmp_path)
     assert generate.main(["--wrong"]) == 2
 
 
@@ -42,10 +44,15 @@ def test_another_compiler_or_none_is_named(
     monkeypatch.setattr(metadata, "version", installed)
     assert generate.main(["--check"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"grpcio-tools is {version or 'not installed'}") and generate.INSTALL in error
+    assert (
+        error.startswith(
+            f"grpcio-tools must be {generate.COMPILER}, got {version}" if version else "grpcio-tools is not installed"
+        )
+        and generate.INSTALL in error
+    )
 
 
-def test_what_is_committed_is_written_for_the_oldest_protobuf_that_is_taken() -> None:
+def test_the_committed_code_is_for_the_oldest_protobuf_allowed() -> None:
     oldest = re.search(r'"protobuf>=([\d.]+),', (generate.ROOT / "pyproject.toml").read_text())
     code = (generate.ROOT / generate.PACKAGE / "tofc_pb2.py").read_text()
     written = re.search(r"Protobuf Python Version: ([\d.]+)", code)

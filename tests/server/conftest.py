@@ -1,5 +1,7 @@
 """A server with a fake backend, and raw clients."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ from edge_server.backend import Backend
 from edge_server.fake import fake_backend
 from edge_server.server import RunningServer, start
 from edge_server.settings import ServerSettings
-from shared.rpc.channel import ClientSecurity, dial
 from tests.server.raw_client import RawClient
+from tofc.rpc.channel import dial
+from tofc.rpc.security import ClientSecurity
 
 Serve = Callable[..., Awaitable[RunningServer]]
 Connect = Callable[..., RawClient]
@@ -19,12 +22,14 @@ Connect = Callable[..., RawClient]
 
 @pytest_asyncio.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts servers on free ports; they are stopped after the test."""
+    """Start servers on free ports; they are stopped after the test."""
     servers: list[RunningServer] = []
 
     async def begin(backend: Backend | None = None, **settings: Any) -> RunningServer:
         made = backend or fake_backend()
-        servers.append(await start(ServerSettings(model=Path("unused"), port=0, grace=0.0, **settings), lambda _: made))
+        servers.append(
+            await start(ServerSettings(model=Path("unused"), port=0, grace_s=0.0, **settings), lambda _: made)
+        )
         return servers[-1]
 
     yield begin
@@ -34,7 +39,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 @pytest_asyncio.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Opens sessions; their channels are closed after the test."""
+    """Open sessions; their channels are closed after the test."""
     clients: list[RawClient] = []
 
     def begin(server: RunningServer, security: ClientSecurity = ClientSecurity(), **call: Any) -> RawClient:  # noqa: B008

@@ -1,4 +1,6 @@
-"""A client that speaks the contract word by word."""
+"""A client that sends and receives single messages of the protocol."""
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
@@ -7,15 +9,16 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from shared.rpc.channel import CHUNK_BYTES
-from shared.rpc.picture_id import ID_BYTES
-from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
+from tofc.rpc.channel import CHUNK_BYTES
+from tofc.rpc.picture_id import ID_BYTES
+from tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2_grpc
 
 ANSWERED = 20.0  # seconds after which a test fails instead of hanging
 
 
 class RawClient:
-    """One session, said word by word."""
+    """One session, message by message."""
 
     def __init__(self, channel: grpc.aio.Channel, **call: Any) -> None:
         self.channel = channel
@@ -24,68 +27,68 @@ class RawClient:
         self.call = self.stub.Session(**call)
 
     async def send(self, **request: Any) -> None:
-        await self.call.write(tofc_pb2.SessionRequest(**request))
+        await self.call.write(pb.SessionRequest(**request))
 
-    async def receive(self) -> tofc_pb2.SessionResponse:
-        """The next response; acknowledgements of views, which come when the server likes, are noted and passed over."""
+    async def receive(self) -> pb.SessionResponse:
+        """Return the next response; acknowledgements of views, which may come at any time, are noted and skipped."""
         async with asyncio.timeout(ANSWERED):
             while self._noted(response := await self.call.read()):
                 pass
             return response
 
-    def _noted(self, response: tofc_pb2.SessionResponse) -> bool:
+    def _noted(self, response: pb.SessionResponse) -> bool:
         if response is grpc.aio.EOF or not response.HasField("view_ack"):
             return False
         self.acknowledged += [(response.view_ack.ref, index) for index in response.view_ack.indexes]
         return True
 
     async def expect(self, kind: str) -> Any:
-        """The next response, which must be of this kind."""
+        """Return the next response, which must be of this kind."""
         response = await self.receive()
         assert response is not grpc.aio.EOF, f"the stream ended instead of {kind}"
         assert response.WhichOneof("response") == kind, response
         return getattr(response, kind)
 
-    async def hello(self, model_id: str = "fake-model", codec_id: str = "fake-codec") -> tofc_pb2.Welcome:
-        await self.send(hello=tofc_pb2.Hello(client_version="1.0", model_id=model_id, codec_id=codec_id))
+    async def hello(self, model_id: str = "fake-model", codec_id: str = "fake-codec") -> pb.Welcome:
+        await self.send(hello=pb.Hello(client_version="1.0", model_id=model_id, codec_id=codec_id))
         return await self.expect("welcome")
 
     async def picture(self, ref: int, name: str, rows: int = 0, columns: int = 0) -> bool:
-        """Announces; whether the server has it already."""
-        announced = tofc_pb2.Picture(ref=ref, picture_id=picture_id(name), rows=rows, columns=columns, reply=True)
+        """Announce a picture; return whether the server has it already."""
+        announced = pb.Picture(ref=ref, picture_id=picture_id(name), rows=rows, columns=columns, want_state=True)
         await self.send(pictures=[announced])
         state = await self.expect("picture_state")
         assert state.ref == ref
         return state.complete
 
     async def view(self, ref: int, index: int, packet: bytes) -> None:
-        await self.send(views=[tofc_pb2.View(ref=ref, index=index, packet=packet)])
+        await self.send(views=[pb.View(ref=ref, index=index, packet=packet)])
 
     async def taken(self, ref: int, index: int) -> None:
-        """Reads until this view is acknowledged, which must be the next thing said."""
+        """Read until this view is acknowledged; only acknowledgements may arrive before."""
         async with asyncio.timeout(ANSWERED):
             while (ref, index) not in self.acknowledged:
                 response = await self.call.read()
                 assert self._noted(response), response
 
     async def image(self, ref: int, name: str, data: bytes, *, size: tuple[int, int], **picture: Any) -> None:
-        """Announces and sends an image file, which the server must not have yet."""
-        await self.send(pictures=[image_picture(ref, name, size, **picture, reply=False)])
+        """Announce and send an image file, which the server must not have yet."""
+        await self.send(pictures=[image_picture(ref, name, size, **picture, want_state=False)])
         await self.chunks(ref, data)
 
     async def chunks(self, ref: int, data: bytes, length: int = CHUNK_BYTES) -> None:
         for offset in range(0, len(data), length):
             chunk = data[offset : offset + length]
             total = 0 if offset else len(data)
-            await self.send(image_chunks=[tofc_pb2.ImageChunk(ref=ref, offset=offset, total=total, data=chunk)])
+            await self.send(image_chunks=[pb.ImageChunk(ref=ref, offset=offset, total=total, data=chunk)])
             ack = await self.expect("image_ack")
             assert (ack.ref, ack.offset) == (ref, offset)
 
     async def ask(self, request: int, text: str, refs: tuple[int, ...] = (), **more: Any) -> None:
-        await self.send(asks=[tofc_pb2.Ask(request=request, refs=refs, question=text, **more)])
+        await self.send(asks=[pb.Ask(request=request, refs=refs, question=text, **more)])
 
-    async def answer(self, request: int) -> tuple[str, tofc_pb2.Done]:
-        """Text until Done of the only question in flight."""
+    async def answer(self, request: int) -> tuple[str, pb.Done]:
+        """Return the text and the Done of the only question in flight."""
         text = ""
         while (response := await self.receive()).WhichOneof("response") == "token":
             assert response.token.request == request
@@ -95,13 +98,13 @@ class RawClient:
         return text, response.done
 
     async def end(self) -> None:
-        """Says that nothing follows, and checks that the server agrees."""
+        """Close the stream, and check that the server ends it without an error."""
         await self.call.done_writing()
         assert await self.receive() is grpc.aio.EOF
         assert await self.call.code() == grpc.StatusCode.OK
 
     async def failed(self, status: grpc.StatusCode, reason: str) -> str:
-        """Checks that the session ended so, in the stream and as a call; the sentence."""
+        """Check that stream and call ended with this error; return its message."""
         error = await self.expect("error")
         assert (error.request, error.status, error.reason) == (0, status.value[0], reason), error
         assert await self.receive_status() == status
@@ -113,8 +116,14 @@ class RawClient:
             return await self.call.code()
 
 
+async def within(awaitable: Any) -> Any:
+    """Return the result of an awaitable, which must come in time."""
+    async with asyncio.timeout(ANSWERED):
+        return await awaitable
+
+
 async def until(condition: Callable[[], object]) -> None:
-    """Waits for what the server does by itself."""
+    """Wait until a condition holds that the server brings about."""
     async with asyncio.timeout(ANSWERED):
         while not condition():
             await asyncio.sleep(0)
@@ -125,7 +134,7 @@ def picture_id(name: str) -> bytes:
 
 
 def image_picture(
-    ref: int, name: str, size: tuple[int, int], *, kind: int = tofc_pb2.IMAGE_FORMAT_JPEG, **picture: Any
-) -> tofc_pb2.Picture:
-    image = tofc_pb2.Image(format=kind, width=size[0], height=size[1])  # type: ignore[arg-type]
-    return tofc_pb2.Picture(**{"ref": ref, "picture_id": picture_id(name), "image": image, "reply": True, **picture})
+    ref: int, name: str, size: tuple[int, int], *, kind: int = pb.IMAGE_FORMAT_JPEG, **picture: Any
+) -> pb.Picture:
+    image = pb.Image(format=kind, width=size[0], height=size[1])  # type: ignore[arg-type]
+    return pb.Picture(**{"ref": ref, "picture_id": picture_id(name), "image": image, "want_state": True, **picture})

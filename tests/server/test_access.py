@@ -1,4 +1,6 @@
-"""Who gets in, by certificate and by token, while their files change under a server that runs."""
+"""Which clients may connect, by certificate and by token, while the files change under a running server."""
+
+from __future__ import annotations
 
 import asyncio
 import logging
@@ -21,20 +23,20 @@ from edge_server.cli import app
 from edge_server.credentials import Credentials
 from edge_server.server import RunningServer
 from edge_server.settings import ServerSettings
-from shared.rpc.channel import ClientSecurity, bind, make_server
-from shared.rpc.client_files import client_security
-from shared.rpc.errors import TofcError, TokenError, UnavailableError, UnsupportedError
-from shared.rpc.unreachable import TlsError
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
+from tofc.errors import CallError, TlsError, TokenError, UnavailableError, UnsupportedError
+from tofc.rpc.channel import bind, make_server
+from tofc.rpc.client_security import load_client_security
+from tofc.rpc.security import ClientSecurity
 
 KITCHEN, GARDEN = "kitchen-0123456789abcdef", "garden-0123456789abcdef"
 IDS = ("fake-model", "fake-codec")
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access, "LOOK_S", 0.02)
+def fast_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "CHECK_S", 0.02)
 
 
 def written(folder: Path, *devices: str, **settings: Any) -> Credentials:
@@ -45,7 +47,7 @@ def written(folder: Path, *devices: str, **settings: Any) -> Credentials:
 
 
 def secret(path: Path, text: str) -> Path:
-    """Replaces a file at once, as an editor does."""
+    """Replace a file atomically, as an editor does."""
     part = path.with_name("part")
     part.touch(mode=0o600)
     part.write_text(text)
@@ -53,7 +55,7 @@ def secret(path: Path, text: str) -> Path:
 
 
 def guarded(files: Credentials, **settings: Any) -> dict[str, Any]:
-    """A server's settings that take all of its folder."""
+    """Return settings of a server that uses all files of its folder."""
     tls = {"tls_cert": files.certificate, "tls_key": files.key, "tls_client_ca": files.clients}
     return {**tls, "token_file": files.token, **settings}
 
@@ -61,21 +63,21 @@ def guarded(files: Credentials, **settings: Any) -> dict[str, Any]:
 def of_device(folder: Path, *without: str, **other: Any) -> ClientSecurity:
     given = {"token_file": "token", "tls_ca": "ca.pem", "tls_cert": "cert.pem", "tls_key": "key.pem"}
     files = {option: folder / name for option, name in given.items() if option not in without}
-    return client_security(**{**files, **other})
+    return load_client_security(**{**files, **other})
 
 
-async def refusal(server: RunningServer, security: ClientSecurity) -> TofcError | None:
-    """Why a device does not get in."""
+async def refusal(server: RunningServer, security: ClientSecurity) -> CallError | None:
+    """Return why a device is refused; None if it is not."""
     try:
         link = await Link.open(Target(address=f"localhost:{server.port}", security=security), *IDS)
-    except TofcError as error:
+    except CallError as error:
         return error
     await link.close()
     return None
 
 
-def pass_time(monkeypatch: pytest.MonkeyPatch, folder: Path, age: timedelta, **settings: Any) -> Credentials:
-    """What was written so long ago."""
+def written_ago(monkeypatch: pytest.MonkeyPatch, folder: Path, age: timedelta, **settings: Any) -> Credentials:
+    """Write credentials as they were written that long ago."""
     now = certificates._now() - age
     with monkeypatch.context() as then:
         then.setattr(certificates, "_now", lambda: now)
@@ -85,7 +87,7 @@ def pass_time(monkeypatch: pytest.MonkeyPatch, folder: Path, age: timedelta, **s
 # client certificates
 
 
-async def test_a_server_that_asks_for_certificates_stops_strangers(
+async def test_a_server_that_requires_certificates_refuses_strangers(
     serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files, other = written(tmp_path / "ours", "kitchen"), written(tmp_path / "theirs", "kitchen")
@@ -94,13 +96,13 @@ async def test_a_server_that_asks_for_certificates_stops_strangers(
     stranger = {"tls_cert": theirs / "cert.pem", "tls_key": theirs / "key.pem"}
     with caplog.at_level(logging.INFO):
         assert await refusal(server, of_device(ours)) is None
-        for security, said in (
-            (of_device(ours, "tls_cert", "tls_key"), "wants a client certificate (--tls-cert and --tls-key"),
+        for security, message in (
+            (of_device(ours, "tls_cert", "tls_key"), "requires a client certificate (--tls-cert and --tls-key"),
             (of_device(ours, **stranger), "does not accept this client certificate (--tls-cert"),
         ):
             error = await refusal(server, security)
-            assert type(error) is UnavailableError and said in str(error)
-    assert len([one for one in caplog.messages if "ended after" in one]) == 1, "others had no stream"
+            assert type(error) is UnavailableError and message in str(error)
+    assert len([one for one in caplog.messages if "ended after" in one]) == 1, "the refused clients had no stream"
     assert any("(kitchen, ipv4:" in one for one in caplog.messages)
 
 
@@ -121,7 +123,7 @@ async def test_a_certificate_names_a_device_without_a_token(
     assert "(kitchen, ipv4:" in caplog.text
 
 
-async def test_a_devices_certificate_is_no_servers(serve: Serve, tmp_path: Path) -> None:
+async def test_a_devices_certificate_is_not_a_servers(serve: Serve, tmp_path: Path) -> None:
     files = written(tmp_path, "localhost")
     folder = files.devices / "localhost"
     server = await serve(tls_cert=folder / "cert.pem", tls_key=folder / "key.pem")
@@ -129,11 +131,11 @@ async def test_a_devices_certificate_is_no_servers(serve: Serve, tmp_path: Path)
     assert isinstance(error, TlsError) and "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
-def test_half_a_configuration_is_told(tmp_path: Path) -> None:
+def test_half_a_configuration_is_refused(tmp_path: Path) -> None:
     files, other = written(tmp_path / "ours", "kitchen"), written(tmp_path / "theirs", "kitchen")
     device, stranger = files.devices / "kitchen", other.devices / "kitchen"
     pair = ["--tls-cert", str(files.certificate), "--tls-key", str(files.key)]
-    for arguments, said in (
+    for arguments, message in (
         (["--tls-cert", str(files.certificate)], "TLS is half configured: the key is missing"),
         (["--tls-client-ca", str(files.clients)], "--tls-client-ca) need TLS"),
         ([*pair, "--tls-client-ca", str(files.key)], "--tls-client-ca " + str(files.key) + " holds no certificate"),
@@ -142,9 +144,9 @@ def test_half_a_configuration_is_told(tmp_path: Path) -> None:
         ([*pair[2:], "--tls-cert", str(files.key)], f"{files.key} holds no certificate in PEM"),
     ):
         found = CliRunner().invoke(app, ["serve", "--port", "0", *arguments])
-        assert (found.exit_code, found.output.count("\n")) == (2, 1) and said in found.output, found.output
+        assert (found.exit_code, found.output.count("\n")) == (2, 1) and message in found.output, found.output
     trust = ["--tls-ca", str(device / "ca.pem")]
-    for arguments, said in (
+    for arguments, message in (
         ([*trust, "--tls-cert", str(device / "cert.pem")], "client certificate is half configured: the key is missing"),
         ([*trust, "--tls-key", str(device / "key.pem")], "client certificate is half configured: the certificate is"),
         (["--tls-cert", str(device / "cert.pem"), "--tls-key", str(device / "key.pem")], "give --tls-ca FILE.pem"),
@@ -154,13 +156,13 @@ def test_half_a_configuration_is_told(tmp_path: Path) -> None:
         ),
     ):
         found = CliRunner().invoke(device_app, ["ask", __file__, "what?", *arguments])
-        assert (found.exit_code, found.output.count("\n")) == (2, 1) and said in found.output, found.output
+        assert (found.exit_code, found.output.count("\n")) == (2, 1) and message in found.output, found.output
 
 
 # tokens
 
 
-async def test_a_revoked_device_is_gone_and_the_others_stay(
+async def test_a_revoked_device_loses_its_session_and_others_keep_theirs(
     serve: Serve, connect: Connect, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = secret(tmp_path / "tokens", f"{KITCHEN} kitchen\n\n{GARDEN} garden\n")
@@ -173,8 +175,8 @@ async def test_a_revoked_device_is_gone_and_the_others_stay(
         await garden.hello()
         secret(tokens, f"{GARDEN} garden\n")
         assert isinstance(await refusal(server, ClientSecurity(token=KITCHEN)), TokenError)
-        told = await kitchen.failed(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
-        assert "was revoked; ask whoever runs the server" in told
+        message = await kitchen.failed(grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REVOKED")
+        assert "was revoked; ask whoever runs the server" in message
         assert await refusal(server, ClientSecurity(token=GARDEN)) is None
         await garden.picture(1, "still")
         secret(tokens, f"{GARDEN} garden\n{KITCHEN}\n")
@@ -224,7 +226,7 @@ def test_secrets_that_everybody_may_read_are_refused(tmp_path: Path) -> None:
         found = CliRunner().invoke(program, arguments)
         assert found.exit_code == 2 and f"run: chmod 600 {path}" in found.output, found.output
         path.chmod(0o640)  # a group may, as that of a service
-        client_security(token_file=device / "token", tls_ca=files.ca)
+        load_client_security(token_file=device / "token", tls_ca=files.ca)
         path.chmod(0o600)
 
 
@@ -232,7 +234,7 @@ def test_a_token_may_come_through_a_pipe(tmp_path: Path) -> None:
     reads, writes = os.pipe()
     os.write(writes, f"{KITCHEN}\n".encode())
     os.close(writes)
-    assert client_security(token_file=Path(f"/dev/fd/{reads}")).token == KITCHEN
+    assert load_client_security(token_file=Path(f"/dev/fd/{reads}")).token == KITCHEN
     os.close(reads)
 
 
@@ -255,7 +257,7 @@ async def test_a_renewed_certificate_is_shown_at_the_next_handshake(
         assert await refusal(server, theirs) is None and isinstance(await refusal(server, ours), TlsError)
 
 
-async def test_a_port_that_is_bound_later_shows_what_holds_then(tmp_path: Path) -> None:
+async def test_a_port_that_is_bound_later_uses_the_current_certificate(tmp_path: Path) -> None:
     files, other = written(tmp_path / "ours"), written(tmp_path / "theirs")
     settings = ServerSettings(model=tmp_path, tls_cert=files.certificate, tls_key=files.key)
     security = access.Access(settings).security
@@ -270,7 +272,7 @@ async def test_a_port_that_is_bound_later_shows_what_holds_then(tmp_path: Path) 
     await server.stop(0)
 
 
-async def test_a_renewal_lets_old_and_new_in_until_it_is_finished(serve: Serve, tmp_path: Path) -> None:
+async def test_a_renewal_accepts_old_and_new_credentials_until_it_is_finished(serve: Serve, tmp_path: Path) -> None:
     files = written(tmp_path / "all", "kitchen")
     for name in ("client", "devices"):
         os.rename(tmp_path / "all" / name, tmp_path / name)  # handed over
@@ -300,53 +302,54 @@ async def test_a_renewal_lets_old_and_new_in_until_it_is_finished(serve: Serve, 
 # dates
 
 
-async def test_an_ended_certificate_is_told_by_both_sides(
+async def test_both_sides_report_an_expired_certificate(
     serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "DAY_S", 0.02)
-    files = pass_time(monkeypatch, tmp_path, timedelta(days=400))
+    files = written_ago(monkeypatch, tmp_path, timedelta(days=400))
     ended = x509.load_pem_x509_certificate(files.certificate.read_bytes()).not_valid_after_utc
     server = await serve(tls_cert=files.certificate, tls_key=files.key)
     async with asyncio.timeout(ANSWERED):
         while caplog.text.count("edge-server credentials") < 2:  # each day
             await asyncio.sleep(0)
-    assert f"the certificate in {files.certificate} ended on {ended:%Y-%m-%d}; renew it" in caplog.text
+    assert f"the certificate in {files.certificate} expired on {ended:%Y-%m-%d}; renew it" in caplog.text
     security = ClientSecurity(ca=files.ca.read_bytes())
     error = await refusal(server, security)
     assert isinstance(error, TlsError)
-    assert f"the certificate of localhost:{server.port} ended on {ended:%Y-%m-%d} (this machine's clock" in str(error)
-    assert "renews it with `edge-server credentials`" in str(error)
+    assert f"the certificate of localhost:{server.port} expired on {ended:%Y-%m-%d} (this machine's clock" in str(error)
+    assert "can renew it with `edge-server credentials`" in str(error)
     credentials.write(tmp_path, [])
     assert await refusal(server, security) is None
 
 
-async def test_a_certificate_or_an_authority_of_another_time(
+async def test_a_certificate_that_is_not_valid_yet_and_an_authority_that_expired(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    early = pass_time(monkeypatch, tmp_path / "early", -timedelta(days=10))
+    early = written_ago(monkeypatch, tmp_path / "early", -timedelta(days=10))
     server = await serve(tls_cert=early.certificate, tls_key=early.key)
     error = await refusal(server, ClientSecurity(ca=early.ca.read_bytes()))
     assert isinstance(error, TlsError) and "is not valid yet; this machine's clock says" in str(error)
-    late = pass_time(monkeypatch, tmp_path / "late", timedelta(days=certificates.AUTHORITY_DAYS + 1))
+    late = written_ago(monkeypatch, tmp_path / "late", timedelta(days=certificates.AUTHORITY_DAYS + 1))
     server = await serve(tls_cert=late.certificate, tls_key=late.key)
     error = await refusal(server, ClientSecurity(ca=late.ca.read_bytes()))
-    assert isinstance(error, TlsError) and "the authority that --tls-ca names ended on " in str(error)
+    assert isinstance(error, TlsError) and "the authority that --tls-ca names expired on " in str(error)
 
 
-def test_a_device_says_that_its_own_certificate_ends(tmp_path: Path) -> None:
+def test_a_device_warns_of_the_expiry_of_its_own_certificate(tmp_path: Path) -> None:
     files = written(tmp_path, "kitchen")
     folder = files.devices / "kitchen"
     authority = certificates.Authority.read(files.authority.read_bytes())
     key = certificates.read_key((folder / "key.pem").read_bytes())
-    told: list[str] = []
+    warnings: list[str] = []
     for days in (20, 3):
         certificate = authority.sign_device(key.public_key(), "kitchen", days)
         (folder / "cert.pem").write_bytes(certificates.pem_of(certificate))
-        of_device(folder, warn=told.append)
-    assert len(told) == 1 and f"{folder / 'cert.pem'} is valid until" in told[0] and "2 days from now" in told[0]
+        of_device(folder, warn=warnings.append)
+    assert len(warnings) == 1
+    assert f"{folder / 'cert.pem'} is valid until" in warnings[0] and "2 days from now" in warnings[0]
     credentials.write(tmp_path, [], device="kitchen")
-    of_device(folder, warn=told.append)
-    assert len(told) == 1, "it is renewed where it ends soon"
+    of_device(folder, warn=warnings.append)
+    assert len(warnings) == 1, "a certificate that expires soon is renewed"
 
 
 async def test_info_says_until_when_the_certificate_is_valid(serve: Serve, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Places in the engine: none for the greedy while others have none."""
+"""Slots of the engine: no session gets a second one while others wait for their first."""
+
+from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -6,18 +8,18 @@ from contextlib import AsyncExitStack
 import pytest
 
 from edge_server.admission import Admission
-from edge_server.answer import Question
+from edge_server.answer import QuestionJob
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import fake_backend, prompt_bytes
 from edge_server.outbox import Outbox
-from edge_server.thinking import Part
-from shared.rpc.errors import LimitError
+from edge_server.reasoning import Delta
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
+from tofc.errors import LimitError
 
 
 class Asker:
-    """Holds a place until `leave`."""
+    """Holds a slot until `leave`."""
 
     def __init__(self, admission: Admission, session: str) -> None:
         self._leaving = asyncio.Event()
@@ -25,7 +27,7 @@ class Asker:
         self.task = asyncio.create_task(self._run(admission, session))
 
     async def _run(self, admission: Admission, session: str) -> None:
-        async with admission.place(session):
+        async with admission.slot(session):
             self.inside = True
             await self._leaving.wait()
 
@@ -39,12 +41,12 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_who_has_none_waits_and_who_has_some_is_refused() -> None:
+async def test_a_session_without_a_slot_waits_and_one_with_some_is_refused() -> None:
     admission = Admission(2)
     greedy = [Asker(admission, "greedy") for _ in range(3)]
     await settled()
     assert [one.inside for one in greedy] == [True, True, False]
-    with pytest.raises(LimitError, match="some of this session among them"):
+    with pytest.raises(LimitError, match="which is as many as this server takes, some of them from this session"):
         await greedy[2].task
     modest = [Asker(admission, name) for name in ("a", "b")]
     await settled()
@@ -57,7 +59,7 @@ async def test_who_has_none_waits_and_who_has_some_is_refused() -> None:
     assert modest[1].inside
 
 
-async def test_a_session_waits_with_one_question_at_most() -> None:
+async def test_at_most_one_question_of_a_session_waits() -> None:
     admission = Admission(1)
     holder = Asker(admission, "holder")
     await settled()
@@ -70,7 +72,7 @@ async def test_a_session_waits_with_one_question_at_most() -> None:
     assert first.inside
 
 
-async def test_a_place_is_not_lost_with_a_question_that_is_given_up() -> None:
+async def test_a_slot_is_not_lost_with_a_question_that_is_cancelled() -> None:
     admission = Admission(1)
     holder = Asker(admission, "holder")
     await settled()
@@ -87,7 +89,7 @@ async def test_a_place_is_not_lost_with_a_question_that_is_given_up() -> None:
     assert again.inside
 
 
-async def test_a_place_is_free_when_the_engine_is_done_though_nobody_reads(
+async def test_a_slot_is_free_when_the_engine_is_done_even_if_nobody_reads(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = asyncio.Event()
@@ -95,14 +97,14 @@ async def test_a_place_is_free_when_the_engine_is_done_though_nobody_reads(
     clients = [connect(server) for _ in range(3)]
     for client in clients:
         await client.hello()
-    say = Question._say
+    say = QuestionJob._send
 
-    async def stuck(self: Question, parts: list[Part], outbox: Outbox) -> None:
+    async def stuck(self: QuestionJob, deltas: list[Delta], outbox: Outbox) -> None:
         if self.turns[0].text == "unread":
             await held.wait()
-        await say(self, parts, outbox)
+        await say(self, deltas, outbox)
 
-    monkeypatch.setattr(Question, "_say", stuck)
+    monkeypatch.setattr(QuestionJob, "_send", stuck)
     *unread, other = clients
     for client in unread:
         await client.ask(1, "unread")

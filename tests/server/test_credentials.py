@@ -1,4 +1,6 @@
-"""Credentials that a server writes are accepted by gRPC itself, only where they should be, and for as long."""
+"""Credentials that a server writes are accepted by gRPC itself, only where and as long as they should be."""
+
+from __future__ import annotations
 
 import os
 import stat
@@ -15,13 +17,15 @@ from cryptography import x509
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from edge_server import certificates, credentials
-from edge_server.credentials import Credentials, CredentialsError
-from shared.rpc.channel import ClientSecurity, ServerSecurity, bind, dial, make_server, read_token
-from shared.rpc.tokens import read_tokens
+from edge_server.credentials import Credentials
+from tofc.errors import CredentialsError
+from tofc.rpc.channel import bind, dial, make_server
+from tofc.rpc.security import ClientSecurity, ServerSecurity, read_token
+from tofc.rpc.tokens import read_tokens
 
 
 async def probe(folder: Path, ca: Path) -> int:
-    """Asks a server with `folder`'s credentials for its health, trusting `ca`; the status it tells."""
+    """Start a server with the credentials of `folder`; return its health as a client sees it that trusts `ca`."""
     security = ServerSecurity(
         certificate=(folder / "server/cert.pem").read_bytes(),
         key=(folder / "server/key.pem").read_bytes(),
@@ -70,7 +74,7 @@ def pass_time(monkeypatch: pytest.MonkeyPatch, time: timedelta) -> None:
     monkeypatch.setattr(certificates, "_now", lambda: now)
 
 
-def test_each_side_has_only_what_it_needs_and_nobody_else_reads_it(tmp_path: Path) -> None:
+def test_each_side_has_only_what_it_needs_and_others_cannot_read_it(tmp_path: Path) -> None:
     written = credentials.write(tmp_path, ["server"])
     assert set(map(str, contents(tmp_path))) == {
         "server/cert.pem",
@@ -86,15 +90,17 @@ def test_each_side_has_only_what_it_needs_and_nobody_else_reads_it(tmp_path: Pat
 
 
 @pytest.mark.parametrize("asked", [["127.0.0.1"], ["SERVER", "127.0.0.1"]])
-def test_what_is_good_is_kept(tmp_path: Path, asked: list[str]) -> None:
+def test_good_files_are_kept(tmp_path: Path, asked: list[str]) -> None:
     credentials.write(tmp_path, ["server", "127.0.0.1"])
     before = contents(tmp_path)
     again = credentials.write(tmp_path, asked, days=3650)
     assert contents(tmp_path) == before
-    assert not again.written and again.told.startswith("kept\ncertificate for server, 127.0.0.1 until ")
+    assert not again.written and again.summary.startswith(
+        "kept: no file needs to change\ncertificate for server, 127.0.0.1 until "
+    )
 
 
-async def test_another_host_is_added_and_devices_still_get_in(tmp_path: Path) -> None:
+async def test_another_host_is_added_and_devices_can_still_connect(tmp_path: Path) -> None:
     first = credentials.write(tmp_path, ["server", "127.0.0.1"])
     (tmp_path / "device.pem").write_bytes(first.ca.read_bytes())
     before = contents(tmp_path)
@@ -102,11 +108,11 @@ async def test_another_host_is_added_and_devices_still_get_in(tmp_path: Path) ->
     changed = {path for path, content in contents(tmp_path).items() if content != before[path]}
     assert changed == {Path("server/cert.pem")} and more.written == (more.certificate,)
     assert hosts(more) == {"server", "127.0.0.1", "edge.example.org"}
-    assert "edge.example.org added" in more.told and "restart" in more.told
+    assert "edge.example.org added" in more.summary and "restart" in more.summary
     assert await probe(tmp_path, tmp_path / "device.pem") == SERVING
 
 
-async def test_what_ends_soon_is_renewed_and_devices_still_get_in(
+async def test_a_certificate_that_expires_soon_is_renewed_and_devices_can_still_connect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     credentials.write(tmp_path, ["server", "127.0.0.1"], days=30)
@@ -118,11 +124,11 @@ async def test_what_ends_soon_is_renewed_and_devices_still_get_in(
         renewed = credentials.write(tmp_path, ["server"], days=60)
         assert renewed.written == (renewed.certificate,)
         certificate = x509.load_pem_x509_certificate(renewed.certificate.read_bytes())
-        assert timedelta(days=59) < certificates.left(certificate) < timedelta(days=60)
+        assert timedelta(days=59) < certificates.time_left(certificate) < timedelta(days=60)
         assert not credentials.write(tmp_path, ["server"]).written
     assert hosts(renewed) == {"server", "127.0.0.1"}
     assert {path for path in before if before[path] != contents(tmp_path)[path]} == {Path("server/cert.pem")}
-    # Its beginning lies days ahead of the clock of this test; what gRPC says of it then is gRPC's.
+    # Not with gRPC: the certificate is not valid yet by the real clock.
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(renewed.ca.read_bytes()))
 
 
@@ -136,7 +142,7 @@ def test_no_certificate_outlives_its_authority(tmp_path: Path, monkeypatch: pyte
     pass_time(monkeypatch, timedelta(days=10))
     before = contents(tmp_path)
     kept = credentials.write(tmp_path, ["server"])
-    assert not kept.written and "will not be renewed" in kept.told and "--replace" in kept.told
+    assert not kept.written and "will not be renewed" in kept.summary and "--replace" in kept.summary
     pass_time(monkeypatch, timedelta(days=10))
     with pytest.raises(CredentialsError, match="--replace"):
         credentials.write(tmp_path, ["server"])
@@ -144,7 +150,7 @@ def test_no_certificate_outlives_its_authority(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", ["server/cert.pem", "server/key.pem", "server/token", "client/ca.pem", "client/token"])
-def test_a_missing_file_is_made_of_the_others(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_written_from_the_others(tmp_path: Path, name: str) -> None:
     credentials.write(tmp_path, ["server"])
     before = contents(tmp_path)
     (tmp_path / name).unlink()
@@ -219,7 +225,7 @@ def test_an_interrupted_renewal_is_completed(tmp_path: Path, monkeypatch: pytest
         credentials.write(folder, ["server"])
         certificate = x509.load_pem_x509_certificate((folder / "server/cert.pem").read_bytes())
         authorities = x509.load_pem_x509_certificates(trusted)
-        assert any(certificates.signed_by(certificate, one) for one in authorities), "devices still get in"
+        assert any(certificates.signed_by(certificate, one) for one in authorities), "devices can still connect"
         credentials.write(folder, [], **{step: True})  # type: ignore[arg-type]
         both = step == "renew"
         assert state(folder) == ((4, 2) if both else (2, 1)) + ({"", "kitchen"}, 1, both)
@@ -227,7 +233,7 @@ def test_an_interrupted_renewal_is_completed(tmp_path: Path, monkeypatch: pytest
     assert calls == len(done) >= 6
 
 
-def test_a_device_is_revoked_by_its_line_and_made_anew(tmp_path: Path) -> None:
+def test_a_device_is_revoked_by_removing_its_line_and_can_be_added_again(tmp_path: Path) -> None:
     credentials.write(tmp_path, ["server"])
     first = credentials.write(tmp_path, [], device="kitchen")
     assert not credentials.write(tmp_path, [], device="kitchen").written
@@ -236,7 +242,7 @@ def test_a_device_is_revoked_by_its_line_and_made_anew(tmp_path: Path) -> None:
     first.token.write_text(f"{shared}\n")
     credentials.write(tmp_path, ["server"])
     credentials.write(tmp_path, [], renew=True)
-    assert contents(tmp_path / "devices") == before, "a revoked device comes by no new token"
+    assert contents(tmp_path / "devices") == before, "a revoked device gets no new token"
     credentials.write(tmp_path, [], finish=True)
     credentials.write(tmp_path, [], device="kitchen")
     changed = {path.name for path, content in contents(tmp_path / "devices").items() if content != before[path]}
@@ -244,7 +250,7 @@ def test_a_device_is_revoked_by_its_line_and_made_anew(tmp_path: Path) -> None:
     assert of_kitchen.value not in first.token.read_text()
 
 
-def test_what_devices_share_may_be_revoked_for_good(tmp_path: Path) -> None:
+def test_the_shared_token_can_be_revoked_for_good(tmp_path: Path) -> None:
     first = credentials.write(tmp_path, ["server"])
     credentials.write(tmp_path, [], device="kitchen")
     first.token.write_text(f"{read_tokens(first.token)[1]}\n")
@@ -253,7 +259,7 @@ def test_what_devices_share_may_be_revoked_for_good(tmp_path: Path) -> None:
     assert [token.name for token in read_tokens(first.token)] == ["kitchen", "kitchen"]
 
 
-def test_a_lost_authority_is_succeeded(tmp_path: Path) -> None:
+def test_a_lost_authority_can_be_replaced_by_a_renewal(tmp_path: Path) -> None:
     written = credentials.write(tmp_path, ["server"])
     written.authority.unlink()
     credentials.write(tmp_path, [], renew=True)
@@ -284,7 +290,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("asked", ["server", "other"])
-async def test_what_is_damaged_is_named_and_kept_unless_asked(tmp_path: Path, how: str, asked: str) -> None:
+async def test_damaged_files_are_named_and_kept_unless_replaced(tmp_path: Path, how: str, asked: str) -> None:
     folder = tmp_path / "ours"
     written = credentials.write(folder, ["server", "127.0.0.1"])
     damage(folder, how)
@@ -294,34 +300,34 @@ async def test_what_is_damaged_is_named_and_kept_unless_asked(tmp_path: Path, ho
     assert str(getattr(written, how.partition(" ")[0])) in str(refused.value) and "--replace" in str(refused.value)
     assert contents(folder) == before
     replaced = credentials.write(folder, ["127.0.0.1"], replace=True)
-    assert len(replaced.written) == 6 and "every device" in replaced.told
+    assert len(replaced.written) == 6 and "every device" in replaced.summary
     assert await probe(folder, replaced.ca) == SERVING
 
 
 def test_replacing_changes_all_of_it(tmp_path: Path) -> None:
-    assert "every device" not in credentials.write(tmp_path, ["server"], replace=True).told  # there were none
+    assert "every device" not in credentials.write(tmp_path, ["server"], replace=True).summary  # there were none
     before = contents(tmp_path)
     credentials.write(tmp_path, ["other"], replace=True)
     assert all(content != before[path] for path, content in contents(tmp_path).items())
 
 
 def test_without_the_authority_nothing_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As earlier versions left it, or whoever keeps that key elsewhere.
+    # As earlier versions wrote it, or after its owner has moved the key elsewhere.
     written = credentials.write(tmp_path, ["server"], days=30)
     written.authority.unlink()
     before = contents(tmp_path)
-    assert credentials.write(tmp_path, ["server"]).told.startswith("kept\n")
+    assert credentials.write(tmp_path, ["server"]).summary.startswith("kept: ")
     with pytest.raises(CredentialsError, match=r"authority\.pem.* for other.* missing.*Nothing was changed.*--replace"):
         credentials.write(tmp_path, ["server", "other"])
     pass_time(monkeypatch, timedelta(days=20))
-    assert "will not be renewed" in credentials.write(tmp_path, ["server"]).told
+    assert "will not be renewed" in credentials.write(tmp_path, ["server"]).summary
     pass_time(monkeypatch, timedelta(days=20))
     with pytest.raises(CredentialsError, match="missing"):
         credentials.write(tmp_path, ["server"])
     assert contents(tmp_path) == before
 
 
-def test_a_token_that_devices_have_is_not_made_up_again(tmp_path: Path) -> None:
+def test_a_lost_token_that_devices_have_is_not_replaced_silently(tmp_path: Path) -> None:
     written = credentials.write(tmp_path, ["server"])
     written.token.unlink()
     written.client_token.unlink()
@@ -330,7 +336,7 @@ def test_a_token_that_devices_have_is_not_made_up_again(tmp_path: Path) -> None:
     assert not written.token.exists()
 
 
-def test_a_token_of_ones_own_is_taken(tmp_path: Path) -> None:
+def test_a_token_that_the_owner_wrote_is_used(tmp_path: Path) -> None:
     token = tmp_path / "server" / "token"
     token.parent.mkdir()
     token.write_text("chosen-by-somebody\n")
@@ -356,7 +362,7 @@ def test_two_calls_at_once_agree(tmp_path: Path) -> None:
     assert not failed and not last.written and hosts(last) == {"a", "b", "c", "d"}
 
 
-def test_a_renewed_file_stays_readable_for_whom_it_was(tmp_path: Path) -> None:
+def test_a_renewed_file_keeps_its_owner_and_mode(tmp_path: Path) -> None:
     written = credentials.write(tmp_path, ["server"])
     written.certificate.chmod(0o640)
     if os.geteuid() == 0:
@@ -382,7 +388,7 @@ def test_a_renewed_file_stays_readable_for_whom_it_was(tmp_path: Path) -> None:
         (["server"], {"renew": True, "finish": True}),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, asked: list[str], settings: dict[str, Any]) -> None:
+def test_wrong_arguments_are_refused(tmp_path: Path, asked: list[str], settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"--host|--days|--device|--renew"):
         credentials.write(tmp_path, asked, **settings)
     assert not contents(tmp_path)
@@ -394,7 +400,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
         return subprocess.run(line, capture_output=True, text=True, check=False)
 
     assert command("--host", "a").stdout.startswith("written: ")
-    assert command("--host", "a").stdout.startswith("kept\ncertificate for a until ")
+    assert command("--host", "a").stdout.startswith("kept: no file needs to change\ncertificate for a until ")
     assert "b added" in command("--host", "b").stdout
     (tmp_path / "client" / "ca.pem").write_text("nothing")
     refused = command("--host", "a")

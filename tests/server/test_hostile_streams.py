@@ -1,4 +1,4 @@
-"""Whatever clients say and in whatever order: the server answers, ends, and keeps nothing."""
+"""Whatever clients send, in any order: the server replies, ends the session, and keeps nothing."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ from benchmarks.fuzz.requests import (
     hello,
     picture,
     read,
-    said,
+    request,
     seeds,
     view,
     write,
 )
 from benchmarks.fuzz.streams import Streams, converse
-from edge_server.answer import Question
-from edge_server.session import Session
+from edge_server.answer import QuestionJob
+from edge_server.session import ServerSession
 from edge_server.uploads import Uploads
-from shared.rpc.tofc.v1 import tofc_pb2
+from tofc.v1 import tofc_pb2 as pb
 
 SETTINGS = st.integers(0, 2)
 client, small = st.integers(0, 1), st.integers(0, 4)
 uint32 = small | st.integers(0, 2**32 - 1)
-history = st.builds(tofc_pb2.Turn, role=st.integers(-1, 4), text=st.text(max_size=30))
+history = st.builds(pb.Turn, role=st.integers(-1, 4), text=st.text(max_size=30))
 sampling = st.builds(
-    tofc_pb2.Sampling,
+    pb.Sampling,
     max_tokens=uint32,
     temperature=st.none() | st.floats(width=32),
     top_p=st.none() | st.floats(0, 2, width=32),
     top_k=st.none() | uint32,
 )
 asks = st.builds(
-    tofc_pb2.Ask, request=uint32, refs=st.lists(small, max_size=9), question=st.text(max_size=30),
+    pb.Ask, request=uint32, refs=st.lists(small, max_size=9), question=st.text(max_size=30),
     history=st.lists(history, max_size=4), sampling=st.none() | sampling, deadline_ms=uint32, thinking=st.booleans(),
-    after=small,
+    previous_request=small,
 )  # fmt: skip
 step = st.one_of(
     st.builds(picture, client, small, st.integers(0, 2), small, small),
     st.builds(view, client, small, small, st.sampled_from(PACKETS) | st.binary(max_size=20)),
     st.builds(ask, client, small, small, pause=small),
     st.builds(cancel, client, small),
-    st.builds(lambda who, asked: said(who, asks=[asked]), client, asks),
+    st.builds(lambda who, asked: request(who, asks=[asked]), client, asks),
     st.builds(Step, client, st.sampled_from(Kind), st.integers(0, 63), st.binary(max_size=12)),
     st.builds(hello, client),
 )
@@ -83,7 +83,7 @@ def test_any_requests_at_all(settings_: int, steps: list[Step]) -> None:
 
 @quick
 @given(SETTINGS, st.sampled_from(seeds()), st.randoms(use_true_random=False))
-def test_sessions_that_were_nearly_good(settings_: int, steps: list[Step], rng: Random) -> None:
+def test_valid_sessions_with_small_changes(settings_: int, steps: list[Step], rng: Random) -> None:
     for _ in range(3):
         steps = changed(steps, rng, lambda data: rng.randbytes(len(data)))
     converse(settings_, [[one for one in steps if one.client == who] for who in (0, 1)])
@@ -96,7 +96,7 @@ def test_any_bytes_are_steps_and_steps_are_bytes(data: bytes) -> None:
     assert read(write(steps)) == steps
 
 
-@pytest.mark.parametrize("steps", seeds()[:-1])  # the last one's question comes too late
+@pytest.mark.parametrize("steps", seeds()[:-1])  # the question of the last one comes too late
 def test_good_sessions_end_well(steps: list[Step]) -> None:
     played = converse(0, [[one for one in steps if one.client == who] for who in (0, 1)])
     leaves = any(one.kind is Kind.LEAVE for one in steps)
@@ -104,11 +104,11 @@ def test_good_sessions_end_well(steps: list[Step]) -> None:
     assert all(not response.HasField("error") for one in played for response in one.responses)
 
 
-def test_a_client_that_reads_nothing_loses_its_place() -> None:
+def test_a_client_that_reads_nothing_loses_its_session() -> None:
     steps = [
         hello(0),
         Step(0, Kind.READ_NOT),
-        *(picture(0, 1, 0, reply=True) for _ in range(60)),
+        *(picture(0, 1, 0, want_state=True) for _ in range(60)),
         Step(0, Kind.WAIT, 1),
     ]
     assert converse(0, [steps])[0].status is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -119,12 +119,12 @@ def test_a_client_that_reads_nothing_loses_its_place() -> None:
     [
         (Uploads, "close", "not in use"),  # announced pictures are kept for ever
         (Uploads, "release", "not in use"),  # a question's pictures are
-        (Session, "_cancel", "INTERNAL|client's"),
-        (Question, "_views", "INTERNAL|client's"),
+        (ServerSession, "_cancel", "INTERNAL|client's"),
+        (QuestionJob, "_wait_for_views", "INTERNAL|client's"),
     ],
 )
 def test_a_broken_server_is_found_out(broken: type, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else these tests would pass whatever a server does."""
+    """Otherwise these tests could pass with any server."""
 
     async def fails(*_: object) -> None:
         raise ValueError("planted")

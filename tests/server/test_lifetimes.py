@@ -1,7 +1,8 @@
-"""What ends early: cancelled and late questions, vanished clients, evicted pictures, a stopping server."""
+"""Early ends: cancelled and late questions, vanished clients, evicted pictures, a stopping server."""
+
+from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
 import pytest
@@ -9,14 +10,14 @@ import pytest
 from edge_server.engine.base import Prompt
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import fake_backend, prompt_bytes
-from edge_server.pictures import OVERHEAD
+from edge_server.picture_cache import OVERHEAD_BYTES
 from edge_server.server import SERVICE
 from edge_server.settings import SessionLimits
-from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect, Serve
-from tests.server.raw_client import ANSWERED, RawClient
+from tests.server.raw_client import ANSWERED, RawClient, within
+from tofc.v1 import tofc_pb2 as pb
 
-CANCELLED = tofc_pb2.FINISH_REASON_CANCELLED
+CANCELLED = pb.FINISH_REASON_CANCELLED
 
 
 def echo(prompt: Prompt) -> list[int]:
@@ -34,18 +35,13 @@ def engine(gate: asyncio.Event) -> FakeEngine:
     return FakeEngine(echo, gate=gate, queue=3)
 
 
-async def within(awaitable: Any) -> Any:
-    async with asyncio.timeout(ANSWERED):
-        return await awaitable
-
-
 async def test_cancel_stops_the_engine(serve: Serve, connect: Connect, engine: FakeEngine) -> None:
     client = connect(await serve(fake_backend(engine=engine)))
     await client.hello()
     await client.ask(1, "never answered")
     await within(engine.busy.wait())
     for _ in range(2):  # a second cancel is harmless
-        await client.send(cancels=[tofc_pb2.Cancel(request=1)])
+        await client.send(cancels=[pb.Cancel(request=1)])
     text, done = await client.answer(1)
     assert (text, done.finish_reason) == ("", CANCELLED)
     assert done.usage.prompt_tokens == len("never answered")
@@ -59,7 +55,7 @@ async def test_cancel_of_a_question_that_waits_for_views(serve: Serve, connect: 
     await client.hello()
     await client.picture(1, "p")
     await client.ask(1, "?", refs=(1,))
-    await client.send(cancels=[tofc_pb2.Cancel(request=1)])
+    await client.send(cancels=[pb.Cancel(request=1)])
     assert (await client.answer(1))[1].finish_reason == CANCELLED
     assert not engine.prompts
     await client.end()
@@ -73,7 +69,7 @@ async def test_cancel_of_one_leaves_the_other(
     await client.hello()
     await client.ask(1, "one")
     await client.ask(2, "two")
-    await client.send(cancels=[tofc_pb2.Cancel(request=2)])
+    await client.send(cancels=[pb.Cancel(request=2)])
     assert (await client.answer(2))[1].finish_reason == CANCELLED
     gate.set()
     assert (await client.answer(1))[0] == "one"
@@ -114,8 +110,8 @@ async def test_a_deadline_stops_the_engine(serve: Serve, connect: Connect, engin
     assert engine.steps == 0
 
 
-async def test_views_that_never_come(serve: Serve, connect: Connect) -> None:
-    client = connect(await serve(picture_timeout=0.001))
+async def test_a_question_whose_views_never_arrive(serve: Serve, connect: Connect) -> None:
+    client = connect(await serve(picture_timeout_s=0.001))
     await client.hello()
     await client.picture(1, "p", rows=1, columns=1)
     await client.view(1, 0, b"x")
@@ -138,7 +134,7 @@ async def test_a_client_that_vanishes_stops_the_engine(serve: Serve, connect: Co
     await within(endless.idle.wait())
     assert endless.cancelled == 1
     assert endless.steps < 1_000_000
-    while len(server.service.pictures):  # what it sent by halves goes as well
+    while len(server.service.pictures):  # the incomplete picture is dropped as well
         await asyncio.sleep(0)
 
 
@@ -159,7 +155,7 @@ async def fill(client: RawClient, ref: int, name: str) -> None:
 
 
 async def test_an_evicted_picture_is_asked_for_again(serve: Serve, connect: Connect) -> None:
-    server = await serve(cache_bytes=2 * OVERHEAD + 100)
+    server = await serve(cache_bytes=2 * OVERHEAD_BYTES + 100)
     client = connect(server)
     await client.hello()
     for ref, name in ((1, "a"), (2, "b"), (3, "c")):  # the third pushes the first out
@@ -179,7 +175,7 @@ async def test_an_evicted_picture_is_asked_for_again(serve: Serve, connect: Conn
 async def test_pictures_in_use_are_not_evicted(
     serve: Serve, connect: Connect, engine: FakeEngine, gate: asyncio.Event
 ) -> None:
-    server = await serve(fake_backend(engine=engine), cache_bytes=2 * OVERHEAD + 100)
+    server = await serve(fake_backend(engine=engine), cache_bytes=2 * OVERHEAD_BYTES + 100)
     one, two = connect(server), connect(server)
     await one.hello()
     await two.hello()
@@ -187,7 +183,7 @@ async def test_pictures_in_use_are_not_evicted(
     await fill(one, 2, "b")
     await one.ask(1, "?", refs=(1, 2))
     await within(engine.busy.wait())
-    await two.send(pictures=[tofc_pb2.Picture(ref=1, picture_id=b"c" * 8)])
+    await two.send(pictures=[pb.Picture(ref=1, picture_id=b"c" * 8)])
     await two.failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "CACHE_FULL")
     gate.set()
     assert (await one.answer(1))[0] == "ab?"
@@ -200,14 +196,14 @@ async def test_abandoned_pictures_make_room_for_newer_ones(serve: Serve, connect
     for ref in range(1, 6):
         await client.picture(ref, str(ref))
     assert len(server.service.pictures) == 2
-    await client.view(1, 0, b"late")  # acknowledged, and forgotten
+    await client.view(1, 0, b"late")  # acknowledged and dropped
     await client.ask(1, "?", refs=(1,))
     assert (await client.expect("need_picture")).ref == 1
     await fill(client, 1, "1")
     assert (await client.answer(1))[0] == "1?"
 
 
-async def test_views_of_a_picture_that_came_back_with_another_layout_are_forgotten(
+async def test_views_of_a_picture_that_was_announced_with_another_layout_are_dropped(
     serve: Serve, connect: Connect
 ) -> None:
     server = await serve(limits=SessionLimits(pictures_under_way=1, views_per_picture=5))
@@ -215,9 +211,9 @@ async def test_views_of_a_picture_that_came_back_with_another_layout_are_forgott
     await early.hello()
     await late.hello()
     await early.picture(1, "p", rows=2, columns=2)
-    await early.picture(2, "q")  # one too many: the first is let go
+    await early.picture(2, "q")  # one too many: the first is dropped
     await late.picture(1, "p")
-    for index in (3, 0):  # there is no such view now, and one that is something else
+    for index in (3, 0):  # the first does not exist now, the second is another view
         await early.view(1, index, b"lost")
     await early.ask(1, "?", refs=(1,))
     error = await early.expect("error")
@@ -228,7 +224,7 @@ async def test_views_of_a_picture_that_came_back_with_another_layout_are_forgott
     await early.end()
 
 
-async def test_stopping_lets_questions_end_and_takes_no_more(
+async def test_stopping_finishes_questions_and_accepts_no_more(
     serve: Serve, connect: Connect, engine: FakeEngine, gate: asyncio.Event
 ) -> None:
     server = await serve(fake_backend(engine=engine))
@@ -237,7 +233,7 @@ async def test_stopping_lets_questions_end_and_takes_no_more(
     await quiet.hello()
     await busy.ask(1, "under way")
     await within(engine.busy.wait())
-    stopping = asyncio.create_task(server.stop(grace=ANSWERED))
+    stopping = asyncio.create_task(server.stop(grace_s=ANSWERED))
     assert "stopping" in await quiet.failed(grpc.StatusCode.UNAVAILABLE, "STOPPING")
     await busy.ask(2, "too late")
     refused = await busy.expect("error")
@@ -250,13 +246,13 @@ async def test_stopping_lets_questions_end_and_takes_no_more(
     assert engine.stopped and engine.idle.is_set()
 
 
-async def test_stopping_waits_no_longer_than_its_grace(serve: Serve, connect: Connect, engine: FakeEngine) -> None:
+async def test_stopping_waits_no_longer_than_grace_s(serve: Serve, connect: Connect, engine: FakeEngine) -> None:
     server = await serve(fake_backend(engine=engine))
     busy = connect(server)
     await busy.hello()
     await busy.ask(1, "?")
     await within(engine.busy.wait())
-    stopping = asyncio.create_task(server.stop(grace=0.01))
+    stopping = asyncio.create_task(server.stop(grace_s=0.01))
     assert "stopping" in await busy.failed(grpc.StatusCode.UNAVAILABLE, "STOPPING")
     await within(stopping)
     assert engine.stopped and engine.idle.is_set() and engine.steps == 0

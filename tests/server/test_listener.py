@@ -1,4 +1,6 @@
-"""A port that gRPC gives up is served again; what was open stays open."""
+"""A port that gRPC gives up is bound again; open sessions stay open."""
+
+from __future__ import annotations
 
 import asyncio
 import gc
@@ -11,10 +13,10 @@ import pytest
 
 from benchmarks.trust.wire import HEADERS, RST_STREAM, Wire, call
 from edge_server import listener as listening
-from shared.rpc import channel
-from shared.rpc.errors import UnavailableError
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
+from tofc.errors import UnavailableError
+from tofc.rpc import channel
 
 SESSION = b"/tofc.v1.TofcService/Session"
 UNDECODABLE = [call(b"/\xff"), call(SESSION + b"\xc3")]
@@ -28,7 +30,7 @@ REFUSED = [
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "WATCH_S", 0.02)
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
@@ -38,11 +40,11 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Set whenever a port is bound."""
     event, bind = asyncio.Event(), channel.bind
 
-    def telling(*arguments: Any) -> int:
+    def recording(*arguments: Any) -> int:
         event.set()
         return bind(*arguments)
 
-    monkeypatch.setattr(channel, "bind", telling)
+    monkeypatch.setattr(channel, "bind", recording)
     return event
 
 
@@ -86,8 +88,10 @@ async def test_open_sessions_outlive_a_collection_of_garbage(
         await one.end()
 
 
-async def test_no_method_is_registered_apart(serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each such gRPC waits apart, with memory that it frees when its accept loop ends and then writes to."""
+async def test_no_method_is_registered_separately(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each registered method is waited for with memory that gRPC frees when its accept loop ends and then writes to."""
 
     def registered(*_: object) -> None:
         raise AssertionError
@@ -98,7 +102,7 @@ async def test_no_method_is_registered_apart(serve: Serve, connect: Connect, mon
 
 
 @pytest.mark.parametrize("block", REFUSED)
-async def test_other_calls_that_make_no_sense_are_refused(serve: Serve, connect: Connect, block: bytes) -> None:
+async def test_other_malformed_calls_are_refused(serve: Serve, connect: Connect, block: bytes) -> None:
     server = await serve()
     async with Wire(server.port) as wire:
         await wire.call(block)
@@ -109,24 +113,24 @@ async def test_other_calls_that_make_no_sense_are_refused(serve: Serve, connect:
     await client.hello()
 
 
-async def test_without_a_file_descriptor_to_look_with_the_port_is_not_taken_for_lost(
+async def test_a_check_that_lacks_a_file_descriptor_does_not_count_the_port_as_lost(
     serve: Serve, connect: Connect, bound: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else whoever opens connections until there are none left ends the server."""
+    """Otherwise a client that opens connections until no descriptor is left could end the server."""
     server = await serve()
     before = connect(server)
     await before.hello()
-    looked, is_free = asyncio.Semaphore(0), channel.is_free
+    looked, is_port_free = asyncio.Semaphore(0), channel.is_port_free
     loop = asyncio.get_running_loop()
 
-    def telling(host: str, port: int) -> bool:
+    def recording(host: str, port: int) -> bool:
         try:
-            return is_free(host, port)
+            return is_port_free(host, port)
         except OSError:
             loop.call_soon_threadsafe(looked.release)
             raise
 
-    monkeypatch.setattr(channel, "is_free", telling)
+    monkeypatch.setattr(channel, "is_port_free", recording)
     bound.clear()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.dup(0)
@@ -171,7 +175,7 @@ async def test_a_server_that_lost_its_port_still_ends_open_sessions_in_order(
         await wire.call(UNDECODABLE[0])
         async with asyncio.timeout(ANSWERED):
             await bound.wait()
-    stopping = asyncio.create_task(server.stop(grace=ANSWERED))
+    stopping = asyncio.create_task(server.stop(grace_s=ANSWERED))
     error = await client.expect("error")
     assert error.reason == "STOPPING"
     await client.call.done_writing()

@@ -1,4 +1,6 @@
-"""A log that nobody reads, or that somebody floods, is nobody else's concern."""
+"""A log that nobody reads, or that is flooded, does not affect the service."""
+
+from __future__ import annotations
 
 import asyncio
 import logging
@@ -10,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from edge_server.log import ALIKE, WAITING, QueuedLog
-from shared.rpc.channel import dial
+from edge_server.log import MAX_ALIKE, MAX_WAITING, QueuedLog
 from tests.server.raw_client import ANSWERED, RawClient
+from tofc.rpc.channel import dial
 
 SERVER = (
     "import sys; from edge_server import backend, cli; from edge_server.fake import fake_backend; "
@@ -30,7 +32,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def logger(pipe: tuple[int, int]) -> Iterator[logging.Logger]:
-    """Writes into the pipe."""
+    """Return a logger that writes into the pipe."""
     logger, handler = logging.Logger("some.module"), QueuedLog(pipe[1])
     logger.addHandler(handler)
     yield logger
@@ -51,34 +53,34 @@ def test_lines_come_in_order_with_level_and_name(logger: logging.Logger, pipe: t
     assert "WARNING some.module: one 1\n" in text and "ERROR some.module: two \\xff" in text
 
 
-def test_what_a_log_quotes_steers_no_terminal(logger: logging.Logger, pipe: tuple[int, int]) -> None:
+def test_control_characters_are_written_out(logger: logging.Logger, pipe: tuple[int, int]) -> None:
     logger.info("%s went away", "\x1b[2J\x9bm")
     assert "some.module: \\x1b[2J\\x9bm went away\n" in read(pipe, lambda text: text.endswith("\n"))
 
 
-def test_what_does_not_fit_is_counted(logger: logging.Logger, pipe: tuple[int, int]) -> None:
-    count = WAITING + 500
+def test_dropped_lines_are_counted(logger: logging.Logger, pipe: tuple[int, int]) -> None:
+    count = MAX_WAITING + 500
     for number in range(count):
         logger.warning(f"{number:024} {'x' * 1000}")  # a pipe holds some sixty of them
-    text = read(pipe, lambda text: text.count("\n") >= WAITING)
+    text = read(pipe, lambda text: text.count("\n") >= MAX_WAITING)
     logger.warning("the next")
     text += read(pipe, lambda text: "the next" in text)
     dropped = sum(map(int, re.findall(r"^(\d+) lines were dropped", text, re.M)))
     assert dropped + text.count("xxx\n") == count and dropped >= 400
 
 
-def test_a_flood_of_one_kind_is_counted_instead(
+def test_a_flood_of_similar_lines_is_counted_instead(
     logger: logging.Logger, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("edge_server.log.time.monotonic", lambda: now[0])
-    for number in range(ALIKE + 25):
+    for number in range(MAX_ALIKE + 25):
         logger.error("Task exception was never retrieved %d", number)
     logger.error("something else")
     now[0] += 60
     logger.error("later")
     text = read(pipe, lambda text: "later" in text)
-    assert text.count("never retrieved") == ALIKE and "something else" in text
+    assert text.count("never retrieved") == MAX_ALIKE and "something else" in text
     assert "25 more lines of some.module that begin with 'Task exception was never' were left out" in text
 
 

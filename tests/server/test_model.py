@@ -1,5 +1,7 @@
 """The server with a checkpoint and a codec, both tiny and random: embeddings, answers, what is loaded."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import Iterator
@@ -14,23 +16,22 @@ from numpy.typing import NDArray
 from edge_server import backend as backends
 from edge_server.assemble import PictureRows, SplitAssembler
 from edge_server.backend import Backend
-from edge_server.engine.base import Sampling
+from edge_server.engine.base import SamplingParams
 from edge_server.engine.qwen3 import load_qwen3
 from edge_server.server import start
 from edge_server.settings import ServerSettings, SessionLimits
-from lab import fake as lab_fake
-from lab.checkpoint import split
-from shared.codec.codec import Codec
-from shared.codec.fake import fake_features, fake_weights
-from shared.model.checkpoint import Checkpoint
-from shared.model.config import CheckpointError
-from shared.model.generation import stop_tokens
-from shared.model.projector import Projector
-from shared.model.prompt import Turn, load_tokenizer
-from shared.model.tower import Tower
-from shared.rpc.errors import CorruptPacketError, InvalidRequestError
-from shared.rpc.tofc.v1 import tofc_pb2
 from tests.server.conftest import Connect
+from tofc.codec.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.errors import CheckpointError, CorruptPacketError, InvalidRequestError
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.generation import stop_tokens
+from tofc.model.projector import Projector
+from tofc.model.prompt import Turn, load_tokenizer
+from tofc.model.tower import Tower
+from tofc.v1 import tofc_pb2 as pb
+from tofc_lab.checkpoint import fake as lab_fake
+from tofc_lab.checkpoint.split import split
 
 D, H, GRID, CROP_GRID = 128, 32, 6, 4
 
@@ -52,8 +53,8 @@ def codec(folder: Path) -> Codec:
     "written",
     [{"rope_theta": 1e6, "rope_scaling": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}],
 )
-def test_the_decoder_turns_as_fast_as_its_configuration_says(tmp_path: Path, written: dict[str, object]) -> None:
-    """In the words of every release of transformers; one that missed them would turn a hundred times as fast."""
+def test_the_decoder_uses_the_rope_theta_of_its_configuration(tmp_path: Path, written: dict[str, object]) -> None:
+    """It is spelled in two ways, by release of transformers; the default is a hundred times smaller."""
     lab_fake.write(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     raw["text_config"] |= written
@@ -80,19 +81,21 @@ def expected_rows(folder: Path, codec: Codec, data: bytes) -> NDArray[np.float32
     return decoded.features @ weight.T + codec.grid_embedding(decoded.grid, decoded.positions)
 
 
-def test_a_view_is_projected_and_placed(folder: Path, codec: Codec, backend: Backend) -> None:
+def test_a_view_is_projected_and_gets_its_grid_embedding(folder: Path, codec: Codec, backend: Backend) -> None:
     data = packet(codec, GRID**2, 12, seed=1)
     rows = backend.assembler.view(data, last=True)
     assert rows.shape == (12, H) and rows.dtype == np.float32
     np.testing.assert_allclose(rows, expected_rows(folder, codec, data), atol=1e-5)
-    with pytest.raises(InvalidRequestError, match="a crop of 224 px has 4 x 4"):
+    with pytest.raises(
+        InvalidRequestError, match="a crop of 224 px has a grid of 4 x 4 features, the packet has 6 x 6"
+    ):
         backend.assembler.view(data, last=False)
     with pytest.raises(CorruptPacketError) as damaged:
         backend.assembler.view(data[:-1] + bytes([data[-1] ^ 1]), last=True)
     assert damaged.value.reason == "CHECKSUM_MISMATCH"
 
 
-def test_views_stand_where_the_prompt_has_patches(folder: Path, backend: Backend) -> None:
+def test_views_replace_the_patch_tokens_of_the_prompt(folder: Path, backend: Backend) -> None:
     rng = np.random.default_rng(5)
     views = [rng.standard_normal((n, H)).astype(np.float32) for n in (3, 2, 5)]
     turns = [Turn(role="user", text="a <im_patch> in a text")]
@@ -127,7 +130,7 @@ def reference(folder: Path, embeds: NDArray[np.float32], count: int) -> list[int
 
 
 async def test_packets_in_and_text_out(folder: Path, codec: Codec, connect: Connect) -> None:
-    server = await start(ServerSettings(model=folder, port=0, grace=0.0))
+    server = await start(ServerSettings(model=folder, port=0, grace_s=0.0))
     try:
         checkpoint = Checkpoint.open(folder)
         client = connect(server)
@@ -136,7 +139,7 @@ async def test_packets_in_and_text_out(folder: Path, codec: Codec, connect: Conn
         crop, whole = packet(codec, CROP_GRID**2, 5, seed=6), packet(codec, GRID**2, 7, seed=7)
         await client.view(1, 1, whole)
         await client.view(1, 0, crop)
-        await client.ask(1, "what is in the picture?", refs=(1,), sampling=tofc_pb2.Sampling(max_tokens=12))
+        await client.ask(1, "what is in the picture?", refs=(1,), sampling=pb.Sampling(max_tokens=12))
         text, done = await client.answer(1)
         backend = server.backend
         rows = [backend.assembler.view(crop, last=False), backend.assembler.view(whole, last=True)]
@@ -168,7 +171,7 @@ async def test_the_tower_is_never_read(folder: Path, monkeypatch: pytest.MonkeyP
     assert asked
     assert not [name for name in asked if "vision" in name]
     generation = backend.engine.submit(
-        backend.assembler.prompt([Turn(role="user", text="hi")], [], 100).prompt, Sampling(max_tokens=2)
+        backend.assembler.prompt([Turn(role="user", text="hi")], [], 100).prompt, SamplingParams(max_tokens=2)
     )
     assert len([token async for token in generation]) <= 2
     await backend.engine.stop()
@@ -180,14 +183,14 @@ async def test_images_need_the_whole_checkpoint(folder: Path, tmp_path: Path) ->
     for path, half in ((tmp_path / "device", "device"), (tmp_path / "server", "server"), (tmp_path, "server")):
         with pytest.raises(CheckpointError, match=f"is the {half} half of a model; --take-images needs tower and dec"):
             backends.load(ServerSettings(model=path, limits=taking))
-    assert backends.load(ServerSettings(model=tmp_path)).looker is None
+    assert backends.load(ServerSettings(model=tmp_path)).view_encoder is None
 
 
-async def test_an_image_gives_every_feature_projected_and_placed(folder: Path, codec: Codec) -> None:
+async def test_an_image_gives_every_feature_projected_with_its_grid_embedding(folder: Path, codec: Codec) -> None:
     backend = backends.load(
         ServerSettings(model=folder, limits=SessionLimits(image_bytes=100_000, image_pixels=1_000_000))
     )
-    assert backend.looker is not None
+    assert backend.view_encoder is not None
     checkpoint = Checkpoint.open(folder)
     tower, weight = Tower(checkpoint), checkpoint.projector_tensors()["vit_large_projector.weight"].numpy()
     pixels = np.random.default_rng(8).standard_normal((3, 336, 336)).astype(np.float32)
@@ -195,7 +198,7 @@ async def test_an_image_gives_every_feature_projected_and_placed(folder: Path, c
         view = np.ascontiguousarray(pixels[:, :px, :px])
         cells = np.arange(grid**2)
         wanted = tower.encode(view[None])[0] @ weight.T + codec.grid_embedding(grid, cells)
-        np.testing.assert_allclose(backend.looker.look(view), wanted, atol=1e-5)
+        np.testing.assert_allclose(backend.view_encoder.encode(view), wanted, atol=1e-5)
     await backend.engine.stop()
 
 

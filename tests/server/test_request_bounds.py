@@ -1,4 +1,6 @@
-"""What a request costs is in proportion to its bytes."""
+"""The memory that a request takes is in proportion to its bytes."""
+
+from __future__ import annotations
 
 import gc
 import weakref
@@ -9,13 +11,14 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_server.request_bounds import PARTS, parse_request
-from shared.rpc.channel import UP_BYTES
-from shared.rpc.errors import InvalidRequestError
-from shared.rpc.tofc.v1 import tofc_pb2 as pb
+from edge_server.request_bounds import MAX_PARTS, parse_request
+from edge_server.session import ServerSession
 from tests.server.conftest import Connect, Serve
+from tofc.errors import InvalidRequestError
+from tofc.rpc.channel import MAX_UP_BYTES
+from tofc.v1 import tofc_pb2 as pb
 
-MANY = PARTS + 1
+MANY = MAX_PARTS + 1
 TOO_MANY = {
     "views": pb.SessionRequest(views=[pb.View()] * MANY).SerializeToString(),
     "cancels": pb.SessionRequest(cancels=[pb.Cancel(request=1)] * MANY).SerializeToString(),
@@ -29,8 +32,8 @@ TOO_MANY = {
 
 @pytest.mark.parametrize("data", TOO_MANY.values(), ids=TOO_MANY)
 def test_too_many_parts_are_refused_unparsed(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("edge_server.request_bounds.tofc_pb2")
-    with pytest.raises(InvalidRequestError, match=f"more than {PARTS} parts; send several requests") as caught:
+    monkeypatch.delattr("edge_server.request_bounds.pb")
+    with pytest.raises(InvalidRequestError, match=f"at most {MAX_PARTS} parts; send several requests") as caught:
         parse_request(data)
     assert caught.value.reason == "TOO_MANY_PARTS"
 
@@ -38,14 +41,14 @@ def test_too_many_parts_are_refused_unparsed(data: bytes, monkeypatch: pytest.Mo
 def test_as_many_as_are_allowed_are_parsed() -> None:
     request = pb.SessionRequest(
         hello=pb.Hello(model_id="m"),
-        views=[pb.View(ref=1, index=2, packet=b"\x0a" * 50)] * (PARTS - 3),
+        views=[pb.View(ref=1, index=2, packet=b"\x0a" * 50)] * (MAX_PARTS - 3),
         asks=[pb.Ask(question="\x0a" * 40)],
     )
     assert parse_request(request.SerializeToString()) == request
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_parsed_as_protobuf_does(data: bytes) -> None:
+def test_any_bytes_are_parsed_as_by_protobuf(data: bytes) -> None:
     try:
         expected = pb.SessionRequest.FromString(data)
     except DecodeError:
@@ -55,27 +58,26 @@ def test_any_bytes_are_parsed_as_protobuf_does(data: bytes) -> None:
         assert parse_request(data) == expected
 
 
-async def test_a_session_that_sends_them_ends_and_leaves_nothing(serve: Serve, connect: Connect) -> None:
+async def test_a_session_that_sends_too_many_parts_ends(serve: Serve, connect: Connect) -> None:
     server = await serve()
     client = connect(server)
     await client.hello()
-    await client.call.write(pb.SessionRequest(views=[pb.View()] * (UP_BYTES // 2 - 10)))
+    await client.call.write(pb.SessionRequest(views=[pb.View()] * (MAX_UP_BYTES // 2 - 10)))
     await client.failed(grpc.StatusCode.INVALID_ARGUMENT, "TOO_MANY_PARTS")
 
 
-async def test_what_ended_a_session_holds_no_frames(
+async def test_the_error_that_ended_a_session_does_not_keep_it_in_memory(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edge_server.session import Session
 
-    seen: list[weakref.ref[Session]] = []
-    run = Session.run
+    seen: list[weakref.ref[ServerSession]] = []
+    run = ServerSession.run
 
-    async def noted(self: Session, requests: object) -> object:
+    async def recorded(self: ServerSession, requests: object) -> object:
         seen.append(weakref.ref(self))
         return await run(self, requests)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Session, "run", noted)
+    monkeypatch.setattr(ServerSession, "run", recorded)
     server = await serve()
     gc.disable()
     try:

@@ -1,5 +1,7 @@
 """A server's life: health, reflection, TLS and tokens, signals, the command line."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
@@ -23,15 +25,18 @@ from edge_server.cli import app
 from edge_server.fake import fake_backend
 from edge_server.server import SERVICE, start
 from edge_server.settings import ServerSettings, SessionLimits
-from lab import fake as lab_fake
-from shared.codec.fake import fake_weights
-from shared.install import install
-from shared.model.config import SplitConfig
-from shared.rpc.channel import ClientSecurity, dial, read_token
-from shared.rpc.errors import TokenError, UnavailableError, UnsafeAddressError, from_call
-from shared.rpc.tofc.v1 import tofc_pb2, tofc_pb2_grpc
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
+from tofc.codec.fake import fake_weights
+from tofc.errors import SecurityError, TokenError, UnavailableError
+from tofc.install import install
+from tofc.model.config import SplitConfig
+from tofc.rpc.channel import dial
+from tofc.rpc.errors import from_call
+from tofc.rpc.security import ClientSecurity, read_token
+from tofc.v1 import tofc_pb2 as pb
+from tofc.v1 import tofc_pb2_grpc
+from tofc_lab.checkpoint import fake as lab_fake
 
 ADDRESSES = ((socket.AF_INET, "127.0.0.2"), (socket.AF_INET, "127.0.0.1"))
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -45,12 +50,12 @@ async def health(channel: grpc.aio.Channel, service: str) -> Any:
 async def info(channel: grpc.aio.Channel, security: ClientSecurity = ClientSecurity()) -> Any:  # noqa: B008
     stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
     try:
-        return await stub.GetServerInfo(tofc_pb2.GetServerInfoRequest(), timeout=ANSWERED, metadata=security.metadata)
+        return await stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=ANSWERED, metadata=security.metadata)
     except grpc.aio.AioRpcError as error:
         raise from_call(error) from error
 
 
-async def test_it_says_what_it_is(serve: Serve) -> None:
+async def test_server_info_and_reflection(serve: Serve) -> None:
     server = await serve(limits=SessionLimits(new_tokens=7, views_per_picture=5))
     async with dial(server.address) as channel:
         found = await info(channel)
@@ -66,14 +71,7 @@ async def test_it_says_what_it_is(serve: Serve) -> None:
     assert {SERVICE, "grpc.health.v1.Health"} <= names
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-async def test_it_is_alive_while_loading_and_ready_after(tmp_path: Path) -> None:
+async def test_it_is_alive_while_loading_and_ready_after(tmp_path: Path, free_port: int) -> None:
     loading, loaded = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
@@ -82,10 +80,9 @@ async def test_it_is_alive_while_loading_and_ready_after(tmp_path: Path) -> None
         assert loaded.wait(ANSWERED)
         return fake_backend()
 
-    port = free_port()
-    starting = asyncio.create_task(start(ServerSettings(model=tmp_path, port=port, grace=0.0), load))
+    starting = asyncio.create_task(start(ServerSettings(model=tmp_path, port=free_port, grace_s=0.0), load))
     await asyncio.wait_for(loading.wait(), ANSWERED)
-    async with dial(f"127.0.0.1:{port}") as channel:
+    async with dial(f"127.0.0.1:{free_port}") as channel:
         assert await health(channel, "") == SERVING
         assert await health(channel, SERVICE) == NOT_SERVING
         call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session()
@@ -101,7 +98,7 @@ async def test_it_is_alive_while_loading_and_ready_after(tmp_path: Path) -> None
 
 async def test_a_model_that_does_not_load_stops_the_server(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config\.json"):
-        await start(ServerSettings(model=tmp_path, port=0, grace=0.0))
+        await start(ServerSettings(model=tmp_path, port=0, grace_s=0.0))
 
 
 async def test_beyond_this_machine_tls_and_a_token_are_needed(tmp_path: Path) -> None:
@@ -111,9 +108,9 @@ async def test_beyond_this_machine_tls_and_a_token_are_needed(tmp_path: Path) ->
         {"token_file": written.token},
         {"tls_cert": written.certificate, "tls_key": written.key},
     ):
-        with pytest.raises(UnsafeAddressError, match=r"listening on '0\.0\.0\.0' needs TLS and a token"):
+        with pytest.raises(SecurityError, match=r"listening on '0\.0\.0\.0' needs TLS and a token"):
             await start(ServerSettings(model=tmp_path, host="0.0.0.0", port=0, **settings), lambda _: fake_backend())
-    with pytest.raises(UnsafeAddressError, match="the key is missing"):
+    with pytest.raises(SecurityError, match="the key is missing"):
         await start(ServerSettings(model=tmp_path, port=0, tls_cert=written.certificate), lambda _: fake_backend())
 
 
@@ -125,8 +122,8 @@ async def test_tls_and_token(serve: Serve, connect: Connect, tmp_path: Path) -> 
     async with dial(address, known) as channel:
         assert (await info(channel, known)).model_id == "fake-model"
         call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session(metadata=known.metadata)
-        hello = tofc_pb2.Hello(model_id="fake-model", codec_id="fake-codec")
-        await call.write(tofc_pb2.SessionRequest(hello=hello))
+        hello = pb.Hello(model_id="fake-model", codec_id="fake-codec")
+        await call.write(pb.SessionRequest(hello=hello))
         assert (await call.read()).HasField("welcome")
         for metadata in ((), (("authorization", "Bearer wrong"),), (("authorization", "bearer-bin"),)):
             call = tofc_pb2_grpc.TofcServiceStub(channel).Session(metadata=metadata)
@@ -137,7 +134,7 @@ async def test_tls_and_token(serve: Serve, connect: Connect, tmp_path: Path) -> 
             await info(channel)
         assert await health(channel, SERVICE) == SERVING  # probes carry no token
         watch: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-        with pytest.raises(grpc.aio.AioRpcError) as refused:  # a stream that stays open is no probe
+        with pytest.raises(grpc.aio.AioRpcError) as refused:  # a stream that stays open is not a health probe
             await watch.read()
         assert isinstance(from_call(refused.value), TokenError)
     async with dial(address) as plain:  # no TLS
@@ -175,8 +172,8 @@ async def test_info_is_quiet_when_nobody_reads_it(serve: Serve) -> None:
     for arguments, stream in ((["info", server.address], "stdout"), (["info", "127.0.0.1:x"], "stderr")):
         streams: dict[str, Any] = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, stream: writes}
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", "edge_server", *arguments, **streams)
-        said = await process.communicate()
-        assert (process.returncode, [one for one in said if one]) == (141, [])
+        output = await process.communicate()
+        assert (process.returncode, [one for one in output if one]) == (141, [])
     os.close(writes)
 
 
@@ -192,19 +189,22 @@ async def test_a_token_without_tls_on_this_machine(serve: Serve, connect: Connec
     assert await stranger.receive_status() == grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
+def test_wrong_use_of_the_commands_is_explained(tmp_path: Path) -> None:
     runner = CliRunner()
     for arguments, sentence in (
         (["serve", "--model", str(tmp_path), "--port", "0"], "config.json"),
         (["serve", "--host", "0.0.0.0"], "needs TLS and a token"),
-        (["serve", "--log-level", "loud"], "log level 'loud'"),
-        (["serve", "--port", "0", "--device", "nonsense"], "device is 'nonsense'; torch finds on this machine: cpu"),
-        (["serve", "--port", "0", "--device", "cuda:99"], "device is 'cuda:99'"),
-        (["serve", "--port", "0", "--dtype", "float8"], "dtype is 'float8'; allowed are float32"),
-        (["serve", "--token-file", str(tmp_path / "none")], "none"),
+        (["serve", "--log-level", "loud"], "got 'loud'"),
+        (["serve", "--port", "0", "--device", "nonsense"], "--device must be one that torch finds here (cpu"),
+        (["serve", "--port", "0", "--device", "cuda:99"], "got 'cuda:99'"),
+        (
+            ["serve", "--port", "0", "--dtype", "float8"],
+            "--dtype must be one of float32, bfloat16, float16, got 'float8'",
+        ),
+        (["serve", "--token-file", str(tmp_path / "none")], f"--token-file {tmp_path / 'none'} does not exist"),
         (["info", "example.org:1"], "dialling 'example.org' needs TLS and a token"),
-        (["info", "::1:x"], "is not HOST:PORT"),
-        (["serve", "--model", str(tmp_path / "none")], "is no folder; give a checkpoint's"),
+        (["info", "::1:x"], "the address must be HOST:PORT"),
+        (["serve", "--model", str(tmp_path / "none")], "--model must be the folder of a checkpoint"),
         (["credentials", "--out", str(tmp_path), "--host", "https://a.org:1"], "got 'https://a.org:1'"),
         (["credentials", "--out", str(tmp_path), "--host", ""], "--host must be what clients write"),
     ):
@@ -221,7 +221,7 @@ def test_the_commands_mistakes_are_sentences(tmp_path: Path) -> None:
 async def test_a_name_is_free_on_all_its_addresses_or_taken(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     port = int((await serve()).address.rpartition(":")[2])
     both = [(family, socket.SOCK_STREAM, 0, "", (host, port)) for family, host in ADDRESSES]
-    monkeypatch.setattr("shared.rpc.channel.socket.getaddrinfo", lambda *_, **__: both)
+    monkeypatch.setattr("tofc.rpc.channel.socket.getaddrinfo", lambda *_, **__: both)
     with pytest.raises(UnavailableError, match="cannot listen on localhost"):
         await start(ServerSettings(model=Path("unused"), host="localhost", port=port), lambda _: fake_backend())
 
@@ -233,7 +233,7 @@ async def test_a_name_is_free_on_all_its_addresses_or_taken(serve: Serve, monkey
         ("credentials", "cryptography", ["credentials", "--out", "none", "--host", "server"]),
     ],
 )
-def test_an_installation_for_devices_is_told_which_extra_is_missing(
+def test_an_installation_for_devices_names_the_missing_extra(
     module: str, missing: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, f"edge_server.{module}")
@@ -290,19 +290,17 @@ async def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> N
         assert line.startswith("listening on 127.0.0.1:"), (line, (await process.communicate())[1].decode())
         found = await asyncio.to_thread(CliRunner().invoke, app, ["info", line.split()[-1]])
         assert "engine: transformers" in found.output and "limits.packet_bytes: 65536" in found.output
-        most = SplitConfig.read(model / "config.json").rule.most_views
+        most = SplitConfig.read(model / "config.json").rule.max_views
         assert f"limits.views_per_picture: {most}\n" in found.output
         async with dial(line.split()[-1]) as channel:
             call: Any = tofc_pb2_grpc.TofcServiceStub(channel).Session()
-            await call.write(
-                tofc_pb2.SessionRequest(hello=tofc_pb2.Hello(model_id="x", client_version="private words"))
-            )
+            await call.write(pb.SessionRequest(hello=pb.Hello(model_id="x", client_version="private words")))
             assert (await call.read()).error.reason == "MODEL_MISMATCH"
             stub: Any = tofc_pb2_grpc.TofcServiceStub(channel)
             waiting = stub.Session()
             await waiting.wait_for_connection()
             # A call that gRPC has not handed over yet is cancelled by it; one before another on its connection was.
-            await stub.GetServerInfo(tofc_pb2.GetServerInfoRequest())
+            await stub.GetServerInfo(pb.GetServerInfoRequest())
             process.send_signal(signal.SIGTERM)
             assert (await waiting.read()).error.reason == "STOPPING"
         _, log = await process.communicate()

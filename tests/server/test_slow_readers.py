@@ -1,7 +1,9 @@
-"""A client that does not read, or says much at once: what it may make the server hold, and for how long."""
+"""A client that does not read, or sends much at once: what the server holds for it, and for how long."""
+
+from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,71 +12,63 @@ from benchmarks.fuzz.streams import JumpingLoop
 from edge_server import outbox as outbox_module
 from edge_server import session
 from edge_server.admission import Admission
-from edge_server.answer import Question, Workshop
+from edge_server.answer import QuestionJob
 from edge_server.conversations import Conversations
-from edge_server.engine.base import Sampling
+from edge_server.engine.base import SamplingParams
 from edge_server.engine.fake import FakeEngine
-from edge_server.fake import decode_bytes, fake_backend
-from edge_server.handshake import Identity
-from edge_server.outbox import PATIENCE, WAITING, Outbox
-from edge_server.pictures import PictureCache
-from edge_server.session import Session
+from edge_server.fake import fake_backend
+from edge_server.handshake import ServerIdentity
+from edge_server.outbox import MAX_WAITING, READ_TIMEOUT_S, Outbox
+from edge_server.picture_cache import PictureCache
+from edge_server.runtime import Runtime
+from edge_server.session import ServerSession
 from edge_server.settings import SessionLimits
-from shared.model.prompt import Turn
-from shared.rpc.errors import DeadlineError
-from shared.rpc.tofc.v1 import tofc_pb2
-from tests.server.raw_client import ANSWERED, picture_id
+from tests.server.raw_client import ANSWERED, picture_id, until
+from tofc.errors import DeadlineError
+from tofc.model.prompt import Turn
+from tofc.v1 import tofc_pb2 as pb
 
-HELLO = tofc_pb2.SessionRequest(hello=tofc_pb2.Hello(model_id="fake-model", codec_id="fake-codec"))
+HELLO = pb.SessionRequest(hello=pb.Hello(model_id="fake-model", codec_id="fake-codec"))
 LIMITS = SessionLimits(pictures_under_way=1, views_per_picture=1)
 
 
-def picture(ref: int) -> tofc_pb2.SessionRequest:
-    announced = tofc_pb2.Picture(ref=ref, picture_id=picture_id(str(ref)), reply=True)
-    return tofc_pb2.SessionRequest(pictures=[announced])
+def picture(ref: int) -> pb.SessionRequest:
+    announced = pb.Picture(ref=ref, picture_id=picture_id(str(ref)), want_state=True)
+    return pb.SessionRequest(pictures=[announced])
 
 
 class Unread:
-    """Where a session writes: nothing gets through before `opened`."""
+    """The client's end of a session: nothing is read before `opened` is set."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
-        self.read: list[tofc_pb2.SessionResponse] = []
+        self.read: list[pb.SessionResponse] = []
 
-    async def write(self, response: tofc_pb2.SessionResponse) -> None:
+    async def write(self, response: pb.SessionResponse) -> None:
         await self.opened.wait()
         self.read.append(response)
 
 
 @pytest.fixture
-def shop() -> Workshop:
-    backend = fake_backend()
-    return Workshop(
+def runtime() -> Runtime:
+    return Runtime(
+        backend=fake_backend(),
         admission=Admission(40),
-        assembler=backend.assembler,
-        engine=backend.engine,
-        decode=decode_bytes,
         pool=ThreadPoolExecutor(1),
-        picture_timeout=ANSWERED,
+        picture_timeout_s=ANSWERED,
     )
 
 
-def session_of(shop: Workshop, pictures: PictureCache, outbox: Outbox) -> Session:
-    return Session(
+def session_of(runtime: Runtime, pictures: PictureCache, outbox: Outbox) -> ServerSession:
+    return ServerSession(
         name="session",
-        identity=Identity(version="1", model_id="fake-model", codec_id="fake-codec"),
+        identity=ServerIdentity(version="1", model_id="fake-model", codec_id="fake-codec"),
         limits=LIMITS,
         pictures=pictures,
-        shop=shop,
+        runtime=runtime,
         outbox=outbox,
-        hello_timeout=ANSWERED,
+        hello_timeout_s=ANSWERED,
     )
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(ANSWERED):
-        while not true():
-            await asyncio.sleep(0)
 
 
 async def stop(task: asyncio.Task[object]) -> None:
@@ -82,54 +76,54 @@ async def stop(task: asyncio.Task[object]) -> None:
     await asyncio.wait([task])
 
 
-async def test_views_are_taken_only_as_fast_as_their_acknowledgements_are_read(shop: Workshop) -> None:
+async def test_views_are_accepted_only_as_fast_as_acknowledgements_are_read(runtime: Runtime) -> None:
     taken = 0
 
-    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+    async def requests() -> AsyncIterator[pb.SessionRequest]:
         nonlocal taken
         yield HELLO
         yield picture(1)
         yield picture(2)  # lets go of the first, whose views are then acknowledged without decoding
         while True:
-            yield tofc_pb2.SessionRequest(views=[tofc_pb2.View(ref=1, index=0, packet=b"x")])
+            yield pb.SessionRequest(views=[pb.View(ref=1, index=0, packet=b"x")])
             taken += 1
             await asyncio.sleep(0)
 
     outbox = Outbox(Unread().write)
-    serving = asyncio.create_task(session_of(shop, PictureCache(10_000), outbox).run(requests()))
+    serving = asyncio.create_task(session_of(runtime, PictureCache(10_000), outbox).run(requests()))
     for _ in range(1000):
         await asyncio.sleep(0)
-    assert WAITING // 2 < taken <= WAITING + LIMITS.views_in_flight
+    assert MAX_WAITING // 2 < taken <= MAX_WAITING + LIMITS.views_in_flight
     await stop(serving)
 
 
-async def test_a_picture_is_let_go_though_its_question_could_not_ask_for_it_again(shop: Workshop) -> None:
-    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+async def test_a_picture_is_released_although_need_picture_could_not_be_sent(runtime: Runtime) -> None:
+    async def requests() -> AsyncIterator[pb.SessionRequest]:
         yield HELLO
         yield picture(1)
-        for _ in range(WAITING - 1):  # with the welcome: as much as fits
+        for _ in range(MAX_WAITING - 1):  # with the welcome: as much as fits
             yield picture(2)
-        yield tofc_pb2.SessionRequest(asks=[tofc_pb2.Ask(request=1, refs=[1], question="?")])
+        yield pb.SessionRequest(asks=[pb.Ask(request=1, refs=[1], question="?")])
         await asyncio.Event().wait()
 
     pictures = PictureCache(10_000)
     outbox = Outbox(Unread().write)
-    serving = asyncio.create_task(session_of(shop, pictures, outbox).run(requests()))
+    serving = asyncio.create_task(session_of(runtime, pictures, outbox).run(requests()))
     await until(lambda: any(held.questions for held in (pictures.get(picture_id("1")),) if held))
     await stop(serving)
     assert len(pictures) == 0
 
 
-async def test_others_have_their_turn_while_a_long_request_is_taken(shop: Workshop) -> None:
+async def test_other_tasks_run_while_a_long_request_is_handled(runtime: Runtime) -> None:
     turns = taken = 0
 
-    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+    async def requests() -> AsyncIterator[pb.SessionRequest]:
         nonlocal taken
         yield HELLO
-        announced = tofc_pb2.Picture(ref=1, picture_id=picture_id("1"))  # nothing is said to that
-        begun = turns
-        yield tofc_pb2.SessionRequest(pictures=[announced] * (10 * session.PARTS_A_TURN))
-        taken = turns - begun
+        announced = pb.Picture(ref=1, picture_id=picture_id("1"))  # which has no reply
+        started = turns
+        yield pb.SessionRequest(pictures=[announced] * (10 * session.PARTS_PER_TURN))
+        taken = turns - started
 
     async def others() -> None:
         nonlocal turns
@@ -140,64 +134,64 @@ async def test_others_have_their_turn_while_a_long_request_is_taken(shop: Worksh
     unread = Unread()
     unread.opened.set()
     waiting = asyncio.create_task(others())
-    serving = session_of(shop, PictureCache(10_000), Outbox(unread.write)).run(requests())
+    serving = session_of(runtime, PictureCache(10_000), Outbox(unread.write)).run(requests())
     assert await asyncio.wait_for(serving, ANSWERED) is None
     await stop(waiting)
     assert taken >= 10
 
 
 @pytest.mark.parametrize(("hellos", "reason"), [(1, "NOT_READ"), (2, "HELLO_TWICE")])
-async def test_a_session_that_is_over_waits_for_its_reader_only_so_long(
-    hellos: int, reason: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+async def test_a_session_that_ends_waits_for_its_reader_for_a_limited_time(
+    hellos: int, reason: str, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "PATIENCE", 0.01)
+    monkeypatch.setattr(session, "READ_TIMEOUT_S", 0.01)
 
-    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+    async def requests() -> AsyncIterator[pb.SessionRequest]:
         for _ in range(hellos):
             yield HELLO
 
-    serving = session_of(shop, PictureCache(10_000), Outbox(Unread().write)).run(requests())
+    serving = session_of(runtime, PictureCache(10_000), Outbox(Unread().write)).run(requests())
     error = await asyncio.wait_for(serving, ANSWERED)
     assert error is not None and error.reason == reason
 
 
 @pytest.mark.parametrize("leaves", [True, False])
 async def test_an_answer_that_nobody_reads_ends_its_session(
-    leaves: bool, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+    leaves: bool, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (session, outbox_module):
-        monkeypatch.setattr(module, "PATIENCE", 0.01)
+        monkeypatch.setattr(module, "READ_TIMEOUT_S", 0.01)
 
-    async def requests() -> AsyncIterator[tofc_pb2.SessionRequest]:
+    async def requests() -> AsyncIterator[pb.SessionRequest]:
         yield HELLO
-        sampling = tofc_pb2.Sampling(max_tokens=1000)
-        ask = tofc_pb2.Ask(request=1, question="x" * (WAITING + 2), sampling=sampling)
-        yield tofc_pb2.SessionRequest(asks=[ask])
+        sampling = pb.Sampling(max_tokens=1000)
+        ask = pb.Ask(request=1, question="x" * (MAX_WAITING + 2), sampling=sampling)
+        yield pb.SessionRequest(asks=[ask])
         if not leaves:
             await asyncio.Event().wait()
 
-    serving = session_of(shop, PictureCache(10_000), Outbox(Unread().write)).run(requests())
+    serving = session_of(runtime, PictureCache(10_000), Outbox(Unread().write)).run(requests())
     error = await asyncio.wait_for(serving, ANSWERED)
     assert error is not None and error.reason == "NOT_READ"
-    assert isinstance(shop.engine, FakeEngine)
-    assert shop.engine.idle.is_set()
+    assert isinstance(runtime.backend.engine, FakeEngine)
+    assert runtime.backend.engine.idle.is_set()
 
 
-@pytest.mark.parametrize(("pause", "cut"), [(PATIENCE - 10, 0), (PATIENCE + 10, 3)])
-def test_a_slow_reader_is_no_silent_one(pause: float, cut: int) -> None:
-    async def write(_: tofc_pb2.SessionResponse) -> None:
+@pytest.mark.parametrize(("pause", "cut"), [(READ_TIMEOUT_S - 10, 0), (READ_TIMEOUT_S + 10, 3)])
+def test_a_slow_reader_is_not_a_silent_one(pause: float, cut: int) -> None:
+    async def write(_: pb.SessionResponse) -> None:
         await asyncio.sleep(pause)
 
     async def senders() -> list[BaseException | None]:
         outbox = Outbox(write)
-        for _ in range(WAITING + 1):  # one of them is being written
-            await outbox.send(token=tofc_pb2.Token(text="x"))
-        waiting = (outbox.send(token=tofc_pb2.Token(text="x")) for _ in range(3))
+        for _ in range(MAX_WAITING + 1):  # one of them is being written
+            await outbox.send(token=pb.Token(text="x"))
+        waiting = (outbox.send(token=pb.Token(text="x")) for _ in range(3))
         found = await asyncio.gather(*waiting, return_exceptions=True)
         outbox.abandon()
         return found
 
-    loop = JumpingLoop()  # waits for nothing
+    loop = JumpingLoop()  # its clock jumps instead of waiting
     try:
         found = loop.run_until_complete(senders())
     finally:
@@ -205,26 +199,26 @@ def test_a_slow_reader_is_no_silent_one(pause: float, cut: int) -> None:
     assert [isinstance(one, DeadlineError) for one in found].count(True) == cut
 
 
-async def test_a_cancel_that_comes_while_done_waits_for_room_changes_nothing(shop: Workshop) -> None:
+async def test_a_cancel_that_comes_while_done_waits_changes_nothing(runtime: Runtime) -> None:
     unread = Unread()
     outbox = Outbox(unread.write)
-    question = Question(
+    question = QuestionJob(
         number=1,
-        turns=[Turn(role="user", text="x" * (WAITING + 1))],  # as many tokens: one is being written
-        sampling=Sampling(max_tokens=1000),
+        turns=[Turn(role="user", text="x" * (MAX_WAITING + 1))],  # as many tokens: one is being written
+        sampling=SamplingParams(max_tokens=1000),
         pictures=[],
-        gone=[],
+        evicted=[],
         deadline_ms=0,
         conversations=Conversations(0),
     )
-    question.task = asyncio.create_task(question.answer(shop, outbox, "session"))
-    assert isinstance(shop.engine, FakeEngine)
+    question.task = asyncio.create_task(question.run(runtime, outbox, "session"))
+    assert isinstance(runtime.backend.engine, FakeEngine)
     await until(lambda: outbox._queue.full())
-    await asyncio.wait_for(shop.engine.idle.wait(), ANSWERED)
+    await asyncio.wait_for(runtime.backend.engine.idle.wait(), ANSWERED)
     for _ in range(100):
         await asyncio.sleep(0)
     question.cancel()
     unread.opened.set()
     await asyncio.wait([question.task], timeout=ANSWERED)
     await outbox.finish()
-    assert unread.read[-1].done.finish_reason == tofc_pb2.FINISH_REASON_STOP
+    assert unread.read[-1].done.finish_reason == pb.FINISH_REASON_STOP

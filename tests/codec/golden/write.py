@@ -1,7 +1,9 @@
-"""Writes the golden codecs and packets: ``python tests/codec/golden/write.py``, from the repository's root.
+"""Writes the golden codecs and packets: `python tests/codec/golden/write.py`, from the repository's root.
 
-Run it when the format changes, and raise the format of codec.json then; or when the packets are to cover more.
+Run it when the format changes, after raising the format of codec.json, or to make the packets cover more.
 """
+
+from __future__ import annotations
 
 import json
 from dataclasses import replace
@@ -9,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.codec import Codec
-from shared.codec.fake import fake_features, fake_weights
-from shared.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
+from tofc.codec import Codec
+from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
 
 HERE = Path(__file__).parent
-#: N, n, how loud: some residuals do not fit the tables
+#: N, n, factor of the features: with a large one, some residuals do not fit the tables
 VIEWS = (
     (36, 36, 1),
     (36, 12, 1),
@@ -41,10 +43,10 @@ VIEWS = (
 
 
 def codecs() -> dict[str, CodecWeights]:
-    """One that is all defaults but small, and one with qualities, slices and near neighbours.
+    """Make a small codec with all defaults, and one with qualities, slices and a smaller neighbourhood.
 
-    Means and scales go far and every hidden unit is at work somewhere, so that no number of the context model and no
-    table can be wrong unnoticed, which ``tests/codec/test_golden_damage.py`` checks. Most seeds leave some number out.
+    Means and scales vary widely and every hidden unit is active somewhere, so that the packets detect a wrong number in
+    the context model or a table, as `tests/codec/test_golden_damage.py` checks. With most seeds they would miss some.
     """
     plain = fake_weights(D=12, M=6, H=4, seed=240, slices=1, hidden=5)
     rich = fake_weights(D=12, M=7, H=4, seed=352, Q=4, slices=4, hidden=6)
@@ -56,7 +58,7 @@ def codecs() -> dict[str, CodecWeights]:
 
 
 def _strong(weights: CodecWeights, means: int, scales: int) -> CodecWeights:
-    """What is expected goes further for the same hidden units."""
+    """Make predictions vary more for the same hidden units."""
     out = weights.out_w.astype(int) * np.array([means, scales])[:, None, None]
     return replace(weights, out_w=out.clip(-32768, 32767).astype(np.int16))
 
@@ -66,8 +68,8 @@ def main() -> None:
         codec = Codec(weights)
         weights.save(HERE / name)
         packets = []
-        for index, (total, n, loud) in enumerate(VIEWS):
-            features = fake_features(weights, total, seed=index) * np.float32(loud)
+        for index, (total, n, factor) in enumerate(VIEWS):
+            features = fake_features(weights, total, seed=index) * np.float32(factor)
             data = codec.encode(features, n, index % weights.config.qualities)
             parsed = codec.parse(data)
             packets.append(

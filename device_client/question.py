@@ -1,0 +1,126 @@
+"""A question that is not answered yet, and the state of all attempts to ask it.
+
+Promises that whatever outlives an attempt is here, and that a question which the server would refuse is refused before
+it is sent. Leaves what follows an error to `next_step`, and asking to `session`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from device_client.conversations import Conversation
+from device_client.link import Event, Link
+from device_client.picture import Picture
+from device_client.picture_upload import PictureUpload, UploadStats
+from device_client.retry_policy import RetryPolicy
+from device_client.sampling import Sampling
+from device_client.transcript import Transcript
+from tofc.errors import LimitError, MismatchError, UsageError
+from tofc.text import encoding_problem
+from tofc.v1 import tofc_pb2 as pb
+
+UINT32_MAX = 2**32 - 1
+SEED_BITS = 14  # of a seed chosen here: two bytes on the link; every question gets another one
+
+
+def check_text(question: str) -> None:
+    """Raise UsageError for a question that is empty or not UTF-8."""
+    if not question.strip():
+        raise UsageError("the question is empty; ask something, for instance: what is in the picture?")
+    if found := encoding_problem(question):
+        raise UsageError(f"the question is {found}")
+
+
+@dataclass(kw_only=True)
+class Submission:
+    """One attempt: a place among the questions in flight on a link."""
+
+    link: Link
+    request: int
+    events: asyncio.Queue[Event]
+    sent: bool = False
+
+
+@dataclass(kw_only=True)
+class PendingQuestion:
+    """A question until it is answered or given up."""
+
+    pictures: Sequence[Picture]
+    text: str
+    history: Conversation = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    thinking: bool = False  # whether the user wants to see it
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+
+    attempts: int = 1
+    losses: int = 0  # links lost
+    fruitless_losses: int = 0  # the last losses in a row before which no upload had progressed
+    submission: Submission | None = None
+    previous_request: int = 0  # the request that this question continues; 0: all turns were sent
+    uploads: dict[int, tuple[Picture, PictureUpload]] = field(default_factory=dict)  # of this attempt, by ref
+    seed: int = field(default_factory=lambda: random.getrandbits(SEED_BITS))
+
+    transcript: Transcript = field(default_factory=Transcript)
+    first_token_ms: float = 0.0
+    upload_stats: list[UploadStats] = field(default_factory=list)  # of all attempts
+
+    @property
+    def uploading(self) -> bool:
+        """Return whether an upload of one of its pictures still runs."""
+        return any(not (upload.complete or upload.failed) for _, upload in self.uploads.values())
+
+    @property
+    def progressed(self) -> bool:
+        """Return whether an upload of this attempt still runs, and the server has acknowledged a part of one."""
+        return self.uploading and any(upload.acknowledged for _, upload in self.uploads.values())
+
+    @property
+    def turns(self) -> list[pb.Turn]:
+        """Return the history as the protocol's turns."""
+        turns = []
+        for asked, answered in self.history:
+            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=answered)]
+        return turns
+
+    def check_limits(self, limits: pb.Limits) -> None:
+        """Raise LimitError or MismatchError for what the server would refuse.
+
+        A limit of 0 is none, except that of an image's pixels: the server then takes no images.
+        """
+        turns = (text for turn in self.history for text in turn)
+        n_bytes = sum(len(text.encode()) for text in (self.text, *turns))
+        views = max((picture.n_views for picture in self.pictures), default=0)
+        pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in self.pictures), default=(0, (0, 0)))
+        counted = "pixels of one picture" if width * height == pixels else "pixels of one picture, padded to a square"
+        if pixels and not limits.image_pixels:
+            raise MismatchError(
+                "this server takes no images (--mode image); start it with `edge-server serve --take-images`, or leave "
+                "--mode image out",
+                reason="IMAGES_NOT_TAKEN",
+            )
+        exceeded = "LIMIT_EXCEEDED"
+        for found, allowed, what, remedy, reason in (
+            (len(self.pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer", exceeded),
+            (views, limits.views_per_picture, "views of one picture", "scale the picture down", exceeded),
+            (pixels, limits.image_pixels, counted, "lower --scale", exceeded),
+            (n_bytes, limits.question_bytes, "bytes of question", "shorten it", "QUESTION_TOO_LONG"),
+            (self.sampling.max_tokens, limits.new_tokens, "new tokens", "lower --max-tokens", exceeded),
+        ):
+            if allowed and found > allowed:
+                raise LimitError(f"{found} {what}, this server allows {allowed}; {remedy}", reason=reason)
+
+    def message(self, request: int, refs: Sequence[int], welcome: pb.Welcome, left_s: float | None) -> pb.Ask:
+        """Return the message that asks the server; `left_s`: seconds left for the answer (None: no limit)."""
+        return pb.Ask(
+            request=request,
+            refs=refs,
+            question=self.text,
+            previous_request=self.previous_request,
+            history=() if self.previous_request else self.turns,
+            sampling=self.sampling.message(welcome, self.seed),
+            deadline_ms=0 if left_s is None else int(min(max(left_s * 1e3, 1), UINT32_MAX)),
+            thinking=self.thinking,
+        )

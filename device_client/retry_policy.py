@@ -1,0 +1,30 @@
+"""How often and how fast a device tries again.
+
+Promises bounds on every repetition. Leaves what is tried again to `next_step` and `server_wait`.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Bounds on repairing a lost link. The pause between two tries doubles from `first_s` up to `max_s`."""
+
+    losses: int = 3
+    """Links that one question may lose in a row without progress: one that crashes its server is given up."""
+    attempts: int = 1000
+    """Attempts to ask one question in all: one whose server fails after each bit of progress is given up too."""
+    connects: int = 6
+    """Tries to get a lost link back, each time."""
+    first_s: float = 0.25
+    """The first pause."""
+    max_s: float = 4.0
+    """The longest pause."""
+
+    def pause_s(self, failures: int) -> float:
+        """Return the pause after `failures` failures, randomised so that many devices do not return at once."""
+        doubled = 2.0 ** min(failures - 1, 60)  # a server may load for hours: keep within a float
+        return min(self.first_s * doubled, self.max_s) * random.uniform(0.8, 1.2)

@@ -1,0 +1,35 @@
+"""The uploads of a session, one for each picture on the current link.
+
+Promises that a picture is uploaded once over one link, however many questions are about it, and that after a lost link
+the server first says what it still has. Leaves the upload itself to `picture_upload`.
+"""
+
+from __future__ import annotations
+
+from device_client.encoder import EncoderThread
+from device_client.link import Link
+from device_client.picture import Picture
+from device_client.picture_upload import PictureUpload, UploadStats
+
+
+class Uploads:
+    """Uploads by picture_id. Those of an earlier link are dropped with it."""
+
+    def __init__(self, encoder: EncoderThread) -> None:
+        self._encoder = encoder
+        self._link: Link | None = None
+        self._by_id: dict[bytes, PictureUpload] = {}  # over this link
+        self._known: set[bytes] = set()  # pictures of which the server had something, over an earlier link
+
+    def ensure(self, link: Link, picture: Picture) -> tuple[PictureUpload, UploadStats | None]:
+        """Return the picture's upload over `link`, and its stats if it had to be started now."""
+        if link is not self._link:
+            self._known |= {key for key, one in self._by_id.items() if one.complete or one.acknowledged}
+            self._link, self._by_id = link, {}
+        upload = self._by_id.get(picture.picture_id)
+        if upload is None:
+            upload = PictureUpload(link, self._encoder, ref=len(self._by_id) + 1)
+            self._by_id[picture.picture_id] = upload
+        elif not upload.failed:
+            return upload, None
+        return upload, upload.start(picture, await_state=picture.picture_id in self._known)

@@ -1,0 +1,168 @@
+"""An image file → the rows [N, H] of its picture's views, which otherwise come from packets.
+
+    file ─ header ─ Pillow ─ views ─ tower ─ all features [N, D] ─ project, place ─→ [N, H]      one thread
+           checks                    view by view
+
+Promises that nothing is decoded before announcement, limits and the file's header agree, that the whole server decodes
+one file at a time, and that a file which cannot be decoded is refused with an error that says why. Leaves collecting
+the file to `image_uploads` and keeping the rows to `picture_cache`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_server.picture_cache import HeldPicture, PictureCache
+from edge_server.settings import SessionLimits
+from tofc.errors import CorruptPacketError, ImageCodecError, ImageError, InvalidRequestError, MismatchError
+from tofc.model.image_codec import decompress, require
+from tofc.model.views import ViewRule, plan, views
+from tofc.v1 import tofc_pb2 as pb
+
+if TYPE_CHECKING:
+    from tofc.model.tower import Tower
+
+T = TypeVar("T")
+CODECS: dict[int, str] = {
+    pb.IMAGE_FORMAT_JPEG: "jpeg",
+    pb.IMAGE_FORMAT_WEBP: "webp",
+    pb.IMAGE_FORMAT_AVIF: "avif",
+    pb.IMAGE_FORMAT_JXL: "jxl",
+}
+
+
+class ViewEncoder(Protocol):
+    """Encodes the views of image files, in a worker thread, one at a time."""
+
+    @property
+    def rule(self) -> ViewRule:
+        """How a picture is cut into views."""
+
+    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn one view, normalised pixels [3, S, S], into rows [n, H] for the decoder."""
+
+
+class TowerViewEncoder:
+    """The vision tower of a checkpoint. `embed_features` turns features [N, D], grid, cells [N] into rows [N, H]."""
+
+    def __init__(
+        self,
+        rule: ViewRule,
+        tower: Tower,
+        embed_features: Callable[[NDArray[np.float32], int, NDArray[np.integer]], NDArray[np.float32]],
+    ) -> None:
+        self.rule = rule
+        self._tower = tower
+        self._embed_features = embed_features
+
+    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        features = self._tower.encode(pixels[None])[0]  # [N, D]
+        return self._embed_features(features, self._tower.config.grid(pixels.shape[-1]), np.arange(len(features)))
+
+
+def check_image(announced: pb.Picture, limits: SessionLimits, rule: ViewRule | None) -> None:
+    """Check that this server accepts an announced image. Raises CallError."""
+    image = announced.image
+    if rule is None or not limits.image_bytes:
+        raise MismatchError(
+            "this server does not take image files; start it with `edge-server serve --take-images`, or send packets",
+            reason="IMAGES_NOT_TAKEN",
+        )
+    if image.format not in CODECS:
+        raise InvalidRequestError(
+            f"image format must be {', '.join(f'{n} ({name})' for n, name in CODECS.items())}, got {image.format}",
+            reason="IMAGE_FORMAT_UNKNOWN",
+        )
+    if not 1 <= image.width * image.height <= limits.image_pixels:
+        raise InvalidRequestError(
+            f"the image must have 1 to {limits.image_pixels} px, got {image.width} x {image.height}; scale it down",
+            reason="IMAGE_TOO_LARGE",
+        )
+    try:
+        require(CODECS[image.format])
+    except ImageCodecError as error:
+        raise MismatchError(
+            f"the server cannot decode {CODECS[image.format]} files: {error}", reason=error.reason
+        ) from None
+    try:
+        made = plan(image.width, image.height, rule)
+    except ImageError as error:
+        raise InvalidRequestError(str(error), reason="IMAGE_INVALID") from None
+    if (square := made.padded[0] * made.padded[1]) > limits.image_pixels:
+        raise InvalidRequestError(
+            f"the image is {image.width} x {image.height} px, which is padded to {made.padded[0]} x {made.padded[1]}: "
+            f"{square} px, at most {limits.image_pixels} are allowed; scale it down, or crop its longer side",
+            reason="IMAGE_TOO_LARGE",
+        )
+    if (announced.rows, announced.columns) != (made.rows, made.columns):
+        raise InvalidRequestError(
+            f"an image of {image.width} x {image.height} px has {made.rows} x {made.columns} crops, but "
+            f"{announced.rows} x {announced.columns} were announced; update the older of client and server",
+            reason="LAYOUT_INVALID",
+        )
+
+
+def read_views(data: bytes, image: pb.Image, rule: ViewRule, max_pixels: int) -> list[NDArray[np.float32]]:
+    """Return the pixels [3, S, S] of every view of an announced image. Raises CorruptPacketError, MemoryError."""
+    try:
+        opened = decompress(data, CODECS[image.format], max_pixels=max_pixels)
+        if opened.size != (image.width, image.height):
+            raise ImageCodecError(
+                "IMAGE_INVALID",
+                f"the file is {opened.width} x {opened.height} px, but {image.width} x {image.height} was announced",
+            )
+        return [view.pixels for view in views(opened, rule)]
+    except ImageCodecError as error:
+        raise CorruptPacketError(f"{error}; send the picture again", reason=error.reason) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDecodeQueue:
+    """Decodes image files and encodes their views, one file at a time for the whole server, in a thread of its own.
+
+    So it takes the memory of one picture however many sessions send files, and packets never wait for the tower.
+    """
+
+    encoder: ViewEncoder
+    pictures: PictureCache
+    max_pixels: int
+    pool: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tofc-images"))
+    _turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+    async def decode(self, announced: pb.Picture, file: bytes) -> None:
+        """Add every view of a file to its picture, except those that the picture has already.
+
+        Stops when the picture is no longer held. Raises CorruptPacketError, LimitError, MemoryError.
+        """
+        async with self._turn:
+            if (held := self._unfinished(announced)) is None:
+                return
+            reading = partial(read_views, file, announced.image, self.encoder.rule, self.max_pixels)
+            pixels, decode_ms = await self._run(reading)
+            for index, view in enumerate(pixels):
+                if (held := self._unfinished(announced)) is None:
+                    return
+                if not held.has(index):
+                    rows, encode_ms = await self._run(partial(self.encoder.encode, view))
+                    self.pictures.put(held, index, rows, decode_ms + encode_ms)
+                    decode_ms = 0.0  # counted with the first view
+
+    def _unfinished(self, announced: pb.Picture) -> HeldPicture | None:
+        picture = self.pictures.get(announced.picture_id, (announced.rows, announced.columns))
+        return None if picture is None or picture.complete else picture
+
+    async def _run(self, work: Callable[[], T]) -> tuple[T, float]:
+        def timed() -> tuple[T, float]:
+            started = time.perf_counter()
+            return work(), (time.perf_counter() - started) * 1e3
+
+        return await asyncio.get_running_loop().run_in_executor(self.pool, timed)

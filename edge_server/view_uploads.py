@@ -1,0 +1,108 @@
+"""The views that one session is sending, one packet each.
+
+Promises that a packet is checked before it is decoded, that views are decoded a few at a time in worker threads, and
+that a view counts as in flight until its acknowledgement is queued. Leaves what packets mean to `assemble`, and when
+views are acknowledged to `view_acks`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_server.assemble import Assembler
+from edge_server.memory_errors import memory_limit_error
+from edge_server.outbox import Outbox
+from edge_server.picture_cache import PictureCache
+from edge_server.runtime import Runtime
+from edge_server.settings import SessionLimits
+from edge_server.view_acks import AckBatcher
+from tofc.errors import InvalidRequestError
+from tofc.v1 import tofc_pb2 as pb
+
+
+class ViewUploads:
+    """Decodes the views of the session `name`, each while it holds one of `slots`."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        pictures: PictureCache,
+        limits: SessionLimits,
+        runtime: Runtime,
+        outbox: Outbox,
+        slots: asyncio.Semaphore,
+    ) -> None:
+        self._name = name
+        self._pictures = pictures
+        self._limits = limits
+        self._runtime = runtime
+        self._outbox = outbox
+        self._slots = slots
+        self._acks = AckBatcher()
+
+    def check(self, view: pb.View, announced: pb.Picture) -> None:
+        """Check a view without decoding its packet. Raises InvalidRequestError."""
+        if announced.HasField("image"):
+            raise InvalidRequestError(
+                f"ref {view.ref} was announced as an image file, got view {view.index} of it; send the file in chunks",
+                reason="VIEW_OF_IMAGE",
+            )
+        if view.index > _last_index(announced):
+            raise InvalidRequestError(
+                f"the index of a view of ref {view.ref} must be 0 to {_last_index(announced)}, got {view.index}",
+                reason="VIEW_INDEX_INVALID",
+            )
+        if len(view.packet) > self._limits.packet_bytes:
+            raise InvalidRequestError(
+                f"a packet must have at most {self._limits.packet_bytes} bytes, got {len(view.packet)} for view "
+                f"{view.index} of ref {view.ref}; keep fewer features",
+                reason="PACKET_TOO_LARGE",
+            )
+
+    async def take(self, view: pb.View, announced: pb.Picture, group: asyncio.TaskGroup) -> None:
+        """Have a task of `group` decode a checked view, once a slot is free.
+
+        The task raises CorruptPacketError, InvalidRequestError. If there is not enough memory for the view, questions
+        about the picture get the error.
+        """
+        await self._slots.acquire()  # a client that sends faster than this decodes is slowed down here
+        group.create_task(self._decode(view, announced, last=view.index == _last_index(announced)))
+
+    async def _decode(self, view: pb.View, announced: pb.Picture, *, last: bool) -> None:
+        try:
+            # A view that the server has already, or whose picture was evicted meanwhile, is acknowledged and dropped: a
+            # question that names the picture requests it again.
+            picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
+            if picture is not None and not picture.has(view.index):
+                decoding = functools.partial(_timed_view, self._runtime.backend.assembler, view.packet, last)
+                try:
+                    rows, decode_ms = await asyncio.get_running_loop().run_in_executor(self._runtime.pool, decoding)
+                    self._pictures.put(picture, view.index, rows, decode_ms)
+                except Exception as error:
+                    limit = memory_limit_error(error, f"view {view.index} of ref {view.ref} of {self._name}")
+                    if limit is None:
+                        raise
+                    self._pictures.fail(picture, limit)
+                    picture = None
+            # The slot is held until this is queued, so that a client which reads nothing cannot send views without end.
+            for ack in self._acks.add(view.ref, view.index, last=picture is None or picture.complete):
+                await self._outbox.send(view_ack=ack)
+        finally:
+            self._slots.release()
+
+
+def _last_index(announced: pb.Picture) -> int:
+    """Return the index of the global view, which comes after the crops."""
+    return announced.rows * announced.columns
+
+
+def _timed_view(assembler: Assembler, packet: bytes, last: bool) -> tuple[NDArray[np.float32], float]:
+    started = time.perf_counter()
+    rows = assembler.view(packet, last=last)
+    return rows, (time.perf_counter() - started) * 1e3

@@ -1,1 +1,0 @@
-"""A codec for anybody's checkpoint: trained without labels, to match what the uncompressed model would answer."""

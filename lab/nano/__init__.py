@@ -1,1 +1,0 @@
-"""The training of nano: tower → cached features → decoder, each resumable."""

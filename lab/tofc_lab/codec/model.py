@@ -1,0 +1,180 @@
+"""The codec as a differentiable model, for training.
+
+    x [n,D] ─ g_a ─ y [n,M] ─ ÷step, round ─ q ─ ×step ─ g_s ─ x̂ [n,D]
+                                └ context ─ mean, scale ─ bits of q
+
+Promises straight-through gradients at the rounding of q. The conditional distribution is compressai's. Leaves rounding
+the weights to the integers of the runtime to `context` and `export`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from tofc.codec.weights import STAGES, CodecWeights
+from tofc_lab.codec.compressai_parts import GaussianConditional
+from tofc_lab.codec.context import ContextModel
+from tofc_lab.codec.places import Places
+
+SCALES = 20  # of the conditional distribution, geometric
+SCALE_MIN, SCALE_MAX = 0.12, 12.0  # in quantisation steps
+#: squared steps per bit; ln 2 / 6 = 0.12 in theory, where steps are short (distortion falls by 2 ln 2 per bit)
+BIT_PRICE = 0.065
+#: sum of the entropies of single components, divided by their bits under the context model; a rough estimate
+ALONE = 2.5
+
+
+def scale_of(index: Tensor) -> Tensor:
+    """Return the scale, in quantisation steps, of a scale index, which may be fractional."""
+    return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
+
+
+def index_of(scale: Tensor) -> Tensor:
+    """Return the scale index of a scale in quantisation steps, inside the range of the tables."""
+    return torch.log(scale.clamp(SCALE_MIN, SCALE_MAX) / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Round, with the gradient of the identity."""
+    return x + (x.round() - x).detach()
+
+
+def bound(x: Tensor, least: float) -> Tensor:
+    """Clamp to at least `least`, but pass the gradient, so that a likelihood below it can grow again."""
+    return x + (x.clamp(min=least) - x).detach()
+
+
+class CodecModel(nn.Module):
+    """Transform, quantiser and context model of all qualities, with one set of weights.
+
+    Each quality has its own step sizes (the gain vectors of variable-rate compression, Cui et al., 2021) and its own
+    biases in the context model.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, *, dim: int, components: int, hidden: int, qualities: int) -> None:
+        super().__init__()
+        self.components, self.qualities = components, qualities
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(()))
+        self.analysis = nn.Parameter(torch.zeros(components, dim))  # acts on (x − mean) / spread
+        self.synthesis = nn.Parameter(torch.zeros(dim, components))
+        self.log_step = nn.Parameter(torch.zeros(qualities, components))
+        self.context = ContextModel(components, hidden, qualities, SCALES / 2)
+        self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
+
+    @torch.no_grad()
+    def start_from(self, x: Tensor, measure: Tensor, bits: Sequence[float]) -> None:
+        """Initialise with the principal components of features x [T, D], their errors weighed by `measure` [D, D].
+
+        The components are those of `measure @ x`, and the synthesis is the least-squares estimate of x
+        from them. All steps of a quality are equal, and such that a feature costs about `bits` [Q].
+        """
+        self.mean.copy_(x.mean(0))
+        self.spread.copy_((x - self.mean).std())
+        centred = ((x - self.mean) / self.spread).double()
+        covariance = centred.T @ centred / len(x)
+        w = measure.double()
+        values, vectors = torch.linalg.eigh(w @ covariance @ w.T)
+        u, power = vectors[:, -self.components :].flip(1), values[-self.components :].flip(0)  # [D, M]
+        unit = power[:24].mean().sqrt()
+        self.analysis.copy_((u.T @ w) / unit)
+        self.synthesis.copy_(covariance @ w.T @ u / power * unit)
+        self.log_step.zero_()
+        self.space_steps(x, bits)
+
+    @torch.no_grad()
+    def continue_from(self, weights: CodecWeights, x: Tensor, bits: Sequence[float]) -> None:
+        """Initialise with another codec's transform, and its finest steps scaled so that x [T, D] costs `bits` [Q]."""
+        self.mean.copy_(torch.tensor(weights.mean))
+        self.spread.copy_((x - self.mean).std())
+        self.analysis.copy_(torch.tensor(weights.analysis) * self.spread)
+        self.synthesis.copy_(torch.tensor(weights.synthesis) / self.spread)
+        self.log_step.copy_(torch.tensor(weights.step[-1]).log())
+        self.space_steps(x, bits)
+
+    @torch.no_grad()
+    def space_steps(self, x: Tensor, bits: Sequence[float]) -> None:
+        """Set each quality's steps to the finest ones times a factor, so that features x [T, D] cost about `bits`.
+
+        Sets the context model's initial scales to match. Costs are estimated: the sum of the entropies of single
+        rounded components, divided by `ALONE`.
+        """
+        finest = self.log_step[-1].clone()
+        for quality, wanted in enumerate(bits):
+            self.log_step[quality] = finest
+            low, high = -4.0, 8.0  # of the logarithm
+            for _ in range(24):
+                middle = (low + high) / 2
+                q = (self.quantise(x, quality) / math.exp(middle)).round().long()
+                counts = [torch.unique(column, return_counts=True)[1].double() / len(q) for column in q.T]
+                cost = sum(float(-(p * p.log2()).sum()) for p in counts) / ALONE
+                low, high = (middle, high) if cost > wanted else (low, middle)
+            self.log_step[quality] += (low + high) / 2
+            self.context.out_b[quality, 1] = index_of(self.quantise(x, quality).std(0))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the components [T, M] of features [T, D]."""
+        return ((x - self.mean) / self.spread) @ self.analysis.T
+
+    def quantise(self, x: Tensor, quality: int) -> Tensor:
+        """Return the components of features [T, D] in quantisation steps [T, M], not yet rounded."""
+        return self.project(x) / self.log_step[quality].exp()
+
+    def dequantise(self, q: Tensor, quality: int) -> Tensor:
+        """Return the features [T, D] of quantised components [T, M]."""
+        return (q * self.log_step[quality].exp()) @ self.synthesis.T * self.spread + self.mean
+
+    def forward(self, x: Tensor, quality: int, places: Places) -> tuple[Tensor, Tensor]:
+        """Return (x̂ [T, D], bits of each feature [T]) of features [T, D]."""
+        y = self.quantise(x, quality)
+        q, bits = self.code(y, quality, places)
+        return self.dequantise(q, quality), bits
+
+    def code(self, y: Tensor, quality: int, places: Places, price: float = BIT_PRICE) -> tuple[Tensor, Tensor]:
+        """Quantise components in steps [T, M]; return (whole steps [T, M], bits of each feature [T]).
+
+        Quantises as the encoder does, in coding order: each component moves one step towards its prediction where the
+        bits saved, at `price` squared steps each, outweigh the error. Gradients pass straight through the rounding.
+
+        Bits are those of rounded values: uniform noise instead of rounding doubles the estimate for components that
+        are nearly always 0.
+        """
+        known = self.context.initial_embeddings(places)
+        order: list[Tensor] = []
+        found: list[Tensor] = []
+        costs: list[Tensor] = []
+        for stage in range(STAGES):
+            rows = (places.stage == stage).nonzero()[:, 0]
+            near = known[places.around[rows]] if stage else None
+            done = y[:0].new_zeros(len(rows), 0)
+            bits = y.new_zeros(len(rows))
+            for index, (first, last) in enumerate(self.context.spans):
+                mean, scale = self.context.expect(index, done, near, stage, quality)
+                q, cost = self._quantise_slice(y[rows, first:last], mean, scale_of(scale.clamp(0, SCALES - 1)), price)
+                done, bits = torch.cat([done, q], dim=1), bits + cost.sum(1)
+            known = known.index_put((rows,), self.context.embed(done, quality))
+            order, found, costs = [*order, rows], [*found, done], [*costs, bits]
+        back = torch.cat(order).argsort()
+        return torch.cat(found)[back], torch.cat(costs)[back]
+
+    def _quantise_slice(self, y: Tensor, mean: Tensor, scale: Tensor, price: float) -> tuple[Tensor, Tensor]:
+        """Return (whole steps, bits of each) of components in steps, given their predicted mean and scale."""
+        with torch.no_grad():
+            nearest = y.round()
+            shorter = nearest - torch.sign(nearest - mean.round())
+            saved = (self._likelihood(shorter, scale, mean) / self._likelihood(nearest, scale, mean)).log2()
+            worth = (y - shorter).square() - (y - nearest).square() < price * saved
+            chosen = torch.where(worth, shorter, nearest)
+        q = y + (chosen - y).detach()
+        return q, -bound(self._likelihood(q, scale, mean), 1e-9).log2()
+
+    def _likelihood(self, q: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
+        return cast(Tensor, self.gaussian_conditional._likelihood(q, scale, means=mean)).clamp(min=1e-12)

@@ -1,0 +1,113 @@
+"""Commands for any checkpoint: split it, verify it, write its features, and make a random one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tofc.terminal import say
+from tofc_lab.commands.options import Dtype, Offline, Seed, byte_bars
+
+app = typer.Typer()
+PANEL = "Checkpoints"
+
+
+@app.command(rich_help_panel=PANEL)
+def split(
+    model: Annotated[str, typer.Argument(help="A whole checkpoint: its folder, or OWNER/NAME on the hub.")],
+    out: Annotated[Path, typer.Option(help="Folder to write device/ and server/ to.")],
+    codec: Annotated[Path | None, typer.Option(help="Folder of its codec, if not the checkpoint's.")] = None,
+    offline: Offline = False,
+) -> None:
+    """Split a checkpoint into the halves for device and server. An interrupted split is resumed."""
+    from tofc_lab.checkpoint.hub import locate
+    from tofc_lab.checkpoint.split import split
+
+    whole = locate(model, offline=offline)
+    with byte_bars() as progress:
+        halves = split(whole, out, codec=codec, progress=progress)
+    for side, path in (("device", halves.device), ("server", halves.server)):
+        size = sum(file.stat().st_size for file in path.iterdir())
+        say(f"{side}: {path} {size / 1e6:.1f} MB")
+    say(f"model {halves.model_id} codec {halves.codec_id}")
+
+
+@app.command(rich_help_panel=PANEL)
+def verify(
+    model: Annotated[
+        str,
+        typer.Argument(help="A whole checkpoint or both halves: their folder, or OWNER/NAME on the hub."),
+    ],
+    picture: Annotated[Path | None, typer.Option(help="The picture to compare on.", show_default="generated")] = None,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(help="vLLM's answer about this picture, written by `python -m tofc_lab.verify.vllm_answer`."),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Number type of the networks.")] = "float32",
+    offline: Offline = False,
+) -> None:
+    """Compare each part of device and server with an independent implementation; exit code 1 if one differs."""
+    from tofc_lab.verify.step3p7 import import_torchvision
+
+    torchvision = import_torchvision()  # before transformers
+    import torch
+
+    from tofc_lab.checkpoint.hub import locate
+    from tofc_lab.verify.checks import report, verify
+    from tofc_lab.verify.whole_model import quiet
+
+    with quiet():
+        outcomes = verify(
+            locate(model, offline=offline),
+            picture,
+            dtype=getattr(torch, dtype),
+            torchvision=torchvision,
+            vllm=vllm,
+        )
+        passed = report(outcomes, say)
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command("features", rich_help_panel=PANEL)
+def view_features(
+    model: Annotated[str, typer.Argument(help="A whole checkpoint, the device half, or the folder of both halves.")],
+    picture: Annotated[Path, typer.Argument(help="A picture.")],
+    out: Annotated[Path, typer.Option(help="The .npz file to write.")],
+    dtype: Annotated[Dtype, typer.Option(help="Number type of the tower.")] = "float32",
+    offline: Offline = False,
+) -> None:
+    """Write pixels, features and projected features of each view, to compare with other implementations."""
+    import torch
+
+    from tofc_lab.checkpoint.hub import locate
+    from tofc_lab.verify.view_features import write
+
+    write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), log=say)
+    say(f"{out} {out.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command("fake-checkpoint", rich_help_panel=PANEL)
+def fake_checkpoint(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    shape: Annotated[Literal["tiny", "full"], typer.Option(help="full: the released sizes, 20 GB.")] = "tiny",
+    seed: Seed = 0,
+) -> None:
+    """Write random weights in the released format, without a codec, to try everything but the quality of answers."""
+    import torch
+
+    from tofc_lab.checkpoint import fake
+
+    with byte_bars() as progress:
+        fake.write(
+            out,
+            shape=shape,
+            seed=seed,
+            image_size=fake.RELEASED_SIZE,
+            dtype=torch.bfloat16,
+            shard_bytes=2 << 30 if shape == "full" else 100_000,
+            progress=lambda done, total: progress("writing", done, total),
+        )
+    say(f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB")

@@ -1,0 +1,90 @@
+"""Commands that measure nano and its codec, and write the figures and tables of the documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tofc.terminal import say
+from tofc_lab.commands.options import (
+    ASSETS,
+    NANO,
+    RESULTS,
+    RUN,
+    Assets,
+    JsonFile,
+    Run,
+    WholeCheckpoint,
+    features_bar,
+    writable,
+)
+
+app = typer.Typer()
+PANEL = "Measurements of nano (defaults are paths in the checkout)"
+
+
+@app.command(rich_help_panel=PANEL)
+def evaluate(
+    model: WholeCheckpoint = NANO,
+    assets: Assets = ASSETS,
+    run: Annotated[
+        Path,
+        typer.Option(help="Folder that keeps the features of the test pictures, in test/.", envvar="TOFC_LAB_RUN"),
+    ] = RUN,
+    out: JsonFile = RESULTS / "accuracy.json",
+) -> None:
+    """Measure accuracy by family of questions on test pictures: uncompressed, merged, and through the codec."""
+    from tofc_lab.nano.report import TEST_SIZES, report
+
+    report(model, assets, run / "test", writable(out), TEST_SIZES, features_bar)
+
+
+@app.command("rate-distortion", rich_help_panel=PANEL)
+def rate_distortion(
+    model: WholeCheckpoint = NANO,
+    assets: Assets = ASSETS,
+    run: Annotated[Path, typer.Option(help="Folder of computed features and outcomes, for resuming.")] = Path(
+        "runs/rate-distortion"
+    ),
+    out: JsonFile = RESULTS / "rate_distortion.json",
+    picture: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("docs/rate_distortion.png"),
+) -> None:
+    """Compare bytes at equal answers: packets, image codecs, TOFC as published, simple codecs. Hours, resumable."""
+    from tofc_lab.rate_distortion import compare, figure
+    from tofc_lab.rate_distortion.measure import Benchmark
+
+    writable(picture)
+    compare.compare(Benchmark.open(model, assets, run, compare.SIZES, features_bar), run, writable(out), say)
+    figure.draw(out, picture)
+
+
+@app.command(rich_help_panel=PANEL)
+def curves(
+    run: Run = RUN,
+    report: Annotated[Path, typer.Option(help="JSON file of `tofc-lab evaluate`.")] = RESULTS / "accuracy.json",
+    comparison: Annotated[Path, typer.Option(help="JSON file of `tofc-lab rate-distortion`.")] = RESULTS
+    / "rate_distortion.json",
+    out: Annotated[Path, typer.Option(help="Folder to write the pictures to.")] = Path("docs"),
+) -> None:
+    """Draw accuracy.png, rate_distortion.png and, from a run's logs, training.png (nano's: models/nano/training)."""
+    from tofc_lab.nano import curves
+    from tofc_lab.rate_distortion import figure
+
+    curves.accuracy(report, out / "accuracy.png")
+    curves.training(run, out / "training.png")
+    figure.draw(comparison, out / "rate_distortion.png")
+
+
+@app.command(rich_help_panel=PANEL)
+def tables(
+    results: Annotated[
+        Path, typer.Option(help="Folder of the JSON files of evaluate, rate-distortion and benchmarks.end_to_end.")
+    ] = RESULTS,
+) -> None:
+    """Write the tables of README, of nano's card and of docs/ from the measurements in JSON."""
+    from tofc_lab import tables
+
+    docs = Path("docs")
+    tables.write(results, Path("README.md"), NANO / "README.md", docs / "rate_distortion.md", docs / "latency.md")

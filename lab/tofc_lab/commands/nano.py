@@ -1,0 +1,192 @@
+"""Commands that make nano: its pictures, the steps of its training, and what leads back from a shipped checkpoint.
+
+Promises that the steps in the help of `tofc-lab nano`, in their order, are the recipe of the shipped model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tofc.terminal import say
+from tofc_lab.commands.options import (
+    ASSETS,
+    NANO,
+    RESULTS,
+    RUN,
+    Assets,
+    JsonFile,
+    Run,
+    Seed,
+    WholeCheckpoint,
+    features_bar,
+    named_bar,
+    writable,
+)
+
+app = typer.Typer()
+nano = typer.Typer(
+    no_args_is_help=True,
+    help="Train nano. First `tofc-lab assets`, then these steps: tower → features → decoder → codec → export. Each "
+    "needs what the steps before it wrote to --run, and resumes where it was interrupted.",
+)
+PANEL, STEPS, OTHERS = "nano", "Steps, in this order", "Besides"
+
+
+@app.command(rich_help_panel=PANEL)
+def assets(out: Annotated[Path, typer.Option(help="Folder to write to.")] = ASSETS) -> None:
+    """Download the fonts and photographs of nano's pictures from Debian's packages (nothing is installed)."""
+    from tofc_lab.world import assets as world_assets
+
+    world_assets.fetch(out)
+    for split in ("train", "validation", "test"):
+        say(f"{split}: {len(world_assets.photographs(out, split))} photographs")
+
+
+app.add_typer(nano, name="nano", rich_help_panel=PANEL)
+
+
+@app.command(rich_help_panel=PANEL)
+def examples(assets: Assets = ASSETS) -> None:
+    """Draw the example pictures of the demo and the tests again, into models/nano and tests/e2e/pictures."""
+    from tofc_lab.nano.examples import write
+
+    write(assets, NANO, Path("tests/e2e/pictures"))
+
+
+@nano.command(rich_help_panel=STEPS)
+def tower(assets: Assets = ASSETS, run: Run = RUN, seed: Seed = 0) -> None:
+    """Train the vision tower on labelled cells, small pictures first; and the tokenizer."""
+    from tofc_lab.nano import tokenizer, tower
+
+    tower.train(assets, run, seed=seed)
+    tokenizer.train(assets, run / "tokenizer", seed=seed)
+
+
+@nano.command(rich_help_panel=STEPS)
+def features(assets: Assets = ASSETS, run: Run = RUN, seed: Seed = 0) -> None:
+    """Compute the tower's features of the training and validation pictures, once for all further steps."""
+    from tofc_lab.nano import features
+    from tofc_lab.nano.tower import encoder
+
+    encode, out = encoder(run / "tower.pt"), features.folder(run)
+    features.compute_all(assets, out, encode, features.TRAINING_SIZES, seed=seed, progress=features_bar)
+
+
+@nano.command(rich_help_panel=STEPS)
+def decoder(
+    run: Run = RUN,
+    seed: Seed = 0,
+    start: Annotated[Path | None, typer.Option(help="Start from the decoder.pt of another run.")] = None,
+    codec: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose codec encodes and decodes half of the features.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Learning rate; use a smaller one with --start.", show_default="0.002")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all.", show_default="2400")] = None,
+) -> None:
+    """Train decoder, projector and grid embedding on those features."""
+    from transformers import PreTrainedTokenizerFast
+
+    from tofc.codec.codec import Codec
+    from tofc_lab.codec.feature_noise import CodecNoise
+    from tofc_lab.nano import decoder, features
+
+    recipe = decoder.DecoderRecipe()
+    pictures = features.load_training(run)
+    decoder.train(
+        pictures.world,
+        pictures.large,
+        pictures.easy,
+        pictures.validation,
+        PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"),
+        run,
+        basis=features.folder(run).name,
+        start=start,
+        noise=None if codec is None else CodecNoise(Codec.load(codec)),
+        recipe=replace(recipe, rate=rate or recipe.rate, steps=steps or recipe.steps),
+        seed=seed,
+    )
+
+
+@nano.command(rich_help_panel=STEPS)
+def codec(
+    run: Run = RUN,
+    seed: Seed = 0,
+    start: Annotated[Path | None, typer.Option(help="Start from the transform of this checkpoint's codec.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps through the decoder.", show_default="1200")] = None,
+) -> None:
+    """Train the codec through the frozen decoder."""
+    from tofc.codec.weights import CodecWeights
+    from tofc_lab.codec.train import CodecRecipe, train
+    from tofc_lab.nano import features
+    from tofc_lab.nano.answerer import load
+    from tofc_lab.nano.source import NanoSource
+    from tofc_lab.resume import fingerprint
+
+    recipe = CodecRecipe()
+    pictures = features.load_training(run)
+    answerer, tokenizer = load(run, pictures.world[0].features.shape[1])
+    train(
+        NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
+        run,
+        basis=fingerprint(run / "decoder.pt"),
+        start=None if start is None else CodecWeights.load(start),
+        recipe=replace(recipe, steps=recipe.steps if steps is None else steps),
+        seed=seed,
+    )
+
+
+@nano.command(rich_help_panel=STEPS)
+def export(
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")] = NANO,
+) -> None:
+    """Write tower, projector, decoder, tokenizer and codec as one checkpoint with the released tensor names."""
+    from tofc_lab.nano.export import export_run
+
+    export_run(run, out)
+
+
+@nano.command(rich_help_panel=OTHERS)
+def unpack(model: WholeCheckpoint = NANO, run: Run = RUN) -> None:
+    """Turn a shipped checkpoint back into a run's folder, to continue its training (features, decoder --start)."""
+    from tofc_lab.nano.unpack import unpack
+
+    unpack(model, run)
+    say(f"{run}: tower.pt, decoder.pt, tokenizer/")
+
+
+@nano.command(rich_help_panel=OTHERS)
+def pictures(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    assets: Assets = ASSETS,
+    count: Annotated[int, typer.Option(help="Pictures of 336 px; large ones, a twentieth as many, are added.")] = 3000,
+    turns: Annotated[int, typer.Option(help="Questions about each picture.")] = 8,
+    seed: Annotated[int, typer.Option(help="0 gives those that nano and its codec were trained on.")] = 1,
+) -> None:
+    """Draw pictures of nano's world as files, with questions.jsonl: example data for `tofc-lab train-codec`."""
+    from tofc_lab.nano.files import draw
+
+    draw(assets, out, {"world": count, "large": count // 20}, turns, seed, named_bar)
+
+
+@nano.command(rich_help_panel=OTHERS)
+def experts(
+    model: Annotated[Path, typer.Argument(help="A checkpoint with a codec, whose transform is used.")] = NANO,
+    run: Run = RUN,
+    out: JsonFile = RESULTS / "experts.json",
+) -> None:
+    """Compare bits per feature: hyperpriors with 1, 4 and 16 experts, and the context model (after `features`)."""
+    from tofc.codec.codec import Codec
+    from tofc.model.checkpoint import Checkpoint
+    from tofc_lab.nano import features
+    from tofc_lab.nano.experts import compare
+
+    folder = features.folder(run)
+    world, validation = features.load(folder, "world", "train", 6000), features.load(folder, "world", "validation", 300)
+    compare(Codec.load(model), world, validation, writable(out), codec_id=Checkpoint.open(model).codec_id, quality=4)

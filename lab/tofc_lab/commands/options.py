@@ -1,0 +1,78 @@
+"""Options, default folders and progress bars that several commands share.
+
+Promises to load neither torch nor transformers, so that `--help` is quick. For that a command imports the modules that
+do its work only when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+    track,
+)
+
+from tofc.errors import UsageError
+from tofc_lab.progress import ByteProgress
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Assets = Annotated[
+    Path, typer.Option(help="Folder of fonts and photographs (`tofc-lab assets`).", envvar="TOFC_LAB_ASSETS")
+]
+Run = Annotated[
+    Path, typer.Option(help="Folder of this training: weights, features, checkpoints and logs.", envvar="TOFC_LAB_RUN")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache on this machine.")]
+JsonFile = Annotated[Path, typer.Option(help="JSON file to write.")]
+WholeCheckpoint = Annotated[Path, typer.Argument(help="Folder of a whole checkpoint.")]
+#: Defaults of these options. NANO and RESULTS are relative: these commands run in a checkout.
+ASSETS, RUN, NANO, RESULTS = Path("runs/assets"), Path("runs/nano"), Path("models/nano"), Path("benchmarks/results")
+
+
+def features_bar(chunks: Iterable[Any], total: int) -> Iterable[Any]:
+    """Show how many chunks of features are computed."""
+    return track(chunks, total=total, description="features")
+
+
+def named_bar(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Show on stderr how many items of the work `what` are done."""
+    return track(items, total=total, description=what, console=Console(stderr=True))
+
+
+@contextmanager
+def byte_bars() -> Iterator[ByteProgress]:
+    """Yield a callback that shows a bar on stderr for each kind of work."""
+    columns = (TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as shown:
+        bars: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in bars:
+                bars[what] = shown.add_task(what, total=total)
+            shown.update(bars[what], completed=done)
+
+        yield progress
+
+
+def writable(out: Path) -> Path:
+    """Return `out` after creating its folder, so that an error comes now and not after hours of work.
+
+    Raises `UsageError` if `out` is a folder.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder; name a file")
+    return out

@@ -1,0 +1,1 @@
+"""Training a codec for any checkpoint, without labels: to preserve the answers of the uncompressed model."""

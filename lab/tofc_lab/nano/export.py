@@ -1,0 +1,90 @@
+"""Export of nano's trained parts to a checkpoint in the released format, with tokenizer and codec.
+
+Promises that the checkpoint opens on both sides and answers as the parts did, up to half precision.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from tofc.codec.weights import CodecWeights
+from tofc.model.config import SplitConfig
+from tofc.model.released_names import to_released
+from tofc_lab.checkpoint.write import write
+from tofc_lab.nano import answerer as answering
+from tofc_lab.nano import features
+from tofc_lab.nano.tower import VISION
+
+
+def config(vision: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Return nano's `config.json`."""
+    text = answering.config(tokenizer).to_diff_dict()
+    text.pop("transformers_version", None)
+    text["tie_word_embeddings"] = False
+    return {
+        "architectures": ["StepVLForConditionalGeneration"],
+        "model_type": "step_robotics",
+        "vision_config": vision,
+        "text_config": text,
+        "understand_projector_stride": 2,
+        "projector_bias": False,
+        "image_token_id": tokenizer.convert_tokens_to_ids("<im_patch>"),
+        "global_size": vision["image_size"],
+        "crop_size": 224,
+        "max_side": 1344,
+    }
+
+
+def export(
+    out: Path,
+    vision: dict[str, Any],
+    tower: dict[str, Tensor],
+    answerer: answering.Answerer,
+    tokenizer: Path,
+    codec: CodecWeights,
+) -> None:
+    """Write a whole checkpoint to `out`, weights in half precision."""
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    settings = config(vision, loaded)
+    tensors = to_released(
+        SplitConfig.parse(settings),
+        vision=tower,
+        projector=answerer.projector.state_dict(),
+        decoder=answerer.decoder.state_dict(),
+    )
+    write(out, settings, tensors, torch.float16)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tokenizer / name, out / name)
+    end, pad = (loaded.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>"))
+    generation = {"eos_token_id": end, "pad_token_id": pad, "do_sample": False}
+    (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    codec.save(out)
+
+
+def export_run(run: Path, out: Path, *, counted: int = 2400) -> None:
+    """Export what a run trained; the codec's tables are counted on the run's first training pictures."""
+    from tofc_lab.codec import export as codec_export  # needs compressai, which writing a checkpoint does not
+    from tofc_lab.codec.train import CodecRecipe, new_model
+
+    folder = features.folder(run)
+    world = features.load(folder, "world", "train", counted)
+    easy = features.load(folder, "easy", "train", counted // 8)
+    large = features.load(folder, "large", "train", counted // 12)
+    answerer, _ = answering.load(run, 4 * VISION["hidden_size"])
+    model = new_model(CodecRecipe(), 4 * VISION["hidden_size"])
+    model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
+    rng = np.random.default_rng(0)
+    pictures = [*world, *easy, *large]
+    shares = [1.0 if rng.random() < 0.6 else float(rng.uniform(0.2, 1.0)) for _ in pictures]
+    views = [(view, share) for one, share in zip(pictures, shares, strict=True) for view in one.views()]
+    codec = codec_export.export(model, answerer.grid_embedding(), answerer.grid.embedding_dim, views)
+    tower = torch.load(run / "tower.pt", weights_only=True)
+    export(out, VISION, tower, answerer, run / "tokenizer", codec)

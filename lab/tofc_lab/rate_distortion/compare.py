@@ -1,0 +1,239 @@
+"""The comparison: settings chosen on validation pictures, measured on test pictures, bytes read at equal answers.
+
+    every setting ─ validation ─ hull ─→ few settings ─ test ─ hull ─→ bytes at 1 and 3 points under uncompressed
+
+Promises bootstrap intervals that resample the same pictures for every method, and no number where a method does not
+reach an accuracy. Leaves measuring to `measure`, drawing to `figure`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tofc import json_text
+from tofc.codec.codec import Codec
+from tofc.codec.weights import TENSOR_FILE
+from tofc_lab.nano.answerer import merging
+from tofc_lab.nano.features import Kind, Sizes
+from tofc_lab.progress import Log, print_now
+from tofc_lab.rate_distortion import learned, methods
+from tofc_lab.rate_distortion.hull import bytes_at, hull
+from tofc_lab.rate_distortion.images import ImageCodecSetting, files
+from tofc_lab.rate_distortion.measure import Benchmark
+from tofc_lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
+from tofc_lab.resume import fingerprint
+from tofc_lab.world.assets import Split
+
+SIZES: Sizes = {
+    ("world", "train"): 1500,
+    ("world", "validation"): 150,
+    ("easy", "validation"): 50,
+    ("large", "validation"): 50,
+    ("world", "test"): 400,
+    ("easy", "test"): 200,
+    ("large", "test"): 50,
+}
+KINDS: tuple[Kind, ...] = ("world", "easy", "large")
+#: on the other kinds only the two that are best on 336 px pictures: the tower must be run for each file
+IMAGE_CODECS: dict[str, tuple[str, ...]] = {
+    "world": ("avif", "webp", "jpeg", "jxl"),
+    "easy": ("avif", "webp"),
+    "large": ("avif", "webp"),
+}
+CROPS = (None, 4)  # features of a crop at most
+TITLES = {"avif": "AVIF", "webp": "WebP", "jpeg": "JPEG", "jxl": "JPEG XL"}
+DROPS = {"1 point": 0.01, "3 points": 0.03}
+LARGEST_LOSS = 0.12  # of accuracy; settings that lose more are not measured on test pictures
+DRAWS = 500  # of the bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A setting, and a function that measures it on a kind and split of pictures."""
+
+    name: str
+    features: int | None
+    measure: Callable[[Kind, Split], Outcomes]
+
+
+def compare(benchmark: Benchmark, run: Path, out: Path, log: Log = print_now) -> dict[str, Any]:
+    """Measure what has not been measured yet, write `out` (JSON) and return it."""
+    codec = Codec.load(benchmark.checkpoint.path)
+    model = bytes.fromhex(benchmark.checkpoint.model_id)
+    tensors = (benchmark.checkpoint.path / TENSOR_FILE).read_bytes()  # without codec.json: presets do not matter here
+    feature_methods = {OURS: methods.ours(codec, tensors)}
+    feature_methods |= methods.others(
+        benchmark.pictures("world", "train"), benchmark.answerer, benchmark.packer, run, model
+    )
+    weights = run / "learned" / "mean-scale.pt"
+    image_codec = learned.train(benchmark.assets, weights, log=log)
+    found: dict[str, Any] = {
+        "command": "tofc-lab rate-distortion",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "model_id": benchmark.checkpoint.model_id,
+        "codec_id": benchmark.checkpoint.codec_id,
+        "pictures": {f"{kind} {split}": count for (kind, split), count in benchmark.sizes.items()},
+        "seed": 0,
+        "kinds": {},
+    }
+    for kind in KINDS:
+        crops = CROPS if kind == "large" else (None,)
+        tried = {
+            method: [_candidate(benchmark, method, one, crop) for one in settings for crop in crops]
+            for method, settings in feature_methods.items()
+        }
+        files_of: dict[str, Sequence[ImageCodecSetting]] = {TITLES[name]: files(name) for name in IMAGE_CODECS[kind]}
+        files_of[learned.TITLE] = learned.settings(image_codec, fingerprint(weights), kind)
+        for method, tried_files in files_of.items():
+            tried[method] = [
+                Candidate(
+                    name=str(file),
+                    features=None,
+                    measure=lambda kind, split, file=file: benchmark.file(file, kind, split),  # type: ignore[misc]
+                )
+                for file in tried_files
+            ]
+        measured, chosen = _measure_chosen(benchmark, kind, tried, log)
+        baseline = benchmark.reduced("uncompressed", merging, kind, "test")
+        found["kinds"][kind] = _report(baseline, measured, chosen, tokens=kind == "world")
+        # Settings for features are chosen on 336 px pictures and used on all kinds. Settings for image files are chosen
+        # on each kind, and so are those for crops, which only large pictures have: that kind comes last.
+        feature_methods = {
+            method: [one for one in settings if one.name in chosen[method]]
+            for method, settings in feature_methods.items()
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        json_text.write(out, found)
+    return found
+
+
+def _candidate(benchmark: Benchmark, method: str, setting: methods.Setting, crop: int | None) -> Candidate:
+    """Return a setting for features as a candidate, with at most `crop` features of a crop (None: as of any view)."""
+    name = setting.name if crop is None else f"{setting.name}, {crop} of a crop"
+    return Candidate(
+        name=name,
+        features=setting.features,
+        measure=lambda kind, split: benchmark.reduced(
+            f"{method}-{name}", lambda: setting.reduce(crop), kind, split, setting.identity
+        ),
+    )
+
+
+def _measure_chosen(
+    benchmark: Benchmark, kind: Kind, tried: dict[str, list[Candidate]], log: Log
+) -> tuple[dict[str, list[tuple[Candidate, Outcomes]]], dict[str, list[str]]]:
+    """Choose settings on validation pictures and measure them on test pictures.
+
+    Returns both by method: the settings with their outcomes, and the names of the chosen ones. Of our own method a few
+    more settings are measured on 336 px pictures.
+    """
+    measured: dict[str, list[tuple[Candidate, Outcomes]]] = {}
+    chosen: dict[str, list[str]] = {}
+    for method, settings in tried.items():
+        kept = list(range(len(settings)))
+        if kind == "world" or settings[0].features is None:
+            baseline = benchmark.reduced("uncompressed", merging, kind, "validation")
+            kept = _choose(baseline, [one.measure(kind, "validation") for one in settings])
+        chosen[method] = [settings[i].name for i in kept]
+        if kind == "world" and method == OURS:  # also the settings that show whether fewer visual tokens cost answers
+            kept = sorted({*kept, *(i for i, one in enumerate(settings) if one.features in (36, 12))})
+        measured[method] = [(settings[i], settings[i].measure(kind, "test")) for i in kept]
+        log(f"{kind} {method}: {', '.join(chosen[method])}")
+    return measured, chosen
+
+
+def _report(
+    baseline: Outcomes,
+    measured: dict[str, list[tuple[Candidate, Outcomes]]],
+    chosen: dict[str, list[str]],
+    tokens: bool,
+) -> dict[str, Any]:
+    """Return the report about a kind; with `tokens` also our bytes with 36 and with 12 features of a view."""
+    count = len(baseline.size)
+    every = np.ones((1, count))
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(float)
+    weights = np.concatenate([every, draws])
+    families = ["all", *(f for i, f in enumerate(FAMILIES) if baseline.asked[:, i].any())]
+    result: dict[str, Any] = {
+        "uncompressed": {family: round(float(baseline.accuracy(every, family)[0]), 4) for family in families},
+        "methods": {},
+    }
+    curves: dict[str, dict[str, dict[str, np.ndarray[Any, Any]]]] = {}
+    for method, points in measured.items():
+        hulled = [outcomes for one, outcomes in points if one.name in chosen[method]]
+        curves[method] = {family: _bytes_at_drops(baseline, hulled, weights, family) for family in families}
+        result["methods"][method] = {
+            "points": [_point(one, outcomes, families, one.name in chosen[method]) for one, outcomes in points],
+            "bytes": {
+                family: {drop: _interval(values) for drop, values in at.items()}
+                for family, at in curves[method].items()
+            },
+        }
+        if tokens and method == OURS:
+            result["tokens"] = {}
+            for n in (36, 12):
+                of_n = [outcomes for one, outcomes in points if one.features == n]
+                at = _bytes_at_drops(baseline, of_n, weights, "all")
+                result["tokens"][str(n)] = {drop: _interval(values) for drop, values in at.items()}
+    for method in measured:
+        with np.errstate(invalid="ignore"):
+            result["methods"][method]["ours"] = {
+                family: {drop: _interval(_ratio(curves[OURS][family][drop], values)) for drop, values in at.items()}
+                for family, at in curves[method].items()
+            }
+    return result
+
+
+def _choose(baseline: Outcomes, measured: list[Outcomes]) -> list[int]:
+    """Return the settings on the hull that lose at most `LARGEST_LOSS`, and the next one with fewer bytes."""
+    every = np.ones((1, len(baseline.size)))
+    size = [float(one.bytes(every)[0]) for one in measured]
+    accuracy = [float(one.accuracy(every)[0]) for one in measured]
+    kept = hull(size, accuracy)
+    least = float(baseline.accuracy(every)[0]) - LARGEST_LOSS
+    first = next((at for at, i in enumerate(kept) if accuracy[i] >= least), len(kept) - 1)
+    return kept[max(0, first - 1) :]
+
+
+def _bytes_at_drops(
+    baseline: Outcomes, points: list[Outcomes], weights: np.ndarray[Any, Any], family: str
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the bytes at each drop of accuracy under each of `weights` [W, P]; infinite where it is not reached."""
+    wanted = baseline.accuracy(weights, family)
+    size = np.stack([one.bytes(weights) for one in points], axis=1)
+    accuracy = np.stack([one.accuracy(weights, family) for one in points], axis=1)
+    return {
+        name: np.array([bytes_at(s, a, w - drop) or np.inf for s, a, w in zip(size, accuracy, wanted, strict=True)])
+        for name, drop in DROPS.items()
+    }
+
+
+def _ratio(ours: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return our bytes over those of the other method; infinite where one of them does not reach the accuracy."""
+    return np.where(np.isfinite(values), ours / values, np.inf)
+
+
+def _interval(values: np.ndarray[Any, Any]) -> list[float | None]:
+    """Return [value, its 2.5 % and 97.5 % quantiles], None where the accuracy is not reached."""
+    found = [values[0], *np.quantile(values[1:], [0.025, 0.975], method="nearest")]
+    return [round(float(one), 4 if one < 1 else 1) if np.isfinite(one) else None for one in found]
+
+
+def _point(tried: Candidate, outcomes: Outcomes, families: list[str], chosen: bool) -> dict[str, Any]:
+    every = np.ones((1, len(outcomes.size)))
+    return {
+        "setting": tried.name,
+        "chosen": chosen,
+        "bytes": round(float(outcomes.bytes(every)[0]), 1),
+        "visual_tokens": round(float(outcomes.tokens.mean()), 1),
+        "accuracy": {family: round(float(outcomes.accuracy(every, family)[0]), 4) for family in families},
+    }

@@ -1,0 +1,126 @@
+"""All methods that send features, with all settings that are tried.
+
+Leaves image files to `images` and `learned`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tofc.codec.codec import Codec
+from tofc_lab.codec.feature_noise import PcaNoise
+from tofc_lab.codec.sensitivity import sensitivity
+from tofc_lab.nano.answerer import CROP_CELLS, Answerer, Reduce
+from tofc_lab.nano.evaluate import coded
+from tofc_lab.nano.features import CachedPicture
+from tofc_lab.nano.packing import Packer
+from tofc_lab.nano.source import NanoSource
+from tofc_lab.rate_distortion import published, simple
+
+MERGED = (36, 24, 16, 12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting of a method.
+
+    `make` returns the reduction to a number of features; `identity` changes whenever that gives other results.
+    """
+
+    name: str
+    features: int  # of a view at most
+    make: Callable[[int], Reduce]
+    identity: bytes = b""
+
+    def reduce(self, crop: int | None = None) -> Reduce:
+        """Return the reduction of a view, to at most `crop` features if it is a crop."""
+        whole = self.make(self.features)
+        if crop is None or crop >= self.features:
+            return whole
+        of_crop = self.make(crop)
+        return lambda view: (of_crop if len(view) == CROP_CELLS else whole)(view)
+
+
+def ours(codec: Codec, identity: bytes) -> list[Setting]:
+    """Return this project's settings: every number of features at every quality."""
+    # without the codec's own limit for crops, which is a setting here
+    codec = Codec(replace(codec.weights, config=replace(codec.config, crop_features=None)))
+    return [
+        Setting(
+            name=f"{n} features, quality {quality}",
+            features=n,
+            make=lambda n, quality=quality: coded(codec, n, quality),  # type: ignore[misc]
+            identity=identity,
+        )
+        for n, quality in product(MERGED, range(codec.config.qualities))
+    ]
+
+
+def others(
+    pictures: list[CachedPicture], answerer: Answerer, packer: Packer, run: Path, identity: bytes
+) -> dict[str, list[Setting]]:
+    """Return the settings of the codecs that ours is compared with, fitted to the features of training `pictures`."""
+    x = np.concatenate([one.features for one in pictures]).astype(np.float32)
+    projector = answerer.projector.weight.detach().double().numpy()
+    values, vectors = np.linalg.eigh(projector.T @ projector)
+    through = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    found: dict[str, list[Setting]] = {}
+    for name, measure in (("PCA", np.eye(x.shape[1])), ("PCA behind the projector", through)):
+        found[f"{name} + scalar quantisation"] = [
+            Setting(
+                name=f"{count} components, step {step:g}, {n} features",
+                features=n,
+                make=lambda n, count=count, step=step, measure=measure: simple.Components.fit(  # type: ignore[misc]
+                    x, measure, count, step
+                ).reduce(n),
+                identity=identity,
+            )
+            for n, count, step in product((36, 24), (32, 64), (0.7, 1.0, 1.4, 2.0, 2.8, 4.0))
+        ]
+    found["int8 + Zstandard"] = [
+        Setting(
+            name=f"{bits} bits, {n} features",
+            features=n,
+            make=lambda n, bits=bits: simple.levels(x, bits, n),  # type: ignore[misc]
+            identity=identity,
+        )
+        for n, bits in product((36, 12), (1, 2, 3, 4, 8))
+    ]
+    found["top n in half precision"] = [
+        Setting(
+            name=f"{n} features",
+            features=n,
+            make=lambda n: simple.outstanding(x, projector, n),
+            identity=identity,
+        )
+        for n in (36, 24, 12)
+    ]
+
+    @cache
+    def worth() -> NDArray[np.float64]:
+        source = NanoSource(answerer, packer.tokenizer, pictures)
+        diagonal: NDArray[np.float64] = np.diag(sensitivity(source, PcaNoise.fit(x), batches=20).numpy())
+        return diagonal
+
+    def model(step: float) -> published.Published:
+        path = run / "published" / f"{identity.hex()[:12]}-{step:g}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return published.train(x, worth(), step, path)
+
+    found["TOFC as published"] = [
+        Setting(
+            name=f"step {step:g}, {n} features",
+            features=n,
+            make=lambda n, step=step: model(step).reduce(n),  # type: ignore[misc]
+            identity=identity,
+        )
+        for step, n in product((2.0, 4.0, 8.0), (36, 24, 12))
+    ]
+    return found

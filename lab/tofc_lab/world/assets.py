@@ -1,0 +1,115 @@
+"""Fonts and photographs for nano's world, taken from Debian packages, and their split.
+
+Promises that a photograph (with its crops, sizes and dark variants) is in exactly one of the
+splits `train`, `validation` and `test`. Leaves drawing to `tofc_lab.world.scene`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageFont
+
+from tofc.errors import UsageError
+
+Split = Literal["train", "validation", "test"]
+
+PACKAGES = (
+    "fonts-noto-color-emoji",
+    "fonts-dejavu-core",
+    "fonts-liberation",
+    "plasma-workspace-wallpapers",
+    "gnome-backgrounds",
+    "lomiri-wallpapers-16.04",
+    "lomiri-wallpapers-20.04",
+    "ukui-wallpapers",
+    "mypaint-data-extras",
+)
+SIGN_FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "LiberationSans-Bold.ttf", "LiberationSans-Regular.ttf")
+SHORT_SIDE = 640  # px: photographs are kept in memory at this size
+
+
+def fetch(folder: Path) -> None:
+    """Download and unpack `PACKAGES` into `folder`; nothing is installed.
+
+    Raises `UsageError` if apt-get or dpkg is missing or fails, with its message.
+    """
+    debs = folder / "debs"
+    debs.mkdir(parents=True, exist_ok=True)
+    missing = [p for p in PACKAGES if not list(debs.glob(f"{p}_*.deb"))]
+    try:
+        if missing:
+            subprocess.run(["apt-get", "download", *missing], cwd=debs, check=True, capture_output=True, text=True)
+        for deb in sorted(debs.glob("*.deb")):
+            subprocess.run(["dpkg", "-x", str(deb), str(folder / "root")], check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{error.filename} was not found; fonts and photographs come from Debian packages, so run this on Debian "
+            "or Ubuntu"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise UsageError(f"{' '.join(error.cmd)} failed: {error.stderr.strip()}") from None
+
+
+def family(path: Path) -> str:
+    """Return the name of a photograph, the same for all its sizes and colour variants: the unit of the split.
+
+    >>> family(Path("usr/share/wallpapers/Flow/contents/images_dark/720x1440.jpg"))
+    'flow'
+    >>> family(Path("usr/share/backgrounds/gnome/grid-d.webp"))
+    'grid'
+    """
+    parts = path.parts
+    if "wallpapers" in parts:
+        return parts[parts.index("wallpapers") + 1].lower()
+    stem = path.stem.lower()
+    for end in ("-d", "-l"):
+        stem = stem.removesuffix(end)
+    return stem
+
+
+def split_of(name: str) -> Split:
+    """Return the split of a photograph by its name (see `family`): 65 % train, 10 % validation, 25 % test."""
+    bucket = hashlib.sha256(f"tofc world {name}".encode()).digest()[0] / 256
+    return "train" if bucket < 0.65 else "validation" if bucket < 0.75 else "test"
+
+
+@cache
+def photographs(folder: Path, split: Split) -> tuple[Image.Image, ...]:
+    """Return every photograph of a split, RGB, with a short side of at most `SHORT_SIDE` px. Raises `UsageError`."""
+    small = folder / "small"
+    small.mkdir(parents=True, exist_ok=True)
+    found = []
+    for path in sorted((folder / "root").rglob("*")):
+        if path.suffix.lower() not in {".jpg", ".jpeg", ".png", ".webp"} or path.is_symlink():
+            continue
+        if path.stem == "screenshot" or "fonts" in path.parts or split_of(family(path)) != split:
+            continue
+        copy = small / (hashlib.sha256(str(path.relative_to(folder)).encode()).hexdigest()[:16] + ".png")
+        if not copy.exists():
+            picture = Image.open(path).convert("RGB")
+            scale = SHORT_SIDE / min(picture.size)
+            if scale < 1:
+                picture = picture.resize(
+                    (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
+                )
+            picture.save(copy)
+        picture = Image.open(copy)
+        picture.load()
+        found.append(picture)
+    if not found:
+        raise UsageError(f"{folder} has no photographs; run `tofc-lab assets --out {folder}` first")
+    return tuple(found)
+
+
+@cache
+def font(folder: Path, name: str, size: int) -> ImageFont.FreeTypeFont:
+    """Load a font of the unpacked packages by its file name, at `size` px. Raises `UsageError`."""
+    found = sorted((folder / "root").rglob(name))
+    if not found:
+        raise UsageError(f"{folder} has no font {name}; run `tofc-lab assets --out {folder}` first")
+    return ImageFont.truetype(str(found[0]), size)

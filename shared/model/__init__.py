@@ -1,1 +1,0 @@
-"""The split model: configuration, checkpoint, views, tower, projector and prompt."""

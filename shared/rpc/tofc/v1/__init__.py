@@ -1,1 +1,0 @@
-"""Generated from protos/; `python -m shared.rpc.generate` writes it again."""

@@ -1,0 +1,27 @@
+"""Limits numpy's linear algebra (BLAS) to one thread.
+
+The codec's matrix products are small. BLAS threads beside torch's would compete with them for the cores: on two cores a
+view took 16 ms to encode instead of 2, and the tower three times as long. Promises the same results with any number of
+threads, and to take no lock of the dynamic loader while Python code runs. Leaves torch's threads to
+`tofc.model.torch_threads`, and a BLAS that did not come with numpy to its owner.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+
+_SETTERS = ("scipy_openblas_set_num_threads64_", "scipy_openblas_set_num_threads")  # the second on 32-bit machines
+
+
+def use_one_blas_thread() -> None:
+    """Limit the BLAS that numpy's wheels bring to one thread, in this process from now on."""
+    # Not by threadpoolctl: it lets the loader call Python, which may wait for a thread that waits for the loader.
+    for library in Path(np.__file__).parents[1].glob("numpy.libs/*openblas*"):
+        loaded = ctypes.CDLL(str(library))  # numpy has loaded it already
+        for name in _SETTERS:
+            if setter := getattr(loaded, name, None):
+                setter(1)
+                break

@@ -1,0 +1,219 @@
+"""Features of one view ⇄ a packet: the public face of the codec.
+
+    F [N, D] ─ analysis ─ Y [N, M] ─ merge ─ y [n, M] ─ quantise ─ q [n, M] ─ context ─ symbols ─ coder ─ packet
+    x̂ [n, D] ─ synthesis ─────────────────── dequantise ────────── q [n, M] ─ context ─ symbols ─ coder ─┘
+
+Promises that a packet decodes to the same q, bit for bit, on every machine, that each q has only one packet, and that
+invalid bytes raise `PacketError` and nothing else. The encoder computes in floats: two machines may write different
+packets for the same picture, and both are valid. Leaves to the caller which view a packet belongs to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt, log2
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tofc.codec import packet
+from tofc.codec.context_model import ContextModel
+from tofc.codec.dequantiser import Dequantiser
+from tofc.codec.merge import Merged, merge
+from tofc.codec.packet import PacketLayout
+from tofc.codec.payload import PayloadCoder
+from tofc.codec.rdo_quantiser import RdoQuantiser
+from tofc.codec.symbols import Symbols
+from tofc.codec.weights import CodecWeights
+from tofc.errors import PacketError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parsed:
+    """The content of a packet, in integers."""
+
+    q: NDArray[np.int64]
+    """Quantised components [n, M], in quantisation steps."""
+    positions: NDArray[np.int64]
+    """The grid cell of each feature [n], as ascending raster indices."""
+    grid: int
+    """Side of the view's grid, in cells."""
+    quality: int
+    """Quality level; 0 is the coarsest."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoded(Parsed):
+    """The content of a packet, and the features it stands for."""
+
+    features: NDArray[np.float32]
+    """x̂ [n, D]: the encoder's merged features, up to the quantisation error."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """How a packet's bits are spent. Ideal bits are the information content, without rounding to whole bytes."""
+
+    merged: Merged
+    """The merged features, and which features each of them is made of."""
+    packet: bytes
+    """The packet itself."""
+    feature_bits: NDArray[np.float64]
+    """Ideal bits of each feature [n]: the sum of −log₂ p of its symbols, by the codec's tables."""
+    position_bits: float
+    """Ideal bits of the quality and, when merged, of n and the set of positions."""
+    header_bits: int
+    """Bits of header and checksum, exactly."""
+
+    @property
+    def ideal_bytes(self) -> float:
+        """Bytes of the whole packet if every part cost its ideal bits."""
+        return (self.header_bits + self.position_bits + float(self.feature_bits.sum())) / 8
+
+
+class Codec:
+    """Encodes and decodes the features of views with one set of weights. Safe to share between threads.
+
+    N, D, M, n and Q are the numbers of a view's grid cells, of numbers in a feature, of components, of features kept
+    and of quality levels.
+
+    >>> import numpy as np
+    >>> from tofc.codec.fake import fake_features, fake_weights     # a codec without training
+    >>> codec = Codec(fake_weights(seed=1))
+    >>> features = fake_features(codec.weights, 36, seed=2)         # [N, D] float32, of a grid of 6 × 6 cells
+    >>> packet = codec.encode(features, n=12)
+    >>> decoded = codec.decode(packet)
+    >>> assert decoded.features.shape == (12, codec.config.feature_dim) and decoded.grid == 6
+    >>> assert np.array_equal(decoded.q, codec.parse(packet).q)
+    """
+
+    def __init__(self, weights: CodecWeights) -> None:
+        """Prepare a codec. `load` reads the weights from a directory."""
+        self.config = weights.config
+        self.weights = weights
+        context = ContextModel(weights)
+        self._quantiser = RdoQuantiser(weights, context)
+        self._mean = weights.mean.astype(np.float64)
+        self._analysis = (weights.analysis.astype(np.float64) / weights.step[-1][:, None]).T  # [D, M]
+        #: steps of the finest quality → steps of each quality
+        self._rescale = weights.step[-1].astype(np.float64) / weights.step  # [Q, M]
+        #: (q [n, M], quality) → features [n, D]
+        self.dequantise = Dequantiser.of(weights)
+        #: symbols ⇄ payload, for tools that inspect packets
+        self.payload = PayloadCoder(weights, context)
+
+    @classmethod
+    def load(cls, directory: Path) -> Codec:
+        """Read `codec.json` and `codec.safetensors` of a directory.
+
+        Raises `CodecError` for files that contradict themselves or this version, and `FileNotFoundError`.
+        """
+        return cls(CodecWeights.load(directory))
+
+    def encode(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> bytes:
+        """Encode the features of a square grid [N, D] as one packet of n features at a quality; 0 is the coarsest.
+
+        None takes n (at most N) and quality of the codec's default preset; n = N does not merge. Raises `UsageError`
+        for another shape, for NaN and infinity, for n outside 1..N and for a quality outside 0..Q − 1.
+        """
+        merged = self.merge(features, n)
+        return self._write(merged, self._symbols(merged, quality))
+
+    def decode(self, data: bytes) -> Decoded:
+        """Decode a packet into features [n, D] and their positions in the grid.
+
+        Raises `PacketError` for anything that an encoder of this codec does not write.
+        """
+        parsed = self.parse(data)
+        return Decoded(**vars(parsed), features=self.dequantise(parsed.q, parsed.quality))
+
+    def parse(self, data: bytes) -> Parsed:
+        """Decode a packet without computing features: the part that is exact on every machine. Raises `PacketError`."""
+        limit = self.payload.max_feature_bits
+        layout, payload = packet.read(
+            data, max_side=self.config.max_grid, max_feature_bits=limit, qualities=self.config.qualities
+        )
+        cells = np.array(layout.cells, np.int64)
+        try:
+            symbols, interval = self.payload.decode(payload, layout.grid, cells, layout.quality)
+        except ValueError as error:
+            raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
+        # Many byte strings decode to the same symbols; only the canonical one, which an encoder writes, is accepted.
+        if packet.write(layout, interval, qualities=self.config.qualities) != data:
+            raise PacketError(
+                "NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged, send it again"
+            )
+        return Parsed(q=symbols.q, positions=cells, grid=layout.grid, quality=layout.quality)
+
+    def explain(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> Explanation:
+        """Encode as `encode` does, and account for every bit. Raises what `encode` raises."""
+        merged = self.merge(features, n)
+        symbols = self._symbols(merged, quality)
+        layout = _layout(merged, symbols.quality)
+        return Explanation(
+            merged=merged,
+            packet=self._write(merged, symbols),
+            feature_bits=self._quantiser.bits(symbols),
+            position_bits=log2(layout.digits(self.config.qualities)[1]),
+            header_bits=layout.header_bits,
+        )
+
+    def components(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Transform features [N, D] to components Y [N, M], in steps of the finest quality: the analysis transform."""
+        # In float64: rounding errors of a library are then too small to change which step is the nearest.
+        y: NDArray[np.float64] = (features - self._mean) @ self._analysis
+        return y
+
+    def merge(self, features: NDArray[np.float32], n: int | None = None) -> Merged:
+        """Merge the features of a square grid [N, D] into components [n, M] in steps of the finest quality.
+
+        Distances are computed between components: features that differ only in what the codec discards count as equal.
+        Raises what `encode` raises.
+        """
+        c = self.config
+        if features.ndim != 2 or features.shape[1] != c.feature_dim:
+            raise UsageError(f"features must be [N, {c.feature_dim}] for this codec, got {features.shape}")
+        total = len(features)
+        if not 1 <= total <= c.max_grid**2 or isqrt(total) ** 2 != total:
+            raise UsageError(f"features must be of a square grid with sides of 1 to {c.max_grid}, got {total} features")
+        if n is None:
+            n = min(c.rate[0] or total, total)
+        with np.errstate(invalid="ignore"):  # `merge` refuses features that are not finite
+            return merge(self.components(features), n, c.neighbours)
+
+    def symbols(
+        self, components: NDArray[np.floating], grid: int, cells: NDArray[np.int64], quality: int | None = None
+    ) -> Symbols:
+        """Quantise components [n, M], in steps of the finest quality, of features at `cells` [n].
+
+        Residuals outside the tables are clipped. Raises `UsageError` for a quality outside 0..Q − 1.
+        """
+        if quality is None:
+            quality = self.config.rate[1]
+        if not 0 <= quality < self.config.qualities:
+            raise UsageError(f"quality must be 0 (the coarsest) to {self.config.qualities - 1}, got {quality}")
+        y: NDArray[np.float64] = components * self._rescale[quality]  # in this quality's steps
+        return self._quantiser.quantise(y, grid, cells, quality)
+
+    def grid_embedding(self, grid: int, positions: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the grid embedding [n, H] of `positions` [n], which the server adds to the projected features.
+
+        It is zero for a grid side that the codec has no embedding for.
+        """
+        table = self.weights.grid_embedding.get(grid)
+        if table is None:
+            return np.zeros((len(positions), self.config.hidden), np.float32)
+        rows: NDArray[np.float32] = table[positions].astype(np.float32)
+        return rows
+
+    def _symbols(self, merged: Merged, quality: int | None) -> Symbols:
+        return self.symbols(merged.centroids, isqrt(len(merged.assignment)), merged.centres, quality)
+
+    def _write(self, merged: Merged, symbols: Symbols) -> bytes:
+        layout = _layout(merged, symbols.quality)
+        return packet.write(layout, self.payload.encode(symbols), qualities=self.config.qualities)
+
+
+def _layout(merged: Merged, quality: int) -> PacketLayout:
+    return PacketLayout(grid=isqrt(len(merged.assignment)), cells=tuple(merged.centres.tolist()), quality=quality)

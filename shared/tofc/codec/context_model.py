@@ -1,0 +1,152 @@
+"""The context model: predicts each number's distribution from the numbers coded before it.
+
+    cells of stage 0 ── slice 0, slice 1, … ──→ q of stage 0 ─ embed ─┐
+    cells of stage 1 ── slice 0, slice 1, … ←── neighbouring cells ───┘
+
+The cells of a view are coded as a checkerboard, in two passes (He et al., CVPR 2021): first the anchors, stage 0, then
+the other cells, stage 1, whose prediction also depends on the anchors around them. A feature's components are coded in
+slices, and each slice depends on those before it (channel-conditional coding, Minnen & Singh, ICIP 2020). The
+prediction for a component is a mean, in fractions of a step, and a scale; together they select a stored table.
+
+Promises the same integers on every machine: weights and inputs are integers, every sum is below 2⁵³, so that float64
+holds it exactly in any order of summation, and a right shift is a product with a power of two, rounded down. Leaves
+quantisation to `rdo_quantiser`, entropy coding to `payload`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tofc.codec.weights import ACTIVATION_BITS, ACTIVATION_MAX, STAGES, WEIGHT_BITS, CodecWeights
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def stages(grid: int, cells: Ints) -> Ints:
+    """Return the stage [n] of cells [n] given as raster indices: 0 where row plus column is even."""
+    found: Ints = (cells // grid + cells % grid) % STAGES
+    return found
+
+
+def neighbour_indices(grid: int, cells: Ints, radius: int) -> Ints:
+    """Find the neighbours of each of the cells [n]: [n, (2 radius + 1)² − 1] indices into `cells`, n where absent.
+
+    They are in raster order of their offset, from (−radius, −radius) to (radius, radius), without (0, 0).
+
+    >>> neighbour_indices(3, np.array([0, 4, 5]), 1).tolist()
+    [[3, 3, 3, 3, 3, 3, 3, 1], [0, 3, 3, 3, 2, 3, 3, 3], [3, 3, 3, 1, 3, 3, 3, 3]]
+    """
+    n, side = len(cells), grid + 2 * radius
+    index_at = np.full(side * side, n, np.int64)  # of a grid with an empty border, so that no offset leaves it
+    place = (cells // grid + radius) * side + cells % grid + radius
+    index_at[place] = np.arange(n)
+    row, column = np.divmod(np.arange((2 * radius + 1) ** 2), 2 * radius + 1)
+    offsets = np.delete((row - radius) * side + column - radius, len(row) // 2)
+    found: Ints = index_at[place[:, None] + offsets]
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodingStep:
+    """The numbers that are predicted together: components `first` to `last` − 1 of the features `rows` [n']."""
+
+    rows: Ints
+    first: int
+    last: int
+    mean: Ints  # [n', last − first], whole steps, −R..R
+    table: Ints  # [n', last − first], 0..T−1
+
+
+class ContextModel:
+    """The context model of one codec, prepared once. Safe to share between threads.
+
+    Shifts are folded into the weights: dividing a double by a power of two is exact. Each layer has one more unit, the
+    bias unit, which is always 1, so that the next layer's biases are weights too: at this size a call to numpy costs
+    more than the additional products.
+    """
+
+    def __init__(self, weights: CodecWeights) -> None:
+        c = self._config = weights.config
+        unit = 2.0**-WEIGHT_BITS
+        self._embed = weights.embed_w.T * unit * 2**ACTIVATION_BITS  # [M, C]
+        self._embed_b = weights.embed_b * unit  # [Q, C]
+        self._around = _append_bias_unit(weights.around_w.T * unit)  # [K (C + 1), F + 1]
+        self._own = [  # [first, F + 1] for each slice
+            _append_bias_unit(w[:, :first].T * (unit * 2**ACTIVATION_BITS))
+            for w, (first, _) in zip(weights.own_w, c.spans, strict=True)
+        ]
+        self._own_b = _append_bias_unit(weights.own_b * unit, 1.0)  # [Q, stages, S, F + 1]
+        mid = weights.mid_w.transpose(0, 2, 1) * unit  # [S, F, F]
+        self._mid = [  # [F + 1, F + 1] for each quality and slice
+            [
+                _append_bias_unit(np.concatenate([w, b[None]]), [*np.zeros(len(w)), 1.0])
+                for w, b in zip(mid, bias, strict=True)
+            ]
+            for bias in weights.mid_b * unit
+        ]
+        # The sums are means in 2^−fraction of a step, and scales as indices.
+        shift = np.array([2.0**c.fraction, 1.0])[:, None] * 2.0 ** -(WEIGHT_BITS + ACTIVATION_BITS)
+        out = weights.out_w * shift[..., None]  # [2, M, F]
+        self._out = [  # [F + 1, 2 L] for each quality and slice of L components
+            [
+                np.concatenate([np.concatenate(out[:, first:last]).T, np.concatenate(bias[:, first:last])[None]])
+                for first, last in c.spans
+            ]
+            for bias in weights.out_b * shift
+        ]
+
+    def coding_steps(self, grid: int, cells: Ints, quality: int, q: Floats) -> Iterator[CodingStep]:
+        """Predict the numbers of n features at `cells`, in coding order.
+
+        The caller writes the quantised values of each `CodingStep` into q [n, M] before it asks for the next.
+        """
+        c, n = self._config, len(cells)
+        stage_of, neighbours = stages(grid, cells), neighbour_indices(grid, cells, c.reach)
+        # Each feature's embedding, then a 1. Zeros: not coded yet; the last row stands for cells without a feature.
+        embedded = np.zeros((n + 1, c.channels + 1))
+        for stage in range(STAGES):
+            rows = np.flatnonzero(stage_of == stage)
+            if not len(rows):
+                continue
+            bias = self._own_b[quality, stage][:, None]  # [S, 1, F + 1]
+            if stage:
+                bias = bias + embedded[neighbours[rows]].reshape(len(rows), -1) @ self._around  # [S, n', F + 1]
+            for index, (first, last) in enumerate(c.spans):
+                hidden = _clipped_relu(q[rows, :first] @ self._own[index] + bias[index])
+                hidden = _clipped_relu(hidden @ self._mid[quality][index])
+                yield self._step(rows, first, last, hidden @ self._out[quality][index])
+            if stage + 1 < STAGES:
+                embedded[rows, :-1] = _clipped_relu(q[rows] @ self._embed + self._embed_b[quality])
+                embedded[rows, -1] = 1 << ACTIVATION_BITS
+
+    def _step(self, rows: Ints, first: int, last: int, sums: Floats) -> CodingStep:
+        """Turn the last layer's sums [n', 2 L], means in fractions of a step and scales, into means and tables."""
+        c, size = self._config, last - first
+        whole = np.floor(sums).astype(np.int64)
+        place, scale = whole[:, :size], whole[:, size:]
+        mean, fractional = place >> c.fraction, place & (1 << c.fraction) - 1
+        return CodingStep(
+            rows=rows,
+            first=first,
+            last=last,
+            mean=np.minimum(np.maximum(mean, -c.residual_range), c.residual_range),
+            table=np.minimum(np.maximum(scale, 0), (c.tables >> c.fraction) - 1) << c.fraction | fractional,
+        )
+
+
+def _append_bias_unit(matrix: NDArray[np.floating], weights: float | list[float] = 0.0) -> Floats:
+    """Append a column to the last axis: the weights from which the next layer's bias unit is computed."""
+    column = np.empty((*matrix.shape[:-1], 1))
+    column[..., 0] = weights
+    return np.concatenate([matrix, column], axis=-1)
+
+
+def _clipped_relu(sums: Floats) -> Floats:
+    """Turn sums of weights times activations into activations, in place."""
+    np.floor(sums, out=sums)
+    return np.minimum(np.maximum(sums, 0, out=sums), ACTIVATION_MAX, out=sums)  # np.clip takes longer to call

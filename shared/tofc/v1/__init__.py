@@ -1,0 +1,1 @@
+"""Generated from protos/; `python -m tofc.rpc.generate` writes it again."""

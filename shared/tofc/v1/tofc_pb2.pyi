@@ -1,0 +1,366 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ImageFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    IMAGE_FORMAT_UNSPECIFIED: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_JPEG: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_WEBP: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_AVIF: _ClassVar[ImageFormat]
+    IMAGE_FORMAT_JXL: _ClassVar[ImageFormat]
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_USER: _ClassVar[Role]
+    ROLE_ASSISTANT: _ClassVar[Role]
+    ROLE_SYSTEM: _ClassVar[Role]
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+    FINISH_REASON_CANCELLED: _ClassVar[FinishReason]
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat
+IMAGE_FORMAT_JPEG: ImageFormat
+IMAGE_FORMAT_WEBP: ImageFormat
+IMAGE_FORMAT_AVIF: ImageFormat
+IMAGE_FORMAT_JXL: ImageFormat
+ROLE_UNSPECIFIED: Role
+ROLE_USER: Role
+ROLE_ASSISTANT: Role
+ROLE_SYSTEM: Role
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+FINISH_REASON_CANCELLED: FinishReason
+
+class SessionRequest(_message.Message):
+    __slots__ = ("hello", "pictures", "views", "image_chunks", "asks", "cancels")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    ASKS_FIELD_NUMBER: _ClassVar[int]
+    CANCELS_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    pictures: _containers.RepeatedCompositeFieldContainer[Picture]
+    views: _containers.RepeatedCompositeFieldContainer[View]
+    image_chunks: _containers.RepeatedCompositeFieldContainer[ImageChunk]
+    asks: _containers.RepeatedCompositeFieldContainer[Ask]
+    cancels: _containers.RepeatedCompositeFieldContainer[Cancel]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., pictures: _Optional[_Iterable[_Union[Picture, _Mapping]]] = ..., views: _Optional[_Iterable[_Union[View, _Mapping]]] = ..., image_chunks: _Optional[_Iterable[_Union[ImageChunk, _Mapping]]] = ..., asks: _Optional[_Iterable[_Union[Ask, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ...) -> None: ...
+
+class SessionResponse(_message.Message):
+    __slots__ = ("welcome", "picture_state", "view_ack", "token", "done", "error", "need_picture", "image_ack")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_STATE_FIELD_NUMBER: _ClassVar[int]
+    VIEW_ACK_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    NEED_PICTURE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ACK_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    picture_state: PictureState
+    view_ack: ViewAck
+    token: Token
+    done: Done
+    error: Error
+    need_picture: NeedPicture
+    image_ack: ImageAck
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., picture_state: _Optional[_Union[PictureState, _Mapping]] = ..., view_ack: _Optional[_Union[ViewAck, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., need_picture: _Optional[_Union[NeedPicture, _Mapping]] = ..., image_ack: _Optional[_Union[ImageAck, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("client_version", "model_id", "codec_id")
+    CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ID_FIELD_NUMBER: _ClassVar[int]
+    client_version: str
+    model_id: str
+    codec_id: str
+    def __init__(self, client_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("server_version", "model_id", "codec_id", "limits", "picture_key", "samples_by_default")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_KEY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_BY_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    model_id: str
+    codec_id: str
+    limits: Limits
+    picture_key: bytes
+    samples_by_default: bool
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., samples_by_default: bool = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels")
+    PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_PER_PICTURE_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_PER_QUESTION_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    packet_bytes: int
+    views_per_picture: int
+    pictures_per_question: int
+    questions_in_flight: int
+    question_bytes: int
+    new_tokens: int
+    image_bytes: int
+    image_pixels: int
+    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ...) -> None: ...
+
+class Picture(_message.Message):
+    __slots__ = ("ref", "picture_id", "rows", "columns", "image", "want_state")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    WANT_STATE_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    picture_id: bytes
+    rows: int
+    columns: int
+    image: Image
+    want_state: bool
+    def __init__(self, ref: _Optional[int] = ..., picture_id: _Optional[bytes] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., want_state: bool = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("format", "width", "height")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    format: ImageFormat
+    width: int
+    height: int
+    def __init__(self, format: _Optional[_Union[ImageFormat, str]] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+
+class PictureState(_message.Message):
+    __slots__ = ("ref", "complete", "views", "image")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    complete: bool
+    views: _containers.RepeatedScalarFieldContainer[int]
+    image: ReceivedImage
+    def __init__(self, ref: _Optional[int] = ..., complete: bool = ..., views: _Optional[_Iterable[int]] = ..., image: _Optional[_Union[ReceivedImage, _Mapping]] = ...) -> None: ...
+
+class ReceivedImage(_message.Message):
+    __slots__ = ("bytes", "crc32")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    crc32: int
+    def __init__(self, bytes: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class View(_message.Message):
+    __slots__ = ("ref", "index", "packet")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    PACKET_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    index: int
+    packet: bytes
+    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ..., packet: _Optional[bytes] = ...) -> None: ...
+
+class ImageChunk(_message.Message):
+    __slots__ = ("ref", "offset", "total", "data")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    offset: int
+    total: int
+    data: bytes
+    def __init__(self, ref: _Optional[int] = ..., offset: _Optional[int] = ..., total: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ImageAck(_message.Message):
+    __slots__ = ("ref", "offset")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    offset: int
+    def __init__(self, ref: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ViewAck(_message.Message):
+    __slots__ = ("ref", "indexes")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    INDEXES_FIELD_NUMBER: _ClassVar[int]
+    ref: int
+    indexes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ref: _Optional[int] = ..., indexes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REFS_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    refs: _containers.RepeatedScalarFieldContainer[int]
+    question: str
+    history: _containers.RepeatedCompositeFieldContainer[Turn]
+    sampling: Sampling
+    deadline_ms: int
+    thinking: bool
+    previous_request: int
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ...) -> None: ...
+
+class Turn(_message.Message):
+    __slots__ = ("role", "text")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    text: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("max_tokens", "temperature", "top_p", "seed", "top_k")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    top_k: int
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., top_k: _Optional[int] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    def __init__(self, request: _Optional[int] = ...) -> None: ...
+
+class NeedPicture(_message.Message):
+    __slots__ = ("request", "ref")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    ref: int
+    def __init__(self, request: _Optional[int] = ..., ref: _Optional[int] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("request", "text", "thinking", "restart")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    text: str
+    thinking: bool
+    restart: bool
+    def __init__(self, request: _Optional[int] = ..., text: _Optional[str] = ..., thinking: bool = ..., restart: bool = ...) -> None: ...
+
+class Done(_message.Message):
+    __slots__ = ("request", "finish_reason", "usage", "timing", "unanswered")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMING_FIELD_NUMBER: _ClassVar[int]
+    UNANSWERED_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    unanswered: bool
+    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., unanswered: bool = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "visual_tokens", "new_tokens", "thinking_tokens")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VISUAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    visual_tokens: int
+    new_tokens: int
+    thinking_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ..., thinking_tokens: _Optional[int] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("decode_ms", "wait_ms", "prefill_ms", "first_token_ms", "total_ms")
+    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
+    decode_ms: float
+    wait_ms: float
+    prefill_ms: float
+    first_token_ms: float
+    total_ms: float
+    def __init__(self, decode_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ("request", "status", "reason", "message")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    status: int
+    reason: str
+    message: str
+    def __init__(self, request: _Optional[int] = ..., status: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("server_version", "model_id", "codec_id", "engine", "limits", "load", "uptime_s")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ID_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    model_id: str
+    codec_id: str
+    engine: str
+    limits: Limits
+    load: Load
+    uptime_s: int
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., engine: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., uptime_s: _Optional[int] = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("sessions_open", "sessions_allowed", "questions_running", "questions_running_allowed", "questions_waiting", "questions_waiting_allowed")
+    SESSIONS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_RUNNING_ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_WAITING_ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    sessions_open: int
+    sessions_allowed: int
+    questions_running: int
+    questions_running_allowed: int
+    questions_waiting: int
+    questions_waiting_allowed: int
+    def __init__(self, sessions_open: _Optional[int] = ..., sessions_allowed: _Optional[int] = ..., questions_running: _Optional[int] = ..., questions_running_allowed: _Optional[int] = ..., questions_waiting: _Optional[int] = ..., questions_waiting_allowed: _Optional[int] = ...) -> None: ...
