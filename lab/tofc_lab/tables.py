@@ -17,7 +17,11 @@ from tofc_lab.results import read
 
 #: columns of the table of accuracy, by their names in accuracy.json
 WAYS = ("uncompressed", "packets", "merged to 12, uncompressed", "merged to 12, packets")
-IN_README = (OURS, "PCA behind the projector + scalar quantisation", "AVIF", "JPEG")  # of the methods compared
+INDEXED = "one index per feature: bytes of a 336 px picture"
+IN_README = (
+    *(OURS, "ECVQ, static table", "ECVQ, net over neighbours"),
+    *("PCA behind the projector + scalar quantisation", "AVIF"),
+)  # of the methods compared
 STAGES = {
     "views": "views",
     "tower": "tower",
@@ -100,13 +104,16 @@ def _bytes(found: list[float | None]) -> str:
 
 
 def _ratio(found: list[float | None]) -> str:
-    return "–" if not found[0] or found[0] == 1 else f"{found[0]:.3f} ×"
+    value = found[0]
+    return "–" if not value or value == 1 else f"{value:.{3 if value < 1 else 1}f} ×"
 
 
-def equal_answers(kinds: dict[str, Any], only: Container[str] | None = None) -> str:
+def equal_answers(
+    kinds: dict[str, Any], only: Container[str] | None = None, title: str = "bytes of a 336 px picture"
+) -> str:
     """Return the bytes of a 336 px picture at equal answers (`tofc-lab rate-distortion`), by method."""
     lines = [
-        "| bytes of a 336 px picture | 3 points under uncompressed | 1 point under | TOFC relative to it |",
+        f"| {title} | 3 points under uncompressed | 1 point under | TOFC relative to it |",
         "| --- | --- | --- | --- |",
     ]
     for method, found in kinds["world"]["methods"].items():
@@ -114,21 +121,22 @@ def equal_answers(kinds: dict[str, Any], only: Container[str] | None = None) -> 
             continue
         cells = [_bytes(found["bytes"]["all"][drop]) for drop in ("3 points", "1 point")]
         ratios = " / ".join(_ratio(found["ours"]["all"][drop]) for drop in ("3 points", "1 point"))
-        title = f"**{method}**" if ratios == "– / –" and method == OURS else method
-        lines.append(f"| {title} | {cells[0]} | {cells[1]} | {ratios if method != OURS else ''} |")
+        name = f"**{method}**" if ratios == "– / –" and method == OURS else method
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {ratios if method != OURS else ''} |")
     return "\n".join(lines) + "\n"
 
 
 def each_family(kinds: dict[str, Any]) -> str:
     """Return the bytes at an accuracy 3 points under uncompressed, by family of questions and kind of picture."""
-    methods = [method for method in kinds["large"]["methods"] if not method.startswith("top n")]
+    everywhere = list(kinds.values())[-1]["methods"]  # the last kind has the fewest
+    methods = [method for method in everywhere if not method.startswith("top n")]
     lines = [
         "| 3 points under uncompressed, bytes | " + " | ".join(methods) + " |",
         "| --- " * (len(methods) + 1) + "|",
     ]
     rows = [("world", family) for family in kinds["world"]["uncompressed"]]
     rows += [("easy", "easy"), ("large", "all")]
-    for kind, family in rows:
+    for kind, family in [one for one in rows if one[0] in kinds]:
         title = {"easy": "easy-VQA, test split", "large": "pictures of 420–1050 px, in crops"}.get(kind, family)
         title = "**all seven**" if title == "all" else title
         cells = [_bytes(kinds[kind]["methods"][method]["bytes"][family]["3 points"]) for method in methods]
@@ -141,10 +149,13 @@ def write(results: Path, readme: Path, card: Path, comparison: Path, latency: Pa
     measured = read(results / "accuracy.json", "results")
     end_to_end = json_text.read(results / "end_to_end.json")
     kinds = read(results / "rate_distortion.json", "kinds")
+    indexed = read(results / "vector_quantisation.json", "kinds")  # the same pictures, questions and decoder
+    methods = {OURS: {}, **indexed["world"]["methods"], **kinds["world"]["methods"]}
     for path, tables in (
-        (readme, (first(measured, end_to_end), equal_answers(kinds, IN_README))),
+        (readme, (first(measured, end_to_end), equal_answers({"world": {"methods": methods}}, IN_README))),
         (card, (accuracy(measured),)),
-        (comparison, (equal_answers(kinds), each_family(kinds))),
+        (comparison, (equal_answers(kinds), each_family(kinds), equal_answers(indexed, title=INDEXED))),
+        (comparison, (each_family(indexed),)),
         (latency, (costs(end_to_end),)),
     ):
         text = path.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tofc.errors import UsageError
 from tofc.terminal import say
 from tofc_lab.commands.options import (
     ASSETS,
@@ -50,14 +51,21 @@ def rate_distortion(
     ),
     out: JsonFile = RESULTS / "rate_distortion.json",
     picture: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("docs/rate_distortion.png"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare only this method with ours, without a picture; repeat it. Needs another --out."),
+    ] = None,
 ) -> None:
     """Compare bytes at equal answers: packets, image codecs, TOFC as published, simple codecs. Hours, resumable."""
     from tofc_lab.rate_distortion import compare, figure
     from tofc_lab.rate_distortion.measure import Benchmark
 
+    if only and out == RESULTS / "rate_distortion.json":
+        raise UsageError(f"--only {only[0]} needs another --out than {out}, which holds all methods")
     writable(picture)
-    compare.compare(Benchmark.open(model, assets, run, compare.SIZES, features_bar), run, writable(out), say)
-    figure.draw(out, picture)
+    compare.compare(Benchmark.open(model, assets, run, compare.SIZES, features_bar), run, writable(out), say, only)
+    if not only:
+        figure.draw(out, picture)
 
 
 @app.command(rich_help_panel=PANEL)

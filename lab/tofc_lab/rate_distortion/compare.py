@@ -9,7 +9,7 @@ reach an accuracy. Leaves measuring to `measure`, drawing to `figure`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -64,8 +64,10 @@ class Candidate:
     measure: Callable[[Kind, Split], Outcomes]
 
 
-def compare(benchmark: Benchmark, run: Path, out: Path, log: Log = print_now) -> dict[str, Any]:
-    """Measure what has not been measured yet, write `out` (JSON) and return it."""
+def compare(
+    benchmark: Benchmark, run: Path, out: Path, log: Log = print_now, only: Container[str] | None = None
+) -> dict[str, Any]:
+    """Measure what has not been measured yet, write `out` (JSON) and return it; with `only` these methods and ours."""
     codec = Codec.load(benchmark.checkpoint.path)
     model = bytes.fromhex(benchmark.checkpoint.model_id)
     tensors = (benchmark.checkpoint.path / TENSOR_FILE).read_bytes()  # without codec.json: presets do not matter here
@@ -73,8 +75,10 @@ def compare(benchmark: Benchmark, run: Path, out: Path, log: Log = print_now) ->
     feature_methods |= methods.others(
         benchmark.pictures("world", "train"), benchmark.answerer, benchmark.packer, run, model
     )
+    if only is not None:
+        feature_methods = {name: found for name, found in feature_methods.items() if name == OURS or name in only}
     weights = run / "learned" / "mean-scale.pt"
-    image_codec = learned.train(benchmark.assets, weights, log=log)
+    image_codec = learned.train(benchmark.assets, weights, log=log) if _wanted(learned.TITLE, only) else None
     found: dict[str, Any] = {
         "command": "tofc-lab rate-distortion",
         "date": date.today().isoformat(),
@@ -91,8 +95,11 @@ def compare(benchmark: Benchmark, run: Path, out: Path, log: Log = print_now) ->
             method: [_candidate(benchmark, method, one, crop) for one in settings for crop in crops]
             for method, settings in feature_methods.items()
         }
-        files_of: dict[str, Sequence[ImageCodecSetting]] = {TITLES[name]: files(name) for name in IMAGE_CODECS[kind]}
-        files_of[learned.TITLE] = learned.settings(image_codec, fingerprint(weights), kind)
+        files_of: dict[str, Sequence[ImageCodecSetting]] = {
+            TITLES[name]: files(name) for name in IMAGE_CODECS[kind] if _wanted(TITLES[name], only)
+        }
+        if image_codec is not None:
+            files_of[learned.TITLE] = learned.settings(image_codec, fingerprint(weights), kind)
         for method, tried_files in files_of.items():
             tried[method] = [
                 Candidate(
@@ -114,6 +121,10 @@ def compare(benchmark: Benchmark, run: Path, out: Path, log: Log = print_now) ->
         out.parent.mkdir(parents=True, exist_ok=True)
         json_text.write(out, found)
     return found
+
+
+def _wanted(method: str, only: Container[str] | None) -> bool:
+    return only is None or method in only
 
 
 def _candidate(benchmark: Benchmark, method: str, setting: methods.Setting, crop: int | None) -> Candidate:

@@ -5,7 +5,7 @@ Leaves image files to `images` and `learned`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -22,7 +22,8 @@ from tofc_lab.nano.evaluate import coded
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.nano.packing import Packer
 from tofc_lab.nano.source import NanoSource
-from tofc_lab.rate_distortion import published, simple
+from tofc_lab.rate_distortion import codebooks, published, simple
+from tofc_lab.rate_distortion.index_contexts import Context, CountContext, NetContext
 
 MERGED = (36, 24, 16, 12)
 
@@ -103,6 +104,8 @@ def others(
         for n in (36, 24, 12)
     ]
 
+    found |= _codebooks(x, projector, round(len(pictures[0].features) ** 0.5), identity)
+
     @cache
     def worth() -> NDArray[np.float64]:
         source = NanoSource(answerer, packer.tokenizer, pictures)
@@ -124,3 +127,42 @@ def others(
         for step, n in product((2.0, 4.0, 8.0), (36, 24, 12))
     ]
     return found
+
+
+def _codebooks(
+    x: NDArray[np.float32], projector: NDArray[np.float64], side: int, identity: bytes
+) -> dict[str, list[Setting]]:
+    """Return the settings of vector quantisation, with one index per feature."""
+
+    @cache
+    def book(size: int, weight: float) -> codebooks.Codebook:
+        return codebooks.Codebook.fit(x, projector, size, weight)
+
+    @cache
+    def context(kind: type[CountContext | NetContext], size: int, weight: float) -> Context:
+        fitted = book(size, weight)
+        return kind.fit(fitted.index(x).reshape(-1, side, side), -fitted.bits)
+
+    def settings(
+        sizes: Sequence[int], weights: Sequence[float], kind: type[CountContext | NetContext] | None = None
+    ) -> list[Setting]:
+        return [
+            Setting(
+                name=f"{size} codewords, λ {weight:g}, {n} features",
+                features=n,
+                make=lambda n, size=size, weight=weight: book(size, weight).reduce(  # type: ignore[misc]
+                    n,
+                    context(kind, size, weight) if kind else None,  # type: ignore[arg-type]
+                ),
+                identity=identity,
+            )
+            for n, size, weight in product((36,) if kind else (36, 16), sizes, weights)
+        ]
+
+    sizes, weights = (1024, 4096), (0.03, 0.1, 0.3, 0.6)
+    return {
+        "VQ, indices of fixed length": settings((64, 256, 1024, 4096), (0.0,)),
+        "ECVQ, static table": settings(sizes, weights),
+        "ECVQ, counts of neighbours": settings(sizes, weights, CountContext),
+        "ECVQ, net over neighbours": settings(sizes, weights, NetContext),
+    }
