@@ -35,7 +35,10 @@ SHORT = {
     "TOFC as published": "TOFC as\npublished",
     OURS: "TOFC\n(this project)",
 }
-FEATURE_COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")  # ways to send features
+FEATURE_COLOURS = (  # ways to send features
+    *("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"),
+    *("tab:olive", "tab:pink", "tab:gray", "goldenrod"),
+)
 IMAGE_COLOURS = ("#08306b", "#2f9ae0", "#b0258f", "#0d9488", "#5b6abf")  # image codecs
 LOWEST = 0.135  # accuracy under uncompressed where the axis ends
 
