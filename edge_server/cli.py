@@ -32,6 +32,7 @@ from tofc.rpc.connection_errors import DialTarget
 from tofc.rpc.errors import from_call
 from tofc.rpc.peer_certificate import fetch_expiry
 from tofc.rpc.security import ClientSecurity
+from tofc.secret_file import check_exist
 from tofc.terminal import note, one_line, say
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
@@ -177,14 +178,13 @@ def serve(
     try:
         if not model.is_dir():  # checked before imports that take seconds
             raise UsageError(f"--model must be the folder of a checkpoint, whole or its server half, got {model}")
-        for option, file in (
-            ("--tls-cert", tls_cert),
-            ("--tls-key", tls_key),
-            ("--tls-client-ca", tls_client_ca),
-            ("--token-file", token_file),
-        ):
-            if file is not None and not file.exists():
-                raise UsageError(f"{option} {file} does not exist; `edge-server credentials` writes such files")
+        check_exist(
+            {
+                **{"--tls-cert": tls_cert, "--tls-key": tls_key},
+                **{"--tls-client-ca": tls_client_ca, "--token-file": token_file},
+            },
+            "`edge-server credentials` writes such files",
+        )
         _log_to_stderr(log_level)
         settings = ServerSettings(
             model=model,

@@ -1,17 +1,25 @@
-"""Files that hold a secret: a key or a token.
+"""Files of credentials that options name: keys, tokens, certificates.
 
-Promises that a file which every user of this machine can read is refused, with the command that fixes it. A group may
-read it, because Kubernetes, systemd and certificate tools hand files to a service that way. Leaves the content to the
-caller.
+Promises that a missing one is reported with its option, and that a secret which every user of this machine can read is
+refused, with the command that fixes it. A group may read it, because Kubernetes, systemd and certificate tools hand
+files to a service that way. Leaves the content to the caller.
 """
 
 from __future__ import annotations
 
 import stat
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from tofc.errors import SecurityError
+from tofc.errors import SecurityError, UsageError
+
+
+def check_exist(files: Mapping[str, Path | None], remedy: str) -> None:
+    """Check that every file given by an option exists. `remedy` ends the message. Raises UsageError."""
+    for option, file in files.items():
+        if file is not None and not file.exists():  # not is_file: it may be a pipe, as with <(…)
+            raise UsageError(f"{option} {file} does not exist; {remedy}")
 
 
 def check_private(path: Path) -> None:

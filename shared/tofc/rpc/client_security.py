@@ -10,10 +10,9 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from tofc.errors import UsageError
 from tofc.rpc.certificate_files import check_authorities, check_pair, expiry_times, expiry_warning
 from tofc.rpc.security import ClientSecurity, read_token
-from tofc.secret_file import check_private
+from tofc.secret_file import check_exist, check_private
 from tofc.text import read_pem
 
 
@@ -30,10 +29,10 @@ def load_client_security(
 
     Raises `SecurityError`, `UsageError`, OSError.
     """
-    options = {"--token-file": token_file, "--tls-ca": tls_ca, "--tls-cert": tls_cert, "--tls-key": tls_key}
-    for option, file in options.items():
-        if file is not None and not file.exists():  # not is_file: it may be a pipe, as with <(…)
-            raise UsageError(f"{option} {file} does not exist; give the path of a file")
+    check_exist(
+        {"--token-file": token_file, "--tls-ca": tls_ca, "--tls-cert": tls_cert, "--tls-key": tls_key},
+        "give the path of a file",
+    )
     security = ClientSecurity(
         tls=tls,
         ca=read_pem(tls_ca) if tls_ca else None,
