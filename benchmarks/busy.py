@@ -28,10 +28,10 @@ from typing import Any
 from tofc import json_text
 from tofc.model.config import SplitConfig
 from tofc.model.released_names import vision_shapes
+from tofc.model.shipped import NANO
 from tofc.model.torch_threads import PASSIVE
 
 ROOT = Path(__file__).resolve().parents[1]
-NANO = ROOT / "models" / "nano"
 ROUNDS = {"nano": 15, "width 768, 12 layers": 5}
 WIDE = {"width": 768, "layers": 12, "heads": 12}
 SIDE = 336

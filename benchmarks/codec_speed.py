@@ -28,6 +28,7 @@ from PIL import Image
 from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.model.shipped import NANO
 from tofc.model.views import ViewRule, plan, views
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,7 +137,7 @@ def overhead(codec: Codec, features: list[View]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano")
+    parser.add_argument("--model", type=Path, default=NANO)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "codec_speed.json")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     chosen = parser.parse_args()

@@ -27,6 +27,7 @@ from device_client.encoder import EncoderThread, TowerEncoder
 from device_client.report import compare
 from edge_server.credentials import Credentials, write
 from tofc import json_text
+from tofc.model.shipped import NANO
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
@@ -135,7 +136,7 @@ def installed_mb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano")
+    parser.add_argument("--model", type=Path, default=NANO)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "end_to_end.json")
     parser.add_argument("--install", action="store_true", help="also measure the size of an installed tofc[device]")
     chosen = parser.parse_args()

@@ -34,6 +34,7 @@ from benchmarks.trust.once import cuts, kills
 from benchmarks.trust.soak import soak
 from benchmarks.trust.subject import ROOT, Server, Subject, serving
 from tofc import json_text
+from tofc.model.shipped import NANO
 
 RESULT = ROOT / "benchmarks" / "results" / "trust.json"
 LONG = Plan(attack_s=10.0, alone=200, rest_s=10.0)
@@ -84,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trust", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="or: fake; %(default)s")
+    parser.add_argument("--model", type=Path, default=NANO, help="or: fake; %(default)s")
     parser.add_argument("--short", action="store_true", help="a second of each attack, few kills and cuts")
     parser.add_argument("--only", action="append", metavar="PART", help="only this part; may be repeated")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="only ask questions for this long")

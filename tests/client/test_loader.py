@@ -17,8 +17,8 @@ from device_client.fake import FakeEncoder
 from device_client.loader import Loader
 from tests.client.conftest import Begin, FakeServer
 from tofc.errors import EncoderError
+from tofc.model.shipped import NANO
 
-NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 HANGS_S = 20
 
 

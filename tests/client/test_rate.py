@@ -18,8 +18,8 @@ from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.weights import CodecWeights
 from tofc.errors import EncoderError, UsageError
+from tofc.model.shipped import NANO
 
-NANO = Path(__file__).parents[2] / "models" / "nano"
 CODEC = Codec(fake_weights(Q=3))
 VIEWS = [fake_features(CODEC.weights, cells, seed=cells + i) for i, cells in enumerate((16, 16, 36))]
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
 from device_client import rival
 from device_client.rival import best_within_budget
 from tofc.model.image_codec import compress
+from tofc.model.shipped import NANO
 
-EXAMPLE = Path(__file__).parents[2] / "models" / "nano" / "example.jpg"
+EXAMPLE = NANO / "example.jpg"
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from benchmarks import codec_speed
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_features, fake_weights
-
-NANO = Path(__file__).parents[2] / "models" / "nano"
 
 
 def test_every_size_of_picture_is_timed() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,10 @@ from tofc.errors import ImageCodecError
 from tofc.model import image_codec
 from tofc.model.image_codec import CODECS, compress, decompress, missing, scaled_size
 from tofc.model.image_headers import JPEG_SCANS, HeaderError, _av1, size_of
+from tofc.model.shipped import NANO
 
 SIZES = ((1, 1), (8, 8), (17, 300), (300, 17), (256, 192), (192, 256), (128, 64), (120, 100), (513, 90))
-SIGN = Path(__file__).resolve().parents[2] / "models" / "nano" / "example.jpg"
+SIGN = NANO / "example.jpg"
 EVERY = [
     pytest.param(codec, marks=pytest.mark.skipif(missing(codec), reason=f"no {codec} in this Pillow"))
     for codec in CODECS

@@ -11,10 +11,10 @@ import pytest
 
 from device_client.compute import Compute
 from tofc.errors import UsageError
+from tofc.model.shipped import NANO
 from tofc.model.torch_threads import MAX_THREADS, use_passive_waiting
 
 ROOT = Path(__file__).resolve().parents[2]
-NANO = ROOT / "models" / "nano"
 OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Loads a model as the programs do; OpenMP reports on stderr how its threads wait.
 DEVICE = """
