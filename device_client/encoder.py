@@ -85,11 +85,11 @@ class TowerEncoder:
         Raises UsageError for a preset that the checkpoint's codec does not have, CodecError for a codec whose files
         contradict each other.
         """
-        from tofc.codec.config import CodecConfig  # needs safetensors, which image files do without
+        from tofc.codec.files import load_config  # needs safetensors, which image files do without
 
         self._checkpoint = checkpoint
         self._choice, self._compute = choice, compute
-        self.setting = choice.setting(CodecConfig.load(checkpoint.path)) + compute.setting(checkpoint)
+        self.setting = choice.setting(load_config(checkpoint.path)) + compute.setting(checkpoint)
         self._tower: Tower | None = None
         self._codec: Codec | None = None
 

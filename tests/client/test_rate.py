@@ -16,7 +16,7 @@ from device_client.encoder import TowerEncoder
 from device_client.rate import RateChoice, RateController
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_features, fake_weights
-from tofc.codec.weights import CodecWeights
+from tofc.codec.files import load_weights
 from tofc.errors import EncoderError, UsageError
 from tofc.model.shipped import NANO
 
@@ -64,7 +64,7 @@ def test_what_a_view_leaves_goes_to_the_next() -> None:
 
 
 def test_presets_of_nano_cost_more_from_one_to_the_next() -> None:
-    config = CodecWeights.load(NANO).config
+    config = load_weights(NANO).config
     codec = Codec.load(NANO)
     views = [fake for _, fake in zip(range(5), _tower_features(), strict=False)]
     sizes = [

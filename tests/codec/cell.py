@@ -61,16 +61,16 @@ def digest(codec: Codec, packet: bytes) -> str:
     The symbols are those that the range coder returns, because later steps may use floats. They are also encoded again.
     """
     found: list[Any] = []
-    original = codec.payload.decode
-    codec.payload.decode = lambda *args, **more: found.append(original(*args, **more)) or found[-1]  # type: ignore
+    original = codec.entropy_model.decode
+    codec.entropy_model.decode = lambda *args, **more: found.append(original(*args, **more)) or found[-1]  # type: ignore
     try:
         decoded = codec.decode(packet)
     except PacketError as error:
         return error.reason
     finally:
-        del codec.payload.decode  # type: ignore[attr-defined]
+        del codec.entropy_model.decode  # type: ignore[attr-defined]
     symbols, interval = found[-1]
-    assert codec.payload.encode(symbols) == interval, f"{packet.hex()}: its symbols do not encode to its interval"
+    assert codec.entropy_model.encode(symbols) == interval, f"{packet.hex()}: its symbols do not encode to its interval"
     sha = hashlib.sha256()
     integers = {"grid": decoded.grid, "positions": decoded.positions, **vars(symbols)}
     for name, value in sorted(integers.items()):

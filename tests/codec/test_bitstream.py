@@ -11,9 +11,9 @@ import pytest
 
 from tests.codec.second_decoder import PlainDecoder, crc
 from tofc.codec import Codec
-from tofc.codec.context_model import CodingStep, ContextModel, stages
+from tofc.codec.context.context_model import CodingStep, ContextModel, stages
+from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.packet import SIDES, PacketLayout, write
-from tofc.codec.symbols import Symbols
 from tofc.errors import PacketError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,9 +61,9 @@ def test_the_golden_symbols_give_the_golden_bytes(name: str) -> None:
         q, quality = np.array(entry["q"]), entry["quality"]
         steps = coding_steps_of(codec, entry)
         residuals = [q[step.rows, step.first : step.last] - step.mean for step in steps]
-        symbols = Symbols.of(quality, q, list(zip(steps, residuals, strict=True)))
+        symbols = ContextSymbols.of(quality, q, list(zip(steps, residuals, strict=True)))
         layout = PacketLayout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=quality)
-        packet = write(layout, codec.payload.encode(symbols), qualities=codec.config.qualities)
+        packet = write(layout, codec.entropy_model.encode(symbols), qualities=codec.config.qualities)
         assert packet.hex() == entry["packet"]
 
 

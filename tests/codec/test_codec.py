@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tofc.codec import Codec
+from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.merge import merge
-from tofc.codec.symbols import Symbols
 from tofc.codec.tables import symbol_bits
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def test_what_is_encoded_is_decoded(codec: Codec, total: int, n: int, seed: int)
     assert np.abs(merged.centroids - codec.components(decoded.features)).max() <= 1
 
 
-def quantised(price: float, y: np.ndarray, cells: np.ndarray, grid: int = 6) -> tuple[Codec, Symbols]:
+def quantised(price: float, y: np.ndarray, cells: np.ndarray, grid: int = 6) -> tuple[Codec, ContextSymbols]:
     codec = Codec(replace(fake_weights(), bit_price=np.array([price], np.float32)))
     return codec, codec.symbols(y, grid, cells)
 

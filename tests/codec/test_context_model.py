@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from tests.codec.second_decoder import PlainDecoder
-from tofc.codec import Codec, CodecConfig, CodecWeights
-from tofc.codec.context_model import ContextModel, neighbour_indices, stages
+from tofc.codec import Codec
+from tofc.codec.context.config import ContextConfig
+from tofc.codec.context.context_model import ContextModel, stages
+from tofc.codec.context.weights import STAGES, ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.integer_net import ACTIVATION_BITS, ACTIVATION_MAX
+from tofc.codec.neighbourhood import neighbour_indices
 from tofc.codec.packet import read
 from tofc.codec.tables import table_from_probabilities
-from tofc.codec.weights import ACTIVATION_BITS, ACTIVATION_MAX, STAGES
 from tofc.errors import CodecError
 
 
@@ -53,7 +56,7 @@ def predictions(context: ContextModel, grid: int, cells: np.ndarray, q: np.ndarr
     return found
 
 
-def strong_weights(**sizes: Any) -> CodecWeights:
+def strong_weights(**sizes: Any) -> ContextWeights:
     """Make a codec whose predictions change with small changes of the numbers coded before."""
     weights = fake_weights(**sizes)
     return replace(weights, out_w=(weights.out_w.astype(int) * 8).clip(-32768, 32767).astype(np.int16))
@@ -130,11 +133,11 @@ def test_the_encoder_and_the_decoder_take_the_same_coding_steps() -> None:
         features, quality = fake_features(codec.weights, grid * grid, seed), seed % 2
         merged = codec.merge(features, n)
         wrote = codec.symbols(merged.centroids, grid, merged.centres, quality)
-        limit = codec.payload.max_feature_bits
+        limit = codec.entropy_model.max_feature_bits
         packet = codec.encode(features, n, quality)
         layout, payload = read(packet, max_side=16, max_feature_bits=limit, qualities=2)
-        found, interval = codec.payload.decode(payload, grid, merged.centres, quality)
-        assert interval == codec.payload.encode(wrote)
+        found, interval = codec.entropy_model.decode(payload, grid, merged.centres, quality)
+        assert interval == codec.entropy_model.encode(wrote)
         assert (layout.cells, layout.quality) == (tuple(merged.centres.tolist()), quality)
         for name in ("q", "feature", "residual", "table"):
             one, two = getattr(wrote, name), getattr(found, name)
@@ -144,10 +147,10 @@ def test_the_encoder_and_the_decoder_take_the_same_coding_steps() -> None:
         assert (np.diff(order) >= 0).all() and (np.bincount(wrote.feature) == codec.config.components).all()
 
 
-def at_the_bounds(seed: int, share: float) -> CodecWeights:
+def at_the_bounds(seed: int, share: float) -> ContextWeights:
     """Make a codec with the largest possible residuals and with random integers, a `share` of them the extreme ones."""
     rng = np.random.default_rng(seed)
-    config = CodecConfig(
+    config = ContextConfig(
         feature_dim=10, components=9, slices=(1, 4, 9), channels=3, context_hidden=7, reach=1 + seed % 2, qualities=2,
         hidden=4, residual_range=4095, tables=512, fraction=8, rates=((None, 0),),
     )  # fmt: skip
@@ -197,11 +200,11 @@ def test_no_sum_of_any_codec_exceeds_what_a_double_holds_exactly() -> None:
         "components": 4096, "channels": 256, "context_hidden": 4096, "reach": 4, "residual_range": 4095, "fraction": 8,
     }  # fmt: skip
     most = asdict(
-        CodecConfig(feature_dim=1, hidden=1, tables=4096, **(largest | {"slices": (2048, 4096)}))  # type: ignore[arg-type]
+        ContextConfig(feature_dim=1, hidden=1, tables=4096, **(largest | {"slices": (2048, 4096)}))  # type: ignore[arg-type]
     )
     for name, value in largest.items():
         with pytest.raises(CodecError, match=name):
-            CodecConfig(**most | {name: value + 1})
+            ContextConfig(**most | {name: value + 1})
     weight, bias = 1 << 15, 1 << 31  # magnitudes of int16 and int32
     symbol = 2 * largest["residual_range"] << ACTIVATION_BITS  # a mean and a residual
     near = (2 * largest["reach"] + 1) ** 2 - 1

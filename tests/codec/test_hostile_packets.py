@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from benchmarks.fuzz import Finding
 from benchmarks.fuzz.packets import REASON, Packets, canonicalised, check, codecs, strip_crc, with_valid_crc
 from tofc.codec import Codec
-from tofc.codec.context_model import ContextModel
+from tofc.codec.context.context_model import ContextModel
+from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.packet import PacketLayout, write
-from tofc.codec.symbols import Symbols
 from tofc.errors import PacketError
 
 CODECS = codecs()
@@ -159,7 +159,7 @@ def rarest(codec: Codec, side: int) -> bytes:
         steps.append((step, least[step.table]))
         q[step.rows, step.first : step.last] = step.mean + least[step.table]
     layout = PacketLayout(grid=side, cells=tuple(cells.tolist()))
-    return write(layout, codec.payload.encode(Symbols.of(0, q, steps)), qualities=codec.config.qualities)
+    return write(layout, codec.entropy_model.encode(ContextSymbols.of(0, q, steps)), qualities=codec.config.qualities)
 
 
 def lines(work: Callable[[], Any]) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tofc.codec import Codec, CodecConfig, CodecWeights
+from tofc.codec import Codec
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.files import load_weights, parse_config, weights_of
 from tofc.errors import CodecError
 
 
@@ -18,7 +19,7 @@ from tofc.errors import CodecError
 def test_what_is_saved_is_loaded(tmp_path: Path, slices: int) -> None:
     weights = fake_weights(slices=slices, features=12)
     weights.save(tmp_path / "new" / "folder")
-    loaded = CodecWeights.load(tmp_path / "new" / "folder")
+    loaded = load_weights(tmp_path / "new" / "folder")
     assert loaded.config == weights.config
     for name, array in weights._arrays().items():
         other = loaded._arrays()[name]
@@ -101,7 +102,7 @@ def test_the_fake_codec_is_as_cheap_as_one_without_predictions() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 3}, "format must be 4"),
+        ({"format": 3}, "format must be 5"),
         ({"rates": []}, "must be a list of 1 to 64"),
         ({"rates": [[None, 1]]}, "rate .None, 1.; must be .*below qualities = 1"),
         ({"rates": [[0, 0]]}, "null or 1 to 256"),
@@ -135,13 +136,13 @@ def test_the_fake_codec_is_as_cheap_as_one_without_predictions() -> None:
 def test_an_invalid_configuration_is_refused(change: dict[str, Any], words: str) -> None:
     values = json.loads(fake_weights().config.text()) | change
     with pytest.raises(CodecError, match=words):
-        CodecConfig.parse(json.dumps(values))
+        parse_config(json.dumps(values))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"format": 1}', b"\xff\xfe\xfd"])
 def test_text_that_is_not_a_configuration_is_refused(text: str | bytes) -> None:
     with pytest.raises(CodecError, match=r"codec\.json"):
-        CodecConfig.parse(text)
+        parse_config(text)
 
 
 def test_missing_and_extra_tensors_are_named(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_invalid_grid_sides_are_refused(tmp_path: Path, suffix: str) -> None:
     fake_weights().save(tmp_path)
     tensors = load_file(tmp_path / "codec.safetensors")
     with pytest.raises(CodecError, match="grid side"):
-        CodecWeights.of(fake_weights().config, tensors | {f"grid_embedding.{suffix}": np.zeros((36, 32), np.float32)})
+        weights_of(fake_weights().config, tensors | {f"grid_embedding.{suffix}": np.zeros((36, 32), np.float32)})
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:

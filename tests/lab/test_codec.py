@@ -18,8 +18,10 @@ pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
 from tests.e2e.conftest import MODEL
 from tests.lab.test_training import _pictures
 from tofc.codec.codec import Codec
-from tofc.codec.context_model import ContextModel, neighbour_indices, stages
-from tofc.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
+from tofc.codec.context.context_model import ContextModel, stages
+from tofc.codec.context.weights import ContextWeights
+from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
+from tofc.codec.neighbourhood import neighbour_indices
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.prompt import load_tokenizer
 from tofc_lab import resume
@@ -64,7 +66,7 @@ def _views(seed: int = 0, n: int = 6) -> list[NDArray[np.float32]]:
 
 
 @pytest.fixture(scope="module")
-def exported() -> tuple[CodecModel, CodecWeights]:
+def exported() -> tuple[CodecModel, ContextWeights]:
     """Export without training pictures: the tables are the model's own distributions."""
     model = _model(_views())
     return model, export(model, {6: np.ones((36, 256), np.float16)}, 256, [])
@@ -73,7 +75,7 @@ def exported() -> tuple[CodecModel, CodecWeights]:
 @torch.no_grad()
 @pytest.mark.parametrize("quality", [0, 1])
 def test_the_exported_context_model_is_the_trained_one_rounded(
-    exported: tuple[CodecModel, CodecWeights], quality: int
+    exported: tuple[CodecModel, ContextWeights], quality: int
 ) -> None:
     """Compare means and scales of every symbol, in the runtime's order and in training's."""
     model, weights = exported
@@ -103,7 +105,7 @@ def test_the_exported_context_model_is_the_trained_one_rounded(
 
 
 @torch.no_grad()
-def test_the_bits_of_training_are_those_of_packets(exported: tuple[CodecModel, CodecWeights]) -> None:
+def test_the_bits_of_training_are_those_of_packets(exported: tuple[CodecModel, ContextWeights]) -> None:
     model, weights = exported
     codec = Codec(weights)
     views, grids = _views(1), [(6, np.arange(36))] * 6
@@ -119,7 +121,7 @@ def test_the_bits_of_training_are_those_of_packets(exported: tuple[CodecModel, C
         assert (nearest.round() == y.round()).all() and (q.round() != y.round()).any()
 
 
-def test_tables_counted_on_training_pictures_save_bytes(exported: tuple[CodecModel, CodecWeights]) -> None:
+def test_tables_counted_on_training_pictures_save_bytes(exported: tuple[CodecModel, ContextWeights]) -> None:
     model, weights = exported
     views = _views(2, 12)
     counted = export(model, {}, 256, [(view, share) for view in views for share in (1.0, 0.4)])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tofc.codec.weights import CodecWeights
+from tofc.codec.files import load_weights
 from tofc.errors import CheckpointError, UsageError
 from tofc.model import tensor_files
 from tofc.model.checkpoint import FORMAT, Checkpoint, Side, check_codec_model, codec_hash, model_hash
@@ -104,7 +104,7 @@ def split(
 
 
 def _check_codec(codec: Path, config: SplitConfig) -> None:
-    sizes = CodecWeights.load(codec).config  # reads all of it, so that damage is found before gigabytes are copied
+    sizes = load_weights(codec).config  # reads all of it, so that damage is found before gigabytes are copied
     if (sizes.feature_dim, sizes.hidden) != (config.feature_dim, config.hidden):
         raise CheckpointError(
             f"the codec in {codec} is for features of {sizes.feature_dim} and a decoder {sizes.hidden} wide, this "

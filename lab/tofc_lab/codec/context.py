@@ -1,4 +1,4 @@
-"""The context model during training, in floats with gradients; `tofc.codec.context_model` runs it in integers.
+"""The context model during training, in floats with gradients; `tofc.codec.context.context_model` runs it in integers.
 
 Promises the structure that the runtime has, including how it clips activations. Rounds weights once, in `integers`.
 """
@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from tofc.codec.weights import ACTIVATION_BITS, ACTIVATION_MAX, STAGES, WEIGHT_BITS
+from tofc.codec.context.context_model import STAGES
+from tofc.codec.integer_net import ACTIVATION_BITS, ACTIVATION_MAX, WEIGHT_BITS
 from tofc_lab.codec.places import REACH, Places
 
 CHANNELS = 12  # size of a feature's embedding, which is the input to the prediction of its neighbours
@@ -82,7 +83,7 @@ class ContextModel(nn.Module):
 
     @torch.no_grad()
     def integers(self) -> dict[str, Tensor]:
-        """Return the integer tensors of `CodecWeights` by name. The runtime rounds down, so halves are added here."""
+        """Return the integer tensors of `ContextWeights` by name. The runtime rounds down, so halves are added here."""
         weight, unit = 1 << WEIGHT_BITS, 1 << WEIGHT_BITS + ACTIVATION_BITS
 
         def whole(w: Tensor) -> Tensor:

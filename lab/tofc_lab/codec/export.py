@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from tofc.codec.codec import Codec
-from tofc.codec.config import CodecConfig, Rate
+from tofc.codec.config import Rate
+from tofc.codec.context.config import ContextConfig
+from tofc.codec.context.weights import ContextWeights
 from tofc.codec.tables import table_from_probabilities
-from tofc.codec.weights import CodecWeights
 from tofc_lab.codec.context import CHANNELS, FRACTION
 from tofc_lab.codec.model import BIT_PRICE, SCALES, CodecModel, scale_of
 from tofc_lab.codec.places import REACH
@@ -65,7 +66,7 @@ def export(
     grid_embedding: dict[int, NDArray[np.float16]],
     hidden: int,
     views: Iterable[tuple[NDArray[np.float32], float]],
-) -> CodecWeights:
+) -> ContextWeights:
     """Return the codec's weights, with tables counted on `views`.
 
     `views` are features [N, D] of training pictures, each with the share of them that merging keeps.
@@ -73,7 +74,7 @@ def export(
     """
     model = model.cpu()
     qualities = model.qualities
-    config = CodecConfig(
+    config = ContextConfig(
         feature_dim=model.mean.shape[0],
         components=model.components,
         slices=tuple(last for _, last in model.context.spans),
@@ -88,7 +89,7 @@ def export(
         fraction=FRACTION,
     )
     gaussian = _gaussian_tables()
-    draft = CodecWeights(
+    draft = ContextWeights(
         config=config,
         mean=model.mean.numpy(),
         analysis=(model.analysis / model.spread).numpy(),
@@ -104,6 +105,8 @@ def export(
     for view, share in views:
         merged = codec.merge(view, max(min(2, len(view)), round(share * len(view))))
         for quality in range(qualities):
-            symbols = codec.symbols(merged.centroids, round(len(view) ** 0.5), merged.centres, quality)
+            symbols = codec.entropy_model.quantise(
+                merged.centroids.astype(np.float64), round(len(view) ** 0.5), merged.centres, quality
+            )
             np.add.at(counts, (symbols.table, symbols.residual + RESIDUAL_RANGE), 1)
     return replace(draft, y_tables=table_from_probabilities(counts))

@@ -16,7 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tofc.codec.weights import STAGES, CodecWeights
+from tofc.codec.context.context_model import STAGES
+from tofc.codec.context.weights import ContextWeights
 from tofc_lab.codec.compressai_parts import GaussianConditional
 from tofc_lab.codec.context import ContextModel
 from tofc_lab.codec.places import Places
@@ -91,8 +92,9 @@ class CodecModel(nn.Module):
         self.space_steps(x, bits)
 
     @torch.no_grad()
-    def continue_from(self, weights: CodecWeights, x: Tensor, bits: Sequence[float]) -> None:
+    def continue_from(self, weights: ContextWeights, x: Tensor, bits: Sequence[float]) -> None:
         """Initialise with another codec's transform, and its finest steps scaled so that x [T, D] costs `bits` [Q]."""
+        assert weights.analysis is not None and weights.synthesis is not None
         self.mean.copy_(torch.tensor(weights.mean))
         self.spread.copy_((x - self.mean).std())
         self.analysis.copy_(torch.tensor(weights.analysis) * self.spread)

@@ -1,6 +1,6 @@
 """Coding stage and neighbours of every feature, for many views at once.
 
-Promises the same stages and neighbours as the runtime (`tofc.codec.context_model`), with indices into the whole batch.
+Promises the same stages and neighbours as the runtime (`tofc.codec.context`), with indices into the whole batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tofc.codec import context_model
+from tofc.codec.context.context_model import stages
+from tofc.codec.neighbourhood import neighbour_indices
 
 REACH = 2
 
@@ -38,9 +39,9 @@ def places_of(views: Sequence[View]) -> Places:
     total = sum(len(cells) for _, cells in views)
     stage, around, start = [], [], 0
     for grid, cells in views:
-        near = context_model.neighbour_indices(grid, cells, REACH)
+        near = neighbour_indices(grid, cells, REACH)
         around.append(np.where(near == len(cells), total, near + start))
-        stage.append(context_model.stages(grid, cells))
+        stage.append(stages(grid, cells))
         start += len(cells)
     return Places(torch.from_numpy(np.concatenate(stage)), torch.from_numpy(np.concatenate(around)))
 

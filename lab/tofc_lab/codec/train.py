@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tofc.codec.weights import CodecWeights
+from tofc.codec.context.weights import ContextWeights
 from tofc.json_text import dumps
 from tofc_lab import resume
 from tofc_lab.codec.distributed import ProcessGroup
@@ -67,7 +67,7 @@ def train(
     out: Path,
     *,
     basis: str = "",
-    start: CodecWeights | None = None,
+    start: ContextWeights | None = None,
     recipe: CodecRecipe | None = None,
     seed: int = 0,
     processes: ProcessGroup | None = None,
@@ -206,7 +206,7 @@ def new_model(recipe: CodecRecipe, dim: int) -> CodecModel:
 
 @torch.no_grad()
 def _initialise(
-    model: CodecModel, source: Source[B], recipe: CodecRecipe, start: CodecWeights | None, seed: int
+    model: CodecModel, source: Source[B], recipe: CodecRecipe, start: ContextWeights | None, seed: int
 ) -> Tensor:
     """Initialise the transform, and return the measure [D, D] by which the first steps weigh errors.
 

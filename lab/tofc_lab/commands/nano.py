@@ -121,7 +121,7 @@ def codec(
     steps: Annotated[int | None, typer.Option(help="Steps through the decoder.", show_default="1200")] = None,
 ) -> None:
     """Train the codec through the frozen decoder."""
-    from tofc.codec.weights import CodecWeights
+    from tofc.codec.context.weights import ContextWeights
     from tofc_lab.codec.train import CodecRecipe, train
     from tofc_lab.nano import features
     from tofc_lab.nano.answerer import load
@@ -135,7 +135,7 @@ def codec(
         NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
         run,
         basis=fingerprint(run / "decoder.pt"),
-        start=None if start is None else CodecWeights.load(start),
+        start=None if start is None else ContextWeights.load(start),
         recipe=replace(recipe, steps=recipe.steps if steps is None else steps),
         seed=seed,
     )

@@ -19,6 +19,7 @@ import torch
 from edge_server.engine.qwen3 import require_decoder_memory
 from tofc.codec.codec import Codec
 from tofc.codec.config import CodecConfig, Rate
+from tofc.codec.files import load_config
 from tofc.errors import CheckpointError, UsageError
 from tofc.model.checkpoint import Checkpoint, check_codec_model
 from tofc.model.generation import stop_tokens
@@ -130,7 +131,7 @@ class Experiment:
             if beside is not None:
                 _check_settings(beside, {"model_id": model_id, **job.evaluation_settings(len(found))})
             check_codec_model(codec, model_id)
-            takes, has = CodecConfig.load(codec).feature_dim, checkpoint.config.feature_dim
+            takes, has = load_config(codec).feature_dim, checkpoint.config.feature_dim
             if takes != has:
                 raise UsageError(
                     f"the codec in {codec} takes features of {takes} numbers, {job.model} has {has}; name a codec of "

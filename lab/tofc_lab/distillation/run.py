@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tofc import json_text
 from tofc.codec.codec import Codec
-from tofc.codec.weights import CodecWeights
+from tofc.codec.files import load_weights
 from tofc.model.checkpoint import Checkpoint
 from tofc_lab import resume
 from tofc_lab.codec import train
@@ -109,7 +109,7 @@ def _finish(job: Job, experiment: Experiment, source: DistillationSource, model:
         log("counting symbols for the tables")
         export(model, grids, table.shape[1], _views(experiment.training, job.seed)).save(counted, experiment.model_id)
     experiment.processes.barrier()
-    weights = CodecWeights.load(counted)
+    weights = load_weights(counted)
     config, costs = experiment.evaluate(Codec(weights))
     if experiment.processes.rank:
         return

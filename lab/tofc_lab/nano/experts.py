@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tofc import json_text
 from tofc.codec.codec import Codec
+from tofc.codec.context.config import ContextConfig
 from tofc_lab.codec.compressai_parts import EntropyBottleneck, GaussianConditional
 from tofc_lab.codec.model import SCALE_MIN, SCALES, CodecModel, bound, index_of, scale_of, ste_round
 from tofc_lab.codec.places import Places, Pool
@@ -149,6 +150,7 @@ def compare(
         torch.manual_seed(seed)
         model: nn.Module
         if choice == "context":
+            assert isinstance(codec.config, ContextConfig)
             model = ContextOnly(spread, codec.config.context_hidden)
         else:
             model = ExpertsModel(spread, hyper, experts, choice)

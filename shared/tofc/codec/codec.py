@@ -1,11 +1,12 @@
 """Features of one view ⇄ a packet: the public face of the codec.
 
-    F [N, D] ─ analysis ─ Y [N, M] ─ merge ─ y [n, M] ─ quantise ─ q [n, M] ─ context ─ symbols ─ coder ─ packet
-    x̂ [n, D] ─ synthesis ─────────────────── dequantise ────────── q [n, M] ─ context ─ symbols ─ coder ─┘
+    F [N, D] ─ analysis ─ Y [N, M] ─ merge ─ y [n, M] ─ quantise ─ q [n, ·] ─ entropy model ─ coder ─ packet
+    x̂ [n, D] ─ synthesis ──────── ŷ [n, M] ───── values ────────── q [n, ·] ─ entropy model ─ coder ─┘
 
 Promises that a packet decodes to the same q, bit for bit, on every machine, that each q has only one packet, and that
 invalid bytes raise `PacketError` and nothing else. The encoder computes in floats: two machines may write different
-packets for the same picture, and both are valid. Leaves to the caller which view a packet belongs to.
+packets for the same picture, and both are valid. Leaves to the caller which view a packet belongs to, and to the
+entropy model what the integers q are.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt, log2
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tofc.codec import packet
-from tofc.codec.context_model import ContextModel
+from tofc.codec import files, packet
 from tofc.codec.dequantiser import Dequantiser
+from tofc.codec.entropy_model import EntropyModel, Symbols
 from tofc.codec.merge import Merged, merge
 from tofc.codec.packet import PacketLayout
-from tofc.codec.payload import PayloadCoder
-from tofc.codec.rdo_quantiser import RdoQuantiser
-from tofc.codec.symbols import Symbols
 from tofc.codec.weights import CodecWeights
 from tofc.errors import PacketError, UsageError
 
@@ -34,7 +33,7 @@ class Parsed:
     """The content of a packet, in integers."""
 
     q: NDArray[np.int64]
-    """Quantised components [n, M], in quantisation steps."""
+    """The numbers that are sent [n, ·], a row for each feature: see the codec's entropy model."""
     positions: NDArray[np.int64]
     """The grid cell of each feature [n], as ascending raster indices."""
     grid: int
@@ -92,16 +91,16 @@ class Codec:
         """Prepare a codec. `load` reads the weights from a directory."""
         self.config = weights.config
         self.weights = weights
-        context = ContextModel(weights)
-        self._quantiser = RdoQuantiser(weights, context)
         self._mean = weights.mean.astype(np.float64)
-        self._analysis = (weights.analysis.astype(np.float64) / weights.step[-1][:, None]).T  # [D, M]
-        #: steps of the finest quality → steps of each quality
-        self._rescale = weights.step[-1].astype(np.float64) / weights.step  # [Q, M]
-        #: (q [n, M], quality) → features [n, D]
-        self.dequantise = Dequantiser.of(weights)
-        #: symbols ⇄ payload, for tools that inspect packets
-        self.payload = PayloadCoder(weights, context)
+        self._unit = weights.unit
+        self._analysis = (  # [D, M]
+            None if weights.analysis is None else (weights.analysis.astype(np.float64) / self._unit[:, None]).T
+        )
+        #: components ⇄ integers ⇄ payload
+        self.entropy_model: EntropyModel[Any] = weights.entropy_model()
+        synthesis = None if weights.synthesis is None else np.ascontiguousarray(weights.synthesis.T)
+        #: (q [n, ·], quality) → features [n, D]
+        self.dequantise = Dequantiser(self.entropy_model.values, synthesis, weights.mean)
 
     @classmethod
     def load(cls, directory: Path) -> Codec:
@@ -109,7 +108,7 @@ class Codec:
 
         Raises `CodecError` for files that contradict themselves or this version, and `FileNotFoundError`.
         """
-        return cls(CodecWeights.load(directory))
+        return cls(files.load_weights(directory))
 
     def encode(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> bytes:
         """Encode the features of a square grid [N, D] as one packet of n features at a quality; 0 is the coarsest.
@@ -130,13 +129,13 @@ class Codec:
 
     def parse(self, data: bytes) -> Parsed:
         """Decode a packet without computing features: the part that is exact on every machine. Raises `PacketError`."""
-        limit = self.payload.max_feature_bits
+        limit = self.entropy_model.max_feature_bits
         layout, payload = packet.read(
             data, max_side=self.config.max_grid, max_feature_bits=limit, qualities=self.config.qualities
         )
         cells = np.array(layout.cells, np.int64)
         try:
-            symbols, interval = self.payload.decode(payload, layout.grid, cells, layout.quality)
+            symbols, interval = self.entropy_model.decode(payload, layout.grid, cells, layout.quality)
         except ValueError as error:
             raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
         # Many byte strings decode to the same symbols; only the canonical one, which an encoder writes, is accepted.
@@ -154,19 +153,20 @@ class Codec:
         return Explanation(
             merged=merged,
             packet=self._write(merged, symbols),
-            feature_bits=self._quantiser.bits(symbols),
+            feature_bits=self.entropy_model.bits(symbols),
             position_bits=log2(layout.digits(self.config.qualities)[1]),
             header_bits=layout.header_bits,
         )
 
     def components(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Transform features [N, D] to components Y [N, M], in steps of the finest quality: the analysis transform."""
-        # In float64: rounding errors of a library are then too small to change which step is the nearest.
-        y: NDArray[np.float64] = (features - self._mean) @ self._analysis
+        """Transform features [N, D] to components Y [N, M], in the units of `CodecWeights.unit`: the analysis."""
+        # In float64: rounding errors of a library are then too small to change which integer is the nearest.
+        centred = features - self._mean
+        y: NDArray[np.float64] = centred / self._unit if self._analysis is None else centred @ self._analysis
         return y
 
     def merge(self, features: NDArray[np.float32], n: int | None = None) -> Merged:
-        """Merge the features of a square grid [N, D] into components [n, M] in steps of the finest quality.
+        """Merge the features of a square grid [N, D] into components [n, M].
 
         Distances are computed between components: features that differ only in what the codec discards count as equal.
         Raises what `encode` raises.
@@ -185,16 +185,16 @@ class Codec:
     def symbols(
         self, components: NDArray[np.floating], grid: int, cells: NDArray[np.int64], quality: int | None = None
     ) -> Symbols:
-        """Quantise components [n, M], in steps of the finest quality, of features at `cells` [n].
+        """Choose the integers for components [n, M] of features at `cells` [n].
 
-        Residuals outside the tables are clipped. Raises `UsageError` for a quality outside 0..Q − 1.
+        Raises `UsageError` for a quality outside 0..Q − 1.
         """
         if quality is None:
             quality = self.config.rate[1]
         if not 0 <= quality < self.config.qualities:
             raise UsageError(f"quality must be 0 (the coarsest) to {self.config.qualities - 1}, got {quality}")
-        y: NDArray[np.float64] = components * self._rescale[quality]  # in this quality's steps
-        return self._quantiser.quantise(y, grid, cells, quality)
+        found: Symbols = self.entropy_model.quantise(np.asarray(components, np.float64), grid, cells, quality)
+        return found
 
     def grid_embedding(self, grid: int, positions: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the grid embedding [n, H] of `positions` [n], which the server adds to the projected features.
@@ -212,7 +212,7 @@ class Codec:
 
     def _write(self, merged: Merged, symbols: Symbols) -> bytes:
         layout = _layout(merged, symbols.quality)
-        return packet.write(layout, self.payload.encode(symbols), qualities=self.config.qualities)
+        return packet.write(layout, self.entropy_model.encode(symbols), qualities=self.config.qualities)
 
 
 def _layout(merged: Merged, quality: int) -> PacketLayout:

@@ -1,19 +1,20 @@
-"""`codec.json`: the sizes of a codec, its rates and presets.
+"""`codec.json`: the sizes of a codec, its rates and presets: what all entropy models have in common.
 
-Promises that every value of a loaded configuration is within its bounds. Leaves the tensors to `weights`.
+Promises that every value of a loaded configuration is within its bounds. Leaves the tensors to `weights`, reading
+the file to `files`, and the sizes of an entropy model to its folder.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
-from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from tofc.errors import CodecError
 
-FORMAT = 4
+FORMAT = 5
 CONFIG_FILE = "codec.json"
 
 #: (the most features that a view keeps, or None: no merging; quality)
@@ -24,25 +25,18 @@ Rate = tuple[int | None, int]
 class CodecConfig:
     """Sizes of a codec: the content of `codec.json`. Raises `CodecError` for values that are not allowed.
 
-    The letters D, M, … are those in the shapes of `CodecWeights`.
-
-    >>> CodecConfig(feature_dim=8, components=4, slices=(1, 4), channels=2, context_hidden=8, hidden=16,
-    ...             residual_range=7, tables=4).spans
-    ((0, 1), (1, 4))
+    Each entropy model adds its own. The letters D, M, … are those in the shapes of `CodecWeights`.
     """
+
+    #: the name of the entropy model in codec.json
+    entropy_model: ClassVar[str]
+    #: the bounds of the entropy model's own integers, by name
+    own_bounds: ClassVar[Mapping[str, tuple[int, int]]] = {}
 
     feature_dim: int
     """D: numbers in a feature of the vision tower."""
     components: int
-    """M: numbers coded for each feature."""
-    slices: tuple[int, ...]
-    """Where each of the S slices of the components ends, ascending; the last is M."""
-    channels: int
-    """C: numbers in a feature's embedding, from which its neighbours are predicted."""
-    context_hidden: int
-    """F: hidden units of the context model."""
-    reach: int = 2
-    """Radius of the context model in cells: a cell has K = (2 reach + 1)² − 1 neighbours."""
+    """M: numbers that the transform gives for each feature."""
     qualities: int = 1
     """Q: number of quality levels; 0 is the coarsest."""
     neighbours: int = 5
@@ -57,21 +51,14 @@ class CodecConfig:
     """The most features that a crop keeps, at every rate; None: as many as `rates` allows."""
     hidden: int
     """H: width of the language model, for the grid embedding."""
-    residual_range: int
-    """R: residuals and predicted means are −R..R."""
-    tables: int
-    """T: number of probability tables, 2^fraction for each scale."""
-    fraction: int = 0
-    """Predicted means are multiples of 2^−fraction steps; the fractional part selects the table."""
     max_grid: int = 16
     """The largest grid side accepted, in cells."""
 
     def __post_init__(self) -> None:
         bounds = {
-            "feature_dim": (1, 1 << 16), "components": (1, 4096), "channels": (1, 256), "context_hidden": (1, 4096),
-            "reach": (1, 4), "qualities": (1, 64), "neighbours": (1, 1024), "hidden": (1, 1 << 16),
-            "residual_range": (1, 4095), "tables": (1, 4096), "max_grid": (1, 64), "fraction": (0, 8),
-        }  # fmt: skip
+            "feature_dim": (1, 1 << 16), "components": (1, 1 << 16), "qualities": (1, 64), "neighbours": (1, 1024),
+            "hidden": (1, 1 << 16), "max_grid": (1, 64),
+        } | dict(self.own_bounds)  # fmt: skip
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
@@ -81,21 +68,10 @@ class CodecConfig:
             raise CodecError(
                 f"codec.json: crop_features = {self.crop_features!r}; must be null or 1 to {self.max_grid**2}"
             )
-        if self.tables % (1 << self.fraction):
-            raise CodecError(f"codec.json: tables = {self.tables}; must be a multiple of {1 << self.fraction}")
-        ends = self.slices
-        valid = isinstance(ends, list | tuple) and all(type(end) is int for end in ends)
-        if not valid or [*ends] != sorted({*ends}) or not ends or ends[0] < 1 or ends[-1] != self.components:
-            raise CodecError(
-                f"codec.json: slices = {ends!r}; must be the ascending ends of the slices of components, the last "
-                f"{self.components}"
-            )
-        object.__setattr__(self, "slices", tuple(ends))
+        self.check_own()
 
-    @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """(first, last + 1) component of each slice."""
-        return tuple(pairwise((0, *self.slices)))
+    def check_own(self) -> None:
+        """Check what the entropy model adds, beyond `own_bounds`. Raises `CodecError`."""
 
     def _check_rates(self) -> None:
         most = self.max_grid**2
@@ -130,37 +106,22 @@ class CodecConfig:
         return self.rates[self.presets[self.preset]]
 
     @classmethod
-    def parse(cls, text: str | bytes) -> CodecConfig:
-        """Parse the content of codec.json. Raises `CodecError`, also for keys that this version does not know."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise CodecError(f"codec.json is not JSON ({error}): export the codec again") from error
-        found = values.pop("format", None) if isinstance(values, dict) else None
-        if found != FORMAT:
-            raise CodecError(f"codec.json: format must be {FORMAT}, got {found!r}: export the codec with this version")
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Make a configuration from the values in codec.json. Raises `CodecError`, also for unknown keys."""
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise CodecError(f"codec.json: unknown keys {unknown}; known are {sorted(known)}")
+            raise CodecError(
+                f"codec.json: unknown keys {unknown}; with the entropy model {cls.entropy_model} the keys are "
+                f"{sorted(known)}"
+            )
         try:
             return cls(**values)
         except TypeError as error:
             raise CodecError(f"codec.json: {error}: export the codec again") from error
 
-    @classmethod
-    def load(cls, directory: Path) -> CodecConfig:
-        """Read `codec.json` of a directory. Raises `CodecError`, and `FileNotFoundError` if the file is missing."""
-        try:
-            return cls.parse((directory / CONFIG_FILE).read_bytes())
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{directory} has no {CONFIG_FILE}; train a codec with `tofc-lab train-codec` and put it beside the "
-                "weights with `tofc-lab split MODEL --codec FOLDER --out HALVES`"
-            ) from None
-
     def text(self) -> str:
-        """Return the content of `codec.json`, which `parse` reads."""
-        return json.dumps({"format": FORMAT} | asdict(self), indent=1) + "\n"
+        """Return the content of `codec.json`, which `files.parse_config` reads."""
+        return json.dumps({"format": FORMAT, "entropy_model": self.entropy_model} | asdict(self), indent=1) + "\n"
 
 
 def _is_count(n: object, most: int) -> bool:

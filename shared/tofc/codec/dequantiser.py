@@ -1,34 +1,32 @@
-"""Quantised components → floats: dequantisation and synthesis, a linear map, alone or fused with a layer after it.
+"""Integers → floats: the components that they stand for, and synthesis, a linear map, alone or fused with a layer.
 
-    q [n, M] ─ × step ─ synthesis [M, D] ─ + mean ─→ features [n, D]
-    q [n, M] ─ × step ─ synthesis and the layer [D, H], fused: [M, H] ─ + mean ─→ rows [n, H]
+    q [n, ·] ─ values ─ ŷ [n, M] ─ synthesis [M, D] ─ + mean ─→ features [n, D]
+    q [n, ·] ─ values ─ ŷ [n, M] ─ synthesis and the layer [D, H], fused: [M, H] ─ + mean ─→ rows [n, H]
 
-Does not promise the same last bit on every machine: no packet depends on it. Leaves the exact integers to `codec`.
+Does not promise the same last bit on every machine: no packet depends on it. Leaves the exact integers to `codec`, and
+what they stand for to the entropy model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tofc.codec.weights import CodecWeights
-
 Float32 = NDArray[np.float32]
+#: (q [n, ·], quality) → ŷ [n, M]
+Values = Callable[[NDArray[np.integer], int], Float32]
 
 
 class Dequantiser:
-    """A linear map from q [n, M] to X numbers for each feature. Safe to share between threads.
+    """A map from q [n, ·] to X numbers for each feature. Safe to share between threads.
 
-    `step` [Q, M] holds the step sizes of each quality; `synthesis` is [M, X], `mean` is [X].
+    `synthesis` is [M, X], or None where components are the features themselves (X = M); `mean` is [X].
     """
 
-    def __init__(self, step: Float32, synthesis: Float32, mean: Float32) -> None:
-        self._step, self._synthesis, self._mean = step, synthesis, mean
-
-    @classmethod
-    def of(cls, weights: CodecWeights) -> Dequantiser:
-        """Return the map to a codec's features (X = D)."""
-        return cls(weights.step, np.ascontiguousarray(weights.synthesis.T), weights.mean)
+    def __init__(self, values: Values, synthesis: Float32 | None, mean: Float32) -> None:
+        self._values, self._synthesis, self._mean = values, synthesis, mean
 
     def fused_with(self, weight: Float32, bias: Float32 | None = None) -> Dequantiser:
         """Return this map followed by a linear layer, `weight` [H, X] and `bias` [H], as one map.
@@ -37,11 +35,12 @@ class Dequantiser:
         released shapes (M = 64, X = 6144, H = 4096).
         """
         mean = self._mean @ weight.T
-        return Dequantiser(self._step, self._synthesis @ weight.T, mean if bias is None else mean + bias)
+        fused = weight.T if self._synthesis is None else self._synthesis @ weight.T
+        return Dequantiser(self._values, fused, mean if bias is None else mean + bias)
 
     def __call__(self, q: NDArray[np.integer], quality: int) -> Float32:
-        """Map quantised components [n, M] to [n, X]."""
-        y = q.astype(np.float32) * self._step[quality]
-        x: Float32 = y @ self._synthesis
+        """Map integers [n, ·] to [n, X]."""
+        y = self._values(q, quality)
+        x: Float32 = y.copy() if self._synthesis is None else y @ self._synthesis
         x += self._mean  # in place: allocating costs more than adding
         return x

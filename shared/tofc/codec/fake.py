@@ -1,4 +1,4 @@
-"""A codec without training: small and deterministic, for tests of everything but the answers.
+"""A codec with the context model, without training: small and deterministic, for tests of everything but the answers.
 
 Promises the same weights for the same seed, tables shaped like Laplace distributions, and features that cost about
 as many bits as real features under a trained codec. Leaves right answers to trained models: no picture was used here.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tofc.codec.config import CodecConfig
+from tofc.codec.context.config import ContextConfig
+from tofc.codec.context.context_model import STAGES
+from tofc.codec.context.weights import ContextWeights
+from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
 from tofc.codec.tables import table_from_probabilities
-from tofc.codec.weights import ACTIVATION_BITS, STAGES, WEIGHT_BITS, CodecWeights
 
 
 def fake_weights(
@@ -24,7 +26,7 @@ def fake_weights(
     features: int | None = None,
     slices: int = 4,
     hidden: int = 16,
-) -> CodecWeights:
+) -> ContextWeights:
     """Make a codec with feature dim D, M ≤ D components, language-model dim H and Q qualities.
 
     It has grid embeddings for 4 × 4 and 6 × 6. `features` is n at every rate. The default quality is the finest, with
@@ -35,7 +37,7 @@ def fake_weights(
     rng = np.random.default_rng(seed)
     if D < M:
         raise ValueError(f"M, the number of components, must be at most D = {D}, got {M}")
-    config = CodecConfig(
+    config = ContextConfig(
         feature_dim=D, components=M, slices=tuple(sorted({max(1, M * (i + 1) // slices) for i in range(slices)})),
         channels=3, context_hidden=hidden, qualities=Q, hidden=H,
         rates=tuple((features, quality) for quality in range(Q)), presets={"low": 0, "high": Q - 1}, preset="high",
@@ -66,7 +68,7 @@ def fake_weights(
     def biases(*shape: int) -> NDArray[np.int32]:
         return rng.integers(0, unit // 2, shape).astype(np.int32)
 
-    return CodecWeights(
+    return ContextWeights(
         config=config,
         mean=rng.standard_normal(D).astype(np.float32),
         analysis=basis.T.astype(np.float32),
@@ -90,7 +92,7 @@ def fake_weights(
     )
 
 
-def fake_features(weights: CodecWeights, total: int, seed: int = 0) -> NDArray[np.float32]:
+def fake_features(weights: ContextWeights, total: int, seed: int = 0) -> NDArray[np.float32]:
     """Make features [total, D]: a few objects on a background, with the spread that `fake_weights` expects."""
     rng = np.random.default_rng(seed)
     c = weights.config
@@ -98,6 +100,7 @@ def fake_features(weights: CodecWeights, total: int, seed: int = 0) -> NDArray[n
     objects = rng.laplace(size=(4, c.components)) * spread
     y = objects[rng.integers(0, 4, total)] + rng.laplace(size=(total, c.components)) * spread * 0.4
     noise = rng.standard_normal((total, c.feature_dim)) * 0.02
+    assert weights.synthesis is not None
     return (weights.mean + y @ weights.synthesis.T + noise).astype(np.float32)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from tofc.codec import Codec
+from tofc.codec.context.weights import ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
-from tofc.codec.weights import ACTIVATION_BITS, WEIGHT_BITS, CodecWeights
+from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
 
 HERE = Path(__file__).parent
 #: N, n, factor of the features: with a large one, some residuals do not fit the tables
@@ -42,7 +43,7 @@ VIEWS = (
 )
 
 
-def codecs() -> dict[str, CodecWeights]:
+def codecs() -> dict[str, ContextWeights]:
     """Make a small codec with all defaults, and one with qualities, slices and a smaller neighbourhood.
 
     Means and scales vary widely and every hidden unit is active somewhere, so that the packets detect a wrong number in
@@ -57,7 +58,7 @@ def codecs() -> dict[str, CodecWeights]:
     return {name: replace(weights, grid_embedding={}) for name, weights in made.items()}
 
 
-def _strong(weights: CodecWeights, means: int, scales: int) -> CodecWeights:
+def _strong(weights: ContextWeights, means: int, scales: int) -> ContextWeights:
     """Make predictions vary more for the same hidden units."""
     out = weights.out_w.astype(int) * np.array([means, scales])[:, None, None]
     return replace(weights, out_w=out.clip(-32768, 32767).astype(np.int16))

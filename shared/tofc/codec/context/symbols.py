@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tofc.codec.context_model import CodingStep, Floats, Ints
+from tofc.codec.context.context_model import CodingStep
+from tofc.codec.integer_net import Floats, Ints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Symbols:
+class ContextSymbols:
     """The quantised components of n features; and of each number, in coding order, its residual and its table."""
 
     quality: int  # one for the whole view
@@ -25,7 +26,7 @@ class Symbols:
     table: Ints  # [n · M], 0..T−1
 
     @classmethod
-    def of(cls, quality: int, q: Floats, steps: Sequence[tuple[CodingStep, Ints]]) -> Symbols:
+    def of(cls, quality: int, q: Floats, steps: Sequence[tuple[CodingStep, Ints]]) -> ContextSymbols:
         """Join the residuals of all coding steps, in order."""
         return cls(
             quality=quality,

@@ -8,46 +8,30 @@ the other cells, stage 1, whose prediction also depends on the anchors around th
 slices, and each slice depends on those before it (channel-conditional coding, Minnen & Singh, ICIP 2020). The
 prediction for a component is a mean, in fractions of a step, and a scale; together they select a stored table.
 
-Promises the same integers on every machine: weights and inputs are integers, every sum is below 2⁵³, so that float64
-holds it exactly in any order of summation, and a right shift is a product with a power of two, rounded down. Leaves
-quantisation to `rdo_quantiser`, entropy coding to `payload`.
+Promises the same integers on every machine (see `integer_net`). Leaves quantisation to `rdo_quantiser`, entropy coding
+to `entropy_model`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tofc.codec.weights import ACTIVATION_BITS, ACTIVATION_MAX, STAGES, WEIGHT_BITS, CodecWeights
+from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS, Floats, Ints, append_bias_unit, clipped_relu
+from tofc.codec.neighbourhood import neighbour_indices
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+if TYPE_CHECKING:
+    from tofc.codec.context.weights import ContextWeights
+
+STAGES = 2  # passes in which a view is coded: the two colours of a checkerboard
 
 
 def stages(grid: int, cells: Ints) -> Ints:
     """Return the stage [n] of cells [n] given as raster indices: 0 where row plus column is even."""
     found: Ints = (cells // grid + cells % grid) % STAGES
-    return found
-
-
-def neighbour_indices(grid: int, cells: Ints, radius: int) -> Ints:
-    """Find the neighbours of each of the cells [n]: [n, (2 radius + 1)² − 1] indices into `cells`, n where absent.
-
-    They are in raster order of their offset, from (−radius, −radius) to (radius, radius), without (0, 0).
-
-    >>> neighbour_indices(3, np.array([0, 4, 5]), 1).tolist()
-    [[3, 3, 3, 3, 3, 3, 3, 1], [0, 3, 3, 3, 2, 3, 3, 3], [3, 3, 3, 1, 3, 3, 3, 3]]
-    """
-    n, side = len(cells), grid + 2 * radius
-    index_at = np.full(side * side, n, np.int64)  # of a grid with an empty border, so that no offset leaves it
-    place = (cells // grid + radius) * side + cells % grid + radius
-    index_at[place] = np.arange(n)
-    row, column = np.divmod(np.arange((2 * radius + 1) ** 2), 2 * radius + 1)
-    offsets = np.delete((row - radius) * side + column - radius, len(row) // 2)
-    found: Ints = index_at[place[:, None] + offsets]
     return found
 
 
@@ -66,25 +50,24 @@ class ContextModel:
     """The context model of one codec, prepared once. Safe to share between threads.
 
     Shifts are folded into the weights: dividing a double by a power of two is exact. Each layer has one more unit, the
-    bias unit, which is always 1, so that the next layer's biases are weights too: at this size a call to numpy costs
-    more than the additional products.
+    bias unit (see `append_bias_unit`).
     """
 
-    def __init__(self, weights: CodecWeights) -> None:
+    def __init__(self, weights: ContextWeights) -> None:
         c = self._config = weights.config
         unit = 2.0**-WEIGHT_BITS
         self._embed = weights.embed_w.T * unit * 2**ACTIVATION_BITS  # [M, C]
         self._embed_b = weights.embed_b * unit  # [Q, C]
-        self._around = _append_bias_unit(weights.around_w.T * unit)  # [K (C + 1), F + 1]
+        self._around = append_bias_unit(weights.around_w.T * unit)  # [K (C + 1), F + 1]
         self._own = [  # [first, F + 1] for each slice
-            _append_bias_unit(w[:, :first].T * (unit * 2**ACTIVATION_BITS))
+            append_bias_unit(w[:, :first].T * (unit * 2**ACTIVATION_BITS))
             for w, (first, _) in zip(weights.own_w, c.spans, strict=True)
         ]
-        self._own_b = _append_bias_unit(weights.own_b * unit, 1.0)  # [Q, stages, S, F + 1]
+        self._own_b = append_bias_unit(weights.own_b * unit, 1.0)  # [Q, stages, S, F + 1]
         mid = weights.mid_w.transpose(0, 2, 1) * unit  # [S, F, F]
         self._mid = [  # [F + 1, F + 1] for each quality and slice
             [
-                _append_bias_unit(np.concatenate([w, b[None]]), [*np.zeros(len(w)), 1.0])
+                append_bias_unit(np.concatenate([w, b[None]]), [*np.zeros(len(w)), 1.0])
                 for w, b in zip(mid, bias, strict=True)
             ]
             for bias in weights.mid_b * unit
@@ -117,11 +100,11 @@ class ContextModel:
             if stage:
                 bias = bias + embedded[neighbours[rows]].reshape(len(rows), -1) @ self._around  # [S, n', F + 1]
             for index, (first, last) in enumerate(c.spans):
-                hidden = _clipped_relu(q[rows, :first] @ self._own[index] + bias[index])
-                hidden = _clipped_relu(hidden @ self._mid[quality][index])
+                hidden = clipped_relu(q[rows, :first] @ self._own[index] + bias[index])
+                hidden = clipped_relu(hidden @ self._mid[quality][index])
                 yield self._step(rows, first, last, hidden @ self._out[quality][index])
             if stage + 1 < STAGES:
-                embedded[rows, :-1] = _clipped_relu(q[rows] @ self._embed + self._embed_b[quality])
+                embedded[rows, :-1] = clipped_relu(q[rows] @ self._embed + self._embed_b[quality])
                 embedded[rows, -1] = 1 << ACTIVATION_BITS
 
     def _step(self, rows: Ints, first: int, last: int, sums: Floats) -> CodingStep:
@@ -137,16 +120,3 @@ class ContextModel:
             mean=np.minimum(np.maximum(mean, -c.residual_range), c.residual_range),
             table=np.minimum(np.maximum(scale, 0), (c.tables >> c.fraction) - 1) << c.fraction | fractional,
         )
-
-
-def _append_bias_unit(matrix: NDArray[np.floating], weights: float | list[float] = 0.0) -> Floats:
-    """Append a column to the last axis: the weights from which the next layer's bias unit is computed."""
-    column = np.empty((*matrix.shape[:-1], 1))
-    column[..., 0] = weights
-    return np.concatenate([matrix, column], axis=-1)
-
-
-def _clipped_relu(sums: Floats) -> Floats:
-    """Turn sums of weights times activations into activations, in place."""
-    np.floor(sums, out=sums)
-    return np.minimum(np.maximum(sums, 0, out=sums), ACTIVATION_MAX, out=sums)  # np.clip takes longer to call

@@ -6,19 +6,24 @@ whichever has the lower distortion + λ · bits. Leaves predictions to `context_
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tofc.codec.context_model import CodingStep, ContextModel, Floats, Ints
-from tofc.codec.symbols import Symbols
+from tofc.codec.context.context_model import CodingStep, ContextModel
+from tofc.codec.context.symbols import ContextSymbols
+from tofc.codec.integer_net import Floats, Ints
 from tofc.codec.tables import symbol_bits
-from tofc.codec.weights import CodecWeights
+
+if TYPE_CHECKING:
+    from tofc.codec.context.weights import ContextWeights
 
 
 class RdoQuantiser:
     """Quantises the components of one codec. Safe to share between threads."""
 
-    def __init__(self, weights: CodecWeights, context: ContextModel) -> None:
+    def __init__(self, weights: ContextWeights, context: ContextModel) -> None:
         self._context = context
         self._limit = weights.config.residual_range
         self._lambda = weights.bit_price.astype(np.float64)  # [Q], squared steps per bit
@@ -27,7 +32,7 @@ class RdoQuantiser:
         nearer = np.arange(2 * self._limit + 1) - np.sign(np.arange(-self._limit, self._limit + 1))
         self._saved = self._bits - self._bits[:, nearer]
 
-    def quantise(self, y: Floats, grid: int, cells: Ints, quality: int) -> Symbols:
+    def quantise(self, y: Floats, grid: int, cells: Ints, quality: int) -> ContextSymbols:
         """Quantise components [n, M], in steps of this quality, of features at `cells` [n].
 
         A residual moves one step towards the prediction where the bits saved, times λ, exceed the squared error
@@ -47,9 +52,9 @@ class RdoQuantiser:
             residual = (nearest - direction * (added < lambda_ * saved)).astype(np.int64)
             q[part] = (step.mean + residual).astype(np.float64)
             done.append((step, residual))
-        return Symbols.of(quality, q, done)
+        return ContextSymbols.of(quality, q, done)
 
-    def bits(self, symbols: Symbols) -> NDArray[np.float64]:
+    def bits(self, symbols: ContextSymbols) -> NDArray[np.float64]:
         """Return the ideal bits of each feature [n], by the tables."""
         each = self._bits[symbols.table, symbols.residual + self._limit]
         total: NDArray[np.float64] = np.bincount(symbols.feature, each, len(symbols.q)).astype(np.float64)

@@ -1,0 +1,1 @@
+"""The context model: each component of each feature as a number of its own, predicted from those before it."""
