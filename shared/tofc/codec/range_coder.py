@@ -1,4 +1,4 @@
-"""A range coder in plain integers over stored cumulative tables: symbols ⇄ an interval.
+"""A range coder in plain integers: symbols ⇄ an interval, by stored tables or by counts that a model computes.
 
 Promises the arithmetic of docs/bitstream.md to the last bit, without floats and without overflow. State and work for a
 symbol do not grow with the number of symbols before it. Leaves to `packet` which bytes stand for an interval.
@@ -12,12 +12,16 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tofc.codec.tables import TOTAL
+import numpy as np
+from numpy.typing import NDArray
+
+from tofc.codec.tables import PRECISION, TOTAL
 
 _WORD_BITS = 32  # the coder's state has two words
 _FULL_WIDTH = (1 << 2 * _WORD_BITS) - 1  # of the initial interval
 _MIN_WIDTH = 1 << _WORD_BITS  # a narrower interval is shifted by a word, which makes it wide enough for any symbol
-_LOW_BITS = _WORD_BITS - 8  # of the width: dropped before it is divided among the counts of a table
+COUNT_BITS = 24  # a symbol's share of the interval is a number of counts out of 2²⁴; of a stored table 2⁸ times less
+_TABLE_SHIFT = COUNT_BITS - PRECISION
 
 #: cumulative counts from 0 to `TOTAL`; symbol x has table[x + 1] − table[x] of them
 Table = list[int]
@@ -54,10 +58,23 @@ class RangeEncoder:
         """Append symbols, each with its own table."""
         low, width = self._low, self._width
         for symbol, table in zip(symbols, tables, strict=True):
-            unit = width >> _LOW_BITS << 8
+            unit = width >> COUNT_BITS << _TABLE_SHIFT
             first = table[symbol]
             low += first * unit
             width = (table[symbol + 1] - first) * unit
+            if width < _MIN_WIDTH:
+                self._words.append(low >> _WORD_BITS)
+                low = (low & _MIN_WIDTH - 1) << _WORD_BITS
+                width <<= _WORD_BITS
+        self._low, self._width = low, width
+
+    def encode_counts(self, firsts: Iterable[int], counts: Iterable[int]) -> None:
+        """Append symbols, each by the counts before it and its own, out of 2²⁴."""
+        low, width = self._low, self._width
+        for first, count in zip(firsts, counts, strict=True):
+            unit = width >> COUNT_BITS
+            low += first * unit
+            width = count * unit
             if width < _MIN_WIDTH:
                 self._words.append(low >> _WORD_BITS)
                 low = (low & _MIN_WIDTH - 1) << _WORD_BITS
@@ -88,7 +105,7 @@ class RangeDecoder:
         """Decode the next symbols, one with each table. Raises `ValueError` for bytes that no encoder writes."""
         offset, width, found = self._offset, self._width, []
         for table in tables:
-            unit = width >> _LOW_BITS << 8
+            unit = width >> COUNT_BITS << _TABLE_SHIFT
             count = offset // unit
             if count >= TOTAL:
                 raise ValueError("the payload is outside every symbol's interval")
@@ -96,6 +113,28 @@ class RangeDecoder:
             first = table[symbol]
             offset -= first * unit
             width = (table[symbol + 1] - first) * unit
+            if width < _MIN_WIDTH:
+                offset = offset << _WORD_BITS | self._next_word()
+                width <<= _WORD_BITS
+            found.append(symbol)
+        self._offset, self._width = offset, width
+        return found
+
+    def decode_counts(self, cumulative: Iterable[NDArray[np.int64]]) -> list[int]:
+        """Decode the next symbols, each with cumulative counts [K + 1] from 0 to 2²⁴.
+
+        Raises `ValueError` for bytes that no encoder writes.
+        """
+        offset, width, found = self._offset, self._width, []
+        for counts in cumulative:
+            unit = width >> COUNT_BITS
+            count = offset // unit
+            if count >= 1 << COUNT_BITS:
+                raise ValueError("the payload is outside every symbol's interval")
+            symbol = int(counts.searchsorted(count, side="right")) - 1
+            first, end = int(counts[symbol]), int(counts[symbol + 1])
+            offset -= first * unit
+            width = (end - first) * unit
             if width < _MIN_WIDTH:
                 offset = offset << _WORD_BITS | self._next_word()
                 width <<= _WORD_BITS

@@ -6,6 +6,7 @@ sizes to `config`, reading the file to `files`, the tensors of an entropy model 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +21,6 @@ from tofc.codec.tables import validate_table
 from tofc.errors import CodecError
 
 TENSOR_FILE = "codec.safetensors"
-_GRID_PREFIX = "grid_embedding."
 
 AnyArray = NDArray[Any]
 #: (dtypes, shape) of a tensor
@@ -37,6 +37,8 @@ class CodecWeights:
 
     #: the class of `config`
     config_class: ClassVar[type[CodecConfig]]
+    #: tensors that exist for some grid sides G, by name: (dtypes, the size in `config` that each cell has a row of)
+    per_grid: ClassVar[Mapping[str, tuple[str, str]]] = {"grid_embedding": ("float32 float16", "hidden")}
 
     config: CodecConfig
     mean: NDArray[np.float32]  # [D]
@@ -71,10 +73,11 @@ class CodecWeights:
                 f"must then be feature_dim = {c.feature_dim}"
             )
         shapes = self._all_shapes(c)
-        for side in self.grid_embedding:
-            if not 1 <= side <= c.max_grid:
-                raise CodecError(f"{_GRID_PREFIX}{side}: the grid side must be 1 to max_grid = {c.max_grid}")
-            shapes[f"{_GRID_PREFIX}{side}"] = ("float32 float16", (side * side, c.hidden))
+        for family, (dtypes, width) in self.per_grid.items():
+            for side in getattr(self, family):
+                if not 1 <= side <= c.max_grid:
+                    raise CodecError(f"{family}.{side}: the grid side must be 1 to max_grid = {c.max_grid}")
+                shapes[f"{family}.{side}"] = (dtypes, (side * side, getattr(c, width)))
         for name, array in self._arrays().items():
             dtypes, shape = shapes[name]
             if array.dtype.name not in dtypes.split() or array.shape != shape:
@@ -91,18 +94,21 @@ class CodecWeights:
     @classmethod
     def of(cls, config: CodecConfig, tensors: dict[str, AnyArray]) -> Self:
         """Make weights from tensors by their names in the file. Raises `CodecError` for missing and unknown names."""
-        grids = {name: tensors[name] for name in tensors if name.startswith(_GRID_PREFIX)}
-        sides = {name.removeprefix(_GRID_PREFIX) for name in grids}
-        if wrong := sorted(side for side in sides if not (side.isascii() and side.isdigit()) or side[0] == "0"):
-            raise CodecError(f"{_GRID_PREFIX}{wrong[0]}: the suffix must be a grid side, as in {_GRID_PREFIX}6")
+        families: dict[str, dict[int, AnyArray]] = {family: {} for family in cls.per_grid}
+        rest = dict(tensors)
+        for name in tensors:
+            family, _, side = name.partition(".")
+            if family in families:
+                if not (side.isascii() and side.isdigit()) or side[0] == "0":
+                    raise CodecError(f"{name}: the suffix must be a grid side, as in {family}.6")
+                families[family][int(side)] = rest.pop(name)
         wanted = set(cls._all_shapes(config))
-        if not {"analysis", "synthesis"} & set(tensors) and config.components == config.feature_dim:
+        if not {"analysis", "synthesis"} & set(rest) and config.components == config.feature_dim:
             wanted -= {"analysis", "synthesis"}
-        if set(tensors) - set(grids) != wanted:
-            missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - set(grids) - wanted)
+        if set(rest) != wanted:
+            missing, extra = sorted(wanted - set(rest)), sorted(set(rest) - wanted)
             raise CodecError(f"{TENSOR_FILE}: tensors missing {missing}, not expected {extra}: export the codec again")
-        embedding = {int(name.removeprefix(_GRID_PREFIX)): array for name, array in grids.items()}
-        return cls(config=config, grid_embedding=embedding, **{name: tensors[name] for name in wanted})
+        return cls(config=config, **families, **rest)  # type: ignore[arg-type]
 
     def save(self, directory: Path, model_id: str | None = None) -> None:
         """Write both files, which `files` reads. With `model_id` a checkpoint of another model refuses them."""
@@ -115,7 +121,7 @@ class CodecWeights:
 
     @classmethod
     def _all_shapes(cls, c: CodecConfig) -> dict[str, Shape]:
-        """Return (dtypes, shape) of every tensor except the grid embeddings, by its name in the file."""
+        """Return (dtypes, shape) of every tensor except those `per_grid`, by its name in the file."""
         d, m = c.feature_dim, c.components
         common: dict[str, Shape] = {
             "mean": ("float32", (d,)),
@@ -128,4 +134,6 @@ class CodecWeights:
         """Return every tensor by its name in the file."""
         arrays = {name: getattr(self, name) for name in self._all_shapes(self.config)}
         arrays = {name: array for name, array in arrays.items() if array is not None}
-        return arrays | {f"{_GRID_PREFIX}{side}": array for side, array in self.grid_embedding.items()}
+        for family in self.per_grid:
+            arrays |= {f"{family}.{side}": array for side, array in getattr(self, family).items()}
+        return arrays
