@@ -1,8 +1,7 @@
 """Training of the index codec on cached features: no decoder and no answers are needed.
 
-    features ─ transform ─ codebooks ─┐
-                                      ├─ rounds of: choose indices by rate and distortion, move the codewords to the
-       context model ─────────────────┘  mean of what was coded with them, train the context model on the indices
+    features ─ transform ─ codebooks ─┬─ rounds of: choose indices by rate and distortion, move the codewords to the
+                    context model ────┘  mean of what was coded with them, train the context model on the indices
 
 Distances are those behind the projector (`transform`). All qualities share one set of weights and differ in λ, the price
 of a bit. Promises that an interrupted run is resumed with the same result. Leaves integers to `export`.
@@ -119,9 +118,7 @@ def train(
         torch.manual_seed((seed << 32) + step)  # for dropout
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate * min(1.0, (step + 1) / 100, 1.5 * (1 - step / recipe.steps))
-        which = int(
-            torch.multinomial(torch.tensor([float(one.present.sum()) for one in views]), 1, generator=generator)
-        )
+        which = int(torch.multinomial(sizes, 1, generator=generator))
         grids, chosen = views[which], index[which]
         count = max(1, round(recipe.batch / grids.present.shape[1]))
         rows = torch.randint(len(grids.y), (count,), generator=generator)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tofc.codec.config import CodecConfig
+from tofc.codec.index.waves import earlier_offsets
 from tofc.errors import CodecError
 
 LARGEST_CODEBOOK = 1 << 13
