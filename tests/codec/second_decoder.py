@@ -15,6 +15,8 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from tests.codec.second_decoder_index import PlainIndices
+
 #: cell, component, its mean and table → the component
 Component = Callable[[int, int, int, int], int]
 
@@ -25,7 +27,7 @@ class PlainDecoder:
     def __init__(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
         self.config = config
         self.tensors = {name: array.tolist() for name, array in tensors.items()}
-        self.limit = config["residual_range"]
+        self.limit = config.get("residual_range", 0)
 
     @classmethod
     def load(cls, directory: Path) -> PlainDecoder:
@@ -57,9 +59,11 @@ class PlainDecoder:
 
     def symbols(self, payload: bytes, side: int, cells: list[int], quality: int) -> list[list[int]]:
         stream = PlainRangeDecoder(payload)
+        if self.config["entropy_model"] == "index":
+            return PlainIndices(self.config, self.tensors).decode(stream, side, cells, quality)
 
         def component(cell: int, i: int, mean: int, table: int) -> int:
-            return mean + stream.symbol(self.tensors["y_tables"][table]) - self.limit
+            return mean + stream.symbol([256 * count for count in self.tensors["y_tables"][table]]) - self.limit
 
         return self.walk(side, cells, quality, component)
 
@@ -127,8 +131,8 @@ class PlainRangeDecoder:
         word, self.rest = self.rest[:4].ljust(4, b"\0"), self.rest[4:]
         return int.from_bytes(word, "big")
 
-    def symbol(self, table: list[int]) -> int:
-        unit = (self.range >> 24) * 256
+    def symbol(self, table: list[int]) -> int:  # cumulative counts out of 2²⁴
+        unit = self.range >> 24
         s = next(s for s in range(len(table) - 1) if self.offset < table[s + 1] * unit)
         self.offset -= table[s] * unit
         self.range = (table[s + 1] - table[s]) * unit
