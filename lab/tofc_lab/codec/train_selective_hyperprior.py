@@ -1,0 +1,189 @@
+"""Training of TOFC's entropy model as published (arXiv 2503.12926) through the decoder: D + λR, a model for each λ.
+
+The decoder is frozen. D is the divergence of the answers from those to uncompressed features, R the bits of z, q and
+the expert's index. The first steps need no decoder: they minimise R alone, with steps that come from how much answers
+depend on each number. Promises that an interrupted run is resumed with the same batches. Leaves the tables to
+`selective_hyperprior_export`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tofc.codec.context.weights import ContextWeights
+from tofc_lab import resume
+from tofc_lab.codec.feature_noise import PcaNoise
+from tofc_lab.codec.selective_hyperprior import SelectiveHyperprior
+from tofc_lab.codec.sensitivity import sensitivity
+from tofc_lab.codec.source import B, Source
+from tofc_lab.progress import Log, print_now
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveHyperpriorRecipe:
+    """Sizes and steps of the training.
+
+    `prices` are the λ, coarsest quality first: the nats of divergence per answer token that one bit per feature may
+    cost. `lengths` are the initial steps of each, in spreads of the features (without a transform) or in the finest
+    steps of the transform's codec.
+    """
+
+    prices: tuple[float, ...] = (1.2e-3, 4e-4, 1.2e-4)
+    lengths: tuple[float, ...] = (7.0, 4.5, 3.0)
+    experts: int = 16
+    hidden: int = 24  # units of each expert
+    analysis_hidden: int = 96  # units of h_a
+    warm: int = 2000  # first steps, on the rate alone
+    steps: int = 400  # steps through the decoder
+    batch: int = 128  # features whose rate a step computes: 16 experts make it the dearest part
+    rate: float = 2e-3  # learning rate
+    step_rate: float = 8e-3  # learning rate of the logarithms of the steps
+    measured: int = 20  # batches on which the sensitivity is measured
+    save: int = 50  # steps between checkpoints
+
+
+def new_model(recipe: SelectiveHyperpriorRecipe, dim: int, components: int) -> SelectiveHyperprior:
+    """Return an untrained model for components of features of `dim` numbers; z has `dim` / 16 numbers."""
+    return SelectiveHyperprior(
+        dim=dim,
+        components=components,
+        hyper=max(1, components // 16),
+        hidden=recipe.hidden,
+        analysis_hidden=recipe.analysis_hidden,
+        experts=recipe.experts,
+    )
+
+
+def train(
+    source: Source[B],
+    out: Path,
+    *,
+    basis: str = "",
+    transform: ContextWeights | None = None,
+    recipe: SelectiveHyperpriorRecipe | None = None,
+    seed: int = 0,
+    log: Log = print_now,
+) -> list[SelectiveHyperprior]:
+    """Run the recipe for each λ, resuming from `out/selective-hyperprior-*.ckpt`; return the models, coarsest first.
+
+    Args:
+        basis: identifies the decoder; a checkpoint with another basis is refused.
+        transform: a codec whose transform to use, as it is; None, as published: none.
+    """
+    recipe = recipe or SelectiveHyperpriorRecipe()
+    basis = f"{basis} {recipe} {transform is not None} {seed}"
+    paths = [out / f"selective-hyperprior-{quality}.ckpt" for quality in range(len(recipe.prices))]
+    sample = source.sample().float()
+    unit = _unit(source, sample, transform, recipe, seed, out / "selective-hyperprior-unit.ckpt", basis)
+    pool = source.pool(lambda view: view if transform is None else _components(transform, view, unit)).features
+    return [
+        _train_one(source, pool, sample, unit, quality, path, basis, transform, recipe, seed, log)
+        for quality, path in enumerate(paths)
+    ]
+
+
+def _components(transform: ContextWeights, view, unit: Tensor):  # type: ignore[no-untyped-def]
+    assert transform.analysis is not None
+    return (view - transform.mean) @ transform.analysis.T / unit.numpy()
+
+
+def _unit(
+    source: Source[B],
+    sample: Tensor,
+    transform: ContextWeights | None,
+    recipe: SelectiveHyperpriorRecipe,
+    seed: int,
+    path: Path,
+    basis: str,
+) -> Tensor:
+    """Return the steps [M] that `recipe.lengths` are multiples of.
+
+    A number's step is inverse to the root of its sensitivity (the diagonal of the decoder's Fisher information), as
+    reverse water-filling has it.
+    """
+    if transform is not None:
+        return torch.tensor(transform.step[-1])
+    if (state := resume.load(path, basis)) is not None:
+        return state["unit"]  # type: ignore[no-any-return]
+    worth = sensitivity(source, PcaNoise.fit(sample.numpy()), batches=recipe.measured, seed=seed).diagonal()
+    root = (worth + 0.05 * worth.mean()).sqrt()
+    unit = (sample.std() * root.mean() / root).float()
+    resume.save(path, {"unit": unit}, basis)
+    return unit
+
+
+def _train_one(
+    source: Source[B],
+    pool: Tensor,
+    sample: Tensor,
+    unit: Tensor,
+    quality: int,
+    path: Path,
+    basis: str,
+    transform: ContextWeights | None,
+    recipe: SelectiveHyperpriorRecipe,
+    seed: int,
+    log: Log,
+) -> SelectiveHyperprior:
+    """Train the model of one λ."""
+    torch.manual_seed(seed + quality)
+    model = new_model(recipe, sample.shape[1], len(unit)).train()
+    if transform is None:
+        model.mean.copy_(sample.mean(0))
+    else:
+        assert transform.analysis is not None and transform.synthesis is not None
+        for name in ("mean", "analysis", "synthesis"):
+            getattr(model, name).copy_(torch.tensor(getattr(transform, name)))
+    model.start_from(model.project(sample), recipe.lengths[quality] * unit)
+    # without the quantiles, which only compressai's own coder needs
+    entropy = [one for name, one in model.named_parameters() if name != "log_step" and not name.endswith("quantiles")]
+    optimiser = torch.optim.Adam([{"params": entropy}, {"params": [model.log_step]}])
+    step, running = 0, dict[str, float]()
+    if (state := resume.load(path, basis)) is not None:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, running = state["step"], state["running"]
+    price, total = recipe.prices[quality], recipe.warm + recipe.steps
+    batches, started, first = source.batches(max(0, step - recipe.warm)), time.monotonic(), step
+    while step < total:
+        torch.manual_seed((seed << 32) + (quality << 24) + step)
+        share = min(1.0, 2 * (1 - step / total))
+        for group, rate in zip(optimiser.param_groups, (recipe.rate, recipe.step_rate), strict=True):
+            group["lr"] = rate * share
+        figures = {}
+        if step < recipe.warm:
+            x = pool[torch.randint(len(pool), (recipe.batch,))].float()
+            bits = model.rate(model.project(x) / model.log_step.detach().exp()).mean()
+            loss = bits
+        else:
+            batch, _ = next(batches)
+            y = model.project(batch.features) / model.log_step.exp()
+            with torch.no_grad():
+                wanted = source.wanted(batch).log_softmax(-1)
+            q = y + (y.round() - y).detach()
+            got = source.logits(batch, model.dequantise(q)).log_softmax(-1)
+            distortion = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
+            bits = model.rate(y[torch.randperm(len(y))[: recipe.batch]]).mean()
+            loss = distortion / price + bits  # D + λR, divided by λ: the entropy model's gradients do not depend on it
+            figures["distortion"] = distortion.item()
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(entropy, 10.0)
+        optimiser.step()
+        step += 1
+        figures |= {"bits": bits.item(), "step": float((model.log_step.detach().exp() / unit).mean())}
+        for name, value in figures.items():
+            running[name] = 0.95 * running.get(name, value) + 0.05 * value
+        if step % recipe.save == 0 or step == total:
+            speed = (step - first) / (time.monotonic() - started)
+            values = " ".join(f"{name} {value:.4f}" for name, value in running.items())
+            log(f"λ {price:g}: {step}/{total} {speed:.2f} steps/s {values}")
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            resume.save(path, state | {"step": step, "running": running}, basis)
+    return model.eval()
