@@ -83,6 +83,19 @@ class SelectiveHyperprior(nn.Module):
         deviation = (y / step).round().std(0)
         self.h_s_b2[:, 1] = index_of(deviation / math.sqrt(2))
 
+    @torch.no_grad()
+    def continue_from(self, other: SelectiveHyperprior, ratio: float) -> None:
+        """Initialise with a trained model whose steps become `ratio` times as long: its predictions stay the same."""
+        self.load_state_dict(other.state_dict())
+        self.log_step.add_(math.log(ratio))
+        first = self.h_a[0]
+        assert isinstance(first, nn.Linear)
+        first.weight *= ratio
+        self.router.weight *= ratio
+        self.h_s_w2[:, 0] /= ratio
+        self.h_s_b2[:, 0] /= ratio
+        self.h_s_b2[:, 1] -= math.log(ratio) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
+
     def project(self, x: Tensor) -> Tensor:
         """Return the components [T, M] of features [T, D]."""
         return (x - self.mean) @ self.analysis.T if self.transformed else x - self.mean
@@ -123,7 +136,8 @@ class SelectiveHyperprior(nn.Module):
         usage = self.usage.clamp(min=1e-3)
         expert_bits = -(usage / usage.sum()).log2()
         balance = self.experts * share.mean(0).square().sum() - 1 if self.training else 0.0
-        return z_bits + (share * (q_bits + expert_bits)).sum(-1) * (1 + BALANCE * balance)
+        bits: Tensor = z_bits + (share * (q_bits + expert_bits)).sum(-1) * (1 + BALANCE * balance)
+        return bits
 
     @torch.no_grad()
     def tensors(self) -> dict[str, np.ndarray[Any, Any]]:

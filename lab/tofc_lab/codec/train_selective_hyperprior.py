@@ -40,7 +40,8 @@ class SelectiveHyperpriorRecipe:
     hidden: int = 24  # units of each expert
     analysis_hidden: int = 96  # units of h_a
     warm: int = 2000  # first steps, on the rate alone
-    steps: int = 400  # steps through the decoder
+    warm_next: int = 300  # as many of every model but the first, which starts from the one before
+    steps: int = 250  # steps through the decoder
     batch: int = 128  # features whose rate a step computes: 16 experts make it the dearest part
     rate: float = 2e-3  # learning rate
     step_rate: float = 8e-3  # learning rate of the logarithms of the steps
@@ -82,10 +83,30 @@ def train(
     sample = source.sample().float()
     unit = _unit(source, sample, transform, recipe, seed, out / "selective-hyperprior-unit.ckpt", basis)
     pool = source.pool(lambda view: view if transform is None else _components(transform, view, unit)).features
-    return [
-        _train_one(source, pool, sample, unit, quality, path, basis, transform, recipe, seed, log)
-        for quality, path in enumerate(paths)
-    ]
+    models: list[SelectiveHyperprior] = []
+    for quality, path in enumerate(paths):
+        torch.manual_seed(seed + quality)
+        model = new_model(recipe, sample.shape[1], len(unit))
+        if models:
+            model.continue_from(models[-1], recipe.lengths[quality] / recipe.lengths[quality - 1])
+        else:
+            _start(model, sample, transform, recipe.lengths[0] * unit)
+        log(f"λ {recipe.prices[quality]:g}:")
+        models.append(_train_one(source, pool, model, quality, path, basis, recipe, seed, log))
+    return models
+
+
+@torch.no_grad()
+def _start(model: SelectiveHyperprior, sample: Tensor, transform: ContextWeights | None, step: Tensor) -> None:
+    """Initialise the first model."""
+    if transform is None:
+        model.mean.copy_(sample.mean(0))
+    else:
+        assert transform.analysis is not None and transform.synthesis is not None
+        model.mean.copy_(torch.tensor(transform.mean))
+        model.analysis.copy_(torch.tensor(transform.analysis))
+        model.synthesis.copy_(torch.tensor(transform.synthesis))
+    model.start_from(model.project(sample), step)
 
 
 def _components(transform: ContextWeights, view, unit: Tensor):  # type: ignore[no-untyped-def]
@@ -121,26 +142,17 @@ def _unit(
 def _train_one(
     source: Source[B],
     pool: Tensor,
-    sample: Tensor,
-    unit: Tensor,
+    model: SelectiveHyperprior,
     quality: int,
     path: Path,
     basis: str,
-    transform: ContextWeights | None,
     recipe: SelectiveHyperpriorRecipe,
     seed: int,
     log: Log,
 ) -> SelectiveHyperprior:
-    """Train the model of one λ."""
-    torch.manual_seed(seed + quality)
-    model = new_model(recipe, sample.shape[1], len(unit)).train()
-    if transform is None:
-        model.mean.copy_(sample.mean(0))
-    else:
-        assert transform.analysis is not None and transform.synthesis is not None
-        for name in ("mean", "analysis", "synthesis"):
-            getattr(model, name).copy_(torch.tensor(getattr(transform, name)))
-    model.start_from(model.project(sample), recipe.lengths[quality] * unit)
+    """Train the model of one λ, on the features of `pool` [T, D] and through the decoder."""
+    model.train()
+    warm = recipe.warm_next if quality else recipe.warm
     # without the quantiles, which only compressai's own coder needs
     entropy = [one for name, one in model.named_parameters() if name != "log_step" and not name.endswith("quantiles")]
     optimiser = torch.optim.Adam([{"params": entropy}, {"params": [model.log_step]}])
@@ -149,15 +161,14 @@ def _train_one(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step, running = state["step"], state["running"]
-    price, total = recipe.prices[quality], recipe.warm + recipe.steps
-    batches, started, first = source.batches(max(0, step - recipe.warm)), time.monotonic(), step
+    price, total = recipe.prices[quality], warm + recipe.steps
+    batches, started, first = source.batches(max(0, step - warm)), time.monotonic(), step
     while step < total:
         torch.manual_seed((seed << 32) + (quality << 24) + step)
-        share = min(1.0, 2 * (1 - step / total))
-        for group, rate in zip(optimiser.param_groups, (recipe.rate, recipe.step_rate), strict=True):
-            group["lr"] = rate * share
+        optimiser.param_groups[0]["lr"] = recipe.rate * min(1.0, 2 * (1 - step / total))
+        optimiser.param_groups[1]["lr"] = recipe.step_rate * min(1.0, 2 * (total - step) / recipe.steps)
         figures = {}
-        if step < recipe.warm:
+        if step < warm:
             x = pool[torch.randint(len(pool), (recipe.batch,))].float()
             bits = model.rate(model.project(x) / model.log_step.detach().exp()).mean()
             loss = bits
@@ -177,13 +188,13 @@ def _train_one(
         nn.utils.clip_grad_norm_(entropy, 10.0)
         optimiser.step()
         step += 1
-        figures |= {"bits": bits.item(), "step": float((model.log_step.detach().exp() / unit).mean())}
+        figures |= {"bits": bits.item(), "step": float(model.log_step.detach().exp().mean())}
         for name, value in figures.items():
             running[name] = 0.95 * running.get(name, value) + 0.05 * value
         if step % recipe.save == 0 or step == total:
             speed = (step - first) / (time.monotonic() - started)
             values = " ".join(f"{name} {value:.4f}" for name, value in running.items())
-            log(f"λ {price:g}: {step}/{total} {speed:.2f} steps/s {values}")
+            log(f"{step}/{total} {speed:.2f} steps/s {values}")
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             resume.save(path, state | {"step": step, "running": running}, basis)
     return model.eval()
