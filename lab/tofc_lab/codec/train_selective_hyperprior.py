@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tofc.codec.context.weights import ContextWeights
@@ -49,8 +51,12 @@ class SelectiveHyperpriorRecipe:
     save: int = 50  # steps between checkpoints
 
 
+#: with another codec's transform, whose components cost a tenth of the bits
+TRANSFORMED = SelectiveHyperpriorRecipe(prices=(1.2e-2, 4e-3, 1.2e-3), lengths=(3.0, 1.75, 1.0))
+
+
 def new_model(recipe: SelectiveHyperpriorRecipe, dim: int, components: int) -> SelectiveHyperprior:
-    """Return an untrained model for components of features of `dim` numbers; z has `dim` / 16 numbers."""
+    """Return an untrained model for components of features of `dim` numbers; z has a sixteenth of their numbers."""
     return SelectiveHyperprior(
         dim=dim,
         components=components,
@@ -71,7 +77,7 @@ def train(
     seed: int = 0,
     log: Log = print_now,
 ) -> list[SelectiveHyperprior]:
-    """Run the recipe for each λ, resuming from `out/selective-hyperprior-*.ckpt`; return the models, coarsest first.
+    """Run the recipe for each λ, resuming from `out/selective-hyperprior*.ckpt`; return the models, coarsest first.
 
     Args:
         basis: identifies the decoder; a checkpoint with another basis is refused.
@@ -79,9 +85,10 @@ def train(
     """
     recipe = recipe or SelectiveHyperpriorRecipe()
     basis = f"{basis} {recipe} {transform is not None} {seed}"
-    paths = [out / f"selective-hyperprior-{quality}.ckpt" for quality in range(len(recipe.prices))]
+    name = "selective-hyperprior" if transform is None else "selective-hyperprior-transform"
+    paths = [out / f"{name}-{quality}.ckpt" for quality in range(len(recipe.prices))]
     sample = source.sample().float()
-    unit = _unit(source, sample, transform, recipe, seed, out / "selective-hyperprior-unit.ckpt", basis)
+    unit = _unit(source, sample, transform, recipe, seed, out / f"{name}-unit.ckpt", basis)
     pool = source.pool(lambda view: view if transform is None else _components(transform, view, unit)).features
     models: list[SelectiveHyperprior] = []
     for quality, path in enumerate(paths):
@@ -109,9 +116,11 @@ def _start(model: SelectiveHyperprior, sample: Tensor, transform: ContextWeights
     model.start_from(model.project(sample), step)
 
 
-def _components(transform: ContextWeights, view, unit: Tensor):  # type: ignore[no-untyped-def]
+def _components(transform: ContextWeights, view: NDArray[np.float32], unit: Tensor) -> NDArray[np.floating]:
+    """Return the components [N, M] of features, in the finest steps of the transform's codec."""
     assert transform.analysis is not None
-    return (view - transform.mean) @ transform.analysis.T / unit.numpy()
+    found: NDArray[np.floating] = (view - transform.mean) @ transform.analysis.T / unit.numpy()
+    return found
 
 
 def _unit(
