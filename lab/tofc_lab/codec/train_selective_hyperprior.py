@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tofc.codec.context.weights import ContextWeights
 from tofc_lab import resume
 from tofc_lab.codec.feature_noise import PcaNoise
+from tofc_lab.codec.model import ste_round
 from tofc_lab.codec.selective_hyperprior import SelectiveHyperprior
 from tofc_lab.codec.sensitivity import sensitivity
 from tofc_lab.codec.source import B, Source
@@ -186,8 +187,7 @@ def _train_one(
             y = model.project(batch.features) / model.log_step.exp()
             with torch.no_grad():
                 wanted = source.wanted(batch).log_softmax(-1)
-            q = y + (y.round() - y).detach()
-            got = source.logits(batch, model.dequantise(q)).log_softmax(-1)
+            got = source.logits(batch, model.dequantise(ste_round(y))).log_softmax(-1)
             distortion = F.kl_div(got, wanted, log_target=True, reduction="batchmean")
             bits = model.rate(y[torch.randperm(len(y))[: recipe.batch]]).mean()
             loss = distortion / price + bits  # D + λR, divided by λ: the entropy model's gradients do not depend on it
