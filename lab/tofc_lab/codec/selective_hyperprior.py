@@ -27,7 +27,7 @@ from tofc_lab.codec.model import bound, ste_round
 SCALES = 24  # of the conditional distribution, geometric
 SCALE_MIN, SCALE_MAX = 0.04, 8.0  # in quantisation steps
 HYPER_RANGE = 15  # of the numbers of ẑ
-BALANCE = 0.02  # weight of the load-balancing loss: squared mean share of each expert
+BALANCE = 0.05  # weight of the load-balancing loss: squared mean share of each expert
 _DAMPING = 1 / 8  # of h_a's and the router's inputs
 _OUT_ONE = 1 << OUT_WEIGHT_BITS
 

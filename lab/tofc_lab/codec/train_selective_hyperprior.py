@@ -37,14 +37,14 @@ class SelectiveHyperpriorRecipe:
     steps of the transform's codec.
     """
 
-    prices: tuple[float, ...] = (1.2e-3, 4e-4, 1.2e-4)
-    lengths: tuple[float, ...] = (7.0, 4.5, 3.0)
+    prices: tuple[float, ...] = (7e-4, 3.2e-4, 1.4e-4)
+    lengths: tuple[float, ...] = (4.2, 3.0, 2.2)
     experts: int = 16
     hidden: int = 24  # units of each expert
     analysis_hidden: int = 96  # units of h_a
-    warm: int = 2000  # first steps, on the rate alone
-    warm_next: int = 300  # as many of every model but the first, which starts from the one before
-    steps: int = 250  # steps through the decoder
+    warm: int = 1500  # first steps, on the rate alone
+    warm_next: int = 250  # as many of every model but the first, which starts from the one before
+    steps: int = 200  # steps through the decoder
     batch: int = 128  # features whose rate a step computes: 16 experts make it the dearest part
     rate: float = 2e-3  # learning rate
     step_rate: float = 8e-3  # learning rate of the logarithms of the steps
