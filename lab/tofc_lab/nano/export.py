@@ -29,8 +29,8 @@ from tofc_lab.nano.tower import VISION
 if TYPE_CHECKING:
     from tofc_lab.codec.selective_hyperprior import SelectiveHyperprior
 #: of the codec with TOFC's selective hyperprior: (features, quality) by ascending bytes, chosen on validation pictures
-PUBLISHED_RATES: tuple[Rate, ...] = ((12, 0), (12, 1), (12, 2))
-PUBLISHED_PRESETS = {"low": 0, "medium": 1, "high": 2}
+PUBLISHED_RATES: tuple[Rate, ...] = ((12, 0), (16, 0), (16, 1), (24, 1), (24, 2))
+PUBLISHED_PRESETS = {"low": 1, "medium": 3, "high": 4}
 
 
 def config(vision: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
