@@ -1,8 +1,8 @@
 """A map of what is sent of a picture: every view with its clusters of patches and the bits that each cluster takes.
 
 Beside it are the picture's image files of the same size. Promises a PNG that needs no explanation: bytes in the title,
-a scale for the colours. Leaves merging and counting bits to the codec, which encodes here exactly as it does for a
-question, and the image files to `rival`.
+a scale for the colours, and each cluster's expert where the codec has experts. Leaves merging and counting bits to the
+codec, which encodes here exactly as it does for a question, and the image files to `rival`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def draw(
         pen.text((corner[0], corner[1] + edge + 4), label, _PALE, _font(15))
     for place, rival in enumerate(rivals):
         _beside(sheet, rival, (_EDGE + views_wide + 3 * gap, header + place * (_GLOBAL + gap) // 2))
-    _legend(pen, span, height - _EDGE - footer + 26)
+    experts = any(explained.experts is not None for _, explained in views)
+    _legend(pen, span, height - _EDGE - footer + 26, experts)
     return sheet
 
 
@@ -147,6 +148,8 @@ def _panel(view: View, explained: Explanation, side: int, span: tuple[float, flo
         size = min(20, round(0.36 * side / grid) + 2)
         for cluster, cells in _regions(owner):
             cost = f"{explained.feature_bits[cluster]:.0f}"
+            if explained.experts is not None:
+                cost += f"\ne{explained.experts[cluster]}"
             centre = divmod(int(explained.merged.centres[cluster]), grid)
             # A cluster may have several pieces but is sent once: only the piece with its centre has a plain number.
             at, label, font = (
@@ -174,7 +177,7 @@ def _regions(owner: NDArray[np.int64]) -> list[tuple[int, list[tuple[int, int]]]
     return found
 
 
-def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> None:
+def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int, experts: bool) -> None:
     long, high = 220, 14
     for step in range(long):
         value = span[0] + (span[1] - span[0]) * step / (long - 1)
@@ -185,6 +188,8 @@ def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int) -> No
     pen.text((_EDGE + long, top + high + 4), f"{span[1]:.0f}", _PALE, font, anchor="ra")
     first = "bits of a cluster, which is sent as one feature;"
     second = "in brackets: another piece of a cluster, sent once"
+    if experts:
+        second += "; e3: coded by expert 3"
     pen.text((_EDGE + long + 16, top + high // 2), first, _PALE, font, anchor="lm")
     pen.text((_EDGE + long + 16, top + high // 2 + 18), second, _PALE, font, anchor="lm")
 

@@ -19,8 +19,9 @@ from random import Random
 import numpy as np
 
 from benchmarks.fuzz import Finding
-from tofc.codec import Codec, checksum, packet
+from tofc.codec import Codec, CodecWeights, checksum, packet
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.errors import PacketError
 
 Blind = Callable[[bytes], bytes]  # a mutation that knows nothing of the format
@@ -29,9 +30,15 @@ REASON = re.compile(r"[A-Z]+(_[A-Z]+)*")
 
 
 def codecs() -> list[Codec]:
-    """Return small codecs of one, two and three qualities and slices; the second accepts only small grids."""
-    made = [fake_weights(D=12, M=6, H=4, Q=number, slices=number, seed=number) for number in (1, 2, 3)]
+    """Return small codecs of every entropy model, of one to three qualities; the second accepts only small grids."""
+    made: list[CodecWeights] = [
+        fake_weights(D=12, M=6, H=4, Q=number, slices=number, seed=number) for number in (1, 2, 3)
+    ]
     made[1] = replace(made[1], config=replace(made[1].config, max_grid=6))
+    made += [
+        fake_selective_hyperprior(D=12, H=4, Q=2, seed=4),
+        fake_selective_hyperprior(D=12, M=6, H=4, seed=5),
+    ]
     return [Codec(weights) for weights in made]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,17 @@ import pytest
 from PIL import Image
 
 from device_client.inspect import _regions, draw
+from tofc.codec import CodecWeights
 from tofc.codec.codec import Codec, Explanation
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.model.views import View, ViewRule, views
 
 RULE = ViewRule(global_size=336, crop_size=224, max_side=3024)
 
 
-def explained(size: tuple[int, int], n: int) -> list[tuple[View, Explanation]]:
-    codec = Codec(fake_weights(seed=3))
+def explained(size: tuple[int, int], n: int, weights: CodecWeights | None = None) -> list[tuple[View, Explanation]]:
+    codec = Codec(weights or fake_weights(seed=3))
     found = []
     for number, view in enumerate(views(Image.new("RGB", size, "orange"), RULE)):
         cells = 36 if view.kind == "global" else 16
@@ -39,6 +42,15 @@ def test_borders_run_between_clusters_only() -> None:
     assert few.shape == many.shape
     white = [int((sheet.min(axis=2) == 255).sum()) for sheet in (few, many)]
     assert white[0] < white[1] / 10
+
+
+def test_the_expert_of_a_cluster_is_drawn_where_a_codec_has_experts() -> None:
+    maps = explained((300, 300), 12, fake_selective_hyperprior(seed=3))
+    (view, one), *_ = maps
+    assert one.experts is not None
+    other = replace(one, experts=one.experts + 1)
+    found = [np.asarray(draw("x", [(view, each)], 0, 0)) for each in (one, other, replace(one, experts=None))]
+    assert (found[0] != found[1]).any() and (found[0] != found[2]).any()
 
 
 def test_a_long_name_is_shortened() -> None:

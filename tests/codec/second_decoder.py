@@ -58,12 +58,38 @@ class PlainDecoder:
         return {"grid": side, "cells": cells, "quality": quality, "q": q}
 
     def symbols(self, payload: bytes, side: int, cells: list[int], quality: int) -> list[list[int]]:
+        """Decode the numbers of each feature, in the order of the cells."""
         stream = PlainRangeDecoder(payload)
         if self.config["entropy_model"] == "index":
             return PlainIndices(self.config, self.tensors).decode(stream, side, cells, quality)
+        if self.config["entropy_model"] == "selective-hyperprior":
+            return self.selective_hyperprior(stream, len(cells), quality)
+        return self.context(stream, side, cells, quality)
+
+    def selective_hyperprior(self, stream: PlainRangeDecoder, n: int, quality: int) -> list[list[int]]:
+        """Decode each feature's expert, its ẑ and its components."""
+        t, c, unit = self.tensors, self.config, 2 ** self.config["fraction"]
+        experts = [stream.symbol(t["expert_tables"][quality]) for _ in range(n)]
+        hyper = [[stream.symbol(table) - c["hyper_range"] for table in t["z_tables"][quality]] for _ in range(n)]
+        found = []
+        for expert, z in zip(experts, hyper, strict=True):
+            w1, b1, w2, b2 = (t[f"h_s_{name}"][quality][expert] for name in ("w1", "b1", "w2", "b2"))
+            h = act(w1, [256 * v for v in z], b1)
+            q = []
+            for i in range(c["components"]):
+                means, scales = (dot(w2[kind][i], h) + b2[kind][i] for kind in (0, 1))
+                place = means * unit >> 15
+                scale = clip(scales >> 15, 0, c["tables"] // unit - 1)
+                residual = stream.symbol(t["y_tables"][scale * unit + place % unit]) - self.limit
+                q.append(clip(place // unit, -self.limit, self.limit) + residual)
+            found.append([expert, *z, *q])
+        return found
+
+    def context(self, stream: PlainRangeDecoder, side: int, cells: list[int], quality: int) -> list[list[int]]:
+        """Decode the components of each feature."""
 
         def component(cell: int, i: int, mean: int, table: int) -> int:
-            return mean + stream.symbol([256 * count for count in self.tensors["y_tables"][table]]) - self.limit
+            return mean + stream.symbol(self.tensors["y_tables"][table]) - self.limit
 
         return self.walk(side, cells, quality, component)
 
@@ -131,8 +157,8 @@ class PlainRangeDecoder:
         word, self.rest = self.rest[:4].ljust(4, b"\0"), self.rest[4:]
         return int.from_bytes(word, "big")
 
-    def symbol(self, table: list[int]) -> int:  # cumulative counts out of 2²⁴
-        unit = self.range >> 24
+    def symbol(self, table: list[int]) -> int:  # cumulative counts out of 2¹⁶ or 2²⁴
+        unit = (self.range >> 24) * (2**24 // table[-1])
         s = next(s for s in range(len(table) - 1) if self.offset < table[s + 1] * unit)
         self.offset -= table[s] * unit
         self.range = (table[s + 1] - table[s]) * unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ from tests.codec.second_decoder import PlainDecoder, crc
 from tofc.codec import Codec
 from tofc.codec.context.context_model import CodingStep, ContextModel, stages
 from tofc.codec.context.symbols import ContextSymbols
+from tofc.codec.entropy_model import Symbols
+from tofc.codec.files import load_config
 from tofc.codec.packet import SIDES, PacketLayout, write
+from tofc.codec.selective_hyperprior.hyper_synthesis import HyperSynthesis
+from tofc.codec.selective_hyperprior.symbols import SelectiveHyperpriorSymbols
+from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
 from tofc.errors import PacketError
 
 GOLDEN = Path(__file__).parent / "golden"
-CODECS = ["one-quality", "four-qualities"]
+CONTEXT_CODECS = ["one-quality", "four-qualities"]
+HYPERPRIOR_CODECS = ["published", "published-with-transform"]
+CODECS = [*CONTEXT_CODECS, *HYPERPRIOR_CODECS]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bitstream.md"
 
 
@@ -30,6 +38,11 @@ def with_crc(number: int, size: int) -> bytes:
 def golden(name: str) -> list[dict[str, Any]]:
     packets: list[dict[str, Any]] = json.loads((GOLDEN / name / "packets.json").read_text())
     return packets
+
+
+def entropy_model_of(name: str) -> str:
+    """Return the entropy model of a golden codec."""
+    return load_config(GOLDEN / name).entropy_model
 
 
 def test_the_checksum_is_the_documented_one() -> None:
@@ -58,11 +71,8 @@ def test_the_codec_reads_them_to_the_same_numbers(name: str) -> None:
 def test_the_golden_symbols_give_the_golden_bytes(name: str) -> None:
     codec = Codec.load(GOLDEN / name)
     for entry in golden(name):
-        q, quality = np.array(entry["q"]), entry["quality"]
-        steps = coding_steps_of(codec, entry)
-        residuals = [q[step.rows, step.first : step.last] - step.mean for step in steps]
-        symbols = ContextSymbols.of(quality, q, list(zip(steps, residuals, strict=True)))
-        layout = PacketLayout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=quality)
+        symbols = SYMBOLS[codec.config.entropy_model](codec, entry)
+        layout = PacketLayout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=entry["quality"])
         packet = write(layout, codec.entropy_model.encode(symbols), qualities=codec.config.qualities)
         assert packet.hex() == entry["packet"]
 
@@ -73,12 +83,57 @@ def coding_steps_of(codec: Codec, entry: dict[str, Any]) -> list[CodingStep]:
     return list(ContextModel(codec.weights).coding_steps(entry["grid"], np.array(entry["cells"]), entry["quality"], q))
 
 
+def context_symbols(codec: Codec, entry: dict[str, Any]) -> ContextSymbols:
+    """Return the symbols of a golden packet."""
+    q, steps = np.array(entry["q"]), coding_steps_of(codec, entry)
+    residuals = [q[step.rows, step.first : step.last] - step.mean for step in steps]
+    return ContextSymbols.of(entry["quality"], q, list(zip(steps, residuals, strict=True)))
+
+
+def hyperprior_symbols(codec: Codec, entry: dict[str, Any]) -> SelectiveHyperpriorSymbols:
+    """Return the symbols of a golden packet."""
+    weights, q = codec.weights, np.array(entry["q"])
+    assert isinstance(weights, SelectiveHyperpriorWeights)
+    z = q[:, 1 : 1 + weights.config.hyper]
+    mean, table = HyperSynthesis(weights)(q[:, 0], z, entry["quality"])
+    residual = q[:, 1 + weights.config.hyper :] - mean
+    return SelectiveHyperpriorSymbols(quality=entry["quality"], q=q, residual=residual, table=table)
+
+
+#: by entropy model: (codec, golden packet) → its symbols
+SYMBOLS: dict[str, Callable[[Codec, dict[str, Any]], Symbols]] = {
+    "context": context_symbols,
+    "selective-hyperprior": hyperprior_symbols,
+}
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_the_golden_packets_cover_the_format(name: str) -> None:
     codec, entries = Codec.load(GOLDEN / name), golden(name)
     assert {entry["grid"] for entry in entries} == {1, 2, 5, 7, 10, *SIDES}  # without a code, and with each
     assert {bytes.fromhex(entry["packet"])[0] >> 4 & 1 for entry in entries} == {0, 1}
     assert {entry["quality"] for entry in entries} == set(range(codec.config.qualities))
+
+
+@pytest.mark.parametrize("name", HYPERPRIOR_CODECS)
+def test_the_golden_packets_cover_experts_and_hyper_symbols(name: str) -> None:
+    codec = Codec.load(GOLDEN / name)
+    found = [hyperprior_symbols(codec, entry) for entry in golden(name)]
+    c, weights = codec.config, codec.weights
+    assert isinstance(weights, SelectiveHyperpriorWeights) and (weights.analysis is None) == (name == "published")
+    for quality in range(c.qualities):
+        experts = np.concatenate([one.experts for one in found if one.quality == quality])
+        assert {*experts.tolist()} == set(range(weights.config.experts))
+    z = np.concatenate([one.q[:, 1 : 1 + weights.config.hyper] for one in found])
+    residual, table = (np.concatenate([getattr(one, part).ravel() for one in found]) for part in ("residual", "table"))
+    assert {-weights.config.hyper_range, weights.config.hyper_range} <= {*z.ravel().tolist()}
+    assert {-weights.config.residual_range, weights.config.residual_range} <= {*residual.tolist()}
+    assert len({*table.tolist()}) > 20 and {0, weights.config.tables - 1} & {*table.tolist()}
+
+
+@pytest.mark.parametrize("name", CONTEXT_CODECS)
+def test_the_golden_packets_cover_the_context_model(name: str) -> None:
+    codec, entries = Codec.load(GOLDEN / name), golden(name)
     present = [frozenset(stages(entry["grid"], np.array(entry["cells"])).tolist()) for entry in entries]
     assert {*present} == {frozenset({0}), frozenset({1}), frozenset({0, 1})}
     limit, means, tables, residuals = codec.config.residual_range, [], [], []

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.codec.kinds import KINDS
 from tofc.codec import Codec
 from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.fake import fake_features, fake_weights
@@ -19,9 +21,10 @@ from tofc.codec.tables import symbol_bits
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=[1, 4], ids=["one slice", "four slices"])
+@pytest.fixture(params=[*KINDS, "one slice"])
 def codec(request: pytest.FixtureRequest) -> Codec:
-    return Codec(fake_weights(slices=request.param, Q=3, seed=1))
+    make = KINDS.get(request.param, partial(fake_weights, slices=1))
+    return Codec(make(Q=3, seed=1))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -112,7 +115,7 @@ def test_numbers_beyond_the_tables_are_clipped(codec: Codec) -> None:
     features = fake_features(codec.weights, 16)
     for factor in (1e3, -1e3, 1e30):
         decoded = codec.decode(codec.encode((features * np.float32(factor)).astype(np.float32)))
-        y = (decoded.features - codec.weights.mean) @ codec.weights.analysis.T / codec.weights.step[decoded.quality]
+        y = codec.components(decoded.features) * codec.weights.unit / codec.weights.step[decoded.quality]
         assert np.abs(y).max() <= 2 * codec.config.residual_range + 1e-3
 
 
@@ -138,10 +141,20 @@ def test_the_explanation_is_that_of_the_packet(codec: Codec, n: int) -> None:
     features = fake_features(codec.weights, 36, seed=n)
     explained = codec.explain(features, n)
     assert explained.packet == codec.encode(features, n)
-    assert explained.feature_bits.shape == (n,) and explained.merged.centroids.shape == (n, 24)
+    assert explained.feature_bits.shape == (n,) and explained.merged.centroids.shape == (n, codec.config.components)
     assert explained.header_bits == 16
     assert (explained.position_bits < 2) == (n == 36)  # one of three qualities
     assert explained.merged.assignment.shape == (36,)
+
+
+def test_only_a_codec_with_experts_explains_which_it_used(codec: Codec) -> None:
+    features = fake_features(codec.weights, 36)
+    explained = codec.explain(features, 12)
+    if codec.config.entropy_model == "selective-hyperprior":
+        assert explained.experts.tolist() == codec.parse(explained.packet).q[:, 0].tolist()
+        assert len({*explained.experts.tolist()}) > 1
+    else:
+        assert explained.experts is None
 
 
 def test_packets_are_within_a_byte_and_a_bit_of_the_ideal(codec: Codec) -> None:
@@ -185,8 +198,9 @@ def test_the_decoder_needs_no_floats_before_the_dequantiser(codec: Codec, monkey
     """With wrong values in every float of the codec, a packet still decodes to the same symbols."""
     data = codec.encode(fake_features(codec.weights, 36), 12)
     seen: list[np.ndarray] = []
-    names = ("mean", "analysis", "synthesis", "step", "bit_price")
-    damaged = Codec(replace(codec.weights, **{name: np.ones_like(getattr(codec.weights, name)) for name in names}))
+    floats = {name: array for name, array in codec.weights._arrays().items() if array.dtype.kind == "f"}
+    wrong = {name: np.ones_like(array) for name, array in floats.items() if not name.startswith("grid_embedding")}
+    damaged = Codec(replace(codec.weights, **wrong))
     for one in (codec, damaged):
         monkeypatch.setattr(one, "dequantise", lambda q, quality: seen.append(q) or np.zeros(0))
         one.decode(data)

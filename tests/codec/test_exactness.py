@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from benchmarks.fuzz.packets import strip_crc, with_valid_crc
 from tests.codec.cell import NANO, Job, digest, jobs, tower_features, tower_packets
-from tofc.codec import Codec
+from tofc.codec import Codec, CodecWeights
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted(path.parent for path in (ROOT / "tests" / "codec" / "golden").glob("*/packets.json"))
@@ -151,6 +152,13 @@ ARM = [
 SLOW = [torch_cell("default", "SSE41", 1, "SSE41"), torch_cell("avx2", "AVX2", 2, "AVX2")]
 
 
+#: codecs as wide as the released model's
+WIDE: dict[str, CodecWeights] = {
+    "context": fake_weights(D=1536, M=64, seed=2, slices=8, hidden=96),
+    "published": fake_selective_hyperprior(D=1536, seed=2, experts=16, hyper=96, hidden=24),
+}
+
+
 @dataclass(frozen=True)
 class Matrix:
     """The jobs that every cell does, their results in this process, and the cells' reports so far."""
@@ -197,10 +205,10 @@ def tower_views() -> Views:
 def matrix(tower_views: Views, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     """Golden packets, nano's, those of a codec as wide as the released model's, and damaged ones."""
     made = tmp_path_factory.mktemp("matrix")
-    wide = fake_weights(D=1536, M=64, seed=2, slices=8, hidden=96)
-    wide.save(made / "codec")
+    for name, weights in WIDE.items():
+        weights.save(made / f"codec-{name}")
+        _job(made, f"wide-{name}", made / f"codec-{name}", Codec(weights), _views(Codec(weights)))
     nano = Codec.load(NANO)
-    _job(made, "wide", made / "codec", Codec(wide), _views(Codec(wide)))
     _job(made, "nano", NANO, nano, _views(nano) | tower_views)
     for folder in GOLDEN:
         packets = [one["packet"] for one in json.loads((folder / "packets.json").read_text())]

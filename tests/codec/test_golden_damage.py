@@ -8,21 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.codec.test_bitstream import CODECS, GOLDEN, golden
+from tests.codec.test_bitstream import CODECS, CONTEXT_CODECS, GOLDEN, entropy_model_of, golden
 from tofc.codec import Codec, CodecWeights
+from tofc.codec.context.config import ContextConfig
+from tofc.codec.context.weights import ContextWeights
 from tofc.codec.tables import TOTAL
 from tofc.errors import PacketError
 
 Ints = NDArray[np.int64]
 Damage = Callable[[Ints], Ints]
-WEIGHTS = ["embed_w", "around_w", "own_w", "mid_w", "out_w"]
-BIASES = ["embed_b", "own_b", "mid_b", "out_b"]
+# by entropy model
+WEIGHTS = {"context": ["embed_w", "around_w", "own_w", "mid_w", "out_w"], "selective-hyperprior": ["h_s_w1", "h_s_w2"]}
+BIASES = {"context": ["embed_b", "own_b", "mid_b", "out_b"], "selective-hyperprior": ["h_s_b1", "h_s_b2"]}
+TABLE_NAMES = {"context": ["y_tables"], "selective-hyperprior": ["expert_tables", "z_tables", "y_tables"]}
+
+
+def parts(*names: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Return (golden codec, tensor) for the tensors of each codec's entropy model."""
+    return [(name, part) for name in CODECS for one in names for part in one[entropy_model_of(name)]]
+
 
 LOST: dict[str, Damage] = {"lost": np.zeros_like, "negated": np.negative}
 SLIGHT: dict[str, Damage] = {"one more": lambda row: row + 1}  # in the last bit
@@ -47,7 +57,7 @@ TABLES: dict[str, Damage] = {"mirrored": lambda row: TOTAL - row[::-1], "shifted
 
 def used(weights: CodecWeights, part: str) -> NDArray[np.bool_]:
     """Return which numbers of a tensor a packet can depend on."""
-    c, shape = weights.config, getattr(weights, part).shape
+    c, shape = cast(ContextConfig, weights.config), getattr(weights, part).shape
     found = np.ones(shape, bool)
     if part == "around_w":  # of a feature of stage 1, whose neighbours are the cells of stage 0
         side = 2 * c.reach + 1
@@ -91,31 +101,30 @@ def reads(codec: Codec, entry: dict[str, Any]) -> bool:
     return told == (entry["grid"], entry["cells"], entry["quality"], entry["q"])
 
 
-@pytest.mark.parametrize("part", [*WEIGHTS, *BIASES])
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize(("name", "part"), parts(WEIGHTS, BIASES))
 def test_a_damaged_row_is_noticed(name: str, part: str) -> None:
-    tried, missed = unnoticed(name, part, LOST | (SLIGHT if part in WEIGHTS else {}), single=False)
+    tried, missed = unnoticed(name, part, LOST | (SLIGHT if "_w" in part else {}), single=False)
     assert not missed
     assert tried or (name, part) == ("one-quality", "own_w"), "with one slice, `own_w` is all zeros"
 
 
-@pytest.mark.parametrize("part", [*WEIGHTS, *BIASES])
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize(("name", "part"), parts(WEIGHTS, BIASES))
 def test_a_damaged_number_is_noticed(name: str, part: str) -> None:
     _, missed = unnoticed(name, part, LOST, single=True)
     assert not missed
 
 
-@pytest.mark.parametrize("name", CODECS)
-def test_a_damaged_table_is_noticed(name: str) -> None:
-    tried, missed = unnoticed(name, "y_tables", TABLES, single=False)
-    assert not missed and tried == len(TABLES) * Codec.load(GOLDEN / name).config.tables
+@pytest.mark.parametrize(("name", "part"), parts(TABLE_NAMES))
+def test_a_damaged_table_is_noticed(name: str, part: str) -> None:
+    tried, missed = unnoticed(name, part, TABLES, single=False)
+    rows = getattr(Codec.load(GOLDEN / name).weights, part)[..., 0].size
+    assert not missed and tried == len(TABLES) * rows
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", CONTEXT_CODECS)
 def test_numbers_that_count_as_unused_are_unused(name: str) -> None:
     """Only those of neighbours: a codec with weights other than 0 for components that are coded later is refused."""
-    weights = Codec.load(GOLDEN / name).weights
+    weights = ContextWeights.load(GOLDEN / name)
     wrong = np.where(used(weights, "around_w"), weights.around_w, 12345).astype(np.int16)
     codec = Codec(replace(weights, around_w=wrong))
     assert (wrong == 12345).any() and all(reads(codec, entry) for entry in golden(name))

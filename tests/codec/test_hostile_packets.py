@@ -18,11 +18,19 @@ from hypothesis import strategies as st
 
 from benchmarks.fuzz import Finding
 from benchmarks.fuzz.packets import REASON, Packets, canonicalised, check, codecs, strip_crc, with_valid_crc
-from tofc.codec import Codec
+from tests.codec.kinds import KINDS
+from tofc.codec import Codec, CodecWeights
+from tofc.codec.context.config import ContextConfig
 from tofc.codec.context.context_model import ContextModel
 from tofc.codec.context.symbols import ContextSymbols
+from tofc.codec.context.weights import ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.packet import PacketLayout, write
+from tofc.codec.selective_hyperprior.config import SelectiveHyperpriorConfig
+from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
+from tofc.codec.selective_hyperprior.hyper_synthesis import HyperSynthesis
+from tofc.codec.selective_hyperprior.symbols import SelectiveHyperpriorSymbols
+from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
 from tofc.errors import PacketError
 
 CODECS = codecs()
@@ -98,7 +106,9 @@ def test_one_flipped_bit_is_refused(packet: tuple[Codec, bytes], at: int) -> Non
     refused(codec, bytes(flipped))
 
 
-@pytest.mark.parametrize("codec", CODECS, ids=["one slice", "small grids", "three slices"])
+@pytest.mark.parametrize(
+    "codec", CODECS, ids=["one slice", "small grids", "three slices", "published", "published, with a transform"]
+)
 def test_every_header(codec: Codec) -> None:
     data = codec.encode(VIEWS[6], 12)
     outcomes = {check(codec, with_valid_crc(bytes([first]) + strip_crc(data)[1:])) for first in range(16)}
@@ -118,13 +128,17 @@ def peak(work: Callable[[], Any]) -> int:
 def memory_bound(codec: Codec) -> int:
     """Return the bytes that the largest view may take.
 
-    They are for its features in a few copies, the coder's tables for each symbol, and the context model's hidden units
-    and neighbourhoods.
+    They are for its features in a few copies, the coder's tables for each symbol, and the entropy model's network:
+    hidden units and neighbourhoods, or hyper symbols and predictions.
     """
     c = codec.config
     symbols = c.components * (2 * c.residual_range + 40)
-    context = len(c.slices) * c.context_hidden + (2 * c.reach + 1) ** 2 * (c.channels + 3)
-    return c.max_grid**2 * 4 * (4 * c.feature_dim + 2 * symbols + 4 * context) + 100_000
+    if isinstance(c, ContextConfig):
+        network = len(c.slices) * c.context_hidden + (2 * c.reach + 1) ** 2 * (c.channels + 3)
+    else:
+        assert isinstance(c, SelectiveHyperpriorConfig)
+        network = 20 * c.hyper + 2 * c.synthesis_hidden + 4 * c.components
+    return c.max_grid**2 * 4 * (4 * c.feature_dim + 2 * symbols + 4 * network) + 100_000
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -143,8 +157,16 @@ def test_memory_is_bounded_by_the_limits_and_the_bytes_that_came(codec: Codec, r
 HEADS = sorted({strip_crc(seed[1:])[:2] for seed in Packets().seeds()})
 
 
-def test_a_packet_of_the_largest_view_stays_within_the_memory_bound() -> None:
-    codec = Codec(fake_weights(D=512, M=64, seed=3))
+LARGE = {
+    "context": partial(fake_weights, D=512, M=64, seed=3),
+    "selective hyperprior": partial(fake_selective_hyperprior, D=64, seed=3),
+    "selective hyperprior with a transform": partial(fake_selective_hyperprior, D=512, M=64, seed=3),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_packet_of_the_largest_view_stays_within_the_memory_bound(kind: str) -> None:
+    codec = Codec(LARGE[kind]())
     for data in (codec.encode(fake_features(codec.weights, 256) * np.float32(9)), rarest(codec, 16)):
         used = peak(partial(codec.decode, data))
         assert memory_bound(codec) / 20 < used < memory_bound(codec), "the bound is too loose or too tight"
@@ -152,14 +174,41 @@ def test_a_packet_of_the_largest_view_stays_within_the_memory_bound() -> None:
 
 def rarest(codec: Codec, side: int) -> bytes:
     """Return the packet in which every symbol is the rarest of its table: nearly the longest of this grid."""
-    least = np.diff(codec.weights.y_tables.astype(np.int64)).argmin(axis=1) - codec.config.residual_range
-    cells, q = np.arange(side**2), np.zeros((side**2, codec.config.components))
+    layout = PacketLayout(grid=side, cells=tuple(range(side**2)))
+    symbols = RAREST[codec.config.entropy_model](codec.weights, side)
+    return write(layout, codec.entropy_model.encode(symbols), qualities=codec.config.qualities)
+
+
+def least_likely(tables: np.ndarray) -> np.ndarray:
+    """Return the rarest symbol of each table."""
+    return np.diff(tables.astype(np.int64)).argmin(axis=-1)
+
+
+def rarest_of_context(weights: ContextWeights, side: int) -> ContextSymbols:
+    least = least_likely(weights.y_tables) - weights.config.residual_range
+    cells, q = np.arange(side**2), np.zeros((side**2, weights.config.components))
     steps = []
-    for step in ContextModel(codec.weights).coding_steps(side, cells, 0, q):
+    for step in ContextModel(weights).coding_steps(side, cells, 0, q):
         steps.append((step, least[step.table]))
         q[step.rows, step.first : step.last] = step.mean + least[step.table]
-    layout = PacketLayout(grid=side, cells=tuple(cells.tolist()))
-    return write(layout, codec.entropy_model.encode(ContextSymbols.of(0, q, steps)), qualities=codec.config.qualities)
+    return ContextSymbols.of(0, q, steps)
+
+
+def rarest_of_experts(weights: SelectiveHyperpriorWeights, side: int) -> SelectiveHyperpriorSymbols:
+    n, c = side**2, weights.config
+    experts = np.full(n, least_likely(weights.expert_tables)[0])
+    z = np.tile(least_likely(weights.z_tables)[0] - c.hyper_range, (n, 1))
+    mean, table = HyperSynthesis(weights)(experts, z, 0)
+    residual = (least_likely(weights.y_tables) - c.residual_range)[table]
+    q = np.concatenate([experts[:, None], z, mean + residual], axis=1)
+    return SelectiveHyperpriorSymbols(quality=0, q=q, residual=residual, table=table)
+
+
+#: by entropy model: (weights, grid side) → the rarest symbols of quality 0
+RAREST: dict[str, Callable[[Any, int], Any]] = {
+    "context": rarest_of_context,
+    "selective-hyperprior": rarest_of_experts,
+}
 
 
 def lines(work: Callable[[], Any]) -> int:
@@ -180,19 +229,21 @@ def lines(work: Callable[[], Any]) -> int:
     return found
 
 
-def test_no_packet_takes_much_more_work_than_an_honest_one() -> None:
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_no_packet_takes_much_more_work_than_an_honest_one(make: Callable[..., CodecWeights]) -> None:
     """Neither the longest packet of a grid nor a few bytes that claim as much take much longer."""
-    codec = Codec(fake_weights(D=64, M=64, seed=3))
+    codec = Codec(make(D=64, M=64, seed=3))
     honest = codec.encode(fake_features(codec.weights, 256))
     longest = rarest(codec, 16)
     ordinary = lines(partial(check, codec, honest))
-    assert len(longest) > 5 * len(honest) and 64 * 256 < ordinary < 20 * 64 * 256
+    assert len(longest) > 4 * len(honest) and 64 * 256 < ordinary < 20 * 64 * 256
     for data in (longest, *(with_valid_crc(bytes.fromhex(body)) for body in ("0c", "0c80", "0d80", "0dff"))):
         assert lines(partial(check, codec, data)) < 2 * ordinary, data[:4].hex()
 
 
-def test_what_is_longer_than_any_packet_is_refused_before_it_is_read() -> None:
-    codec = Codec(fake_weights(D=64, M=64, seed=3))
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_what_is_longer_than_any_packet_is_refused_before_it_is_read(make: Callable[..., CodecWeights]) -> None:
+    codec = Codec(make(D=64, M=64, seed=3))
     longest = rarest(codec, 16)
     data = with_valid_crc(strip_crc(longest) + bytes(2 * len(longest)))
     assert check(codec, data) == "TOO_LONG" and lines(partial(check, codec, data)) < 60

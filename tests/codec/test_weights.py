@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tofc.codec import Codec
+from tests.codec.kinds import KINDS
+from tofc.codec import Codec, CodecWeights
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.files import load_weights, parse_config, weights_of
+from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.errors import CodecError
 
 
-@pytest.mark.parametrize("slices", [1, 4])
-def test_what_is_saved_is_loaded(tmp_path: Path, slices: int) -> None:
-    weights = fake_weights(slices=slices, features=12)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_saved_is_loaded(tmp_path: Path, kind: str) -> None:
+    weights = KINDS[kind](features=12)
     weights.save(tmp_path / "new" / "folder")
     loaded = load_weights(tmp_path / "new" / "folder")
     assert loaded.config == weights.config
@@ -27,10 +30,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path, slices: int) -> None:
     assert set(loaded.grid_embedding) == {4, 6}
 
 
-def test_the_fake_codec_is_the_same_every_time() -> None:
-    one, two = fake_weights(seed=5)._arrays(), fake_weights(seed=5)._arrays()
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_the_fake_codec_is_the_same_every_time(make: Callable[..., CodecWeights]) -> None:
+    one, two = make(seed=5)._arrays(), make(seed=5)._arrays()
     assert all((one[name] == two[name]).all() for name in one)
-    assert (fake_weights(seed=6).analysis != one["analysis"]).any()
+    assert (make(seed=6).mean != one["mean"]).any()
 
 
 def test_arrays_cannot_be_changed() -> None:
@@ -67,6 +71,27 @@ def test_arrays_cannot_be_changed() -> None:
 def test_an_invalid_tensor_is_named(name: str, value: Any, words: str) -> None:
     with pytest.raises(CodecError, match=words):
         replace(fake_weights(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("step", np.zeros((1, 64), np.float32), "positive"),
+        ("h_a_w1", np.zeros((1, 16, 63), np.float16), r"must be float32 or float16 \(1, 16, 64\)"),
+        ("h_a_b2", np.full((1, 3), np.inf, np.float32), "infinity"),
+        ("router_w", np.zeros((4, 64), np.float32), r"\(1, 4, 64\)"),
+        ("h_s_w1", np.zeros((1, 4, 8, 3), np.int8), "must be int16"),
+        ("h_s_b1", np.zeros((1, 4, 3), np.int32), r"\(1, 4, 8\)"),
+        ("h_s_w2", np.zeros((1, 4, 2, 64, 8), np.int16), "must be int8"),
+        ("h_s_b2", np.zeros((1, 4, 64), np.int32), r"\(1, 4, 2, 64\)"),
+        ("expert_tables", np.zeros((1, 5), np.uint32), "expert_tables: every table must run"),
+        ("z_tables", np.zeros((1, 3, 15), np.uint32), r"\(1, 3, 16\)"),
+        ("synthesis", np.zeros((64, 64), np.float32), "both be there or both be missing"),
+    ],
+)
+def test_an_invalid_tensor_of_the_selective_hyperprior_is_named(name: str, value: Any, words: str) -> None:
+    with pytest.raises(CodecError, match=words):
+        replace(fake_selective_hyperprior(), **{name: value})
 
 
 @pytest.mark.parametrize(("index", "component"), [(0, 0), (1, 6), (1, 23), (3, 18)])
@@ -135,6 +160,25 @@ def test_the_fake_codec_is_as_cheap_as_one_without_predictions() -> None:
 )
 def test_an_invalid_configuration_is_refused(change: dict[str, Any], words: str) -> None:
     values = json.loads(fake_weights().config.text()) | change
+    with pytest.raises(CodecError, match=words):
+        parse_config(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"experts": 1}, "experts = 1; must be an integer from 2"),
+        ({"hyper": 0}, "hyper = 0; must be an integer from 1"),
+        ({"hyper_range": 4096}, "hyper_range = 4096"),
+        ({"synthesis_hidden": 2.0}, "synthesis_hidden"),
+        ({"components": 8193}, "components = 8193"),
+        ({"tables": 33}, "a multiple of 2"),
+        ({"slices": [64]}, "unknown keys .'slices'.; with the entropy model selective-hyperprior"),
+        ({"entropy_model": "hyperprior"}, "must be one of context, .*selective-hyperprior"),
+    ],
+)
+def test_an_invalid_configuration_of_the_selective_hyperprior_is_refused(change: dict[str, Any], words: str) -> None:
+    values = json.loads(fake_selective_hyperprior().config.text()) | change
     with pytest.raises(CodecError, match=words):
         parse_config(json.dumps(values))
 

@@ -152,6 +152,37 @@ def export(
     export_run(run, out)
 
 
+@nano.command("selective-hyperprior", rich_help_panel=OTHERS)
+def selective_hyperprior(
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Folder to write the codec to.")] = NANO / "codecs" / "published",
+    transform: Annotated[
+        Path | None, typer.Option(help="Use the transform of this checkpoint's codec; the published codec has none.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train TOFC's entropy model as published, one for each of three λ, and write it as a codec (after `decoder`)."""
+    from tofc.codec.context.weights import ContextWeights
+    from tofc_lab.codec.train_selective_hyperprior import TRANSFORMED, SelectiveHyperpriorRecipe, train
+    from tofc_lab.nano import features
+    from tofc_lab.nano.answerer import load
+    from tofc_lab.nano.export import export_published
+    from tofc_lab.nano.source import NanoSource
+    from tofc_lab.resume import fingerprint
+
+    pictures = features.load_training(run)
+    answerer, tokenizer = load(run, pictures.world[0].features.shape[1])
+    models = train(
+        NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
+        run,
+        basis=fingerprint(run / "decoder.pt"),
+        transform=None if transform is None else ContextWeights.load(transform),
+        recipe=SelectiveHyperpriorRecipe() if transform is None else TRANSFORMED,
+        seed=seed,
+    )
+    export_published(run, models, answerer.grid_embedding(), answerer.grid.embedding_dim, out)
+
+
 @nano.command(rich_help_panel=OTHERS)
 def unpack(model: WholeCheckpoint = NANO, run: Run = RUN) -> None:
     """Turn a shipped checkpoint back into a run's folder, to continue its training (features, decoder --start)."""

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from tofc.codec.config import Rate
 from tofc.codec.weights import CodecWeights
 from tofc.model.config import SplitConfig
 from tofc.model.released_names import to_released
@@ -22,6 +25,12 @@ from tofc_lab.checkpoint.write import write
 from tofc_lab.nano import answerer as answering
 from tofc_lab.nano import features
 from tofc_lab.nano.tower import VISION
+
+if TYPE_CHECKING:
+    from tofc_lab.codec.selective_hyperprior import SelectiveHyperprior
+#: of the codec with TOFC's selective hyperprior: (features, quality) by ascending bytes, chosen on validation pictures
+PUBLISHED_RATES: tuple[Rate, ...] = ((12, 0), (16, 0), (16, 1), (24, 1), (24, 2))
+PUBLISHED_PRESETS = {"low": 1, "medium": 3, "high": 4}
 
 
 def config(vision: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -74,17 +83,41 @@ def export_run(run: Path, out: Path, *, counted: int = 2400) -> None:
     from tofc_lab.codec import export as codec_export  # needs compressai, which writing a checkpoint does not
     from tofc_lab.codec.train import CodecRecipe, new_model
 
+    answerer, _ = answering.load(run, 4 * VISION["hidden_size"])
+    model = new_model(CodecRecipe(), 4 * VISION["hidden_size"])
+    model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
+    views = counted_views(run, counted)
+    codec = codec_export.export(model, answerer.grid_embedding(), answerer.grid.embedding_dim, views)
+    tower = torch.load(run / "tower.pt", weights_only=True)
+    export(out, VISION, tower, answerer, run / "tokenizer", codec)
+
+
+def counted_views(run: Path, counted: int = 2400) -> list[tuple[NDArray[np.float32], float]]:
+    """Return views [N, D] of a run's first training pictures, each with the share of features that merging keeps."""
     folder = features.folder(run)
     world = features.load(folder, "world", "train", counted)
     easy = features.load(folder, "easy", "train", counted // 8)
     large = features.load(folder, "large", "train", counted // 12)
-    answerer, _ = answering.load(run, 4 * VISION["hidden_size"])
-    model = new_model(CodecRecipe(), 4 * VISION["hidden_size"])
-    model.load_state_dict(torch.load(run / "codec.pt", weights_only=True))
     rng = np.random.default_rng(0)
     pictures = [*world, *easy, *large]
     shares = [1.0 if rng.random() < 0.6 else float(rng.uniform(0.2, 1.0)) for _ in pictures]
-    views = [(view, share) for one, share in zip(pictures, shares, strict=True) for view in one.views()]
-    codec = codec_export.export(model, answerer.grid_embedding(), answerer.grid.embedding_dim, views)
-    tower = torch.load(run / "tower.pt", weights_only=True)
-    export(out, VISION, tower, answerer, run / "tokenizer", codec)
+    return [(view, share) for one, share in zip(pictures, shares, strict=True) for view in one.views()]
+
+
+def export_published(
+    run: Path, models: Sequence[SelectiveHyperprior], grid_embedding: dict[int, Any], hidden: int, out: Path
+) -> None:
+    """Write a codec with TOFC's selective hyperprior to `out`, its tables counted on the run's training pictures."""
+    from tofc_lab.codec import selective_hyperprior_export  # needs compressai, which writing a checkpoint does not
+
+    codec = selective_hyperprior_export.export(
+        models,
+        grid_embedding,
+        hidden,
+        counted_views(run),
+        rates=PUBLISHED_RATES,
+        presets=PUBLISHED_PRESETS,
+        preset="medium",
+        crop_features=4,
+    )
+    codec.save(out)

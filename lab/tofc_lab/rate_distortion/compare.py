@@ -51,6 +51,8 @@ IMAGE_CODECS: dict[str, tuple[str, ...]] = {
 CROPS = (None, 4)  # features of a crop at most
 TITLES = {"avif": "AVIF", "webp": "WebP", "jpeg": "JPEG", "jxl": "JPEG XL"}
 DROPS = {"1 point": 0.01, "3 points": 0.03}
+#: folder of the codec with TOFC's own entropy model, in a checkpoint
+PUBLISHED = Path("codecs", "published")
 LARGEST_LOSS = 0.12  # of accuracy; settings that lose more are not measured on test pictures
 DRAWS = 500  # of the bootstrap
 
@@ -71,10 +73,12 @@ def compare(
     codec = Codec.load(benchmark.checkpoint.path)
     model = bytes.fromhex(benchmark.checkpoint.model_id)
     tensors = (benchmark.checkpoint.path / TENSOR_FILE).read_bytes()  # without codec.json: presets do not matter here
-    feature_methods = {OURS: methods.ours(codec, tensors)}
-    feature_methods |= methods.others(
-        benchmark.pictures("world", "train"), benchmark.answerer, benchmark.packer, run, model
-    )
+    feature_methods = {OURS: methods.packets(codec, tensors)}
+    feature_methods |= methods.others(benchmark.pictures("world", "train"), benchmark.answerer, model)
+    published = benchmark.checkpoint.path / PUBLISHED
+    if published.is_dir():  # nano has one; `tofc-lab nano selective-hyperprior` trains it
+        tensors = (published / TENSOR_FILE).read_bytes()
+        feature_methods["TOFC as published"] = methods.packets(Codec.load(published), tensors)
     if only is not None:
         feature_methods = {name: found for name, found in feature_methods.items() if name == OURS or name in only}
     weights = run / "learned" / "mean-scale.pt"

@@ -9,20 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tofc.codec.codec import Codec
-from tofc_lab.codec.feature_noise import PcaNoise
-from tofc_lab.codec.sensitivity import sensitivity
 from tofc_lab.nano.answerer import CROP_CELLS, Answerer, Reduce
 from tofc_lab.nano.evaluate import coded
 from tofc_lab.nano.features import CachedPicture
-from tofc_lab.nano.packing import Packer
-from tofc_lab.nano.source import NanoSource
-from tofc_lab.rate_distortion import codebooks, published, simple
+from tofc_lab.rate_distortion import codebooks, simple
 from tofc_lab.rate_distortion.index_contexts import Context, CountContext, NetContext
 
 MERGED = (36, 24, 16, 12)
@@ -49,8 +44,8 @@ class Setting:
         return lambda view: (of_crop if len(view) == CROP_CELLS else whole)(view)
 
 
-def ours(codec: Codec, identity: bytes) -> list[Setting]:
-    """Return this project's settings: every number of features at every quality."""
+def packets(codec: Codec, identity: bytes) -> list[Setting]:
+    """Return the settings of a codec whose packets are counted: every number of features at every quality."""
     # without the codec's own limit for crops, which is a setting here
     codec = Codec(replace(codec.weights, config=replace(codec.config, crop_features=None)))
     return [
@@ -64,9 +59,7 @@ def ours(codec: Codec, identity: bytes) -> list[Setting]:
     ]
 
 
-def others(
-    pictures: list[CachedPicture], answerer: Answerer, packer: Packer, run: Path, identity: bytes
-) -> dict[str, list[Setting]]:
+def others(pictures: list[CachedPicture], answerer: Answerer, identity: bytes) -> dict[str, list[Setting]]:
     """Return the settings of the codecs that ours is compared with, fitted to the features of training `pictures`."""
     x = np.concatenate([one.features for one in pictures]).astype(np.float32)
     projector = answerer.projector.weight.detach().double().numpy()
@@ -105,27 +98,6 @@ def others(
     ]
 
     found |= _codebooks(x, projector, round(len(pictures[0].features) ** 0.5), identity)
-
-    @cache
-    def worth() -> NDArray[np.float64]:
-        source = NanoSource(answerer, packer.tokenizer, pictures)
-        diagonal: NDArray[np.float64] = np.diag(sensitivity(source, PcaNoise.fit(x), batches=20).numpy())
-        return diagonal
-
-    def model(step: float) -> published.Published:
-        path = run / "published" / f"{identity.hex()[:12]}-{step:g}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return published.train(x, worth(), step, path)
-
-    found["TOFC as published"] = [
-        Setting(
-            name=f"step {step:g}, {n} features",
-            features=n,
-            make=lambda n, step=step: model(step).reduce(n),  # type: ignore[misc]
-            identity=identity,
-        )
-        for step, n in product((2.0, 4.0, 8.0), (36, 24, 12))
-    ]
     return found
 
 

@@ -64,6 +64,8 @@ class Explanation:
     """Ideal bits of the quality and, when merged, of n and the set of positions."""
     header_bits: int
     """Bits of header and checksum, exactly."""
+    experts: NDArray[np.int64] | None = None
+    """The expert that codes each feature [n], if the entropy model has experts."""
 
     @property
     def ideal_bytes(self) -> float:
@@ -156,6 +158,7 @@ class Codec:
             feature_bits=self.entropy_model.bits(symbols),
             position_bits=log2(layout.digits(self.config.qualities)[1]),
             header_bits=layout.header_bits,
+            experts=getattr(symbols, "experts", None),  # most entropy models have none
         )
 
     def components(self, features: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from tofc.codec.context.context_model import STAGES
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
 from tofc.codec.tables import table_from_probabilities
+from tofc.codec.weights import CodecWeights
 
 
 def fake_weights(
@@ -45,11 +46,7 @@ def fake_weights(
     )  # fmt: skip
     f, s, neighbours = hidden, len(config.slices), (2 * config.reach + 1) ** 2 - 1
     scales, unit = config.tables >> config.fraction, 1 << ACTIVATION_BITS + WEIGHT_BITS
-    # Component m is every M-th number from the m-th on: orthonormal without linear algebra, whose bits vary by machine.
-    basis = (np.arange(D)[:, None] % M == np.arange(M)) * rng.choice([-1.0, 1.0], (D, 1))  # [D, M]
-    basis /= np.sqrt((basis**2).sum(axis=0))
-    # At each scale, the ratio of the probabilities of one residual and the next, in 256ths.
-    decay = np.linspace(2, 184, scales, dtype=np.int64)
+    basis = spread_basis(rng, D, M)
     # The predicted scales: larger for early components, as in a PCA, and smaller where steps are longer.
     mean_scale = np.linspace(0.75, 0.15, M) * scales - 3.5 * np.arange(Q - 1, -1, -1)[:, None]  # [Q, M]
 
@@ -84,7 +81,7 @@ def fake_weights(
         mid_b=biases(Q, s, f),
         out_w=out.astype(np.int16),
         out_b=np.stack([np.full((Q, M), unit // 2), mean_scale * unit], axis=1).astype(np.int32),
-        y_tables=table_from_probabilities(_laplace(decay.tolist(), config.residual_range)),
+        y_tables=table_from_probabilities(laplace_probabilities(scales, config.residual_range)),
         grid_embedding={
             4: (rng.standard_normal((16, H)) * 0.02).astype(np.float32),
             6: (rng.standard_normal((36, H)) * 0.02).astype(np.float16),
@@ -92,7 +89,7 @@ def fake_weights(
     )
 
 
-def fake_features(weights: ContextWeights, total: int, seed: int = 0) -> NDArray[np.float32]:
+def fake_features(weights: CodecWeights, total: int, seed: int = 0) -> NDArray[np.float32]:
     """Make features [total, D]: a few objects on a background, with the spread that `fake_weights` expects."""
     rng = np.random.default_rng(seed)
     c = weights.config
@@ -100,16 +97,27 @@ def fake_features(weights: ContextWeights, total: int, seed: int = 0) -> NDArray
     objects = rng.laplace(size=(4, c.components)) * spread
     y = objects[rng.integers(0, 4, total)] + rng.laplace(size=(total, c.components)) * spread * 0.4
     noise = rng.standard_normal((total, c.feature_dim)) * 0.02
-    assert weights.synthesis is not None
-    return (weights.mean + y @ weights.synthesis.T + noise).astype(np.float32)
+    x = y if weights.synthesis is None else y @ weights.synthesis.T
+    return (weights.mean + x + noise).astype(np.float32)
 
 
-def _laplace(decay: list[int], limit: int) -> NDArray[np.float64]:
-    """Return Laplace-like probabilities, not normalised, of the residuals −limit..limit: [2 × decays, 2 limit + 1].
+def spread_basis(rng: np.random.Generator, D: int, M: int) -> NDArray[np.float64]:
+    """Return M orthonormal vectors [D, M], made without linear algebra, whose bits vary by machine.
 
-    From each step to the next they fall to d/256. There are two rows for each decay d: for a mean a little below the
-    whole step, and for one a little above.
+    Component m is every M-th number from the m-th on.
     """
+    basis = (np.arange(D)[:, None] % M == np.arange(M)) * rng.choice([-1.0, 1.0], (D, 1))
+    orthonormal: NDArray[np.float64] = basis / np.sqrt((basis**2).sum(axis=0))
+    return orthonormal
+
+
+def laplace_probabilities(scales: int, limit: int) -> NDArray[np.float64]:
+    """Return Laplace-like probabilities, not normalised, of the residuals −limit..limit: [2 × scales, 2 limit + 1].
+
+    From each step to the next they fall to d/256, with a d for each scale. There are two rows for each scale: for a
+    mean a little below the whole step, and for one a little above.
+    """
+    decay = np.linspace(2, 184, scales, dtype=np.int64).tolist()
     residuals = range(-limit, limit + 1)
     symmetric = {d: [2**60 * d ** abs(v) // 256 ** abs(v) for v in residuals] for d in decay}
     return np.array(

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file
 from tofc.codec.config import CONFIG_FILE, FORMAT, CodecConfig
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.index.weights import IndexWeights
+from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
 from tofc.codec.weights import TENSOR_FILE, AnyArray, CodecWeights
 from tofc.errors import CodecError
 
 #: by the name in codec.json
 ENTROPY_MODELS: dict[str, type[CodecWeights]] = {
-    weights.config_class.entropy_model: weights for weights in (ContextWeights, IndexWeights)
+    weights.config_class.entropy_model: weights
+    for weights in (ContextWeights, IndexWeights, SelectiveHyperpriorWeights)
 }
 
 

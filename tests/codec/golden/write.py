@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from tofc.codec import Codec
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
+from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
+from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
+from tofc.codec.weights import CodecWeights
 
 HERE = Path(__file__).parent
 #: N, n, factor of the features: with a large one, some residuals do not fit the tables
@@ -41,9 +45,15 @@ VIEWS = (
     (100, 100, 1),
     (64, 64, 5),
 )
+PUBLISHED, TRANSFORMED = 14, 5  # seeds
 
 
-def codecs() -> dict[str, ContextWeights]:
+def codecs() -> dict[str, CodecWeights]:
+    """Make small codecs of every entropy model."""
+    return context_codecs() | selective_hyperprior_codecs()
+
+
+def context_codecs() -> dict[str, CodecWeights]:
     """Make a small codec with all defaults, and one with qualities, slices and a smaller neighbourhood.
 
     Means and scales vary widely and every hidden unit is active somewhere, so that the packets detect a wrong number in
@@ -64,26 +74,54 @@ def _strong(weights: ContextWeights, means: int, scales: int) -> ContextWeights:
     return replace(weights, out_w=out.clip(-32768, 32767).astype(np.int16))
 
 
+def selective_hyperprior_codecs() -> dict[str, CodecWeights]:
+    """Make a codec as published, of two qualities, and one with a transform.
+
+    Every expert is used, and means and scales vary widely, so that the packets detect a wrong number or table.
+    """
+    plain = fake_selective_hyperprior(D=12, H=4, seed=PUBLISHED, Q=2, experts=2, hyper=4, hidden=3)
+    rich = fake_selective_hyperprior(D=12, M=6, H=4, seed=TRANSFORMED, experts=2, hyper=3, hidden=3)
+    made = {"published": _strong_experts(plain), "published-with-transform": _strong_experts(rich)}
+    return {name: replace(weights, grid_embedding={}) for name, weights in made.items()}
+
+
+def _strong_experts(weights: SelectiveHyperpriorWeights) -> SelectiveHyperpriorWeights:
+    """Make predictions finer, so half as many scales, vary more for the same hidden units, and those active more."""
+    out = weights.h_s_w2.astype(int) * np.array([6, 2])[:, None, None]
+    one = np.int32(1 << ACTIVATION_BITS + WEIGHT_BITS)
+    return replace(
+        weights,
+        config=replace(weights.config, fraction=2),
+        h_s_w2=out.clip(-127, 127).astype(np.int8),
+        h_s_b1=weights.h_s_b1 + one * 2,
+        h_s_b2=weights.h_s_b2 // np.array([[1], [2]], np.int32) + np.array([[0], [2 << 15]], np.int32),
+    )
+
+
 def main() -> None:
     for name, weights in codecs().items():
-        codec = Codec(weights)
         weights.save(HERE / name)
-        packets = []
-        for index, (total, n, factor) in enumerate(VIEWS):
-            features = fake_features(weights, total, seed=index) * np.float32(factor)
-            data = codec.encode(features, n, index % weights.config.qualities)
-            parsed = codec.parse(data)
-            packets.append(
-                {
-                    "packet": data.hex(),
-                    "grid": parsed.grid,
-                    "cells": parsed.positions.tolist(),
-                    "quality": parsed.quality,
-                    "q": parsed.q.tolist(),
-                }
-            )
-        text = "[\n" + ",\n".join(json.dumps(packet) for packet in packets) + "\n]\n"
-        (HERE / name / "packets.json").write_text(text, encoding="utf-8")
+        entries = [json.dumps(packet) for packet in packets(weights)]
+        (HERE / name / "packets.json").write_text("[\n" + ",\n".join(entries) + "\n]\n", encoding="utf-8")
+
+
+def packets(weights: CodecWeights) -> list[dict[str, Any]]:
+    """Return the packets of all views, and what they decode to."""
+    codec, found = Codec(weights), []
+    for index, (total, n, factor) in enumerate(VIEWS):
+        features = fake_features(weights, total, seed=index) * np.float32(factor)
+        data = codec.encode(features, n, index % weights.config.qualities)
+        parsed = codec.parse(data)
+        found.append(
+            {
+                "packet": data.hex(),
+                "grid": parsed.grid,
+                "cells": parsed.positions.tolist(),
+                "quality": parsed.quality,
+                "q": parsed.q.tolist(),
+            }
+        )
+    return found
 
 
 if __name__ == "__main__":
