@@ -144,7 +144,7 @@ def test_halves_of_another_model_are_kept_and_no_partial_half_remains(
     with pytest.raises(CheckpointError, match=r"codec\.json"):
         split(bare, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert split(bare, tmp_path / "out", codec=whole).codec_id == halves.codec_id
+    assert split(bare, tmp_path / "out", codecs={"default": whole}).codec_id == halves.codec_id
 
 
 def sums(half: Path) -> dict[str, str]:
@@ -163,7 +163,7 @@ def test_splitting_again_changes_the_codec_and_nothing_else(whole: Path, tmp_pat
     weights = [file for half in (first.device, first.server) for file in half.glob("[mp]*.safetensors")]
     before = [file.stat().st_mtime_ns for file in weights]
     fake_weights(D=128, H=32, seed=9).save(tmp_path / "codec")
-    second = split(whole, tmp_path / "halves", codec=tmp_path / "codec")
+    second = split(whole, tmp_path / "halves", codecs={"default": tmp_path / "codec"})
     assert second.model_id == first.model_id and second.codec_id != first.codec_id
     assert [file.stat().st_mtime_ns for file in weights] == before
     for side in ("device", "server"):
