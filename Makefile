@@ -50,8 +50,8 @@ $(VENV)/installed-lab: $(RECIPE)
 	@CONSTRAINTS=.ci/lock.txt $(WITHOUT_DEPENDENCIES) compressai
 
 .PHONY: demo
-demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it
-	@$(BIN)/python -m tofc_lab.demo
+demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it (FEATURE_CODEC=NAME)
+	@$(BIN)/python -m tofc_lab.demo $(FEATURE_CODEC)
 
 .PHONY: test
 test: $(VENV)/installed-dev ## run all tests

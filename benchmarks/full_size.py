@@ -109,7 +109,7 @@ def split_cold(model: Path) -> dict[str, Any]:
         codec, halves = Path(there) / "codec", Path(there) / "halves"
         codec.mkdir()
         fake_weights(config.feature_dim, 64, config.hidden, seed=SEED).save(codec)
-        _, seconds = timed(partial(split, model, halves, codec=codec))
+        _, seconds = timed(partial(split, model, halves, codecs={"default": codec}))
         size = sum(file.stat().st_size for file in halves.rglob("*") if file.is_file())
     return {"s": round(seconds, 1), "written MB": round(size / 1e6), **memory.peaks()}
 

@@ -29,6 +29,7 @@ from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, RateController
 from tofc.errors import EncoderError, ResourceError, UsageError
 from tofc.install import install
+from tofc.model import feature_codecs
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
 from tofc.model.views import View, ViewRule, views
@@ -52,6 +53,10 @@ class Encoder(Protocol):
     def model_id(self) -> str: ...
     @property
     def codec_id(self) -> str: ...
+    @property
+    def feature_codec(self) -> str | None:
+        """Return the name of the codec in its checkpoint; None where pictures are sent as image files."""
+
     @property
     def rule(self) -> ViewRule: ...
     @property
@@ -89,18 +94,24 @@ class TowerEncoder:
 
         self._checkpoint = checkpoint
         self._choice, self._compute = choice, compute
-        self.setting = choice.setting(load_config(checkpoint.path)) + compute.setting(checkpoint)
+        self.setting = choice.setting(load_config(checkpoint.codec_path)) + compute.setting(checkpoint)
         self._tower: Tower | None = None
         self._codec: Codec | None = None
 
     @classmethod
-    def open(cls, model: Path, choice: RateChoice = DEFAULT, compute: Compute = AS_STORED) -> TowerEncoder:
-        """Open a checkpoint folder, whole or the device's half; reads no weights.
+    def open(
+        cls,
+        model: Path,
+        choice: RateChoice = DEFAULT,
+        compute: Compute = AS_STORED,
+        feature_codec: str = feature_codecs.DEFAULT,
+    ) -> TowerEncoder:
+        """Open a checkpoint folder, whole or the device's half, with one of its codecs; reads no weights.
 
         Raises as the constructor, CheckpointError, and UsageError for a compute device that this machine does not have.
         """
         compute.check()
-        return cls(Checkpoint.open(model, side="device"), choice, compute)
+        return cls(Checkpoint.open(model, side="device", feature_codec=feature_codec), choice, compute)
 
     @property
     def model_id(self) -> str:
@@ -109,6 +120,10 @@ class TowerEncoder:
     @property
     def codec_id(self) -> str:
         return self._checkpoint.codec_id
+
+    @property
+    def feature_codec(self) -> str:
+        return self._checkpoint.feature_codec
 
     @property
     def rule(self) -> ViewRule:
@@ -133,7 +148,7 @@ class TowerEncoder:
         except ImportError as error:
             raise EncoderError(f"the vision tower needs {error.name}: {install('device')}") from error
         try:
-            self._codec = Codec.load(self._checkpoint.path)
+            self._codec = Codec.load(self._checkpoint.codec_path)
             dtype = getattr(torch, self._compute.dtype_of(self._checkpoint))
             self._tower = Tower(self._checkpoint, dtype, self._compute.device)
         except (UsageError, ResourceError) as error:  # about the model, not about the picture that waits for it

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from PIL import Image
 
 from device_client.picture import Encoded
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.views import ViewRule, plan
 
 
@@ -26,6 +27,7 @@ class FakeEncoder:
         *,
         model_id: str = "0123456789abcdef",
         codec_id: str = "fedcba9876543210",
+        feature_codec: str = DEFAULT,
         setting: str = "",
         packet_bytes: int = 100,
         rule: ViewRule | None = None,
@@ -33,6 +35,7 @@ class FakeEncoder:
     ) -> None:
         self.model_id = model_id
         self.codec_id = codec_id
+        self.feature_codec = feature_codec
         self.setting = setting
         self.form = None
         self.rule = rule or ViewRule(global_size=336, crop_size=224, max_side=3024)

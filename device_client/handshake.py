@@ -59,7 +59,7 @@ def check_welcome(welcome: pb.Welcome, hello: pb.Hello) -> None:
         if ours != theirs:
             raise MismatchError(
                 f"the server runs {what} {shortened(theirs, 64)}, this device {ours}; give both sides halves of one "
-                "checkpoint (--model PATH)",
+                f"checkpoint (--model PATH){' and the same --feature-codec NAME' if what == 'codec' else ''}",
                 reason=f"{what.upper()}_MISMATCH",
             )
     if len(welcome.picture_key) not in KEY_BYTES:

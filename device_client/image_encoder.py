@@ -27,6 +27,7 @@ class ImageEncoder:
         require(form.codec)
         self.model_id = model_id
         self.codec_id = codec_id
+        self.feature_codec = None
         self.rule = rule
         self.form = form
         self.setting = f"image {form.codec} {form.quality} {form.scale!r}"

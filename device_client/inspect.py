@@ -19,6 +19,7 @@ from device_client.render import format_bytes
 from device_client.report import QUALITY, compare
 from device_client.rival import TITLES, Rival, best_within_budget
 from tofc.codec.codec import Explanation
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.views import MEAN, STD, View
 
 _BACKGROUND = (250, 250, 247)
@@ -48,7 +49,8 @@ def write_map(path: Path, out: Path, encoder: TowerEncoder) -> str:
     total_bytes = sum(len(explained.packet) for _, explained in views)
     rivals = [best_within_budget(picture.image, codec, total_bytes) for codec in TITLES]
     draw(path.name, views, picture.rows, picture.columns, jpeg, rivals).save(out, "PNG")
-    return f"{out}: {format_bytes(total_bytes)} in {len(views)} view{'s' * (len(views) > 1)}"
+    codec = "" if encoder.feature_codec == DEFAULT else f", codec {encoder.feature_codec}"
+    return f"{out}: {format_bytes(total_bytes)} in {len(views)} view{'s' * (len(views) > 1)}{codec}"
 
 
 def draw(

@@ -19,6 +19,7 @@ from device_client.link import Target
 from device_client.picture import ImageForm
 from device_client.rate import RateChoice
 from tofc.errors import UsageError
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.shipped import NANO
 from tofc.option_groups import Option
 from tofc.rpc.address import DEFAULT_PORT, split_address
@@ -114,6 +115,16 @@ class PacketOptions:
             metavar="PATH",
         ),
     ] = NANO
+    feature_codec: Annotated[
+        str | None,
+        Option(
+            envvar="TOFC_DEVICE_FEATURE_CODEC",
+            help="Which of the model's codecs turns a picture's features into packets: the name of its folder in "
+            f"codecs/, or {DEFAULT}. The format of an image file is --codec.",
+            show_default="the model's",
+            metavar="NAME",
+        ),
+    ] = None
     preset: Annotated[
         str | None,
         Option(
@@ -190,7 +201,7 @@ class PacketOptions:
 
     def open_encoder(self) -> TowerEncoder:
         """Open the model. Raises UsageError, CheckpointError, EncoderError."""
-        return TowerEncoder.open(self.model, self.rate, self.compute)
+        return TowerEncoder.open(self.model, self.rate, self.compute, self.feature_codec or DEFAULT)
 
 
 @dataclass(frozen=True, kw_only=True)

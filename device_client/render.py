@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from device_client.report import Comparison, Report
+from tofc.model.feature_codecs import DEFAULT
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -58,6 +59,8 @@ def _sent(report: Report) -> str:
     if report.mode == "image":
         scaled = "" if report.image_scale == 1 else f", scale {report.image_scale:g}"
         views = f"as {report.image_codec}, quality {report.image_quality}{scaled}, {views}"
+    elif report.feature_codec != DEFAULT:
+        views = f"codec {report.feature_codec}, {views}"
     return f"picture {format_bytes(report.bytes_picture)} ({views}, {report.features} features)"
 
 

@@ -16,6 +16,7 @@ from device_client.meter import Traffic
 from device_client.picture import ImageForm, Picture
 from device_client.question import PendingQuestion
 from tofc.errors import ImageCodecError, ImageError
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.views import ViewRule, plan
 from tofc.v1 import tofc_pb2 as pb
 
@@ -44,6 +45,7 @@ class Report:
     reconnects: int  # how often the link was lost meanwhile
     timings: dict[str, float] = field(default_factory=dict)  # ms; those of the server (server_…) may be NaN
     usage: dict[str, int] = field(default_factory=dict)
+    feature_codec: str | None = DEFAULT  # its name in the model's checkpoint; None with mode image
     mode: str = "features"  # or image; then the next three are set
     image_codec: str | None = None
     image_quality: int | None = None
@@ -92,6 +94,7 @@ def build_report(
     question: PendingQuestion,
     done: pb.Done,
     *,
+    feature_codec: str | None,
     form: ImageForm | None,
     traffic: tuple[int | None, int | None],
     connect_ms: float,
@@ -135,6 +138,7 @@ def build_report(
             "new_tokens": done.usage.new_tokens,
             "thinking_tokens": done.usage.thinking_tokens,
         },
+        feature_codec=feature_codec,
         mode="image" if form else "features",
         image_codec=form.codec if form else None,
         image_quality=form.quality if form else None,

@@ -286,6 +286,7 @@ class Session:
         report = build_report(
             question,
             done,
+            feature_codec=self.encoder.encoder.feature_codec,
             form=self.encoder.encoder.form,
             traffic=spent(before, self.traffic()),
             connect_ms=self._connection.connect_ms,

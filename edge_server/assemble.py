@@ -9,7 +9,7 @@ the tokens around views to `tofc.model.prompt` and memory to `picture_cache`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,8 +48,11 @@ class Assembled:
 class Assembler(Protocol):
     """Makes prompts. Its methods run in several worker threads at the same time."""
 
-    def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
-        """Turn a packet into rows [n, H]; `last` is the global view. Raises CorruptPacketError, InvalidRequestError."""
+    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
+        """Turn a packet of a codec into rows [n, H]; `last` is the global view.
+
+        Raises CorruptPacketError, InvalidRequestError.
+        """
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Assembled:
         """Make a prompt of at most `max_rows` rows. Raises InvalidRequestError (PROMPT_TOO_LONG)."""
@@ -68,36 +71,42 @@ Embed = Callable[[Sequence[int]], NDArray[np.float32]]  # token ids [T] → [T, 
 
 
 class SplitAssembler:
-    """Makes prompts with the codec, the projector and the token embedding of one checkpoint."""
+    """Makes prompts with the codecs, the projector and the token embedding of one checkpoint."""
 
     def __init__(
         self,
         *,
         config: SplitConfig,
-        codec: Codec,
+        codecs: Mapping[str, Codec],
         projector: Projector,
         tokenizer: PreTrainedTokenizerFast,
         embed: Embed,
     ) -> None:
-        """Check that codec and model have the same shapes. Raises CheckpointError."""
+        """Take codecs by their ids. Raises CheckpointError for one that has other shapes than the model."""
         wanted = (config.feature_dim, config.hidden)
-        if (codec.config.feature_dim, codec.config.hidden) != wanted:
-            raise CheckpointError(
-                f"the codec takes features of {codec.config.feature_dim} and embeds {codec.config.hidden}, the model "
-                f"has {wanted[0]} and {wanted[1]}; put the codec that was trained for this model beside it"
-            )
+        for codec_id, codec in codecs.items():
+            if (codec.config.feature_dim, codec.config.hidden) != wanted:
+                raise CheckpointError(
+                    f"the codec {codec_id} takes features of {codec.config.feature_dim} and embeds "
+                    f"{codec.config.hidden}, the model has {wanted[0]} and {wanted[1]}; put the codec that was trained "
+                    "for this model beside it"
+                )
         self._config = config
-        self._codec = codec
+        self._codecs = codecs
         self._projector = projector
         self._tokenizer = tokenizer
         self._embed = embed
         # Maps symbols to rows directly, without computing the features in between.
-        self._rows = codec.dequantise.fused_with(projector.weight, projector.bias)
+        self._rows = {
+            codec_id: codec.dequantise.fused_with(projector.weight, projector.bias)
+            for codec_id, codec in codecs.items()
+        }
 
-    def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
+    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
         """See `Assembler`."""
+        codec = self._codecs[codec_id]
         try:
-            parsed = self._codec.parse(packet)
+            parsed = codec.parse(packet)
         except PacketError as error:
             raise CorruptPacketError(str(error), reason=error.reason) from error
         kind, size = ("global view", self._config.global_size) if last else ("crop", self._config.crop_size)
@@ -107,16 +116,16 @@ class SplitAssembler:
                 f"the packet has {parsed.grid} x {parsed.grid}; send each view under its own index",
                 reason="GRID_MISMATCH",
             )
-        return self._add_grid(self._rows(parsed.q, parsed.quality), parsed.grid, parsed.positions)
+        rows = self._rows[codec_id](parsed.q, parsed.quality)
+        rows += codec.grid_embedding(parsed.grid, parsed.positions)
+        return rows
 
     def embed_features(
         self, features: NDArray[np.float32], grid: int, cells: NDArray[np.integer]
     ) -> NDArray[np.float32]:
-        """Turn features [n, D] of cells [n] of a grid into rows [n, H]."""
-        return self._add_grid(self._projector.project(features), grid, cells)
-
-    def _add_grid(self, rows: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
-        rows += self._codec.grid_embedding(grid, cells)
+        """Turn features [n, D] of cells [n] of a grid into rows [n, H], with the grid embedding of the first codec."""
+        rows = self._projector.project(features)
+        rows += next(iter(self._codecs.values())).grid_embedding(grid, cells)
         return rows
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Assembled:

@@ -1,25 +1,28 @@
 """Everything that is loaded from a checkpoint: engine, assembler, tokenizer, identities.
 
-Promises that the vision tower is loaded only for a server that accepts image files, and that a codec which does not fit
-its model is refused at loading. Leaves sockets to `server`; torch and transformers are imported only when a real model
-is loaded.
+Promises that the vision tower is loaded only for a server that accepts image files; that all codecs of the checkpoint
+are loaded, or only the one that the settings name; and that a codec which does not fit its model is refused at loading.
+Leaves sockets to `server`; torch and transformers are imported only when a real model is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from edge_server.assemble import Assembler, SplitAssembler
 from edge_server.detokenizer import Decode
 from edge_server.engine.base import Engine
+from edge_server.handshake import KnownCodec
 from edge_server.image_decoding import TowerViewEncoder, ViewEncoder
 from edge_server.reasoning import ThinkTokens
 from edge_server.settings import ServerSettings
 from tofc.codec.blas_threads import use_one_blas_thread
 from tofc.codec.codec import Codec
-from tofc.errors import CheckpointError, UsageError
-from tofc.model.checkpoint import Checkpoint
+from tofc.errors import CheckpointError, CodecError, UsageError
+from tofc.model.checkpoint import Checkpoint, Side
+from tofc.model.feature_codecs import DEFAULT, codec_folder, codec_names
 from tofc.model.generation import GREEDY, GenerationConfig, stop_tokens
 from tofc.model.projector import Projector
 from tofc.model.prompt import load_tokenizer
@@ -33,7 +36,7 @@ class Backend:
     """What answers questions: a loaded model, or a fake."""
 
     model_id: str
-    codec_id: str
+    codecs: tuple[KnownCodec, ...]  # of the checkpoint, also those that are not served; the first is
     max_views: int  # of one picture, by the model's view rule
     assembler: Assembler
     engine: Engine
@@ -56,12 +59,12 @@ def load(settings: ServerSettings) -> Backend:
 
     if settings.device not in (found := torch_devices()):
         raise UsageError(f"--device must be one that torch finds here ({', '.join(found)}), got {settings.device!r}")
-    checkpoint = _open_whole(settings) if settings.take_images else Checkpoint.open(settings.model, "server")
+    checkpoint = _open(settings)
     tokenizer = load_tokenizer(checkpoint)
     generation_config = GenerationConfig.read(checkpoint.path)
     use_one_blas_thread()
     set_torch_threads(settings.engine_threads)
-    codec = Codec.load(checkpoint.path)
+    codecs = _load_codecs(checkpoint, settings)
     try:
         model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
     except (RuntimeError, MemoryError) as error:
@@ -73,7 +76,7 @@ def load(settings: ServerSettings) -> Backend:
         ) from error
     assembler = SplitAssembler(
         config=checkpoint.config,
-        codec=codec,
+        codecs={known.codec_id: codec for known, codec in codecs.items() if codec is not None},
         projector=Projector(checkpoint),
         tokenizer=tokenizer,
         embed=embedder(model),
@@ -84,7 +87,7 @@ def load(settings: ServerSettings) -> Backend:
 
     return Backend(
         model_id=checkpoint.model_id,
-        codec_id=checkpoint.codec_id,
+        codecs=tuple(codecs),
         max_views=checkpoint.config.rule.max_views,
         assembler=assembler,
         engine=TransformersEngine(
@@ -100,16 +103,39 @@ def load(settings: ServerSettings) -> Backend:
     )
 
 
-def _open_whole(settings: ServerSettings) -> Checkpoint:
-    """Open the checkpoint with both halves, which image files need."""
-    halves = not (settings.model / "config.json").exists()
-    checkpoint = Checkpoint.open(settings.model, "server" if halves else None)
-    if checkpoint.side is not None:
+def _open(settings: ServerSettings) -> Checkpoint:
+    """Open the checkpoint: the server's half, or both, which image files need."""
+    side: Side | None = "server"
+    if settings.take_images and (settings.model / "config.json").exists():
+        side = None
+    checkpoint = Checkpoint.open(settings.model, side, feature_codec=settings.feature_codec or DEFAULT)
+    if settings.take_images and checkpoint.side is not None:
         raise CheckpointError(
             f"{checkpoint.path} is the {checkpoint.side} half of a model; --take-images needs tower and decoder: give "
             "the whole checkpoint with --model, or leave --take-images out"
         )
     return checkpoint
+
+
+def _load_codecs(checkpoint: Checkpoint, settings: ServerSettings) -> dict[KnownCodec, Codec | None]:
+    """Load the codec that the settings name, or all of the checkpoint, the default one first; None for the others."""
+    found: dict[KnownCodec, Codec | None] = {}
+    names = codec_names(checkpoint.path)
+    for name in (settings.feature_codec,) if settings.feature_codec else dict.fromkeys((DEFAULT, *names)):
+        folder = codec_folder(checkpoint.path, name)
+        try:
+            codec = Codec.load(folder)
+        except CodecError as error:
+            raise CodecError(
+                f"the codec {name} in {folder}: {error}; or serve another one only (--feature-codec NAME)"
+            ) from error
+        known = KnownCodec(name=name, codec_id=checkpoint.codec_id_of(name), entropy_model=codec.config.entropy_model)
+        found[known] = codec
+    for name in names:
+        if all(name != known.name for known in found):
+            with suppress(CheckpointError):  # it is known for messages only
+                found[KnownCodec(name=name, codec_id=checkpoint.codec_id_of(name))] = None
+    return found
 
 
 def _view_encoder(checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings) -> TowerViewEncoder:

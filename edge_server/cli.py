@@ -23,6 +23,7 @@ from tofc.command import Program
 from tofc.error_text import describe, shortened
 from tofc.errors import CallError, DeadlineError, Error, InternalError, UnavailableError, UsageError
 from tofc.install import install
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.shipped import NANO
 from tofc.model.torch_threads import MAX_THREADS
 from tofc.out_of_memory import out_of_memory
@@ -44,6 +45,7 @@ app = Program("edge-server", help="Serve a model to devices, show what a server 
 
 BASE = ServerSettings(model=NANO)
 MAX_DAYS = 36_500
+MAX_CODECS = 50  # lines of `info`
 EXIT_CODES = "Exit codes: 0 success; 1 refused by a server or this machine, or no answer; 2 wrong use; 70 a defect."
 WRONG_USE = (UsageError, OSError)
 
@@ -60,6 +62,16 @@ def serve(
             envvar=[_variable("MODEL"), "TOFC_MODEL"], help="Folder of a checkpoint: whole, or its server half."
         ),
     ] = NANO,
+    feature_codec: Annotated[
+        str | None,
+        typer.Option(
+            envvar=_variable("FEATURE_CODEC"),
+            help="Serve only this codec of the model: the name of its folder in codecs/, or default. Without the "
+            "option each device chooses.",
+            show_default="every codec of the model",
+            metavar="NAME",
+        ),
+    ] = BASE.feature_codec,
     host: Annotated[
         str,
         typer.Option(
@@ -188,6 +200,7 @@ def serve(
         _log_to_stderr(log_level)
         settings = ServerSettings(
             model=model,
+            feature_codec=feature_codec,
             host=host,
             port=port,
             tls_cert=tls_cert,
@@ -357,6 +370,9 @@ def _info_lines(found: pb.GetServerInfoResponse) -> Iterator[str]:
     """Yield lines on what a server runs, how busy it is and what it allows."""
     for name in ("server_version", "model_id", "codec_id", "engine"):
         yield one_line(f"{name}: {shortened(getattr(found, name))}")
+        if name == "codec_id" and [codec.name for codec in found.codecs] != [DEFAULT]:
+            for codec in found.codecs[:MAX_CODECS]:
+                yield one_line(shortened(f"codec {codec.name}: {codec.codec_id} ({codec.entropy_model})"))
     if found.HasField("load"):  # servers of earlier versions do not send it
         load = found.load
         yield f"uptime: {_duration(found.uptime_s)}"

@@ -15,8 +15,10 @@ from edge_server.assemble import Assembled, PictureRows, too_long
 from edge_server.backend import Backend
 from edge_server.engine.base import Engine, Prompt
 from edge_server.engine.fake import FakeEngine
+from edge_server.handshake import KnownCodec
 from edge_server.reasoning import ThinkTokens
 from tofc.errors import CorruptPacketError
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.generation import GREEDY, GenerationConfig
 from tofc.model.prompt import Turn
 from tofc.model.views import MEAN, STD, ViewRule
@@ -27,7 +29,7 @@ CORRUPT = b"corrupt"  # a packet that starts with this is refused
 class FakeAssembler:
     """Turns every byte of a packet, and of the turns' text, into one row [1] that holds the byte's value."""
 
-    def view(self, packet: bytes, *, last: bool) -> NDArray[np.float32]:
+    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
         """See `Assembler`."""
         if not packet or packet.startswith(CORRUPT):
             raise CorruptPacketError(f"{packet[:16]!r} is not a packet; send the view again")
@@ -76,11 +78,12 @@ def fake_backend(
     view_encoder: FakeViewEncoder | None = None,
     think_tokens: ThinkTokens | None = None,
     generation_config: GenerationConfig = GREEDY,
+    codecs: tuple[KnownCodec, ...] = (KnownCodec(name=DEFAULT, codec_id="fake-codec", entropy_model="fake"),),
 ) -> Backend:
     """Make a backend whose engine answers with `answer` of the prompt's bytes, unless another engine is given."""
     return Backend(
         model_id="fake-model",
-        codec_id="fake-codec",
+        codecs=codecs,
         max_views=37,
         assembler=FakeAssembler(),
         engine=engine or FakeEngine(lambda prompt: list(answer(prompt_bytes(prompt)))),

@@ -6,8 +6,9 @@ until others need the memory, so that the device can continue it. Leaves decodin
 and announcements to sessions. Everything here runs in the event loop's thread.
 
 A picture is identified by a hash from the device, which a server cannot check: every client that may open a session (it
-needs a token) is trusted not to announce one picture under the hash of another. The hash is made with the cache's key,
-which only sessions receive (`tofc.rpc.picture_id`).
+needs a token) is trusted not to announce one picture under the hash of another. The hash covers the device's codec, so
+one cache serves sessions of several codecs. It is made with the cache's key, which only sessions receive
+(`tofc.rpc.picture_id`).
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from edge_server.request_bounds import BoundedRequests
 from edge_server.runtime import Runtime
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
+from tofc.model.feature_codecs import DEFAULT
 from tofc.rpc import channel
 from tofc.rpc.address import join_address
 from tofc.v1 import tofc_pb2 as pb
@@ -91,7 +92,7 @@ class RunningServer:
                 encoder=backend.view_encoder, pictures=self.service.pictures, max_pixels=settings.limits.image_pixels
             )
         self.service.open(
-            ServerIdentity(version=software_version(), model_id=backend.model_id, codec_id=backend.codec_id),
+            ServerIdentity(version=software_version(), model_id=backend.model_id, codecs=backend.codecs),
             Runtime(
                 backend=backend,
                 admission=Admission(settings.engine_parallel + settings.engine_queue),
@@ -101,6 +102,9 @@ class RunningServer:
             ),
             settings.limits.for_model(backend.max_views),
         )
+        served = [codec for codec in backend.codecs if codec.served]
+        if len(served) > 1 or served[0].name != DEFAULT:
+            log.info("codecs: %s", ", ".join(map(str, served)))
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
 
     @property

@@ -165,6 +165,11 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             limits=self._limits.message,
             load=self._load(runtime.admission),
             uptime_s=int(time.monotonic() - self._opened),
+            codecs=[
+                pb.Codec(name=codec.name, codec_id=codec.codec_id, entropy_model=codec.entropy_model)
+                for codec in identity.codecs
+                if codec.served
+            ],
         )
 
     def _load(self, admission: Admission) -> pb.Load:

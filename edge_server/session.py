@@ -86,6 +86,7 @@ class ServerSession:
         self._questions: dict[int, QuestionJob] = {}  # in flight
         self._asked: set[int] = set()
         self._end_error: asyncio.Future[CallError] = asyncio.get_running_loop().create_future()
+        self._codec_id = ""  # of the device's packets; known from Hello on
         self._draining: CallError | None = None  # why no further question is accepted
         self._counts = {"views": 0, "bytes": 0}
 
@@ -171,9 +172,12 @@ class ServerSession:
                 f"the first request must have Hello, got {kinds or 'an empty one'}", reason="HELLO_FIRST"
             )
         check_hello(first.hello, self._identity)
+        self._codec_id = first.hello.codec_id
         self._on_hello(self)
         samples = self._runtime.backend.generation_config.temperature > 0
-        welcome = self._identity.welcome(self._limits, self._pictures.key, samples_by_default=samples)
+        welcome = self._identity.welcome(
+            self._limits, self._pictures.key, codec_id=self._codec_id, samples_by_default=samples
+        )
         await self._outbox.send(welcome=welcome)
         await self._take_parts(first, group)
         async for request in incoming:
@@ -212,7 +216,7 @@ class ServerSession:
         self._views.check(view, announced)
         self._counts["views"] += 1
         self._counts["bytes"] += len(view.packet)
-        await self._views.take(view, announced, group)
+        await self._views.take(view, announced, self._codec_id, group)
 
     def _announced(self, ref: int, what: str) -> pb.Picture:
         announced = self._uploads.get(ref)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tofc.errors import UsageError
+from tofc.model.feature_codecs import DEFAULT
 from tofc.rpc.address import DEFAULT_PORT
 from tofc.rpc.certificate_files import check_authorities, check_pair
 from tofc.rpc.channel import MAX_UP_BYTES
@@ -87,6 +88,7 @@ class ServerSettings:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  # clients must show a certificate that it signed
     token_file: Path | None = None
+    feature_codec: str | None = None  # the only codec that is served; None: all of the checkpoint
     device: str = "cpu"
     dtype: str = "float32"
     limits: SessionLimits = SessionLimits()
@@ -105,6 +107,11 @@ class ServerSettings:
             raise UsageError(f"--port must be 0 (any free one) to 65535, got {self.port}")
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.take_images and self.feature_codec not in (None, DEFAULT):
+            raise UsageError(
+                f"--feature-codec {self.feature_codec} excludes --take-images, which is for devices of the default "
+                "codec; leave out one of them"
+            )
         for name in ("sessions", "engine_queue", "engine_parallel", "cache_bytes", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -65,22 +65,23 @@ class ViewUploads:
                 reason="PACKET_TOO_LARGE",
             )
 
-    async def take(self, view: pb.View, announced: pb.Picture, group: asyncio.TaskGroup) -> None:
-        """Have a task of `group` decode a checked view, once a slot is free.
+    async def take(self, view: pb.View, announced: pb.Picture, codec_id: str, group: asyncio.TaskGroup) -> None:
+        """Have a task of `group` decode a checked view with the session's codec, once a slot is free.
 
         The task raises CorruptPacketError, InvalidRequestError. If there is not enough memory for the view, questions
         about the picture get the error.
         """
         await self._slots.acquire()  # a client that sends faster than this decodes is slowed down here
-        group.create_task(self._decode(view, announced, last=view.index == _last_index(announced)))
+        group.create_task(self._decode(view, announced, codec_id))
 
-    async def _decode(self, view: pb.View, announced: pb.Picture, *, last: bool) -> None:
+    async def _decode(self, view: pb.View, announced: pb.Picture, codec_id: str) -> None:
+        last = view.index == _last_index(announced)
         try:
             # A view that the server has already, or whose picture was evicted meanwhile, is acknowledged and dropped: a
             # question that names the picture requests it again.
             picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
             if picture is not None and not picture.has(view.index):
-                decoding = functools.partial(_timed_view, self._runtime.backend.assembler, view.packet, last)
+                decoding = functools.partial(_timed_view, self._runtime.backend.assembler, view.packet, codec_id, last)
                 try:
                     rows, decode_ms = await asyncio.get_running_loop().run_in_executor(self._runtime.pool, decoding)
                     self._pictures.put(picture, view.index, rows, decode_ms)
@@ -102,7 +103,7 @@ def _last_index(announced: pb.Picture) -> int:
     return announced.rows * announced.columns
 
 
-def _timed_view(assembler: Assembler, packet: bytes, last: bool) -> tuple[NDArray[np.float32], float]:
+def _timed_view(assembler: Assembler, packet: bytes, codec_id: str, last: bool) -> tuple[NDArray[np.float32], float]:
     started = time.perf_counter()
-    rows = assembler.view(packet, last=last)
+    rows = assembler.view(packet, codec_id=codec_id, last=last)
     return rows, (time.perf_counter() - started) * 1e3

@@ -27,11 +27,15 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tofc.model.feature_codecs import CODEC_FILES
+
 ROOT = Path(__file__).resolve().parents[1]
 #: Builds without the package index: the build backend is installed, because torch requires it.
 BUILD = "import sys, setuptools.build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
 EXAMPLE = ROOT / "models" / "nano" / "example.jpg"
 QUESTION, ANSWER = "what number is on the sign?", "42"
+#: A further codec that the built model has, though this checkout may have none: its default one again.
+EXTRA = [f"models/nano/codecs/extra/{name}" for name in CODEC_FILES]
 WHERE = "import {0}; print({0}.__file__)"
 
 
@@ -65,7 +69,11 @@ def build(kind: str, source: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("sdist", copy_checkout(tmp_path_factory.mktemp("checkout")), tmp_path_factory.mktemp("out"))
+    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    (checkout / EXTRA[0]).parent.mkdir(parents=True)
+    for name in EXTRA:
+        shutil.copy(ROOT / "models" / "nano" / Path(name).name, checkout / name)
+    return build("sdist", checkout, tmp_path_factory.mktemp("out"))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +140,7 @@ def serving(environment: Environment, cwd: Path, *words: str) -> Iterator[str]:
 def test_the_source_distribution_is_a_whole_checkout(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         found = {one.name.partition("/")[2]: one.mode for one in archive.getmembers()}
-    assert set(tracked()) - found.keys() == set()
+    assert {*tracked(), *EXTRA} - found.keys() == set()
     assert all(found[name] & 0o100 for name in (".ci/install", ".ci/torch"))  # `make demo` runs them
 
 
@@ -144,7 +152,7 @@ def contents(wheel: Path) -> set[str]:
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     packages = ("shared/", "device_client/", "edge_server/")
     code = {name for name in tracked() if name.startswith(packages) and name.endswith((".py", ".pyi", "py.typed"))}
-    nano = {name for name in tracked() if name.startswith("models/nano/") and "/training/" not in name}
+    nano = {name for name in [*tracked(), *EXTRA] if name.startswith("models/nano/") and "/training/" not in name}
     places = {name.removeprefix("shared/") for name in code} | {name.replace("models", "tofc") for name in nano}
     assert contents(wheel) == places
     assert {name.split("/")[0] for name in contents(wheel)} == {"device_client", "edge_server", "tofc"}
@@ -218,6 +226,7 @@ def test_an_installed_device_and_server_find_nano_by_themselves(installed: Envir
     with serving(installed, tmp_path) as address:
         ask = [installed.bin / "device-client", "ask", EXAMPLE, QUESTION, "--server", address]
         assert run(*ask, cwd=tmp_path).strip() == ANSWER
+        assert run(*ask, "--feature-codec", "extra", cwd=tmp_path).strip() == ANSWER
 
 
 def other_project(folder: Path, name: str) -> Path:

@@ -225,7 +225,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
     backend = fake_backend(think_tokens=ThinkTokens(begin=ord(" "), end=ord("?")))
     service = TofcService(ServerSettings(model=Path("unused"), **settings))
     service.open(
-        ServerIdentity(version="1.0", model_id=backend.model_id, codec_id=backend.codec_id),
+        ServerIdentity(version="1.0", model_id=backend.model_id, codecs=backend.codecs),
         Runtime(
             backend=backend,
             admission=Admission(40),

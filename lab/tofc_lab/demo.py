@@ -86,11 +86,21 @@ def _await_address(lines: IO[str]) -> str | None:
     return None
 
 
-def ask(address: str, questions: Sequence[str] = QUESTIONS, picture: Path = PICTURE, model: Path = MODEL) -> None:
-    """Run `device-client ask`, whose answers stream to the terminal. Raises `DemoError`."""
+def ask(
+    address: str,
+    questions: Sequence[str] = QUESTIONS,
+    picture: Path = PICTURE,
+    model: Path = MODEL,
+    feature_codec: str = "",
+) -> None:
+    """Run `device-client ask`, whose answers stream to the terminal. Raises `DemoError`.
+
+    An empty `feature_codec` is the model's default one.
+    """
     asked = [word for question in questions for word in ("-q", question)]
     client = str(scripts_folder() / "device-client")
     command = [client, "ask", str(picture), *asked, "--server", address, "--model", str(model)]
+    command += ["--feature-codec", feature_codec] if feature_codec else []
     say(f"$ {shown(command)}")
     code = subprocess.run(command, check=False).returncode
     if code:
@@ -101,14 +111,14 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> int:
+def main(feature_codec: str = "") -> int:
     """Run the demo and return its exit code: 0 if every question was answered."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if not PICTURE.is_file():
             raise DemoError(f"{PICTURE} is missing; run the demo from a complete checkout")
         with serving() as address:
-            ask(address)
+            ask(address, feature_codec=feature_codec)
     except DemoError as error:
         print(f"The demo stopped: {error}.", file=sys.stderr)
         return 1
@@ -123,4 +133,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     prepare()
-    sys.exit(exit_code(lambda: sys.exit(main())))
+    sys.exit(exit_code(lambda: sys.exit(main(*sys.argv[1:2]))))

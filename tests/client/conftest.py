@@ -304,8 +304,8 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> list[FakeEncoder]:
 
     class Opened:
         @staticmethod
-        def open(model: Path, choice: RateChoice, compute: Compute) -> FakeEncoder:
-            made.append(FakeEncoder(setting=choice.setting(CODEC)))
+        def open(model: Path, choice: RateChoice, compute: Compute, feature_codec: str) -> FakeEncoder:
+            made.append(FakeEncoder(setting=choice.setting(CODEC), feature_codec=feature_codec))
             return made[-1]
 
     monkeypatch.setattr(options, "TowerEncoder", Opened)

@@ -32,7 +32,7 @@ def names(command: str) -> dict[str, str | None]:
 
 def test_the_options_and_their_variables_stay() -> None:
     shared = {"--model": "TOFC_MODEL", "--device": "TOFC_DEVICE_ACCELERATOR", "-n": "TOFC_DEVICE_FEATURES"}
-    packets = "preset features budget-bytes dtype threads"
+    packets = "feature-codec preset features budget-bytes dtype threads"
     others = (
         "server wait token-file tls tls-ca tls-cert tls-key mode codec quality scale max-tokens temperature top-p "
         "top-k seed timeout show-thinking json"

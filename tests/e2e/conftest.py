@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "nano"
 PICTURES = ROOT / "tests" / "e2e" / "pictures"
 
+DEFAULTS: dict[str, Any] = {"model": MODEL, "port": 0, "grace_s": 0.0}
+
 
 class ServerThread:
     """A server with an event loop and a thread of its own, so that it shares as little as possible with the client."""
@@ -27,7 +29,7 @@ class ServerThread:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
-        self.running: RunningServer = self.run(start(ServerSettings(model=MODEL, port=0, grace_s=0.0, **settings)))
+        self.running: RunningServer = self.run(start(ServerSettings(**{**DEFAULTS, **settings})))
 
     def run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()

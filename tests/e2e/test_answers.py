@@ -49,7 +49,7 @@ def in_one_process(
     `sent` changes a picture before views are cut from it, as an image codec does.
     """
     checkpoint = Checkpoint.open(MODEL)
-    config, codec, projector = checkpoint.config, Codec.load(checkpoint.path), Projector(checkpoint)
+    config, codec, projector = checkpoint.config, Codec.load(checkpoint.codec_path), Projector(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     decoder = Qwen3ForCausalLM(Qwen3Config(**config.text)).eval()
     decoder.load_state_dict({name: tensor.float() for name, tensor in checkpoint.decoder_tensors().items()})

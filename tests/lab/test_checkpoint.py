@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from tofc.codec.fake import fake_weights
 from tofc.errors import CheckpointError, ResourceError, UsageError
 from tofc.model.checkpoint import Checkpoint
+from tofc.model.feature_codecs import codec_hash
 from tofc.model.projector import Projector
 from tofc.model.prompt import PictureLayout, Turn, build, load_tokenizer
 from tofc.model.tower import Tower
@@ -144,7 +145,7 @@ def test_halves_of_another_model_are_kept_and_no_partial_half_remains(
     with pytest.raises(CheckpointError, match=r"codec\.json"):
         split(bare, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert split(bare, tmp_path / "out", codec=whole).codec_id == halves.codec_id
+    assert split(bare, tmp_path / "out", codecs={"default": whole}).codec_id == halves.codec_id
 
 
 def sums(half: Path) -> dict[str, str]:
@@ -163,13 +164,54 @@ def test_splitting_again_changes_the_codec_and_nothing_else(whole: Path, tmp_pat
     weights = [file for half in (first.device, first.server) for file in half.glob("[mp]*.safetensors")]
     before = [file.stat().st_mtime_ns for file in weights]
     fake_weights(D=128, H=32, seed=9).save(tmp_path / "codec")
-    second = split(whole, tmp_path / "halves", codec=tmp_path / "codec")
+    second = split(whole, tmp_path / "halves", codecs={"default": tmp_path / "codec"})
     assert second.model_id == first.model_id and second.codec_id != first.codec_id
     assert [file.stat().st_mtime_ns for file in weights] == before
     for side in ("device", "server"):
         half = Checkpoint.open(tmp_path / "halves", side)
         assert half.codec_id == second.codec_id
         assert sums(half.path)["codec.json"] == hashlib.sha256((half.path / "codec.json").read_bytes()).hexdigest()
+
+
+def test_further_codecs_are_copied_added_and_replaced(whole: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(whole, tmp_path / "own"))
+    for seed, folder in enumerate((own / "codecs" / "first", tmp_path / "second", tmp_path / "third"), 20):
+        fake_weights(D=128, H=32, seed=seed).save(folder)
+    split(own, tmp_path / "halves")
+    halves = split(own, tmp_path / "halves", codecs={"second-1": tmp_path / "second", "first": tmp_path / "third"})
+    for side in ("device", "server"):
+        for name in halves.codecs:
+            half = Checkpoint.open(tmp_path / "halves", side, feature_codec=name)
+            assert half.codec_id == halves.codecs[name]
+        assert half.codec_id_of("default") == halves.codec_id == Checkpoint.open(whole).codec_id
+        found = {file.relative_to(half.path).as_posix() for file in half.path.rglob("*") if file.is_file()}
+        assert found == sums(half.path).keys() | {"SHA256SUMS"}
+        for name, digest in sums(half.path).items():
+            assert hashlib.sha256((half.path / name).read_bytes()).hexdigest() == digest
+    assert halves.codecs == {"first": codec_hash(tmp_path / "third"), "second-1": codec_hash(tmp_path / "second")}
+    again = split(own, tmp_path / "halves")  # names its own codec only: the other one is removed
+    assert again.codecs.keys() == {"first"} and not (again.server / "codecs" / "second-1").exists()
+    with pytest.raises(
+        CheckpointError, match=r"must name a codec of .*, got 'second-1'; its codecs are default, first"
+    ):
+        Checkpoint.open(again.server, feature_codec="second-1")
+
+
+def test_a_codec_added_to_a_half_must_be_of_its_model(whole: Path, tmp_path: Path) -> None:
+    halves = split(whole, tmp_path)
+    fake_weights(D=128, H=32, seed=30).save(halves.device / "codecs" / "added", model_id=halves.model_id)
+    fake_weights(D=128, H=32, seed=31).save(halves.device / "codecs" / "foreign", model_id="0" * 16)
+    half = Checkpoint.open(halves.device)
+    assert len(half.codec_id_of("added")) == 16
+    with pytest.raises(CheckpointError, match=r"codecs/foreign was trained for the model 0{16}"):
+        half.codec_id_of("foreign")
+
+
+@pytest.mark.parametrize("name", ["Upper", "a_b", "..", "a/b", ""])
+def test_a_codec_needs_a_plain_name(whole: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="must consist of a-z, 0-9 and -"):
+        split(whole, tmp_path / "out", codecs={name: whole})
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_split_continues_with_the_next_file(whole: Path, halves: Halves, tmp_path: Path) -> None:

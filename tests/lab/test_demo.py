@@ -19,6 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     fake.write(folder)
     fake_weights(D=128, H=32).save(folder)
+    fake_weights(D=128, H=32, seed=1).save(folder / "codecs" / "other")
     Image.linear_gradient("L").convert("RGB").resize((336, 252)).save(folder / "example.jpg")
     return folder
 
@@ -29,9 +30,12 @@ def test_the_server_answers_and_is_stopped(
     monkeypatch.setenv("TOFC_SERVER_MAX_NEW_TOKENS", "4")  # a random model never stops on its own
     with demo.serving(model) as address:
         demo.ask(address, ["what is in the picture?", "how many cats are there?"], model / "example.jpg", model)
+        demo.ask(address, ["what is in the picture?"], model / "example.jpg", model, "other")
         with pytest.raises(demo.DemoError, match="the device ended with"):
             demo.ask(address, ["what is this?"], model / "missing.jpg", model)
-    printed = capfd.readouterr().out
+    printed, costs = capfd.readouterr()
+    assert f"--server {address} --model {model} --feature-codec other\n" in printed
+    assert costs.count("(codec other, ") == 1
     assert "$ edge-server serve" in printed
     assert f"listening on {address}" in printed
     with pytest.raises(demo.DemoError, match="the device ended with"):

@@ -551,7 +551,7 @@ def test_two_processes_train_one_codec_with_adapters(
     assert ended.stdout.count("report.png") == 1  # only rank 0 logs
     adapted = Checkpoint.open(codec / "model")
     assert adapted.model_id != checkpoint.model_id
-    split(codec / "model", tmp_path / "halves", codec=codec)
+    split(codec / "model", tmp_path / "halves", codecs={"default": codec})
 
 
 def test_adapters_change_nothing_at_first_and_are_merged_into_the_weights(

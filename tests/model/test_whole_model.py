@@ -60,7 +60,7 @@ def on_the_server(half: Path, model: Any, size: tuple[int, int], features: list[
     checkpoint = Checkpoint.open(half, "server")
     assembler = SplitAssembler(
         config=checkpoint.config,
-        codec=Codec.load(half),
+        codecs={"id": Codec.load(half)},
         projector=Projector(checkpoint),
         tokenizer=load_tokenizer(checkpoint),
         embed=embedder(model),

@@ -82,16 +82,16 @@ def expected_rows(folder: Path, codec: Codec, data: bytes) -> NDArray[np.float32
 
 
 def test_a_view_is_projected_and_gets_its_grid_embedding(folder: Path, codec: Codec, backend: Backend) -> None:
-    data = packet(codec, GRID**2, 12, seed=1)
-    rows = backend.assembler.view(data, last=True)
+    data, codec_id = packet(codec, GRID**2, 12, seed=1), backend.codecs[0].codec_id
+    rows = backend.assembler.view(data, codec_id=codec_id, last=True)
     assert rows.shape == (12, H) and rows.dtype == np.float32
     np.testing.assert_allclose(rows, expected_rows(folder, codec, data), atol=1e-5)
     with pytest.raises(
         InvalidRequestError, match="a crop of 224 px has a grid of 4 x 4 features, the packet has 6 x 6"
     ):
-        backend.assembler.view(data, last=False)
+        backend.assembler.view(data, codec_id=codec_id, last=False)
     with pytest.raises(CorruptPacketError) as damaged:
-        backend.assembler.view(data[:-1] + bytes([data[-1] ^ 1]), last=True)
+        backend.assembler.view(data[:-1] + bytes([data[-1] ^ 1]), codec_id=codec_id, last=True)
     assert damaged.value.reason == "CHECKSUM_MISMATCH"
 
 
@@ -142,7 +142,9 @@ async def test_packets_in_and_text_out(folder: Path, codec: Codec, connect: Conn
         await client.ask(1, "what is in the picture?", refs=(1,), sampling=pb.Sampling(max_tokens=12))
         text, done = await client.answer(1)
         backend = server.backend
-        rows = [backend.assembler.view(crop, last=False), backend.assembler.view(whole, last=True)]
+        rows = [
+            backend.assembler.view(data, codec_id=checkpoint.codec_id, last=data is whole) for data in (crop, whole)
+        ]
         made = backend.assembler.prompt(
             [Turn(role="user", text="what is in the picture?")], [PictureRows(rows=1, columns=1, views=rows)], 1000
         )
@@ -207,7 +209,7 @@ def test_a_codec_of_another_shape_is_refused(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="features of 64 and embeds 32"):
         SplitAssembler(
             config=checkpoint.config,
-            codec=Codec(fake_weights(D=64, H=H)),
+            codecs={"id": Codec(fake_weights(D=64, H=H))},
             projector=Projector(checkpoint),
             tokenizer=load_tokenizer(checkpoint),
             embed=lambda ids: np.zeros((len(ids), H), np.float32),

@@ -62,7 +62,7 @@ def runtime() -> Runtime:
 def session_of(runtime: Runtime, pictures: PictureCache, outbox: Outbox) -> ServerSession:
     return ServerSession(
         name="session",
-        identity=ServerIdentity(version="1", model_id="fake-model", codec_id="fake-codec"),
+        identity=ServerIdentity(version="1", model_id="fake-model", codecs=fake_backend().codecs),
         limits=LIMITS,
         pictures=pictures,
         runtime=runtime,

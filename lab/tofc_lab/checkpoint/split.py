@@ -1,7 +1,7 @@
 """Splitting a checkpoint into a half for the device and one for the server.
 
     model-*.safetensors ─ names, shapes, types checked ─ hashed ─┬─ vision_model.* ──────────── device/
-    config, tokenizer, codec                                     └─ vit_large_projector, rest ─ server/
+    config, tokenizer, codecs                                    └─ vit_large_projector, rest ─ server/
 
 Promises that weights are streamed: only a few megabytes are in memory, whatever the model's size; that a half appears
 complete or not at all; and that an interrupted split resumes with the next file. Leaves opening the halves to
@@ -20,8 +20,18 @@ from typing import Any
 from tofc.codec.files import load_weights
 from tofc.errors import CheckpointError, UsageError
 from tofc.model import tensor_files
-from tofc.model.checkpoint import FORMAT, Checkpoint, Side, check_codec_model, codec_hash, model_hash
+from tofc.model.checkpoint import FORMAT, Checkpoint, Side, model_hash
 from tofc.model.config import SplitConfig, read_json
+from tofc.model.feature_codecs import (
+    CODEC_FILES,
+    DEFAULT,
+    FOLDER,
+    check_codec_model,
+    codec_folder,
+    codec_hash,
+    codec_names,
+    is_name,
+)
 from tofc.model.prompt import load_tokenizer
 from tofc.model.released_names import DECODER, PROJECTOR, VISION
 from tofc.model.resources import require_disk
@@ -30,7 +40,6 @@ from tofc_lab.checkpoint import shards
 from tofc_lab.checkpoint.write import write_json
 from tofc_lab.progress import ByteProgress
 
-CODEC = ("codec.json", "codec.safetensors")
 #: copied to the server if they exist; none of them is code
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -55,52 +64,61 @@ class Halves:
     device: Path
     server: Path
     model_id: str
-    codec_id: str
+    codec_id: str  # of the default codec
+    codecs: Mapping[str, str]  # ids of the others by name
 
 
 def split(
     checkpoint_dir: Path,
     out: Path,
     *,
-    codec: Path | None = None,
+    codecs: Mapping[str, Path] | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: ByteProgress = lambda what, done, total: None,
 ) -> Halves:
-    """Write `out/device` and `out/server` from a whole checkpoint and a codec, by default the checkpoint's own.
+    """Write `out/device` and `out/server` from a whole checkpoint and its codecs.
 
-    `out/server` is also a plain Qwen3 checkpoint, which any engine loads. Existing halves of the same model are kept;
-    only a different codec is replaced. Raises `CheckpointError` if the checkpoint is itself a half, incomplete or of
-    another model than the codec, `UsageError` if `out` has a half of another model, and `ResourceError` if the disk is
-    too small; all of them before anything is copied.
+    `codecs`, folders by name, replace the checkpoint's own of these names (`default` is the one beside its weights) or
+    are added to them. `out/server` is also a plain Qwen3 checkpoint, which any engine loads. Existing halves of the
+    same model are kept; only different codecs are replaced. Raises `CheckpointError` if the checkpoint is itself a
+    half, incomplete or of another model than a codec, `UsageError` for a name that a codec cannot have and if `out` has
+    a half of another model, and `ResourceError` if the disk is too small; all of them before anything is copied.
     """
+    if wrong := [name for name in codecs or () if name != DEFAULT and not is_name(name)]:
+        raise UsageError(f"the name of a codec must consist of a-z, 0-9 and -, got {wrong[0]!r}")
     whole = Checkpoint.open(checkpoint_dir)
     if whole.side is not None:
         raise CheckpointError(f"{checkpoint_dir} is the {whole.side} half of a model already; split the whole one")
     load_tokenizer(whole)
-    codec = codec or whole.path
-    codec_id = codec_hash(codec)
-    _check_codec(codec, whole.config)
+    folders = {name: codec_folder(whole.path, name) for name in (DEFAULT, *codec_names(whole.path))} | dict(
+        codecs or {}
+    )
+    ids = {name: codec_hash(folder) for name, folder in folders.items()}
+    for folder in folders.values():
+        _check_codec(folder, whole.config)
     missing = [side for side in SIDES if not (out / side).exists()]
     size = sum(_size(part) for side in missing for part in _parts(whole, side).values())
     require_disk(
         size, out, "the split", over=[file for side in missing for file in (out / f".{side}.partial").glob("*")]
     )
     model_id = _identify(whole, out, progress)
-    check_codec_model(codec, model_id)
+    for folder in folders.values():
+        check_codec_model(folder, model_id)
     for side in SIDES:
         if side not in missing and (found := read_json(out / side / "split.json").get("model_id")) != model_id:
             raise UsageError(
                 f"{out / side} holds half of the model {found}, but this model is {model_id}; remove it or "
                 "split into another folder"
             )
-    ids = {"model_id": model_id, "codec_id": codec_id}
+    codec_id, others = ids[DEFAULT], {name: one for name, one in ids.items() if name != DEFAULT}
+    record = {"format": FORMAT, "model_id": model_id, "codec_id": codec_id} | ({"codecs": others} if others else {})
     for side in SIDES:
         if side in missing:
-            _write_half(whole, codec, out, side, ids, shard_bytes, progress)
-        elif read_json(out / side / "split.json").get("codec_id") != codec_id:
-            _put_codec(codec, out / side, side, ids)
+            _write_half(whole, folders, out, side, record, shard_bytes, progress)
+        elif read_json(out / side / "split.json") != {**record, "side": side}:
+            _put_codecs(folders, out / side, side, record)
     (out / ".split.json").unlink()
-    return Halves(device=out / "device", server=out / "server", **ids)
+    return Halves(device=out / "device", server=out / "server", model_id=model_id, codec_id=codec_id, codecs=others)
 
 
 def _check_codec(codec: Path, config: SplitConfig) -> None:
@@ -139,7 +157,13 @@ def _parts(whole: Checkpoint, side: Side) -> dict[str, dict[str, StoredTensor]]:
 
 
 def _write_half(
-    whole: Checkpoint, codec: Path, out: Path, side: Side, ids: dict[str, str], shard_bytes: int, progress: ByteProgress
+    whole: Checkpoint,
+    codecs: Mapping[str, Path],
+    out: Path,
+    side: Side,
+    record: Mapping[str, Any],
+    shard_bytes: int,
+    progress: ByteProgress,
 ) -> None:
     """Write a half to a hidden folder, keeping the files that are complete there, and rename it at the end."""
     partial = out / f".{side}.partial"
@@ -168,20 +192,25 @@ def _write_half(
         for name in TOKENIZER_FILES:
             if (whole.path / name).exists():
                 shutil.copyfile(whole.path / name, partial / name)
-    _put_codec(codec, partial, side, ids)
+    _put_codecs(codecs, partial, side, record)
     Checkpoint.open(partial, side)
     partial.rename(out / side)
 
 
-def _put_codec(codec: Path, half: Path, side: Side, ids: dict[str, str]) -> None:
-    """Write the codec, split.json and the sums of small files. A half where this was interrupted cannot be opened."""
-    for name in CODEC:
-        shutil.copyfile(codec / name, half / name)
-    write_json(half / "split.json", {"format": FORMAT, "side": side, **ids})
-    small = [
-        file for file in half.iterdir() if file.name != SUMS and (file.suffix != ".safetensors" or file.name in CODEC)
-    ]
-    _write_sums(half, _read_sums(half) | {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in small})
+def _put_codecs(codecs: Mapping[str, Path], half: Path, side: Side, record: Mapping[str, Any]) -> None:
+    """Write the codecs, split.json and the sums of small files. A half where this was interrupted cannot be opened."""
+    shutil.rmtree(half / FOLDER, ignore_errors=True)
+    for name, folder in codecs.items():
+        target = half if name == DEFAULT else half / FOLDER / name
+        target.mkdir(parents=True, exist_ok=True)
+        for part in CODEC_FILES:
+            shutil.copyfile(folder / part, target / part)
+    write_json(half / "split.json", {**record, "side": side})
+    sums = {name: digest for name, digest in _read_sums(half).items() if not name.startswith(f"{FOLDER}/")}
+    for file in sorted(half.rglob("*")):
+        if file.is_file() and file.name != SUMS and (file.suffix != ".safetensors" or file.name in CODEC_FILES):
+            sums[file.relative_to(half).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    _write_sums(half, sums)
 
 
 def _read_sums(half: Path) -> dict[str, str]:

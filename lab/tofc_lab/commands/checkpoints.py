@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tofc.model.feature_codecs import DEFAULT, is_name
 from tofc.terminal import say
 from tofc_lab.commands.options import Dtype, Offline, Seed, byte_bars
 
@@ -18,7 +19,15 @@ PANEL = "Checkpoints"
 def split(
     model: Annotated[str, typer.Argument(help="A whole checkpoint: its folder, or OWNER/NAME on the hub.")],
     out: Annotated[Path, typer.Option(help="Folder to write device/ and server/ to.")],
-    codec: Annotated[Path | None, typer.Option(help="Folder of its codec, if not the checkpoint's.")] = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder of its default codec, if not the checkpoint's. NAME=FOLDER, repeatable: a further codec, for "
+            "--feature-codec NAME.",
+            metavar="[NAME=]FOLDER",
+            show_default=False,
+        ),
+    ] = None,
     offline: Offline = False,
 ) -> None:
     """Split a checkpoint into the halves for device and server. An interrupted split is resumed."""
@@ -27,11 +36,22 @@ def split(
 
     whole = locate(model, offline=offline)
     with byte_bars() as progress:
-        halves = split(whole, out, codec=codec, progress=progress)
+        halves = split(whole, out, codecs=dict(map(_named_codec, codec or ())), progress=progress)
     for side, path in (("device", halves.device), ("server", halves.server)):
-        size = sum(file.stat().st_size for file in path.iterdir())
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         say(f"{side}: {path} {size / 1e6:.1f} MB")
-    say(f"model {halves.model_id} codec {halves.codec_id}")
+    codecs = [halves.codec_id, *(f"{name} {codec_id}" for name, codec_id in halves.codecs.items())]
+    say(f"model {halves.model_id} codec {', '.join(codecs)}")
+
+
+def _named_codec(argument: str) -> tuple[str, Path]:
+    """Split [NAME=]FOLDER. A folder that would be taken for that is written as ./NAME=FOLDER.
+
+    >>> _named_codec("runs/codec"), _named_codec("fast=runs/codec"), _named_codec("./lr=3")
+    (('default', PosixPath('runs/codec')), ('fast', PosixPath('runs/codec')), ('default', PosixPath('lr=3')))
+    """
+    name, equals, folder = argument.partition("=")
+    return (name, Path(folder)) if equals and is_name(name) else (DEFAULT, Path(argument))
 
 
 @app.command(rich_help_panel=PANEL)

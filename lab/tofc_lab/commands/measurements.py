@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tofc.errors import UsageError
+from tofc.model.feature_codecs import DEFAULT
 from tofc.terminal import say
 from tofc_lab.commands.options import (
     ASSETS,
@@ -55,6 +56,9 @@ def rate_distortion(
         list[str] | None,
         typer.Option(help="Compare only this method with ours, without a picture; repeat it. Needs another --out."),
     ] = None,
+    feature_codec: Annotated[
+        str, typer.Option(help="The model's codec that is compared as ours: a name in its codecs/.", metavar="NAME")
+    ] = DEFAULT,
 ) -> None:
     """Compare bytes at equal answers: packets, image codecs, TOFC as published, simple codecs. Hours, resumable."""
     from tofc_lab.rate_distortion import compare, figure
@@ -63,7 +67,8 @@ def rate_distortion(
     if only and out == RESULTS / "rate_distortion.json":
         raise UsageError(f"--only {only[0]} needs another --out than {out}, which holds all methods")
     writable(picture)
-    compare.compare(Benchmark.open(model, assets, run, compare.SIZES, features_bar), run, writable(out), say, only)
+    benchmark = Benchmark.open(model, assets, run, compare.SIZES, features_bar, feature_codec)
+    compare.compare(benchmark, run, writable(out), say, only)
     if not only:
         figure.draw(out, picture)
 

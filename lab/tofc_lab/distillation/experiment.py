@@ -21,7 +21,8 @@ from tofc.codec.codec import Codec
 from tofc.codec.config import CodecConfig, Rate
 from tofc.codec.files import load_config
 from tofc.errors import CheckpointError, UsageError
-from tofc.model.checkpoint import Checkpoint, check_codec_model
+from tofc.model.checkpoint import Checkpoint
+from tofc.model.feature_codecs import check_codec_model
 from tofc.model.generation import stop_tokens
 from tofc.model.prompt import load_tokenizer
 from tofc.model.tensor_files import read_metadata
@@ -249,10 +250,10 @@ def _own_grid(checkpoint: Checkpoint, teacher: Teacher) -> torch.Tensor | None:
 
     A codec that names its model was trained after it, so its grid table does not affect the model's own answers.
     """
-    codec = checkpoint.path / "codec.safetensors"
+    codec = checkpoint.codec_path / "codec.safetensors"
     if not codec.exists() or "model_id" in read_metadata(codec):
         return None
-    return grid_table(teacher, Codec.load(checkpoint.path))
+    return grid_table(teacher, Codec.load(checkpoint.codec_path))
 
 
 def _grid_id(grid: torch.Tensor | None) -> str:

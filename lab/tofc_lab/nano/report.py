@@ -55,7 +55,7 @@ def report(
 ) -> dict[str, Any]:
     """Measure accuracy on the numbers of pictures in `sizes`, write the report to `out` (JSON) and return it."""
     checkpoint = Checkpoint.open(model)
-    codec = Codec.load(checkpoint.path)
+    codec = Codec.load(checkpoint.codec_path)
     run = run / checkpoint.model_id
     features.compute_all(assets, run, shipped_encoder(Tower(checkpoint)), sizes, progress=progress)
     answerer, packer = answerer_of(checkpoint), Packer(load_tokenizer(checkpoint))

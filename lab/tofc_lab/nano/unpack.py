@@ -21,7 +21,7 @@ from tofc_lab.nano.answerer import SIDES, SLOT, Answerer
 
 def answerer_of(checkpoint: Checkpoint) -> Answerer:
     """Load the shipped decoder, projector and grid embedding."""
-    config, codec = checkpoint.config, Codec.load(checkpoint.path)
+    config, codec = checkpoint.config, Codec.load(checkpoint.codec_path)
     answerer = Answerer(config.feature_dim, Qwen3Config(**config.text))
     state = {f"decoder.{name}": tensor.float() for name, tensor in checkpoint.decoder_tensors().items()}
     for name, tensor in checkpoint.projector_tensors().items():

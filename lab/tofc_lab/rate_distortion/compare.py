@@ -70,9 +70,9 @@ def compare(
     benchmark: Benchmark, run: Path, out: Path, log: Log = print_now, only: Container[str] | None = None
 ) -> dict[str, Any]:
     """Measure what has not been measured yet, write `out` (JSON) and return it; with `only` these methods and ours."""
-    codec = Codec.load(benchmark.checkpoint.path)
+    codec = Codec.load(benchmark.checkpoint.codec_path)
     model = bytes.fromhex(benchmark.checkpoint.model_id)
-    tensors = (benchmark.checkpoint.path / TENSOR_FILE).read_bytes()  # without codec.json: presets do not matter here
+    tensors = (benchmark.checkpoint.codec_path / TENSOR_FILE).read_bytes()  # without codec.json: presets do not matter here
     feature_methods = {OURS: methods.packets(codec, tensors)}
     feature_methods |= methods.others(benchmark.pictures("world", "train"), benchmark.answerer, model)
     published = benchmark.checkpoint.path / PUBLISHED

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from tofc.model.checkpoint import Checkpoint
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.prompt import load_tokenizer
 from tofc.model.tower import Tower
 from tofc_lab.nano import features
@@ -49,9 +50,17 @@ class Benchmark:
     _loaded: dict[tuple[Kind, Split], list[CachedPicture]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, model: Path, assets: Path, run: Path, sizes: Sizes, progress: Progress) -> Self:
+    def open(
+        cls,
+        model: Path,
+        assets: Path,
+        run: Path,
+        sizes: Sizes,
+        progress: Progress,
+        feature_codec: str = DEFAULT,
+    ) -> Self:
         """Load the networks of a whole checkpoint; `run` is the folder for features and outcomes."""
-        checkpoint = Checkpoint.open(model)
+        checkpoint = Checkpoint.open(model, feature_codec=feature_codec)
         tower = Tower(checkpoint)
         return cls(
             checkpoint=checkpoint,

@@ -20,6 +20,7 @@ from tofc.client.connection import Connection
 from tofc.client.local import LocalServer
 from tofc.client.options import check_timeout, errors_name_keywords
 from tofc.errors import UsageError
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.shipped import NANO
 from tofc.rpc.address import DEFAULT_PORT, split_address
 from tofc.rpc.client_security import load_client_security
@@ -41,6 +42,7 @@ class Configured:
         *,
         model: File = NANO,
         mode: Mode = "features",
+        feature_codec: str | None = None,
         preset: str | None = None,
         features: int | None = None,
         budget_bytes: int | None = None,
@@ -67,6 +69,8 @@ class Configured:
             model: folder of the server's model, whole or only its device half; for ":local:" whole.
             mode: "features" sends packets of the vision tower's features; "image" sends compressed image files, for
                 comparison, to a server that allows them.
+            feature_codec: which of the model's codecs makes the packets, the name of its folder in codecs/; None: its
+                default one. Every server of the model takes them, unless it was started for one codec only.
             preset: how precisely a picture is sent; nano has "low", "medium", "high" (its default) and "max".
             features: the most features of a view (the whole picture, or a part of a large one), instead of the
                 preset's number.
@@ -104,6 +108,7 @@ class Configured:
             open_encoder = encoder_opener(
                 PacketOptions(
                     model=Path(model),
+                    feature_codec=feature_codec,
                     preset=preset,
                     features=features,
                     budget_bytes=budget_bytes,
@@ -118,7 +123,13 @@ class Configured:
             raise UsageError(f"{LOCAL} needs no token and no TLS: nobody else can call it; leave them out")
         self._connection = Connection(
             target=None if address == LOCAL else Target(address=_checked(address), security=security),
-            start_local=partial(LocalServer.start, Path(model), device=device or "cpu", take_images=mode == "image"),
+            start_local=partial(
+                LocalServer.start,
+                Path(model),
+                feature_codec=feature_codec or DEFAULT,
+                device=device or "cpu",
+                take_images=mode == "image",
+            ),
             open_encoder=open_encoder,
             wait_s=wait_s,
         )

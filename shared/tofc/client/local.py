@@ -33,15 +33,15 @@ class LocalServer:
         self.target = Target(address=running.address, security=ClientSecurity(token=token))
 
     @classmethod
-    async def start(cls, model: Path, *, device: str, take_images: bool) -> LocalServer:
-        """Load the model and serve it.
+    async def start(cls, model: Path, *, feature_codec: str, device: str, take_images: bool) -> LocalServer:
+        """Load the model with one of its codecs and serve it.
 
         Raises UsageError where the packages of the server are missing or the model cannot be used.
         """
         token = secrets.token_hex(32)
         folder = Path(tempfile.mkdtemp(prefix="tofc-"))  # for this user alone
         try:
-            running = await _start(model, device, take_images, _write(folder / "token", token))
+            running = await _start(model, feature_codec, device, take_images, _write(folder / "token", token))
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, ImportError):
@@ -58,13 +58,21 @@ class LocalServer:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-async def _start(model: Path, device: str, take_images: bool, token_file: Path) -> RunningServer:
+async def _start(model: Path, feature_codec: str, device: str, take_images: bool, token_file: Path) -> RunningServer:
     from edge_server.server import start
     from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, ServerSettings, SessionLimits
 
     limits = SessionLimits(image_bytes=IMAGE_BYTES, image_pixels=IMAGE_PIXELS) if take_images else SessionLimits()
     return await start(
-        ServerSettings(model=model, port=0, device=device, token_file=token_file, limits=limits, grace_s=GRACE_S)
+        ServerSettings(
+            model=model,
+            feature_codec=feature_codec,
+            port=0,
+            device=device,
+            token_file=token_file,
+            limits=limits,
+            grace_s=GRACE_S,
+        )
     )
 
 

@@ -8,8 +8,8 @@ checkpoint with missing or mismatched tensors is refused when it is opened. Leav
     config.json                  config.json                  config.json        (plain Qwen3)
     model*.safetensors           model.safetensors  (tower)   model.safetensors  (decoder)
     codec.json, .safetensors     codec.json, .safetensors     projector.safetensors
-    tokenizer…, chat template    split.json                   split_config.json  (the original config.json)
-                                                              codec…, tokenizer…, split.json
+    codecs/NAME/…                codecs/NAME/…                split_config.json  (the original config.json)
+    tokenizer…, chat template    split.json                   codec…, codecs…, tokenizer…, split.json
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Literal
 from tofc.errors import CheckpointError
 from tofc.model import released_names, tensor_files
 from tofc.model.config import SplitConfig, read_json
+from tofc.model.feature_codecs import DEFAULT, check_codec_model, codec_folder, codec_hash
 from tofc.model.released_names import DECODER, PROJECTOR, VISION
 from tofc.model.tensor_files import StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointError", "ModelIdentity", "Side", "check_codec_model", "codec_hash", "model_hash"]
+__all__ = ["Checkpoint", "CheckpointError", "ModelIdentity", "Side", "model_hash"]
 
 Side = Literal["device", "server"]
 FORMAT = 1  # of split.json
@@ -53,29 +54,6 @@ def model_hash(stored: Mapping[str, StoredTensor], advance: Callable[[int], None
     return digest.hexdigest()[:16]
 
 
-def codec_hash(path: Path) -> str:
-    """Return the first 16 hex digits of SHA-256 over `codec.json` and `codec.safetensors` in `path`."""
-    digest = hashlib.sha256()
-    for name in ("codec.json", "codec.safetensors"):
-        try:
-            digest.update((path / name).read_bytes())
-        except OSError:
-            raise CheckpointError(
-                f"{path} has no readable {name}; put the codec trained for this model beside its weights"
-            ) from None
-    return digest.hexdigest()[:16]
-
-
-def check_codec_model(path: Path, model_id: str) -> None:
-    """Raise `CheckpointError` if the codec in `path` records that it was trained for another model."""
-    trained_for = tensor_files.read_metadata(path / "codec.safetensors").get("model_id", model_id)
-    if trained_for != model_id:
-        raise CheckpointError(
-            f"the codec in {path} was trained for the model {trained_for}, but this model is {model_id}; train a codec "
-            "for it, or use the weights of the other model"
-        )
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint: a directory with a model's configuration and weights, whole or one half of it.
@@ -83,7 +61,7 @@ class Checkpoint:
     >>> from tofc.codec import Codec
     >>> from tofc.model.shipped import NANO                # the folder of the model that ships with TOFC
     >>> checkpoint = Checkpoint.open(NANO, side="device")
-    >>> codec = Codec.load(checkpoint.path)
+    >>> codec = Codec.load(checkpoint.codec_path)
     >>> assert codec.config.feature_dim == checkpoint.config.feature_dim
     >>> assert all(tensor.ndim for tensor in checkpoint.vision_tensors().values())
     """
@@ -96,13 +74,16 @@ class Checkpoint:
     """Which half the directory holds; None for a whole checkpoint."""
     stored: Mapping[str, StoredTensor]
     """Released name of each tensor → its dtype, shape and byte range."""
+    feature_codec: str = DEFAULT
+    """Name of the codec in use."""
 
     @classmethod
-    def open(cls, path: Path, side: Side | None = None) -> Checkpoint:
+    def open(cls, path: Path, side: Side | None = None, *, feature_codec: str = DEFAULT) -> Checkpoint:
         """Open `path`, or `path/<side>` where `path` itself holds no model.
 
         The tensors of `side` must exist with the shapes that the configuration asks for; without `side`, those of the
-        whole directory. Reads headers, not weights. Raises `CheckpointError`.
+        whole directory. Reads headers, not weights. Raises `CheckpointError`, also for a name in `feature_codec` that
+        no codec of the checkpoint has.
         """
         path = Path(path)
         if side not in (None, "device", "server"):
@@ -125,8 +106,9 @@ class Checkpoint:
         if half == "server":
             found |= tensor_files.read_header(path / "projector.safetensors")
         stored = {released_names.canonical_name(name): tensor for name, tensor in found.items()}
-        checkpoint = cls(path=path, config=config, side=half, stored=stored)
+        checkpoint = cls(path=path, config=config, side=half, stored=stored, feature_codec=feature_codec)
         checkpoint._check(half or side)
+        codec_folder(path, feature_codec)
         return checkpoint
 
     def _check(self, side: Side | None) -> None:
@@ -172,15 +154,26 @@ class Checkpoint:
             return model_hash(self.stored)
         return _recorded(self.path, "model_id")
 
+    @property
+    def codec_path(self) -> Path:
+        """The folder of the codec in use, as `Codec.load` takes it."""
+        return codec_folder(self.path, self.feature_codec)
+
     @cached_property
     def codec_id(self) -> str:
-        """Identity of the codec, 16 hex digits. Raises `CheckpointError` if it is missing or for another model."""
-        found = codec_hash(self.path)
-        if self.side is None:
-            check_codec_model(self.path, self.model_id)
-        elif found != (recorded := _recorded(self.path, "codec_id")):
+        """Identity of the codec in use, 16 hex digits. Raises what `codec_id_of` raises."""
+        return self.codec_id_of(self.feature_codec)
+
+    def codec_id_of(self, name: str) -> str:
+        """Return the identity of a codec. Raises `CheckpointError` if it is missing or for another model."""
+        folder = codec_folder(self.path, name)
+        found = codec_hash(folder)
+        recorded = None if self.side is None else _recorded_codec(self.path, name)
+        if recorded is None:  # a whole checkpoint's, or one that was added to a half later
+            check_codec_model(folder, self.model_id)
+        elif found != recorded:
             raise CheckpointError(
-                f"the codec in {self.path} is {found}, but this half was split with the codec {recorded}; copy "
+                f"the codec in {folder} is {found}, but this half was split with the codec {recorded}; copy "
                 "codec.json and codec.safetensors from the split that made this half"
             )
         return found
@@ -222,7 +215,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
-    """The identities of a checkpoint's model and codec, for callers that need no tensors."""
+    """The identities of a checkpoint's model and default codec, for callers that need no tensors."""
 
     config: SplitConfig
     model_id: str
@@ -259,9 +252,23 @@ def _half(path: Path) -> Side | None:
     raise CheckpointError(f"{file}: side must be 'device' or 'server', got {side!r}; split the checkpoint again")
 
 
+def _recorded_codec(path: Path, name: str) -> str | None:
+    """Read the identity of a codec from a half's split.json; None for one that it does not name."""
+    if name == DEFAULT:
+        return _recorded(path, "codec_id")
+    codecs = read_json(path / "split.json").get("codecs", {})
+    if not isinstance(codecs, dict):
+        raise CheckpointError(f"{path / 'split.json'}: codecs must be an object, got {codecs!r}; split again")
+    return _identity(path, f"codecs.{name}", codecs[name]) if name in codecs else None
+
+
 def _recorded(path: Path, key: str) -> str:
     """Read an identity from a half's split.json."""
-    value = read_json(path / "split.json").get(key)
+    return _identity(path, key, read_json(path / "split.json").get(key))
+
+
+def _identity(path: Path, key: str, value: object) -> str:
+    """Check an identity of a half's split.json."""
     if not isinstance(value, str) or len(value) != 16 or not set(value) <= set("0123456789abcdef"):
         raise CheckpointError(
             f"{path / 'split.json'}: {key} must be 16 hex digits, got {value!r}; split the checkpoint again"

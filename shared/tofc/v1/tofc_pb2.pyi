@@ -332,7 +332,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("server_version", "model_id", "codec_id", "engine", "limits", "load", "uptime_s")
+    __slots__ = ("server_version", "model_id", "codec_id", "engine", "limits", "load", "uptime_s", "codecs")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CODEC_ID_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +340,7 @@ class GetServerInfoResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    CODECS_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     model_id: str
     codec_id: str
@@ -347,7 +348,18 @@ class GetServerInfoResponse(_message.Message):
     limits: Limits
     load: Load
     uptime_s: int
-    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., engine: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., uptime_s: _Optional[int] = ...) -> None: ...
+    codecs: _containers.RepeatedCompositeFieldContainer[Codec]
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., engine: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., uptime_s: _Optional[int] = ..., codecs: _Optional[_Iterable[_Union[Codec, _Mapping]]] = ...) -> None: ...
+
+class Codec(_message.Message):
+    __slots__ = ("name", "codec_id", "entropy_model")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CODEC_ID_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_MODEL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    codec_id: str
+    entropy_model: str
+    def __init__(self, name: _Optional[str] = ..., codec_id: _Optional[str] = ..., entropy_model: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("sessions_open", "sessions_allowed", "questions_running", "questions_running_allowed", "questions_waiting", "questions_waiting_allowed")
