@@ -44,7 +44,7 @@ FRAME_HEADER, MESSAGE_PREFIX = 9, 5  # bytes of HTTP/2 and gRPC
 FRAMES = {0: "DATA", 1: "HEADERS", 3: "RST_STREAM", 4: "SETTINGS", 6: "PING", 7: "GOAWAY", 8: "WINDOW_UPDATE"}
 STATIC_NAMES = {1: ":authority", 2: ":method", 3: ":method", 4: ":path", 6: ":scheme", 7: ":scheme", 8: ":status"}
 STATIC_NAMES |= {16: "accept-encoding", 31: "content-type", 58: "user-agent"}  # of HPACK, those that gRPC uses
-CONTENT = {"View.packet": "packets", "Ask.question": "text", "Token.text": "text"}  # what is to be carried
+CONTENT = {"View.packets": "packets", "Ask.question": "text", "Token.text": "text"}  # what is to be carried
 TIMEOUT_S = 300.0  # of a question, as the command's
 
 Parts = Counter[str]
@@ -80,7 +80,7 @@ class FrameReader:
             self._frame(frame[3], frame[4], frame[FRAME_HEADER:])
 
     def _frame(self, kind: int, flags: int, payload: bytes) -> None:
-        name = FRAMES[kind] if kind in FRAMES else f"HTTP/2 frame {kind}"
+        name = FRAMES.get(kind, f"HTTP/2 frame {kind}")
         if name == "DATA":
             self.parts["DATA frame headers"] += FRAME_HEADER
             self._data(payload)
@@ -195,12 +195,14 @@ class Recorder:
 
     async def _carry(self, direction: str, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         frames = self.up if direction == "up" else self.down
-        with suppress(ConnectionError):
-            while data := await source.read(65536):
-                self.carried[direction] += len(data)
-                frames.feed(data)
-                target.write(data)
-        target.close()
+        try:
+            with suppress(ConnectionError):
+                while data := await source.read(65536):
+                    self.carried[direction] += len(data)
+                    frames.feed(data)
+                    target.write(data)
+        finally:
+            target.close()
 
 
 Step = dict[str, dict[str, int]]
@@ -210,12 +212,13 @@ async def record(
     settings: ServerSettings,
     make: Callable[[ServerSettings], Backend],
     encoder: Encoder,
+    first: Path,
     small: Path,
     large: Path,
 ) -> tuple[dict[str, Step], Recorder]:
     """Open a session, ask about pictures; return the parts of each step by direction.
 
-    `small` has one view, `large` several. What crosses the link after the last token of an answer counts for the next
+    `first` and `small` have one view, `large` several. What crosses the link after the last token of an answer counts for the next
     step, as it would between any two questions.
     """
     server = await start(settings, make)
@@ -231,9 +234,8 @@ async def record(
         async with Session(Target(address=f"127.0.0.1:{recorder.port}"), encoder) as session:
             await session.connect()
             end("opening a session")
-            await session.ask([], "are you there?", timeout_s=TIMEOUT_S).result()
-            end("a question without a picture")
             for name, path, question in (
+                ("a first picture, while the tower is loaded", first, "is there a red circle?"),
                 ("a new picture of one view", small, "is there a red circle?"),
                 ("another question about it", small, "is there a blue square?"),
                 ("a new picture in crops", large, "is there a red circle?"),
@@ -282,9 +284,9 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of the last run, measure nothing")
     chosen = parser.parse_args()
     if not chosen.table:
-        small, large = PICTURES / "picture-00.jpg", PICTURES / "picture-11.jpg"
+        pictures = [PICTURES / f"picture-{number}.jpg" for number in ("00", "01", "11")]
         settings = ServerSettings(model=chosen.model, port=0, grace_s=0.0)
-        steps, recorder = asyncio.run(record(settings, load, TowerEncoder.open(chosen.model), small, large))
+        steps, recorder = asyncio.run(record(settings, load, TowerEncoder.open(chosen.model), *pictures))
         found = {
             "command": "python -m benchmarks.socket_bytes",
             "date": date.today().isoformat(),

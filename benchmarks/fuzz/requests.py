@@ -79,7 +79,7 @@ def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0, *
 
 
 def view(client: int, ref: int, index: int = 0, packet: bytes = b"view") -> Step:
-    return request(client, views=[pb.View(ref=ref, index=index, packet=packet)])
+    return request(client, views=[pb.View(ref=ref, index=index, packets=[packet])])
 
 
 def ask(client: int, number: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:

@@ -62,7 +62,7 @@ class RawClient:
         return state.complete
 
     async def view(self, ref: int, index: int, packet: bytes) -> None:
-        await self.send(views=[pb.View(ref=ref, index=index, packet=packet)])
+        await self.send(views=[pb.View(ref=ref, index=index, packets=[packet])])
 
     async def taken(self, ref: int, index: int) -> None:
         """Read until this view is acknowledged; only acknowledgements may arrive before."""
