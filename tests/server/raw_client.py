@@ -85,7 +85,7 @@ class RawClient:
             assert (ack.ref, ack.offset) == (ref, offset)
 
     async def ask(self, request: int, text: str, refs: tuple[int, ...] = (), **more: Any) -> None:
-        await self.send(asks=[pb.Ask(request=request, refs=refs, question=text, **more)])
+        await self.send(asks=[pb.Ask(request=request, refs=refs, question=text, without_pictures=not refs, **more)])
 
     async def answer(self, request: int) -> tuple[str, pb.Done]:
         """Return the text and the Done of the only question in flight."""

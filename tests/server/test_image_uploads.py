@@ -224,7 +224,7 @@ async def test_announcements_that_are_refused(
             "IMAGE_CHUNK_INVALID",
         ),
         ([{"image_chunks": [{"ref": 2, "total": 9, "data": b"xyz"}]}], "PICTURE_UNKNOWN"),
-        ([{"views": [{"ref": 1, "index": 0, "packet": b"x"}]}], "VIEW_OF_IMAGE"),
+        ([{"views": [{"ref": 1, "index": 0, "packets": [b"x"]}]}], "VIEW_OF_IMAGE"),
         (
             [
                 {"pictures": [{"ref": 3, "picture_id": picture_id("packets")}]},

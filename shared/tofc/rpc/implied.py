@@ -72,7 +72,7 @@ class ImpliedNumbers:
             picture.ref = picture.ref or self._next_ref()
             self._count_picture(picture.ref)
         for view in request.views:
-            implied = 0 if view.ref else self._next_index
+            implied = 0 if view.ref else min(self._next_index, UINT32_MAX)
             view.ref = view.ref or self._view_ref
             view.index = view.index if view.HasField("index") else implied
             self._count_view(view.ref, view.index, len(view.packets))
@@ -101,7 +101,7 @@ class ImpliedNumbers:
 
     def _count_view(self, ref: int, index: int, packets: int) -> None:
         self._view_ref = ref
-        self._next_index = min(index + packets, UINT32_MAX)
+        self._next_index = index + packets
 
     def _count_ask(self, request: int) -> None:
         self._highest_request = max(self._highest_request, request)
