@@ -218,8 +218,8 @@ async def record(
 ) -> tuple[dict[str, Step], Recorder]:
     """Open a session, ask about pictures; return the parts of each step by direction.
 
-    `first` and `small` have one view, `large` several. What crosses the link after the last token of an answer counts for the next
-    step, as it would between any two questions.
+    `first` and `small` have one view, `large` several. What crosses the link after an answer counts for the next step,
+    as it would between any two questions.
     """
     server = await start(settings, make)
     steps: dict[str, Step] = {}
