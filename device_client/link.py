@@ -1,9 +1,10 @@
 """One connection to a server: from Hello to its end.
 
-    send() ─ outbox ─ writer task ══ stream ══ reader task ─┬─ picture states, acks → uploads
+    send() ─ outbox ─ writer task ─ implied numbers ══ stream ══ reader task ─┬─ picture states, acks → uploads
                                                             └─ tokens, done, errors → the question's queue
 
-Promises that everything that is ready at one time is sent as one message, that every response reaches its question or
+Promises that everything that is ready at one time is sent as one message, that what may wait for more leaves within
+HOLD_S, that every response reaches its question or
 upload, that at most 8 views or chunks are unacknowledged, and that every question in flight ends with the error that
 ended the connection. Leaves trying again to `session`, the handshake to `handshake`, and how many bytes of an image
 file may be in flight to `send_window`.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -39,12 +41,14 @@ from tofc.rpc.channel import (
 )
 from tofc.rpc.connection_errors import DialTarget, root_cause
 from tofc.rpc.errors import from_message
+from tofc.rpc.implied import ImpliedNumbers
 from tofc.rpc.security import ClientSecurity
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1.tofc_pb2_grpc import TofcServiceStub
 from tofc.version import software_version
 
 BATCH_BYTES = CHUNK_BYTES  # the most of one message: a cancel behind it should not wait long
+HOLD_S = 0.2  # the longest that parts wait for others that will leave with them
 VIEWS_IN_FLIGHT = 8  # the most views or chunks that are unacknowledged, of all pictures together
 NOT_BACK = "NOT_BACK"  # reason of a LinkLostError: the link did not come back within the question's time
 SESSION_CLOSED = "the session was closed; open another one"
@@ -105,6 +109,8 @@ class Link:
         self._meter = meter
         self._last_request = 0
         self._outbox: deque[pb.SessionRequest] = deque()
+        self._send_at = math.inf  # when the outbox must leave, in the loop's time
+        self._implied = ImpliedNumbers()
         self._closing = False  # nothing more is added to the outbox
         self._wake_writer = asyncio.Event()
         # gRPC cancels a call whose read or write is cancelled, so only these two tasks ever wait on it.
@@ -137,18 +143,27 @@ class Link:
         """Return the bytes on this connection's socket so far; None where the kernel does not count them."""
         return self._meter.read() if self._meter else None
 
-    def send(self, **request: Any) -> None:
-        """Queue parts of a message: `send(asks=[pb.Ask(…)])`. Raises the link's failure if it has ended."""
+    def send(self, *, hold: bool = False, **request: Any) -> None:
+        """Queue parts of a message: `send(asks=[pb.Ask(…)])`. Raises the link's failure if it has ended.
+
+        `hold`: others that will follow soon may leave with them, so that they wait for these, at most HOLD_S.
+        """
         if self.failure is not None:
             raise self.failure
         self._outbox.append(pb.SessionRequest(**request))
+        self._send_within(HOLD_S if hold else 0.0)
+
+    def _send_within(self, wait_s: float) -> None:
+        self._send_at = min(self._send_at, asyncio.get_running_loop().time() + wait_s)
         self._wake_writer.set()
 
-    async def send_view(self, ref: int, index: int, packet: bytes) -> None:
-        """Send a packet as soon as fewer than 8 are unacknowledged."""
+    async def send_view(self, ref: int, index: int, packet: bytes, *, hold: bool = False) -> None:
+        """Send a packet as soon as fewer than 8 are unacknowledged. `hold`: see `send`."""
+        if self._view_slots.locked():
+            self._send_within(0.0)
         await self._view_slots.acquire()
         self._unacknowledged[ref, index].append(None)
-        self.send(views=[pb.View(ref=ref, index=index, packet=packet)])
+        self.send(views=[pb.View(ref=ref, index=index, packets=[packet])], hold=hold)
 
     async def send_chunk(self, ref: int, offset: int, data: bytes, *, first: bool) -> int:
         """Send the next chunk of the image file `data` as soon as the link can take it; return its length in bytes.
@@ -196,7 +211,7 @@ class Link:
         """Send what is queued, end the stream, free the socket. Does not raise; takes a few seconds at most."""
         self.end(LinkLostError(SESSION_CLOSED))
         self._closing = True
-        self._wake_writer.set()
+        self._send_within(0.0)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await asyncio.wait([self._writer])
@@ -219,10 +234,22 @@ class Link:
             await self._wake_writer.wait()
             await asyncio.sleep(0)  # other tasks add their parts: views encoded earlier go with their announcement
             self._wake_writer.clear()
+            await self._wait_for_more()
             while self._outbox:
-                if not await self._stream.write(self._batch()):
+                batch = self._batch()
+                self._implied.shorten(batch)
+                if not await self._stream.write(batch):
                     return  # the reader gets the error
         await self._stream.done_writing()
+
+    async def _wait_for_more(self) -> None:
+        """Return when the outbox must leave: at once, unless all of it may wait."""
+        while (left_s := self._send_at - asyncio.get_running_loop().time()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._wake_writer.wait()
+            self._wake_writer.clear()
+        self._send_at = math.inf
 
     def _batch(self) -> pb.SessionRequest:
         """Take from the outbox what fits into one message.

@@ -1,8 +1,8 @@
 """The upload of one picture over one link: announced, then sent view by view as it is encoded.
 
-    Picture ──→  (PictureState: the server has it? stop)
+    Picture ──→  (PictureState: the server has it? stop)      leaves with view 0, if that is encoded within HOLD_S
     view 0 ─ encode ─ window ─ View ──→ … ViewAck
-    view 1 ─ encode ─ …
+    view 1 ─ encode ─ …                                       may wait for the next views, the last one does not
     image  ─ compress ─ window ─ ImageChunk ──→ … ImageAck                (instead of the views)
 
 Promises to send no view after the server said that it has them all, to send only what the server lacks after a lost
@@ -90,7 +90,8 @@ class PictureUpload:
             self._state.set_result(pb.PictureState())
         self._in_flight.clear()
         self._unacknowledged = picture.n_views
-        self._link.send(pictures=[self._announcement(picture, want_state=await_state or resend)])
+        announcement = self._announcement(picture, want_state=await_state or resend)
+        self._link.send(pictures=[announcement], hold=not await_state)
         self._task = asyncio.create_task(self._run(picture, await_state, stats))
         return stats
 
@@ -113,7 +114,8 @@ class PictureUpload:
                     stats.n_views = picture.n_views
                 else:
                     self._in_flight[index] = 1
-                    await self._link.send_view(self.ref, index, encoded.packet)
+                    between = 0 < index < picture.n_views - 1
+                    await self._link.send_view(self.ref, index, encoded.packet, hold=between)
                     stats.n_bytes += len(encoded.packet)
                     stats.n_views += 1
                 if not encoded_before:  # stats are kept as long as the link: without the packet, maybe a megabyte

@@ -22,7 +22,8 @@ from tofc.errors import LimitError, MismatchError, UsageError
 from tofc.text import encoding_problem
 from tofc.v1 import tofc_pb2 as pb
 
-UINT32_MAX = 2**32 - 1
+# A longer time is not sent: the device cancels when it is over, or the server finds the link lost before that.
+MAX_DEADLINE_S = 60.0
 SEED_BITS = 14  # of a seed chosen here: two bytes on the link; every question gets another one
 
 
@@ -121,6 +122,6 @@ class PendingQuestion:
             previous_request=self.previous_request,
             history=() if self.previous_request else self.turns,
             sampling=self.sampling.message(welcome, self.seed),
-            deadline_ms=0 if left_s is None else int(min(max(left_s * 1e3, 1), UINT32_MAX)),
+            deadline_ms=0 if left_s is None or left_s > MAX_DEADLINE_S else max(int(left_s * 1e3), 1),
             thinking=self.thinking,
         )

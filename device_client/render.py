@@ -8,8 +8,6 @@ Promises to say so if something could not be measured. Leaves measuring to `repo
 
 from __future__ import annotations
 
-import math
-
 from device_client.report import Comparison, Report
 from tofc.model.feature_codecs import DEFAULT
 
@@ -69,13 +67,9 @@ def _times(ms: dict[str, float]) -> str:
     shown = [f"{stage} {value:.0f}" for stage, value in device if value]
     shown += [
         f"upload {ms['upload']:.0f}",
-        f"server decode {_ms(ms['server_decode'])}",
-        f"prefill {_ms(ms['server_prefill'])}",
+        f"server decode {ms['server_decode']:.0f}",
+        f"prefill {ms['server_prefill']:.0f}",
         f"first token {ms['first_token']:.0f}",
         f"total {ms['total']:.0f} ms",
     ]
     return ", ".join(shown)
-
-
-def _ms(value: float) -> str:
-    return "?" if math.isnan(value) else f"{value:.0f}"

@@ -223,16 +223,18 @@ class Session:
         question.check_limits(link.limits)
         question.transcript.start_attempt()
         question.uploads.clear()
-        refs = []
+        refs, starts_upload = [], False
         for picture in question.pictures:
             upload, stats = self._uploads.ensure(link, picture)
             if stats is not None:
                 question.upload_stats.append(stats)
+                starts_upload = True
             upload.waiting.add(submission.events)
             question.uploads[upload.ref] = (picture, upload)
             refs.append(upload.ref)
         question.previous_request = link.conversations.use(question.history)
-        link.send(asks=[question.message(submission.request, refs, link.welcome, deadline.left_s)])
+        ask = question.message(submission.request, refs, link.welcome, deadline.left_s)
+        link.send(asks=[ask], hold=starts_upload)
         submission.sent = True
 
     async def _recover(

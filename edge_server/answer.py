@@ -26,6 +26,7 @@ from edge_server.settings import MAX_TURNS, SessionLimits
 from tofc.errors import CallError, DeadlineError, InternalError, InvalidRequestError
 from tofc.model.prompt import Turn
 from tofc.rpc.errors import to_message
+from tofc.rpc.implied import UINT32_MAX
 from tofc.v1 import tofc_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -229,10 +230,15 @@ class QuestionJob:
             ),
             unanswered=self._parser is not None and self._parser.unanswered,
             timing=pb.Timing(
-                decode_ms=sum(picture.decode_ms for picture in distinct),
-                wait_ms=self._views_ms + (engine.wait_ms if engine else 0.0),
-                prefill_ms=engine.prefill_ms if engine else 0.0,
-                first_token_ms=self._first_token_ms,
-                total_ms=self._elapsed_ms(),
+                decode_us=_us(sum(picture.decode_ms for picture in distinct)),
+                wait_us=_us(self._views_ms + (engine.wait_ms if engine else 0.0)),
+                prefill_us=_us(engine.prefill_ms if engine else 0.0),
+                first_token_us=_us(self._first_token_ms),
+                total_us=_us(self._elapsed_ms()),
             ),
         )
+
+
+def _us(ms: float) -> int:
+    """Return whole microseconds, at most what the protocol's field can hold."""
+    return min(round(ms * 1e3), UINT32_MAX)

@@ -7,6 +7,7 @@ object of a hundred. Leaves bytes that are not a message at all to the parser.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -15,8 +16,9 @@ import grpc.aio
 from tofc.errors import InvalidRequestError
 from tofc.v1 import tofc_pb2 as pb
 
-MAX_PARTS = 4096  # pictures, views, chunks, questions with their turns, and cancellations
-_ASKS = pb.SessionRequest.DESCRIPTOR.fields_by_name["asks"].number
+MAX_PARTS = 4096  # pictures, packets of views, chunks, questions with their turns, and cancellations
+_ASKS, _VIEWS = (pb.SessionRequest.DESCRIPTOR.fields_by_name[name].number for name in ("asks", "views"))
+_VIEW_FIELDS = 3  # of a view with one packet
 
 
 def parse_request(data: bytes) -> pb.SessionRequest:
@@ -30,11 +32,11 @@ def parse_request(data: bytes) -> pb.SessionRequest:
 
 
 def _parts(data: bytes) -> Iterator[None]:
-    """Yield once for each field, and for each field of a question."""
+    """Yield once for each field, for each field of a question, and for each packet of a view after the first."""
     for number, begin, end in _fields(data, 0, len(data)):
         yield
-        if number == _ASKS:
-            for _ in _fields(data, begin, end):
+        if number in (_ASKS, _VIEWS):
+            for _ in islice(_fields(data, begin, end), _VIEW_FIELDS if number == _VIEWS else 0, None):
                 yield
 
 

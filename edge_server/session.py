@@ -43,6 +43,7 @@ from tofc.errors import (
     UnknownReferenceError,
 )
 from tofc.rpc.errors import to_message
+from tofc.rpc.implied import ImpliedNumbers
 from tofc.v1 import tofc_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class ServerSession:
         self._on_hello = on_hello
         self._questions: dict[int, QuestionJob] = {}  # in flight
         self._asked: set[int] = set()
+        self._implied = ImpliedNumbers()
         self._end_error: asyncio.Future[CallError] = asyncio.get_running_loop().create_future()
         self._codec_id = ""  # of the device's packets; known from Hello on
         self._draining: CallError | None = None  # why no further question is accepted
@@ -194,6 +196,7 @@ class ServerSession:
     async def _take_parts(self, request: pb.SessionRequest, group: asyncio.TaskGroup) -> None:
         if unknown := UnknownFieldSet(request):  # ignored, it would leave its client waiting for ever
             raise _unknown(f"a request with an unknown field ({unknown[0].field_number})")
+        self._implied.restore(request)
         for count, handling in enumerate(self._parts(request, group), 1):
             await handling
             if count % PARTS_PER_TURN == 0:
@@ -201,7 +204,9 @@ class ServerSession:
 
     def _parts(self, request: pb.SessionRequest, group: asyncio.TaskGroup) -> Iterator[Coroutine[Any, Any, None]]:
         yield from (self._picture(announced) for announced in request.pictures)
-        yield from (self._view(view, group) for view in request.views)
+        for view in request.views:
+            packets = view.packets or (b"",)  # refused like an empty packet
+            yield from (self._view(view.ref, index, one, group) for index, one in enumerate(packets, view.index))
         yield from (self._image_chunk(chunk, group) for chunk in request.image_chunks)
         yield from (self._ask(ask, group) for ask in request.asks)
         yield from (self._cancel(cancel) for cancel in request.cancels)
@@ -211,12 +216,12 @@ class ServerSession:
         if picture.complete or announced.want_state:
             await self._outbox.send(picture_state=_picture_state(announced.ref, picture))
 
-    async def _view(self, view: pb.View, group: asyncio.TaskGroup) -> None:
-        announced = self._announced(view.ref, f"view {view.index}")
-        self._views.check(view, announced)
+    async def _view(self, ref: int, index: int, packet: bytes, group: asyncio.TaskGroup) -> None:
+        announced = self._announced(ref, f"view {index}")
+        self._views.check(index, packet, announced)
         self._counts["views"] += 1
-        self._counts["bytes"] += len(view.packet)
-        await self._views.take(view, announced, self._codec_id, group)
+        self._counts["bytes"] += len(packet)
+        await self._views.take(index, packet, announced, self._codec_id, group)
 
     def _announced(self, ref: int, what: str) -> pb.Picture:
         announced = self._uploads.get(ref)
@@ -242,10 +247,6 @@ class ServerSession:
     # questions
 
     async def _ask(self, ask: pb.Ask, group: asyncio.TaskGroup) -> None:
-        if ask.request == 0:
-            raise InvalidRequestError(
-                "questions must be numbered from 1: request 0 stands for the session", reason="REQUEST_ZERO"
-            )
         try:
             question = self._accept(ask)
         except CallError as error:

@@ -46,53 +46,55 @@ class ViewUploads:
         self._slots = slots
         self._acks = AckBatcher()
 
-    def check(self, view: pb.View, announced: pb.Picture) -> None:
+    def check(self, index: int, packet: bytes, announced: pb.Picture) -> None:
         """Check a view without decoding its packet. Raises InvalidRequestError."""
         if announced.HasField("image"):
             raise InvalidRequestError(
-                f"ref {view.ref} was announced as an image file, got view {view.index} of it; send the file in chunks",
+                f"ref {announced.ref} was announced as an image file, got view {index} of it; send the file in chunks",
                 reason="VIEW_OF_IMAGE",
             )
-        if view.index > _last_index(announced):
+        if index > _last_index(announced):
             raise InvalidRequestError(
-                f"the index of a view of ref {view.ref} must be 0 to {_last_index(announced)}, got {view.index}",
+                f"the index of a view of ref {announced.ref} must be 0 to {_last_index(announced)}, got {index}",
                 reason="VIEW_INDEX_INVALID",
             )
-        if len(view.packet) > self._limits.packet_bytes:
+        if len(packet) > self._limits.packet_bytes:
             raise InvalidRequestError(
-                f"a packet must have at most {self._limits.packet_bytes} bytes, got {len(view.packet)} for view "
-                f"{view.index} of ref {view.ref}; keep fewer features",
+                f"a packet must have at most {self._limits.packet_bytes} bytes, got {len(packet)} for view {index} of "
+                f"ref {announced.ref}; keep fewer features",
                 reason="PACKET_TOO_LARGE",
             )
 
-    async def take(self, view: pb.View, announced: pb.Picture, codec_id: str, group: asyncio.TaskGroup) -> None:
+    async def take(
+        self, index: int, packet: bytes, announced: pb.Picture, codec_id: str, group: asyncio.TaskGroup
+    ) -> None:
         """Have a task of `group` decode a checked view with the session's codec, once a slot is free.
 
         The task raises CorruptPacketError, InvalidRequestError. If there is not enough memory for the view, questions
         about the picture get the error.
         """
         await self._slots.acquire()  # a client that sends faster than this decodes is slowed down here
-        group.create_task(self._decode(view, announced, codec_id))
+        group.create_task(self._decode(index, packet, announced, codec_id))
 
-    async def _decode(self, view: pb.View, announced: pb.Picture, codec_id: str) -> None:
-        last = view.index == _last_index(announced)
+    async def _decode(self, index: int, packet: bytes, announced: pb.Picture, codec_id: str) -> None:
+        last = index == _last_index(announced)
         try:
             # A view that the server has already, or whose picture was evicted meanwhile, is acknowledged and dropped: a
             # question that names the picture requests it again.
             picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
-            if picture is not None and not picture.has(view.index):
-                decoding = functools.partial(_timed_view, self._runtime.backend.assembler, view.packet, codec_id, last)
+            if picture is not None and not picture.has(index):
+                decoding = functools.partial(_timed_view, self._runtime.backend.assembler, packet, codec_id, last)
                 try:
                     rows, decode_ms = await asyncio.get_running_loop().run_in_executor(self._runtime.pool, decoding)
-                    self._pictures.put(picture, view.index, rows, decode_ms)
+                    self._pictures.put(picture, index, rows, decode_ms)
                 except Exception as error:
-                    limit = memory_limit_error(error, f"view {view.index} of ref {view.ref} of {self._name}")
+                    limit = memory_limit_error(error, f"view {index} of ref {announced.ref} of {self._name}")
                     if limit is None:
                         raise
                     self._pictures.fail(picture, limit)
                     picture = None
             # The slot is held until this is queued, so that a client which reads nothing cannot send views without end.
-            for ack in self._acks.add(view.ref, view.index, last=picture is None or picture.complete):
+            for ack in self._acks.add(announced.ref, index, last=picture is None or picture.complete):
                 await self._outbox.send(view_ack=ack)
         finally:
             self._slots.release()

@@ -79,7 +79,7 @@ def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0, *
 
 
 def view(client: int, ref: int, index: int = 0, packet: bytes = b"view") -> Step:
-    return request(client, views=[pb.View(ref=ref, index=index, packet=packet)])
+    return request(client, views=[pb.View(ref=ref, index=index, packets=[packet])])
 
 
 def ask(client: int, number: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:
@@ -123,7 +123,9 @@ def seeds() -> list[list[Step]]:
     batch = [hello(0), together(picture(0, 1, 0, 1, 1), view(0, 1), view(0, 1, 1), ask(0, 1, 1), cancel(0, 1))]
     batch.append(together(picture(0, 2, 1, want_state=True), picture(0, 3, 0, 1, 1), ask(0, 2, 3), ask(0, 3)))
     late = [*plain[:2], ask(0, 1, 1, deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
-    return [plain, crops, talk, gone, shared, slow, left, batch, late]
+    first = {"pictures": [pb.Picture(picture_id=PICTURES[0], rows=1, columns=1)], "asks": [pb.Ask(question="a cat?")]}
+    implied = [hello(0), request(0, **first, views=[pb.View(packets=[b"view"] * 2)]), ask(0, 0), view(0, 0, 1)]
+    return [plain, crops, talk, gone, shared, slow, left, batch, late, implied]
 
 
 def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:

@@ -31,6 +31,7 @@ from edge_server.runtime import Runtime
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings, SessionLimits
 from edge_server.view_acks import ACK_VIEWS
+from tofc.rpc.implied import ImpliedNumbers
 from tofc.v1 import tofc_pb2 as pb
 
 TIGHT = SessionLimits(
@@ -164,12 +165,20 @@ class Client:
 
     def _everything_answered(self, answered: set[int]) -> dict[str, bool]:
         requests = [pb.SessionRequest.FromString(s.request) for s in self.steps if s.kind is Kind.REQUEST]
+        implied = ImpliedNumbers()
+        for request in requests:
+            implied.restore(request)
         announced = Counter(picture.ref for request in requests for picture in request.pictures)
         waiting = Counter(picture.ref for request in requests for picture in request.pictures if picture.want_state)
         stated = Counter(
             response.picture_state.ref for response in self.responses if response.HasField("picture_state")
         )
-        views = Counter((view.ref, view.index) for request in requests for view in request.views)
+        views = Counter(
+            (view.ref, index)
+            for request in requests
+            for view in request.views
+            for index in range(view.index, view.index + (len(view.packets) or 1))
+        )
         acks = [response.view_ack for response in self.responses if response.HasField("view_ack")]
         acked = Counter((ack.ref, index) for ack in acks for index in ack.indexes)
         asked = {ask.request for request in requests for ask in request.asks}

@@ -25,6 +25,7 @@ from tofc.codec.fake import fake_weights
 from tofc.errors import CallError, LimitError, UnavailableError, UnknownReferenceError
 from tofc.rpc.channel import bind, make_server
 from tofc.rpc.errors import abort, to_message
+from tofc.rpc.implied import ImpliedNumbers
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
 
@@ -48,6 +49,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.conversations: dict[tuple[int, int], list[str]] = {}  # texts by session and question
         self.prompts: list[list[str]] = []  # of each question: the earlier turns and its text
         self.messages: list[list[str]] = []  # the kinds of parts that each had
+        self.wire: list[bytes] = []  # each message as it arrived, with its implied numbers left out
         self.stored: dict[bytes, set[int]] = {}
         self.files: dict[int, bytes] = {}  # image files by ref, as far as they came
         self.cut_at: int | None = None  # the link is lost with the chunk that reaches this byte of its file, once
@@ -131,7 +133,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             texts = [token.get("text", "") for token in self.tokens or plain if not token.get("thinking")]
             self.conversations[session, ask.request] = [*turns, "".join(texts)]
             del answers[ask.request]
-            timing = pb.Timing(decode_ms=1, prefill_ms=2, first_token_ms=3, total_ms=4)
+            timing = pb.Timing(decode_us=1000, prefill_us=2000, first_token_us=3000, total_us=4000)
             fields = {"finish_reason": pb.FINISH_REASON_STOP, "usage": usage, "timing": timing, **self.done}
             await send(done=pb.Done(request=ask.request, **fields))
 
@@ -203,11 +205,14 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 tasks.append(asyncio.create_task(stop(message.request)))
 
         async def listen() -> None:
+            implied = ImpliedNumbers()
             async for request in request_iterator:
+                self.wire.append(request.SerializeToString(deterministic=True))
+                implied.restore(request)
                 self.messages.append([field.name for field, _ in request.ListFields()])
                 for field, parts in request.ListFields():
                     kind = field.name.removesuffix("s")
-                    for part in parts if isinstance(parts, MutableSequence) else [parts]:
+                    for part in _single(parts) if isinstance(parts, MutableSequence) else [parts]:
                         async with self.changed:
                             self.requests.append((session, kind, part))
                             await take(kind, part)
@@ -234,6 +239,16 @@ async def server() -> AsyncIterator[FakeServer]:
     await running.start()
     yield servicer
     await running.stop(0)
+
+
+def _single(parts: MutableSequence[Any]) -> Iterator[Any]:
+    """Yield the parts of a message, with one packet in each view."""
+    for part in parts:
+        if isinstance(part, pb.View):
+            for index, packet in enumerate(part.packets, part.index):
+                yield pb.View(ref=part.ref, index=index, packets=[packet])
+        else:
+            yield part
 
 
 Begin = Callable[..., Session]

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from tofc.rpc.implied import ImpliedNumbers
 from tofc.v1 import tofc_pb2 as pb
 
 Reply = pb.SessionResponse | bytes
@@ -32,7 +33,9 @@ class Stage:
         self._over = False
 
     async def listen(self) -> None:
+        implied = ImpliedNumbers()
         async for request in self.requests:
+            implied.restore(request)
             async with self._changed:
                 for field, parts in request.ListFields():
                     many = isinstance(parts, MutableSequence)  # FieldDescriptor.is_repeated is not in every protobuf

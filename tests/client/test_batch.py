@@ -18,7 +18,6 @@ from device_client.sampling import Sampling
 from device_client.session import Session
 from tests.client.conftest import Begin, FakeServer
 from tofc.errors import CorruptPacketError, EncoderError, EncodingError, UnavailableError, UsageError
-from tofc.v1 import tofc_pb2 as pb
 
 
 def write(path: Path, *lines: object) -> Path:
@@ -324,16 +323,6 @@ async def test_a_line_that_is_not_allowed_fails_alone(
     assert answered == [False, True] and len(warnings) == 1 and expected in warnings[0]
     found = [strict(one) for one in out.read_text(encoding="utf-8").splitlines()]
     assert expected in found[0]["error"] and found[1]["answer"] == "yes to good" and kept(out, lines) == (2, 1)
-
-
-async def test_any_figure_from_a_server_is_valid_json(
-    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
-) -> None:
-    server.done = {"timing": pb.Timing(decode_ms=float("nan"), prefill_ms=float("inf"))}
-    lines = batch.read_lines(write(tmp_path / "q.jsonl", {"image": "small.png", "question": "one"}))
-    await run(begin(), lines, tmp_path / "out.jsonl")
-    found = strict((tmp_path / "out.jsonl").read_text())
-    assert found["timings"]["server_decode"] is None and found["timings"]["server_prefill"] is None
 
 
 def test_paths_are_relative_to_the_file_and_a_pipe_s_to_the_working_directory(

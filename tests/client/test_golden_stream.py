@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).with_name("golden_stream.txt")
 
 
 async def conversation(folder: Path) -> list[str]:
-    """Return every part that the device sent in one session, as kind and hexadecimal bytes."""
+    """Return every message that the device sent in one session, as hexadecimal bytes."""
     servicer, running = FakeServer(), make_server()
     tofc_pb2_grpc.add_TofcServiceServicer_to_server(servicer, running)
     port = bind(running, "127.0.0.1", 0)
@@ -41,8 +41,7 @@ async def conversation(folder: Path) -> list[str]:
             await session.ask([picture], "really?", history=other, sampling=sampling, thinking=True).result()
     finally:
         await running.stop(0)
-    parts = [f"{kind} {part.SerializeToString(deterministic=True).hex()}" for _, kind, part in servicer.requests]
-    return [part for part in parts if not part.startswith("hello")]  # which holds the version
+    return [message.hex() for message in servicer.wire[1:]]  # the first is Hello, which has the version
 
 
 def test_what_a_device_sends_is_as_it_was(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ async def test_the_file_arrives_and_is_counted(server: FakeServer, begin: Begin,
     answer = session.ask([session.open(wide)], "is it grey?")
     report = await answer.result()
     data = compress(open_image(wide), "webp", 40, 0.5)
-    assert server.kinds() == ["hello", "picture", "ask", "image_chunk"] and server.files[1] == data
+    assert server.kinds() == ["hello", "picture", "image_chunk", "ask"] and server.files[1] == data
     (announced,) = server.received("picture")
     assert (announced.image.width, announced.image.height) == size_of(data, "webp") == (560, 448)
     assert announced.image.format == pb.IMAGE_FORMAT_WEBP and (announced.rows, announced.columns) == (2, 3)

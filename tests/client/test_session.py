@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from PIL import Image
 
 from device_client.conversations import KEPT
 from device_client.deadline import Deadline
@@ -46,7 +47,7 @@ async def test_order_of_messages_and_report(server: FakeServer, begin: Begin, sm
     answer = session.ask([picture], "is this a test?")
     deltas = [delta.text async for delta in answer]
     assert deltas == ["yes", " to", " is", " this", " a", " test?"]
-    assert server.kinds() == ["hello", "picture", "ask", "view"]
+    assert server.kinds() == ["hello", "picture", "view", "ask"]
     report = answer.report
     assert report is not None and report.answer == "yes to is this a test?"
     assert (report.bytes_picture, report.views, report.views_sent, report.features) == (100, 1, 1, 36)
@@ -114,12 +115,45 @@ async def test_the_least_recently_used_conversation_is_dropped_first(
     assert server.received("ask")[-1].previous_request == (1 if "history" in use else KEPT + 1)
 
 
-async def test_what_is_ready_leaves_as_one_message(server: FakeServer, begin: Begin, small: Path) -> None:
+async def test_a_picture_and_its_question_leave_as_one_message(
+    server: FakeServer, begin: Begin, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_client.link.HOLD_S", 60.0)
     picture = begin().open(small)
     await begin().ask([picture], "new?").result()
     server.stored.clear()
     await begin().ask([picture], "encoded already?").result()
-    assert server.messages == [["hello"], ["pictures", "asks"], ["views"], ["hello"], ["pictures", "views", "asks"]]
+    assert server.messages == [["hello"], ["pictures", "views", "asks"]] * 2
+
+
+async def test_a_picture_that_takes_long_to_encode_is_announced_before(
+    server: FakeServer, begin: Begin, small: Path
+) -> None:
+    announced = threading.Event()
+    asking = asyncio.create_task(_result(begin(FakeEncoder(before_view=lambda _: announced.wait(20))), small))
+    await server.until(lambda: "ask" in server.kinds())
+    announced.set()
+    assert (await asking).views_sent == 1
+    assert server.messages == [["hello"], ["pictures", "asks"], ["views"]]
+
+
+async def test_views_share_messages_but_the_first_and_the_last_do_not_wait(
+    server: FakeServer, begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_client.link.HOLD_S", 60.0)
+    Image.linear_gradient("L").resize((448, 448)).convert("RGB").save(tmp_path / "four.png")
+    arrived = threading.Event()
+    session = begin(FakeEncoder(before_view=lambda index: index == 0 or arrived.wait(20)))
+    asking = asyncio.create_task(_result(session, tmp_path / "four.png"))
+    await server.until(lambda: "view" in server.kinds())
+    arrived.set()
+    assert (await asking).views_sent == 5
+    sent = [pb.SessionRequest.FromString(message) for message in server.wire]
+    assert [[len(view.packets) for view in message.views] for message in sent] == [[], [1], [4]]
+
+
+async def _result(session: Session, picture: Path) -> Report:
+    return await session.ask([session.open(picture)], "well?").result()
 
 
 async def test_pictures_do_not_overtake_questions(server: FakeServer, begin: Begin, small: Path, wide: Path) -> None:

@@ -62,7 +62,7 @@ class RawClient:
         return state.complete
 
     async def view(self, ref: int, index: int, packet: bytes) -> None:
-        await self.send(views=[pb.View(ref=ref, index=index, packet=packet)])
+        await self.send(views=[pb.View(ref=ref, index=index, packets=[packet])])
 
     async def taken(self, ref: int, index: int) -> None:
         """Read until this view is acknowledged; only acknowledgements may arrive before."""
@@ -85,7 +85,7 @@ class RawClient:
             assert (ack.ref, ack.offset) == (ref, offset)
 
     async def ask(self, request: int, text: str, refs: tuple[int, ...] = (), **more: Any) -> None:
-        await self.send(asks=[pb.Ask(request=request, refs=refs, question=text, **more)])
+        await self.send(asks=[pb.Ask(request=request, refs=refs, question=text, without_pictures=not refs, **more)])
 
     async def answer(self, request: int) -> tuple[str, pb.Done]:
         """Return the text and the Done of the only question in flight."""

@@ -62,7 +62,7 @@ async def test_a_file_is_sent_once_and_asked_about_twice(serve: Serve, connect: 
     await client.ask(1, "?", refs=(1,))
     text, done = await client.answer(1)
     assert (text, done.usage.visual_tokens) == ("A?", 1)
-    assert done.timing.decode_ms > 0
+    assert done.timing.decode_us > 0
     await client.send(pictures=[image_picture(2, "a", SIZE)])
     assert (await client.expect("picture_state")).complete
     await client.ask(2, "!", refs=(2, 1))
@@ -224,7 +224,7 @@ async def test_announcements_that_are_refused(
             "IMAGE_CHUNK_INVALID",
         ),
         ([{"image_chunks": [{"ref": 2, "total": 9, "data": b"xyz"}]}], "PICTURE_UNKNOWN"),
-        ([{"views": [{"ref": 1, "index": 0, "packet": b"x"}]}], "VIEW_OF_IMAGE"),
+        ([{"views": [{"ref": 1, "index": 0, "packets": [b"x"]}]}], "VIEW_OF_IMAGE"),
         (
             [
                 {"pictures": [{"ref": 3, "picture_id": picture_id("packets")}]},

@@ -154,7 +154,7 @@ async def test_packets_in_and_text_out(folder: Path, codec: Codec, connect: Conn
         assert done.usage.new_tokens == len(wanted)
         assert text == backend.decode(wanted).rstrip("\N{REPLACEMENT CHARACTER}")
         assert (done.usage.prompt_tokens, done.usage.visual_tokens) == (len(made.prompt.embeds), 12)
-        assert done.timing.prefill_ms > 0
+        assert done.timing.prefill_us > 0
     finally:
         await server.stop()
 

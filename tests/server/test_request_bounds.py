@@ -41,7 +41,7 @@ def test_too_many_parts_are_refused_unparsed(data: bytes, monkeypatch: pytest.Mo
 def test_as_many_as_are_allowed_are_parsed() -> None:
     request = pb.SessionRequest(
         hello=pb.Hello(model_id="m"),
-        views=[pb.View(ref=1, index=2, packet=b"\x0a" * 50)] * (MAX_PARTS - 3),
+        views=[pb.View(ref=1, index=2, packets=[b"\x0a" * 50])] * (MAX_PARTS - 3),
         asks=[pb.Ask(question="\x0a" * 40)],
     )
     assert parse_request(request.SerializeToString()) == request

@@ -85,7 +85,7 @@ async def test_views_are_accepted_only_as_fast_as_acknowledgements_are_read(runt
         yield picture(1)
         yield picture(2)  # lets go of the first, whose views are then acknowledged without decoding
         while True:
-            yield pb.SessionRequest(views=[pb.View(ref=1, index=0, packet=b"x")])
+            yield pb.SessionRequest(views=[pb.View(ref=1, index=0, packets=[b"x"])])
             taken += 1
             await asyncio.sleep(0)
 

@@ -69,8 +69,7 @@ class Answer:
     usage: Usage
     timings: Mapping[str, float] = field(hash=False)
     """Milliseconds by stage: "connect", "load", "views", "tower", "encode", "upload", "first_token" and "total" on this
-    side; "server_decode", "server_wait", "server_prefill", "server_first_token" and "server_total" on the server. NaN
-    where the server sent no plausible number."""
+    side; "server_decode", "server_wait", "server_prefill", "server_first_token" and "server_total" on the server."""
 
     @classmethod
     def of(cls, report: Report) -> Answer:

@@ -33,6 +33,7 @@ CONNECT_TIMEOUT_S = 30.0  # until the first reply: with TLS it takes 18 s at 300
 # (A connection's window is at least 65 535 bytes. gRPC refills it up to the size requested, which costs 13 bytes each
 # time it writes; if less is requested, it refills only once the difference is used up.)
 ANSWER_WINDOW_BYTES = 2 * 1024
+UPLOAD_WINDOW_BYTES = 32 * 1024  # of a connection to the server; image files need one, packets do not
 
 _KERNEL_FACTOR = 3  # the kernel's timeout in units of the ping timeout
 
@@ -123,6 +124,8 @@ def server_options(keepalive: Keepalive = DEFAULT_KEEPALIVE) -> Options:
         *_NARROW_LINK,
         # The widely copied spelling with `recv` in it is ignored, and clients that ping are then disconnected.
         ("grpc.http2.min_ping_interval_without_data_ms", keepalive.min_interval_ms),
+        # Below the size of a new connection's window, so that its first 32 KiB cost no updates of it.
+        ("grpc.http2.lookahead_bytes", UPLOAD_WINDOW_BYTES),
         # A device has one session on its connection. Headers, which may expand 3 000 : 1, take memory for each stream.
         ("grpc.max_concurrent_streams", 8),
         ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share the calls

@@ -170,14 +170,14 @@ class ReceivedImage(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("ref", "index", "packet")
+    __slots__ = ("ref", "index", "packets")
     REF_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
-    PACKET_FIELD_NUMBER: _ClassVar[int]
+    PACKETS_FIELD_NUMBER: _ClassVar[int]
     ref: int
     index: int
-    packet: bytes
-    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ..., packet: _Optional[bytes] = ...) -> None: ...
+    packets: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ..., packets: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ImageChunk(_message.Message):
     __slots__ = ("ref", "offset", "total", "data")
@@ -208,7 +208,7 @@ class ViewAck(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request")
+    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request", "without_pictures")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +217,7 @@ class Ask(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     THINKING_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PICTURES_FIELD_NUMBER: _ClassVar[int]
     request: int
     refs: _containers.RepeatedScalarFieldContainer[int]
     question: str
@@ -225,7 +226,8 @@ class Ask(_message.Message):
     deadline_ms: int
     thinking: bool
     previous_request: int
-    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ...) -> None: ...
+    without_pictures: bool
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ..., without_pictures: bool = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "text")
@@ -302,18 +304,18 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ..., thinking_tokens: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
-    __slots__ = ("decode_ms", "wait_ms", "prefill_ms", "first_token_ms", "total_ms")
-    DECODE_MS_FIELD_NUMBER: _ClassVar[int]
-    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
-    PREFILL_MS_FIELD_NUMBER: _ClassVar[int]
-    FIRST_TOKEN_MS_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_MS_FIELD_NUMBER: _ClassVar[int]
-    decode_ms: float
-    wait_ms: float
-    prefill_ms: float
-    first_token_ms: float
-    total_ms: float
-    def __init__(self, decode_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., prefill_ms: _Optional[float] = ..., first_token_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
+    __slots__ = ("decode_us", "wait_us", "prefill_us", "first_token_us", "total_us")
+    DECODE_US_FIELD_NUMBER: _ClassVar[int]
+    WAIT_US_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_US_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    decode_us: int
+    wait_us: int
+    prefill_us: int
+    first_token_us: int
+    total_us: int
+    def __init__(self, decode_us: _Optional[int] = ..., wait_us: _Optional[int] = ..., prefill_us: _Optional[int] = ..., first_token_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("request", "status", "reason", "message")
