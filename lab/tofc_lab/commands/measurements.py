@@ -55,6 +55,13 @@ def rate_distortion(
         list[str] | None,
         typer.Option(help="Compare only this method with ours, without a picture; repeat it. Needs another --out."),
     ] = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a training run (`tofc-lab nano features`): vector quantisers are fitted to its features.",
+            show_default="1 800 pictures, computed here",
+        ),
+    ] = None,
 ) -> None:
     """Compare bytes at equal answers: packets, image codecs, TOFC as published, simple codecs. Hours, resumable."""
     from tofc_lab.rate_distortion import compare, figure
@@ -63,7 +70,8 @@ def rate_distortion(
     if only and out == RESULTS / "rate_distortion.json":
         raise UsageError(f"--only {only[0]} needs another --out than {out}, which holds all methods")
     writable(picture)
-    compare.compare(Benchmark.open(model, assets, run, compare.SIZES, features_bar), run, writable(out), say, only)
+    benchmark = Benchmark.open(model, assets, run, compare.SIZES, features_bar, training)
+    compare.compare(benchmark, run, writable(out), say, only)
     if not only:
         figure.draw(out, picture)
 

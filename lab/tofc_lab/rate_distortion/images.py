@@ -22,6 +22,12 @@ SCALES = (0.7, 0.5, 0.35)
 #: found no other setting on the hull
 QUALITIES = {"jpeg": (8, 15, 25, 40), "webp": (3, 10, 25, 45), "avif": (5, 12, 22, 35), "jxl": (20, 38, 55, 72)}
 
+#: (quality, scale) on the hulls of whole pictures and one finer: behind a prefilter a file is needed for each question
+HULLS = {
+    "avif": ((5, 0.35), (12, 0.35), (12, 0.5), (5, 0.7), (35, 0.5), (35, 0.7), (55, 0.7)),
+    "webp": ((3, 0.35), (10, 0.35), (25, 0.35), (25, 0.5), (45, 0.5), (45, 0.7)),
+}
+
 
 class ImageCodecSetting(Protocol):
     """A way to send a picture as an image file."""
@@ -70,3 +76,8 @@ def files(codec: str) -> list[ImageSetting]:
         ImageSetting(codec, least, 1.0),
         *(ImageSetting(codec, *pair) for pair in product(QUALITIES[codec], SCALES)),
     ]
+
+
+def on_hull(codec: str) -> list[ImageSetting]:
+    """Return the settings of a codec that are tried where each is expensive to measure."""
+    return [ImageSetting(codec, *pair) for pair in HULLS[codec]]
