@@ -82,23 +82,24 @@ class Codebooks:
         indices = np.zeros((len(points), count), np.int64)
         for at, size in enumerate(design.sizes):
             own = slice(at * width, (at + 1) * width if at + 1 < count else None) if design.product else slice(None)
-            codewords, bits = _fit(left[:, own].contiguous(), size, price, at)
-            whole = torch.zeros(len(codewords), points.shape[1])
-            whole[:, own] = codewords
+            fewer, bits = _fit(left[:, own].contiguous(), size, price, at)
+            whole = torch.zeros(len(fewer), points.shape[1])
+            whole[:, own] = fewer
             index = _assign(left, whole, bits, price)
             left -= whole[index]
             indices[:, at] = index.numpy()
-            fitted.append((whole.numpy(), np.bincount(indices[:, at], minlength=len(codewords)) + 1.0))
-        features = _features(training, indices, [counts for _, counts in fitted])
+            counts = np.bincount(indices[:, at], minlength=len(whole)).astype(np.float64) + 1
+            fitted.append((whole.numpy(), counts))
+        features = _features(training, indices, [seen for _, seen in fitted])
         stages = tuple(
             Stage(
                 codewords=codewords,
                 features=added,
-                bits=(
-                    -np.log2(counts / counts.sum()) if design.weight else np.full(len(counts), log2(len(counts)))
-                ).astype(np.float32),
+                bits=(-np.log2(seen / seen.sum()) if design.weight else np.full(len(seen), log2(len(seen)))).astype(
+                    np.float32
+                ),
             )
-            for (codewords, counts), added in zip(fitted, features, strict=True)
+            for (codewords, seen), added in zip(fitted, features, strict=True)
         )
         return cls(space=training.space, stages=stages, price=price, trained=indices, counts=training.views.counts)
 
