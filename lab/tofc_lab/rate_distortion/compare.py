@@ -27,7 +27,7 @@ from tofc_lab.nano.features import Kind, Sizes
 from tofc_lab.progress import Log, print_now
 from tofc_lab.rate_distortion import learned, methods
 from tofc_lab.rate_distortion.hull import bytes_at, hull
-from tofc_lab.rate_distortion.images import ImageCodecSetting, files, on_hull
+from tofc_lab.rate_distortion.images import ImageCodecSetting, files, prefiltered_files
 from tofc_lab.rate_distortion.index_methods import IndexMethods
 from tofc_lab.rate_distortion.measure import Benchmark
 from tofc_lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
@@ -138,7 +138,8 @@ def _prefiltered(benchmark: Benchmark, ours: Sequence[Setting], log: Log) -> dic
     few = benchmark.few(*FEW)
     tried = {OURS: [_candidate(few, OURS, one, None) for one in ours]}
     for codec, title in PREFILTERED.items():
-        tried |= {TITLES[codec]: _files(on_hull(codec), few.file), title: _files(on_hull(codec), few.prefiltered)}
+        tried[TITLES[codec]] = _files(files(codec), few.file)  # whose features are there from the whole comparison
+        tried[title] = _files(prefiltered_files(codec), few.prefiltered)
     measured, chosen = _measure_chosen(few, "world", tried, log)
     report = _report(few.reduced("uncompressed", merging, "world", "test"), measured, chosen, tokens=False)
     return {"pictures": FEW[0], "questions": FEW[1], **report}

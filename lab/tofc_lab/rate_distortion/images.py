@@ -22,10 +22,11 @@ SCALES = (0.7, 0.5, 0.35)
 #: found no other setting on the hull
 QUALITIES = {"jpeg": (8, 15, 25, 40), "webp": (3, 10, 25, 45), "avif": (5, 12, 22, 35), "jxl": (20, 38, 55, 72)}
 
-#: (quality, scale) on the hulls of whole pictures and one finer: behind a prefilter a file is needed for each question
-HULLS = {
-    "avif": ((5, 0.35), (12, 0.35), (12, 0.5), (5, 0.7), (35, 0.5), (35, 0.7), (55, 0.7)),
-    "webp": ((3, 0.35), (10, 0.35), (25, 0.35), (25, 0.5), (45, 0.5), (45, 0.7)),
+#: (quality, scale) of files behind a prefilter, of which every question needs another: near the smallest files there
+#: are, because most of such a picture is flat
+PREFILTERED = {
+    "avif": ((1, 0.15), (5, 0.2), (5, 0.25), (5, 0.35), (12, 0.35), (12, 0.5)),
+    "webp": ((3, 0.15), (3, 0.25), (3, 0.35), (10, 0.35), (25, 0.35), (25, 0.5)),
 }
 
 
@@ -78,6 +79,6 @@ def files(codec: str) -> list[ImageSetting]:
     ]
 
 
-def on_hull(codec: str) -> list[ImageSetting]:
-    """Return the settings of a codec that are tried where each is expensive to measure."""
-    return [ImageSetting(codec, *pair) for pair in HULLS[codec]]
+def prefiltered_files(codec: str) -> list[ImageSetting]:
+    """Return the settings of a codec that are tried behind a prefilter."""
+    return [ImageSetting(codec, *pair) for pair in PREFILTERED[codec]]
