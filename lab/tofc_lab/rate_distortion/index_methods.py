@@ -32,9 +32,8 @@ class IndexMethods:
     def __init__(self, training: Callable[[], Training], folder: Path, identity: bytes, log: Log = print_now) -> None:
         self._training, self._folder, self._identity, self._log = cache(training), folder, identity + RECIPE, log
         self._codebooks = lru_cache(8)(self._fitted)
-        self._contexts: Callable[[Any, Design], Context] = lru_cache(2)(
-            self._context
-        )  # tables of 4096 × 4096 are large
+        # only two contexts: tables of 4096 × 4096 are large
+        self._contexts: Callable[[Any, Design], Context] = lru_cache(2)(self._context)
 
     def settings(self) -> dict[str, list[Setting]]:
         """Return all settings by method."""
