@@ -17,6 +17,7 @@ from tofc_lab.results import read
 
 #: columns of the table of accuracy, by their names in accuracy.json
 WAYS = ("uncompressed", "packets", "merged to 12, uncompressed", "merged to 12, packets")
+PREFILTERED = "a file for each question: bytes of a 336 px picture"
 INDEXED = "one index per feature: bytes of a 336 px picture"
 IN_README = (
     *(OURS, "ECVQ, static table", "ECVQ, net over neighbours"),
@@ -149,13 +150,14 @@ def write(results: Path, readme: Path, card: Path, comparison: Path, latency: Pa
     measured = read(results / "accuracy.json", "results")
     end_to_end = json_text.read(results / "end_to_end.json")
     kinds = read(results / "rate_distortion.json", "kinds")
+    few = json_text.read(results / "rate_distortion.json").get("prefiltered")  # only where that was measured
     indexed = read(results / "vector_quantisation.json", "kinds")  # the same pictures, questions and decoder
     methods = {OURS: {}, **indexed["world"]["methods"], **kinds["world"]["methods"]}
     for path, tables in (
         (readme, (first(measured, end_to_end), equal_answers({"world": {"methods": methods}}, IN_README))),
         (card, (accuracy(measured),)),
         (comparison, (equal_answers(kinds), each_family(kinds), equal_answers(indexed, title=INDEXED))),
-        (comparison, (each_family(indexed),)),
+        (comparison, (each_family(indexed), *([equal_answers({"world": few}, title=PREFILTERED)] if few else []))),
         (latency, (costs(end_to_end),)),
     ):
         text = path.read_text(encoding="utf-8")

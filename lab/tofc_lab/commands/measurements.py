@@ -59,6 +59,13 @@ def rate_distortion(
     feature_codec: Annotated[
         str, typer.Option(help="The model's codec that is compared as ours: a name in its codecs/.", metavar="NAME")
     ] = DEFAULT,
+    training: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a training run (`tofc-lab nano features`): vector quantisers are fitted to its features.",
+            show_default="1 800 pictures, computed here",
+        ),
+    ] = None,
 ) -> None:
     """Compare bytes at equal answers: packets, image codecs, TOFC as published, simple codecs. Hours, resumable."""
     from tofc_lab.rate_distortion import compare, figure
@@ -67,7 +74,7 @@ def rate_distortion(
     if only and out == RESULTS / "rate_distortion.json":
         raise UsageError(f"--only {only[0]} needs another --out than {out}, which holds all methods")
     writable(picture)
-    benchmark = Benchmark.open(model, assets, run, compare.SIZES, features_bar, feature_codec)
+    benchmark = Benchmark.open(model, assets, run, compare.SIZES, features_bar, training, feature_codec)
     compare.compare(benchmark, run, writable(out), say, only)
     if not only:
         figure.draw(out, picture)

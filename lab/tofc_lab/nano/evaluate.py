@@ -16,7 +16,7 @@ import torch
 from tofc.codec.codec import Codec
 from tofc_lab.nano.answerer import CROP_CELLS, Answerer, Reduce, ask, visual_input
 from tofc_lab.nano.features import CachedPicture
-from tofc_lab.nano.packing import Packer
+from tofc_lab.nano.packing import Packer, QuestionAnswer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,11 @@ def coded(codec: Codec, n: int | None, quality: int) -> Reduce:
     return reduce
 
 
+def questions_about(index: int, picture: CachedPicture, turns: int, seed: int = 5) -> list[QuestionAnswer]:
+    """Return the questions that `score` asks about the picture with this index."""
+    return ask(np.random.default_rng([seed, index]), picture, turns)
+
+
 @torch.no_grad()
 def score(
     answerer: Answerer,
@@ -56,13 +61,20 @@ def score(
     turns: int = 10,
     seed: int = 5,
     batch: int = 25,
+    chosen: Sequence[list[QuestionAnswer]] | None = None,
 ) -> list[Outcome]:
-    """Ask `turns` questions about each picture; which ones depends only on `seed` and the picture's index."""
+    """Ask `turns` questions about each picture; which ones depends only on `seed` and the picture's index.
+
+    With `chosen` ask these instead.
+    """
     outcomes: list[Outcome] = []
     for at in range(0, len(pictures), batch):
         group = pictures[at : at + batch]
         shown = [visual_input(one, reduce) for one in group]
-        asked = [ask(np.random.default_rng([seed, at + i]), one, turns) for i, one in enumerate(group)]
+        if chosen is None:
+            asked = [questions_about(at + i, one, turns, seed) for i, one in enumerate(group)]
+        else:
+            asked = list(chosen[at : at + batch])
         packed = packer.pack(shown, asked, independent=True)
         wanted = packed.targets >= 0
         missed = (answerer(packed).argmax(-1) != packed.targets[wanted]).float()

@@ -1,10 +1,14 @@
-"""One vector-quantised index per feature, as in AlignedVQ (arXiv 2411.05961), and entropy-constrained (ECVQ).
+"""Vector quantisation with indices: one of a codebook, as in AlignedVQ (arXiv 2411.05961), or one of each of several.
 
-    features ─ projector ─ nearest codeword, by distance + λ · bits ─→ index ─→ the codeword's feature
+    feature ─ projector ─ point ─ nearest codeword, by distance + λ · bits ─→ index ─→ the codewords' features, summed
+                                       │   next stage ↑
+                                       └─ what is left of the point
 
 - VQ: k-means, every index at the same length (log2 K bits);
 - ECVQ: entropy-constrained (Chou, Lookabaugh and Gray 1989), which gives frequent codewords short indices. Their bits
-  come from a static table, or from the neighbours (`index_contexts`).
+  come from a static table, or from what was decoded before (`index_contexts`);
+- residual VQ: each stage quantises what the stages before it left (Juang and Gray 1982), entropy-constrained as well;
+- product VQ: each stage has components of its own (Jégou, Douze and Schmid 2011), entropy-constrained as well.
 
 Promises sizes that favour them, as in `simple`: ideal bits, a header of two bytes, n and positions as for ours, and
 nothing for codebooks, tables and nets. Distances are measured behind the projector: the decoder sees nothing else.
@@ -14,7 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log2
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,69 +30,127 @@ from tofc.codec.merge import merge
 from tofc_lab.nano.answerer import Reduce
 from tofc_lab.rate_distortion.index_contexts import Context
 from tofc_lab.rate_distortion.simple import HEADER, place_bits
+from tofc_lab.rate_distortion.training_views import COMPONENTS, Space, Training
 
-ROUNDS = 20  # of k-means, and again with the price of bits
-COMPONENTS = 64  # of the projected features: distances within them
-BLOCK = 8192  # vectors whose distances are computed at once
+ROUNDS = 12  # of k-means on a sample, and again with the price of bits
+LAST_ROUNDS = 3  # on everything
+SAMPLE = 300_000  # vectors
+RECIPE = repr((COMPONENTS, ROUNDS, LAST_ROUNDS, SAMPLE)).encode()
+BLOCK = 1024  # vectors whose distances are computed at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """Sizes of the codebooks, how they share the components, and λ."""
+
+    sizes: tuple[int, ...]  # codewords of each stage at most
+    product: bool = False  # the stages share the components, by power, in equal parts; else each has all that is left
+    weight: float = 0.0  # λ: mean squared lengths of a point per bit; 0: plain k-means, indices of fixed length
+
+    def __str__(self) -> str:
+        count = f"{len(self.sizes)} × {self.sizes[0]}" if len(self.sizes) > 1 else f"{self.sizes[0]}"
+        return f"{count} codewords, λ {self.weight:g}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Codebook:
+class Stage:
     """K codewords, and what their indices cost."""
 
-    basis: NDArray[np.float32]  # [C, D]: from a feature, less the mean, to where distances are measured
-    mean: NDArray[np.float32]  # [D]
-    codewords: NDArray[np.float32]  # [K, C]
-    features: NDArray[np.float32]  # [K, D]: the mean feature of each codeword's cell
+    codewords: NDArray[np.float32]  # [K, C], zero outside the stage's components
+    features: NDArray[np.float32]  # [K, D]: added to what the stages before it give
+    bits: NDArray[np.float32]  # [K] of an index, without its neighbours
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Codebooks:
+    """One stage or several, and the indices of the training features."""
+
+    space: Space
+    stages: tuple[Stage, ...]
     price: float  # λ, squared distance per bit
-    bits: NDArray[np.float64]  # [K] of an index, without its neighbours
+    trained: NDArray[np.int64]  # [T, S], ordered as in `TrainingViews`
+    counts: dict[int, int]  # of training views, by the side of their grid
 
     @classmethod
-    def fit(cls, features: NDArray[np.float32], projector: NDArray[np.float64], size: int, weight: float) -> Self:
-        """Fit at most `size` codewords to features [T, D].
-
-        `weight`: λ in units of the mean squared distance of plain k-means; 0: plain k-means.
-        """
-        mean = features.mean(0, dtype=np.float64).astype(np.float32)
-        basis = _basis(features - mean, projector)
-        points = torch.from_numpy((features - mean) @ basis.T)
-        start = np.random.default_rng(0).choice(len(points), size, replace=False)
-        codewords, bits, price = points[torch.from_numpy(start)], torch.zeros(size), 0.0
-        for pricing in (0.0, weight) if weight else (0.0,):
-            price = pricing * float(_assign(points, codewords, bits, 0.0)[1].mean()) if pricing else 0.0
-            for _ in range(ROUNDS):
-                index, _ = _assign(points, codewords, bits, price)
-                counts = torch.bincount(index, minlength=len(codewords))
-                used = counts > 0
-                sums = torch.zeros_like(codewords).index_add_(0, index, points)
-                codewords = (sums / counts.clamp(min=1)[:, None])[used]
-                bits = -torch.log2(counts[used] / counts.sum()) if pricing else torch.zeros(len(codewords))
-        index, _ = _assign(points, codewords, bits, price)
-        cells = index.numpy()
-        frequency = np.bincount(cells, minlength=len(codewords)) + 1.0
-        total = np.zeros((len(codewords), features.shape[1]))
-        np.add.at(total, cells, features)
-        even = np.full(len(codewords), log2(len(codewords)))
-        return cls(
-            basis=basis,
-            mean=mean,
-            codewords=codewords.numpy(),
-            features=(total / np.maximum(frequency - 1, 1)[:, None]).astype(np.float32),
-            price=price,
-            bits=-np.log2(frequency / frequency.sum()) if weight else even,
+    def fit(cls, training: Training, design: Design) -> Self:
+        """Fit one stage after the other."""
+        points, count = training.points, len(design.sizes)
+        width = points.shape[1] // count
+        price = design.weight * float(points.square().sum(1).mean())
+        left = points.clone()
+        fitted: list[tuple[NDArray[np.float32], NDArray[np.float64]]] = []
+        indices = np.zeros((len(points), count), np.int64)
+        for at, size in enumerate(design.sizes):
+            own = slice(at * width, (at + 1) * width if at + 1 < count else None) if design.product else slice(None)
+            fewer, bits = _fit(left[:, own].contiguous(), size, price, at)
+            whole = torch.zeros(len(fewer), points.shape[1])
+            whole[:, own] = fewer
+            index = _assign(left, whole, bits, price)
+            left -= whole[index]
+            indices[:, at] = index.numpy()
+            counts = np.bincount(indices[:, at], minlength=len(whole)).astype(np.float64) + 1
+            fitted.append((whole.numpy(), counts))
+        features = _features(training, indices, [seen for _, seen in fitted])
+        stages = tuple(
+            Stage(
+                codewords=codewords,
+                features=added,
+                bits=(-np.log2(seen / seen.sum()) if design.weight else np.full(len(seen), log2(len(seen)))).astype(
+                    np.float32
+                ),
+            )
+            for (codewords, seen), added in zip(fitted, features, strict=True)
         )
+        return cls(space=training.space, stages=stages, price=price, trained=indices, counts=training.views.counts)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Load what `save` wrote."""
+        with np.load(path) as stored:
+            count = stored["trained"].shape[1]
+            parts = ("codewords", "features", "bits")
+            return cls(
+                space=Space(mean=stored["mean"], basis=stored["basis"]),
+                stages=tuple(Stage(**{part: stored[f"{part}{at}"] for part in parts}) for at in range(count)),
+                price=float(stored["price"]),
+                trained=stored["trained"].astype(np.int64),
+                counts=dict(stored["counts"].tolist()),
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the file, complete or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new.npz")
+        stages = {f"{name}{at}": value for at, one in enumerate(self.stages) for name, value in vars(one).items()}
+        arrays: dict[str, Any] = {"trained": self.trained.astype(np.uint16), "counts": list(self.counts.items())}
+        np.savez(new, price=self.price, **vars(self.space), **stages, **arrays)
+        new.replace(path)
 
     def index(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Return the index [n] of each feature [n, D], chosen by distance and the table's bits."""
-        points = torch.from_numpy((features - self.mean) @ self.basis.T)
-        bits = torch.from_numpy(self.bits.astype(np.float32))
-        found: NDArray[np.int64] = _assign(points, torch.from_numpy(self.codewords), bits, self.price)[0].numpy()
-        return found
+        """Return the indices [n, S] of features [n, D], each stage's chosen by distance and the table's bits."""
+        left = self.space.points(features)
+        found = []
+        for stage in self.stages:
+            codewords = torch.from_numpy(stage.codewords)
+            found.append(_assign(left, codewords, torch.from_numpy(stage.bits), self.price))
+            left = left - codewords[found[-1]]
+        return torch.stack(found, 1).numpy()
+
+    def grids(self) -> list[NDArray[np.int64]]:
+        """Return the indices of the training views as grids [V, side, side, S], an array for each side."""
+        ends = np.cumsum([side * side * count for side, count in self.counts.items()])
+        parts = np.split(self.trained, ends[:-1])
+        return [part.reshape(-1, side, side, len(self.stages)) for side, part in zip(self.counts, parts, strict=True)]
+
+    def decode(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features [n, D] of indices [n, S]."""
+        parts = (stage.features[index[:, at]] for at, stage in enumerate(self.stages))
+        return sum(parts, self.space.mean[None])
 
     def reduce(self, n: int, context: Context | None = None) -> Reduce:
-        """Return the function that merges a view to at most n features and sends an index for each.
+        """Return the function that merges a view to at most n features and sends the indices of each.
 
-        `context` tells the bits of views that are not merged.
+        `context` tells the bits of views that are not merged; both sides know from n whether a view is.
         """
 
         def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
@@ -95,30 +158,48 @@ class Codebook:
             index = self.index(merged.centroids)
             side = round(len(view) ** 0.5)
             if context is not None and len(index) == len(view):
-                bits = context.bits(index.reshape(side, side))
+                bits = context.bits(index.reshape(side, side, -1))
             else:
-                bits = float(self.bits[index].sum())
+                bits = sum(float(stage.bits[index[:, at]].sum()) for at, stage in enumerate(self.stages))
             size = HEADER + (bits + place_bits(len(index), len(view))) / 8
-            return self.features[index], merged.centres.astype(np.int64), size
+            return self.decode(index), merged.centres.astype(np.int64), size
 
         return reduce
 
 
-def _basis(centred: NDArray[np.float32], projector: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the principal components [C, D] of the projected features, as functions of the features."""
-    covariance = np.cov(centred, rowvar=False, dtype=np.float64)
-    _, vectors = np.linalg.eigh(projector @ covariance @ projector.T)
-    basis: NDArray[np.float32] = (vectors[:, ::-1][:, :COMPONENTS].T @ projector).astype(np.float32)
-    return basis
+def _fit(points: Tensor, size: int, price: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return at most `size` codewords [K, C] and the bits [K] of an index: k-means, then with a price of bits."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[:SAMPLE])
+    sample = points[order]
+    codewords, bits = sample[:size], torch.zeros(size)
+    rounds = [(sample, 0.0)] * ROUNDS + [(sample, price)] * (ROUNDS if price else 0) + [(points, price)] * LAST_ROUNDS
+    for some, priced in rounds:
+        index = _assign(some, codewords, bits[: len(codewords)], priced)
+        counts = torch.bincount(index, minlength=len(codewords))
+        used = counts > 0
+        sums = torch.zeros_like(codewords).index_add_(0, index, some)
+        codewords = (sums / counts.clamp(min=1)[:, None])[used]
+        bits = -torch.log2(counts[used] / counts.sum())
+    return codewords, bits if price else torch.zeros(len(codewords))
 
 
-def _assign(points: Tensor, codewords: Tensor, bits: Tensor, price: float) -> tuple[Tensor, Tensor]:
-    """Return each point's cheapest codeword [T] and its squared distance [T]."""
+def _features(
+    training: Training, indices: NDArray[np.int64], counts: list[NDArray[np.float64]]
+) -> list[NDArray[np.float32]]:
+    """Return each stage's features [K, D]: the means over its cells of what the stages before it leave of a feature."""
+    found: list[NDArray[np.float32]] = []
+    for at, frequency in enumerate(counts):
+        total, begin = torch.zeros(len(frequency), len(training.space.mean)), 0
+        for x in training.views.chunks():
+            index = indices[begin : begin + len(x)]
+            left = x - sum((one[index[:, before]] for before, one in enumerate(found)), training.space.mean)
+            total.index_add_(0, torch.from_numpy(index[:, at]), torch.from_numpy(left))
+            begin += len(x)
+        found.append((total.numpy() / np.maximum(frequency - 1, 1)[:, None]).astype(np.float32))
+    return found
+
+
+def _assign(points: Tensor, codewords: Tensor, bits: Tensor, price: float) -> Tensor:
+    """Return each point's cheapest codeword [T]."""
     norms = codewords.square().sum(1) + price * bits
-    index, distance = [], []
-    for block in points.split(BLOCK):
-        cost = torch.addmm(norms, block, codewords.T, alpha=-2)
-        best = cost.argmin(1)
-        index.append(best)
-        distance.append((block - codewords[best]).square().sum(1))
-    return torch.cat(index), torch.cat(distance)
+    return torch.cat([torch.addmm(norms, one, codewords.T, alpha=-2).argmin(1) for one in points.split(BLOCK)])

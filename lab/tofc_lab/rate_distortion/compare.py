@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,19 @@ from tofc_lab.nano.features import Kind, Sizes
 from tofc_lab.progress import Log, print_now
 from tofc_lab.rate_distortion import learned, methods
 from tofc_lab.rate_distortion.hull import bytes_at, hull
-from tofc_lab.rate_distortion.images import ImageCodecSetting, files
+from tofc_lab.rate_distortion.images import ImageCodecSetting, files, prefiltered_files
+from tofc_lab.rate_distortion.index_methods import IndexMethods
 from tofc_lab.rate_distortion.measure import Benchmark
 from tofc_lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
+from tofc_lab.rate_distortion.setting import Setting
+from tofc_lab.rate_distortion.training_views import Training
 from tofc_lab.resume import fingerprint
 from tofc_lab.world.assets import Split
 
 SIZES: Sizes = {
     ("world", "train"): 1500,
+    ("easy", "train"): 200,
+    ("large", "train"): 100,
     ("world", "validation"): 150,
     ("easy", "validation"): 50,
     ("large", "validation"): 50,
@@ -50,6 +56,8 @@ IMAGE_CODECS: dict[str, tuple[str, ...]] = {
 }
 CROPS = (None, 4)  # features of a crop at most
 TITLES = {"avif": "AVIF", "webp": "WebP", "jpeg": "JPEG", "jxl": "JPEG XL"}
+PREFILTERED = {"avif": "AVIF, prefiltered for each question", "webp": "WebP, prefiltered for each question"}
+FEW = (100, 3)  # pictures and questions about each, for image files of which every question needs another
 DROPS = {"1 point": 0.01, "3 points": 0.03}
 #: folder of the codec with TOFC's own entropy model, in a checkpoint
 PUBLISHED = Path("codecs", "published")
@@ -72,13 +80,21 @@ def compare(
     """Measure what has not been measured yet, write `out` (JSON) and return it; with `only` these methods and ours."""
     codec = Codec.load(benchmark.checkpoint.codec_path)
     model = bytes.fromhex(benchmark.checkpoint.model_id)
-    tensors = (benchmark.checkpoint.codec_path / TENSOR_FILE).read_bytes()  # without codec.json: presets do not matter here
+    # Without codec.json: presets do not matter here.
+    tensors = (benchmark.checkpoint.codec_path / TENSOR_FILE).read_bytes()
     feature_methods = {OURS: methods.packets(codec, tensors)}
     feature_methods |= methods.others(benchmark.pictures("world", "train"), benchmark.answerer, model)
     published = benchmark.checkpoint.path / PUBLISHED
     if published.is_dir():  # nano has one; `tofc-lab nano selective-hyperprior` trains it
         tensors = (published / TENSOR_FILE).read_bytes()
         feature_methods["TOFC as published"] = methods.packets(Codec.load(published), tensors)
+    projector = benchmark.answerer.projector.weight.detach().double().numpy()
+    feature_methods |= IndexMethods(
+        lambda: Training.of(benchmark.training(), projector),
+        run / "codebooks",
+        model + benchmark.training_identity(),
+        log,
+    ).settings()
     if only is not None:
         feature_methods = {name: found for name, found in feature_methods.items() if name == OURS or name in only}
     weights = run / "learned" / "mean-scale.pt"
@@ -90,6 +106,7 @@ def compare(
         "model_id": benchmark.checkpoint.model_id,
         "codec_id": benchmark.checkpoint.codec_id,
         "pictures": {f"{kind} {split}": count for (kind, split), count in benchmark.sizes.items()},
+        "vector_quantisers_fitted_to": benchmark.training_identity().decode(),
         "seed": 0,
         "kinds": {},
     }
@@ -104,15 +121,7 @@ def compare(
         }
         if image_codec is not None:
             files_of[learned.TITLE] = learned.settings(image_codec, fingerprint(weights), kind)
-        for method, tried_files in files_of.items():
-            tried[method] = [
-                Candidate(
-                    name=str(file),
-                    features=None,
-                    measure=lambda kind, split, file=file: benchmark.file(file, kind, split),  # type: ignore[misc]
-                )
-                for file in tried_files
-            ]
+        tried |= {method: _files(of_method, benchmark.file) for method, of_method in files_of.items()}
         measured, chosen = _measure_chosen(benchmark, kind, tried, log)
         baseline = benchmark.reduced("uncompressed", merging, kind, "test")
         found["kinds"][kind] = _report(baseline, measured, chosen, tokens=kind == "world")
@@ -122,16 +131,36 @@ def compare(
             method: [one for one in settings if one.name in chosen[method]]
             for method, settings in feature_methods.items()
         }
+        if kind == "world" and any(_wanted(method, only) for method in PREFILTERED.values()):
+            found["prefiltered"] = _prefiltered(benchmark, feature_methods[OURS], log)
         out.parent.mkdir(parents=True, exist_ok=True)
         json_text.write(out, found)
     return found
+
+
+def _prefiltered(benchmark: Benchmark, ours: Sequence[Setting], log: Log) -> dict[str, Any]:
+    """Return the report about fewer questions, of which image files that are prefiltered need one each."""
+    few = benchmark.few(*FEW)
+    tried = {OURS: [_candidate(few, OURS, one, None) for one in ours]}
+    for codec, title in PREFILTERED.items():
+        tried[TITLES[codec]] = _files(files(codec), few.file)  # whose features are there from the whole comparison
+        tried[title] = _files(prefiltered_files(codec), few.prefiltered)
+    measured, chosen = _measure_chosen(few, "world", tried, log)
+    report = _report(few.reduced("uncompressed", merging, "world", "test"), measured, chosen, tokens=False)
+    return {"pictures": FEW[0], "questions": FEW[1], **report}
+
+
+def _files(
+    settings: Sequence[ImageCodecSetting], measure: Callable[[ImageCodecSetting, Kind, Split], Outcomes]
+) -> list[Candidate]:
+    return [Candidate(name=str(one), features=None, measure=partial(measure, one)) for one in settings]
 
 
 def _wanted(method: str, only: Container[str] | None) -> bool:
     return only is None or method in only
 
 
-def _candidate(benchmark: Benchmark, method: str, setting: methods.Setting, crop: int | None) -> Candidate:
+def _candidate(benchmark: Benchmark, method: str, setting: Setting, crop: int | None) -> Candidate:
     """Return a setting for features as a candidate, with at most `crop` features of a crop (None: as of any view)."""
     name = setting.name if crop is None else f"{setting.name}, {crop} of a crop"
     return Candidate(

@@ -5,6 +5,7 @@ Promises to draw only what is in `rate_distortion.json`.
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ SHORT = {
 }
 FEATURE_COLOURS = (  # ways to send features
     *("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"),
-    *("tab:olive", "tab:pink", "tab:gray", "goldenrod"),
+    *("tab:olive", "tab:pink", "tab:gray", "goldenrod", "yellowgreen", "rosybrown", "indigo", "slategray"),
 )
 IMAGE_COLOURS = ("#08306b", "#2f9ae0", "#b0258f", "#0d9488", "#5b6abf")  # image codecs
 LOWEST = 0.135  # accuracy under uncompressed where the axis ends
@@ -55,8 +56,8 @@ def draw(report: Path, out: Path) -> None:
     images = [name for name in names if name not in features]
     colours = {
         OURS: "black",
-        **dict(zip(features, FEATURE_COLOURS, strict=False)),
-        **dict(zip(images, IMAGE_COLOURS, strict=False)),
+        **dict(zip(features, cycle(FEATURE_COLOURS), strict=False)),
+        **dict(zip(images, cycle(IMAGE_COLOURS), strict=False)),
     }
     curves = {kind: _panel(axes[kind], kind, found, colours) for kind, found in kinds.items()}
     for kind, found in curves.items():

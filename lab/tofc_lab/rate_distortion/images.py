@@ -22,6 +22,13 @@ SCALES = (0.7, 0.5, 0.35)
 #: found no other setting on the hull
 QUALITIES = {"jpeg": (8, 15, 25, 40), "webp": (3, 10, 25, 45), "avif": (5, 12, 22, 35), "jxl": (20, 38, 55, 72)}
 
+#: (quality, scale) of files behind a prefilter, of which every question needs another: near the smallest files there
+#: are, because most of such a picture is flat
+PREFILTERED = {
+    "avif": ((1, 0.15), (5, 0.2), (5, 0.25), (5, 0.35), (12, 0.35), (12, 0.5)),
+    "webp": ((3, 0.15), (3, 0.25), (3, 0.35), (10, 0.35), (25, 0.35), (25, 0.5)),
+}
+
 
 class ImageCodecSetting(Protocol):
     """A way to send a picture as an image file."""
@@ -70,3 +77,8 @@ def files(codec: str) -> list[ImageSetting]:
         ImageSetting(codec, least, 1.0),
         *(ImageSetting(codec, *pair) for pair in product(QUALITIES[codec], SCALES)),
     ]
+
+
+def prefiltered_files(codec: str) -> list[ImageSetting]:
+    """Return the settings of a codec that are tried behind a prefilter."""
+    return [ImageSetting(codec, *pair) for pair in PREFILTERED[codec]]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -23,12 +24,13 @@ from tofc.model.prompt import load_tokenizer
 from tofc.model.tower import Tower
 from tofc_lab.nano import features
 from tofc_lab.nano.answerer import Answerer, Reduce, merging
-from tofc_lab.nano.evaluate import score
+from tofc_lab.nano.evaluate import questions_about, score
 from tofc_lab.nano.features import CachedPicture, Kind, Sizes, TowerOutput
-from tofc_lab.nano.packing import Packer
+from tofc_lab.nano.packing import Packer, QuestionAnswer
 from tofc_lab.nano.report import shipped_encoder
 from tofc_lab.nano.unpack import answerer_of
 from tofc_lab.progress import Progress
+from tofc_lab.rate_distortion import prefilter
 from tofc_lab.rate_distortion.images import ImageCodecSetting
 from tofc_lab.rate_distortion.outcomes import Outcomes
 from tofc_lab.world.assets import Split
@@ -47,6 +49,8 @@ class Benchmark:
     _encode: Callable[[Image.Image], TowerOutput]
     _features: Path
     _outcomes: Path
+    _training: Path | None
+    turns: int = 10  # questions about a picture at most
     _loaded: dict[tuple[Kind, Split], list[CachedPicture]] = field(default_factory=dict)
 
     @classmethod
@@ -57,9 +61,14 @@ class Benchmark:
         run: Path,
         sizes: Sizes,
         progress: Progress,
+        training: Path | None = None,
         feature_codec: str = DEFAULT,
     ) -> Self:
-        """Load the networks of a whole checkpoint; `run` is the folder for features and outcomes."""
+        """Load the networks of a whole checkpoint; `run` is the folder for features and outcomes.
+
+        `training` is the folder of a training run, whose features vector quantisers are fitted to; without it they are
+        fitted to the training pictures in `sizes`.
+        """
         checkpoint = Checkpoint.open(model, feature_codec=feature_codec)
         tower = Tower(checkpoint)
         return cls(
@@ -72,6 +81,7 @@ class Benchmark:
             _encode=shipped_encoder(tower),
             _features=run / "features" / _tower_id(tower),
             _outcomes=run / "outcomes" / checkpoint.model_id,
+            _training=training,
         )
 
     def pictures(self, kind: Kind, split: Split, file: ImageCodecSetting | None = None) -> list[CachedPicture]:
@@ -87,6 +97,20 @@ class Benchmark:
             self._loaded[kind, split] = found
         return found
 
+    def training(self) -> list[CachedPicture]:
+        """Return the features of training pictures of all kinds."""
+        if self._training is not None:
+            found = features.load_training(self._training)
+            return [*found.world, *found.large, *found.easy]
+        return [one for kind, split in self.sizes if split == "train" for one in self.pictures(kind, split)]
+
+    def training_identity(self) -> bytes:
+        """Return what changes whenever the features of `training` do."""
+        if self._training is None:
+            sizes = {key: count for key, count in self.sizes.items() if key[1] == "train"}
+            return f"{self._features.name} {sizes}".encode()
+        return f"{features.folder(self._training).name} {features.TRAINING_SIZES}".encode()
+
     def reduced(
         self, name: str, make: Callable[[], Reduce], kind: Kind, split: Split, identity: bytes = b""
     ) -> Outcomes:
@@ -97,21 +121,60 @@ class Benchmark:
         """Measure answers from image files, which the server decodes and encodes with its tower."""
         return self._measured(file.folder, kind, split, lambda: (self.pictures(kind, split, file), merging()))
 
+    def few(self, pictures: int, turns: int) -> Benchmark:
+        """Return the same benchmark with fewer pictures and questions: the first ones."""
+        return replace(
+            self, sizes={key: min(count, pictures) for key, count in self.sizes.items()}, turns=turns, _loaded={}
+        )
+
+    def prefiltered(self, file: ImageCodecSetting, kind: Kind, split: Split) -> Outcomes:
+        """Measure answers from image files, one for each question, that keep only what the question is about."""
+
+        def measure() -> Outcomes:
+            encode = file.through(self._encode)
+            shown: list[CachedPicture] = []
+            asked: list[list[QuestionAnswer]] = []
+            owner: list[int] = []
+            for index, one in enumerate(self.pictures(kind, split)):
+                if one.scene is None:
+                    raise ValueError(f"pictures of {kind} have no scenes: a prefilter cannot know what to keep")
+                image, _ = features.picture(self.assets, kind, split, 0, index)
+                for question in questions_about(index, one, self.turns):
+                    found = encode(prefilter.flatten(image, prefilter.kept(one.scene, question)))
+                    shown.append(replace(one, features=np.concatenate(found.views).astype(np.float16), size=found.size))
+                    asked.append([question])
+                    owner.append(index)
+            return prefilter.by_picture(self._score(kind, shown, merging(), asked), owner)
+
+        return self._kept(f"prefiltered-{file.folder}", kind, split, measure)
+
     def _measured(
         self, name: str, kind: Kind, split: Split, prepare: Callable[[], tuple[list[CachedPicture], Reduce]]
     ) -> Outcomes:
-        """Load the outcomes that are kept under `name`; if there are none, measure and keep them."""
-        path = self._outcomes / f"{kind}-{split}-{self.sizes[kind, split]}" / f"{name}.npz"
-        if path.exists():
-            return Outcomes.load(path)
-        pictures, reduce = prepare()
+        """Measure the way that `prepare` returns: pictures and what is done to their features."""
+        return self._kept(name, kind, split, lambda: self._score(kind, *prepare()))
+
+    def _score(
+        self,
+        kind: Kind,
+        pictures: list[CachedPicture],
+        reduce: Reduce,
+        chosen: list[list[QuestionAnswer]] | None = None,
+    ) -> Outcomes:
+        batch = 5 if kind == "large" else 25
         with torch.inference_mode():
-            outcomes = score(self.answerer, self.packer, pictures, reduce, batch=5 if kind == "large" else 25)
+            outcomes = score(self.answerer, self.packer, pictures, reduce, turns=self.turns, batch=batch, chosen=chosen)
         if pictures[0].size:
             outcomes = [replace(one, size=pictures[one.picture].size) for one in outcomes]
-        found = Outcomes.of(outcomes)
-        found.save(path)
-        return found
+        return Outcomes.of(outcomes)
+
+    def _kept(self, name: str, kind: Kind, split: Split, measure: Callable[[], Outcomes]) -> Outcomes:
+        """Load the outcomes that are kept under `name`; if there are none, measure and keep them."""
+        turns = "" if self.turns == 10 else f"-{self.turns} questions"
+        path = self._outcomes / f"{kind}-{split}-{self.sizes[kind, split]}{turns}" / f"{name}.npz"
+        if not path.exists():
+            measure().save(path)
+        return Outcomes.load(path)
 
 
 def _tower_id(tower: Tower) -> str:

@@ -3,8 +3,8 @@
     features ─ transform ─ codebooks ─┬─ rounds of: choose indices by rate and distortion, move codewords to the mean
                     context model ────┘  of what was coded with them, train the context model on the indices
 
-Distances are those behind the projector (`transform`). All qualities share one set of weights and differ in λ, the price
-of a bit. Promises that an interrupted run is resumed with the same result. Leaves integers to `export`.
+Distances are those behind the projector (`transform`). All qualities share one set of weights and differ in λ, the
+price of a bit. Promises that an interrupted run is resumed with the same result. Leaves integers to `export`.
 """
 
 from __future__ import annotations
