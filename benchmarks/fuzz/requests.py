@@ -125,7 +125,7 @@ def seeds() -> list[list[Step]]:
     late = [*plain[:2], ask(0, 1, 1, deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
     first = {"pictures": [pb.Picture(picture_id=PICTURES[0], rows=1, columns=1)], "asks": [pb.Ask(question="a cat?")]}
     implied = [hello(0), request(0, **first, views=[pb.View(packets=[b"view"] * 2)]), ask(0, 0), view(0, 0, 1)]
-    return [plain, crops, talk, gone, shared, slow, left, batch, late, implied]
+    return [plain, crops, talk, gone, shared, slow, left, batch, implied, late]
 
 
 def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:

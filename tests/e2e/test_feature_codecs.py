@@ -102,12 +102,16 @@ async def test_the_rows_are_those_of_the_named_codec(model: Path, several: Serve
     np.testing.assert_allclose(rows, wanted, atol=1e-3)
 
 
-async def test_a_picture_is_cached_for_its_codec(model: Path, several: ServerThread) -> None:
+async def test_a_picture_is_cached_for_its_codec(
+    model: Path, several: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same picture under another codec is sent again, and its rows are not mixed with the first ones."""
+    monkeypatch.setattr("device_client.link.HOLD_S", 0.0)  # so the server says what it has before a view is encoded
     choice = RateChoice(features=7)
     first, second = (TowerEncoder.open(model, choice, feature_codec=name) for name in ("default", "coarse"))
     assert (await ask(several, first)).views_sent == 1
     assert (await ask(several, second)).views_sent == 1
+    assert (await ask(several, first)).views_sent == 0
 
 
 async def test_halves_keep_their_codecs(model: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_any_bytes_are_steps_and_steps_are_bytes(data: bytes) -> None:
     assert read(write(steps)) == steps
 
 
-@pytest.mark.parametrize("steps", seeds()[:8])  # the questions of the others come too late
+@pytest.mark.parametrize("steps", seeds()[:-1])  # the question of the last one comes too late
 def test_good_sessions_end_well(steps: list[Step]) -> None:
     played = converse(0, [[one for one in steps if one.client == who] for who in (0, 1)])
     leaves = any(one.kind is Kind.LEAVE for one in steps)
