@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tofc.codec.context.context_model import STAGES
 from tofc.codec.integer_net import ACTIVATION_BITS, ACTIVATION_MAX, WEIGHT_BITS
 from tofc_lab.codec.places import REACH, Places
+from tofc_lab.codec.residual_probabilities import FRACTION
 
 CHANNELS = 12  # size of a feature's embedding, which is the input to the prediction of its neighbours
 DROPPED = 0.1  # dropout of these embeddings
-FRACTION = 3  # bits: a predicted mean is a multiple of an eighth of a step
 _MAX_ACTIVATION = ACTIVATION_MAX / (1 << ACTIVATION_BITS)
 
 

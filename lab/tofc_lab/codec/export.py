@@ -20,9 +20,10 @@ from tofc.codec.config import Rate
 from tofc.codec.context.config import ContextConfig
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.tables import table_from_probabilities
-from tofc_lab.codec.context import CHANNELS, FRACTION
+from tofc_lab.codec.context import CHANNELS
 from tofc_lab.codec.model import BIT_PRICE, SCALES, CodecModel, scale_of
 from tofc_lab.codec.places import REACH
+from tofc_lab.codec.residual_probabilities import FRACTION, SMOOTHING, residual_probabilities
 
 RESIDUAL_RANGE = 31
 #: (features, quality) by ascending bytes: on or next to the hull on validation pictures (`tofc-lab rate-distortion`)
@@ -32,7 +33,6 @@ RATES: tuple[Rate, ...] = (
 PRESETS = {"low": 1, "medium": 3, "high": 5, "max": 8}
 PRESET = "high"
 CROP_FEATURES = 4
-SMOOTHING = 200.0  # weight of the trained distribution, in counts
 
 
 def _rates(qualities: int) -> dict[str, Any]:
@@ -47,17 +47,6 @@ def _rates(qualities: int) -> dict[str, Any]:
         "presets": {"low": 0, "high": qualities - 1},
         "preset": "high",
     }
-
-
-def _gaussian_tables() -> NDArray[np.float64]:
-    """Return P [SCALES · 2^FRACTION, 2 R + 1] of whole residuals, for each scale and fractional part of the mean."""
-    scales = scale_of(torch.arange(SCALES, dtype=torch.float64)).numpy()[:, None, None]
-    fraction = np.arange(1 << FRACTION)[:, None] / (1 << FRACTION) - 0.5  # of a step, which rounding the mean leaves
-    edges = np.arange(-RESIDUAL_RANGE, RESIDUAL_RANGE + 2) - 0.5
-    cdf = norm.cdf((edges - fraction) / scales)
-    cdf[..., 0], cdf[..., -1] = 0.0, 1.0
-    tables: NDArray[np.float64] = np.diff(cdf, axis=-1).reshape(SCALES << FRACTION, -1)
-    return tables
 
 
 @torch.no_grad()
@@ -88,7 +77,9 @@ def export(
         tables=SCALES << FRACTION,
         fraction=FRACTION,
     )
-    gaussian = _gaussian_tables()
+    gaussian = residual_probabilities(
+        norm.cdf, scale_of(torch.arange(SCALES, dtype=torch.float64)).numpy(), RESIDUAL_RANGE
+    )
     draft = ContextWeights(
         config=config,
         mean=model.mean.numpy(),

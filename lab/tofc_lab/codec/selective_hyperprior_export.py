@@ -22,22 +22,10 @@ from tofc.codec.selective_hyperprior.config import SelectiveHyperpriorConfig
 from tofc.codec.selective_hyperprior.hyper_synthesis import OUT_WEIGHT_BITS
 from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
 from tofc.codec.tables import table_from_probabilities
+from tofc_lab.codec.residual_probabilities import FRACTION, SMOOTHING, residual_probabilities
 from tofc_lab.codec.selective_hyperprior import HYPER_RANGE, SCALES, SelectiveHyperprior, scale_of
 
 RESIDUAL_RANGE = 15
-FRACTION = 3  # bits: a predicted mean is a multiple of an eighth of a step
-SMOOTHING = 200.0  # weight of the trained distribution, in counts
-
-
-def _laplace_probabilities() -> NDArray[np.float64]:
-    """Return P [SCALES · 2^FRACTION, 2 R + 1] of whole residuals, for each scale and fractional part of the mean."""
-    scales = scale_of(torch.arange(SCALES, dtype=torch.float64)).numpy()[:, None, None]
-    fraction = np.arange(1 << FRACTION)[:, None] / (1 << FRACTION) - 0.5  # of a step, which rounding the mean leaves
-    edges = np.arange(-RESIDUAL_RANGE, RESIDUAL_RANGE + 2) - 0.5
-    cdf = laplace.cdf((edges - fraction) / scales)
-    cdf[..., 0], cdf[..., -1] = 0.0, 1.0
-    tables: NDArray[np.float64] = np.diff(cdf, axis=-1).reshape(SCALES << FRACTION, -1)
-    return tables
 
 
 def _integers(model: SelectiveHyperprior) -> dict[str, NDArray[Any]]:
@@ -96,7 +84,10 @@ def export(
     counted = {
         "expert_tables": usage / usage.sum(-1, keepdims=True) * SMOOTHING,
         "z_tables": np.stack([model.z_probabilities() for model in models]) * SMOOTHING,
-        "y_tables": _laplace_probabilities() * SMOOTHING,
+        "y_tables": residual_probabilities(
+            laplace.cdf, scale_of(torch.arange(SCALES, dtype=torch.float64)).numpy(), RESIDUAL_RANGE
+        )
+        * SMOOTHING,
     }
     transform = {"analysis": first.analysis.numpy(), "synthesis": first.synthesis.numpy()} if first.transformed else {}
     stacked: dict[str, Any] = {name: np.stack([one[name] for one in tensors]) for name in tensors[0]}

@@ -184,6 +184,21 @@ def selective_hyperprior(
 
 
 @nano.command(rich_help_panel=OTHERS)
+def index(
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Folder to write the codec to.")] = NANO / "codecs" / "index",
+    steps: Annotated[int | None, typer.Option(help="Steps of the context model.", show_default="7000")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train the codec of one index for each feature, and write it (after `decoder`). It needs no answers."""
+    from tofc_lab.codec.index.train import IndexRecipe
+    from tofc_lab.nano.index_codec import train_index
+
+    recipe = IndexRecipe()
+    train_index(run, out, replace(recipe, steps=recipe.steps if steps is None else steps), seed)
+
+
+@nano.command(rich_help_panel=OTHERS)
 def unpack(model: WholeCheckpoint = NANO, run: Run = RUN) -> None:
     """Turn a shipped checkpoint back into a run's folder, to continue its training (features, decoder --start)."""
     from tofc_lab.nano.unpack import unpack

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tofc.codec.merge import merge
+from tofc_lab.codec.index.codebooks import nearest, refit
 from tofc_lab.nano.answerer import Reduce
 from tofc_lab.rate_distortion.index_contexts import Context
 from tofc_lab.rate_distortion.simple import HEADER, place_bits
@@ -36,7 +37,6 @@ ROUNDS = 12  # of k-means on a sample, and again with the price of bits
 LAST_ROUNDS = 3  # on everything
 SAMPLE = 300_000  # vectors
 RECIPE = repr((COMPONENTS, ROUNDS, LAST_ROUNDS, SAMPLE)).encode()
-BLOCK = 1024  # vectors whose distances are computed at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class Codebooks:
             fewer, bits = _fit(left[:, own].contiguous(), size, price, at)
             whole = torch.zeros(len(fewer), points.shape[1])
             whole[:, own] = fewer
-            index = _assign(left, whole, bits, price)
+            index = nearest(left, whole, bits, price)[0]
             left -= whole[index]
             indices[:, at] = index.numpy()
             counts = np.bincount(indices[:, at], minlength=len(whole)).astype(np.float64) + 1
@@ -132,7 +132,7 @@ class Codebooks:
         found = []
         for stage in self.stages:
             codewords = torch.from_numpy(stage.codewords)
-            found.append(_assign(left, codewords, torch.from_numpy(stage.bits), self.price))
+            found.append(nearest(left, codewords, torch.from_numpy(stage.bits), self.price)[0])
             left = left - codewords[found[-1]]
         return torch.stack(found, 1).numpy()
 
@@ -171,15 +171,11 @@ def _fit(points: Tensor, size: int, price: float, seed: int) -> tuple[Tensor, Te
     """Return at most `size` codewords [K, C] and the bits [K] of an index: k-means, then with a price of bits."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(points))[:SAMPLE])
     sample = points[order]
-    codewords, bits = sample[:size], torch.zeros(size)
+    codewords = sample[:size]
+    bits = torch.zeros(len(codewords))
     rounds = [(sample, 0.0)] * ROUNDS + [(sample, price)] * (ROUNDS if price else 0) + [(points, price)] * LAST_ROUNDS
     for some, priced in rounds:
-        index = _assign(some, codewords, bits[: len(codewords)], priced)
-        counts = torch.bincount(index, minlength=len(codewords))
-        used = counts > 0
-        sums = torch.zeros_like(codewords).index_add_(0, index, some)
-        codewords = (sums / counts.clamp(min=1)[:, None])[used]
-        bits = -torch.log2(counts[used] / counts.sum())
+        codewords, bits, _ = refit(some, codewords, bits, priced)
     return codewords, bits if price else torch.zeros(len(codewords))
 
 
@@ -197,9 +193,3 @@ def _features(
             begin += len(x)
         found.append((total.numpy() / np.maximum(frequency - 1, 1)[:, None]).astype(np.float32))
     return found
-
-
-def _assign(points: Tensor, codewords: Tensor, bits: Tensor, price: float) -> Tensor:
-    """Return each point's cheapest codeword [T]."""
-    norms = codewords.square().sum(1) + price * bits
-    return torch.cat([torch.addmm(norms, one, codewords.T, alpha=-2).argmin(1) for one in points.split(BLOCK)])

@@ -9,13 +9,13 @@ symbol do not grow with the number of symbols before it. Leaves to `packet` whic
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tofc.codec.tables import PRECISION, TOTAL
+from tofc.codec.tables import PRECISION
 
 _WORD_BITS = 32  # the coder's state has two words
 _FULL_WIDTH = (1 << 2 * _WORD_BITS) - 1  # of the initial interval
@@ -23,7 +23,7 @@ _MIN_WIDTH = 1 << _WORD_BITS  # a narrower interval is shifted by a word, which 
 COUNT_BITS = 24  # a symbol's share of the interval is a number of counts out of 2²⁴; of a stored table 2⁸ times less
 _TABLE_SHIFT = COUNT_BITS - PRECISION
 
-#: cumulative counts from 0 to `TOTAL`; symbol x has table[x + 1] − table[x] of them
+#: cumulative counts from 0 to 2^`PRECISION`; symbol x has table[x + 1] − table[x] of them
 Table = list[int]
 
 
@@ -56,17 +56,10 @@ class RangeEncoder:
 
     def encode(self, symbols: Iterable[int], tables: Iterable[Table]) -> None:
         """Append symbols, each with its own table."""
-        low, width = self._low, self._width
-        for symbol, table in zip(symbols, tables, strict=True):
-            unit = width >> COUNT_BITS << _TABLE_SHIFT
-            first = table[symbol]
-            low += first * unit
-            width = (table[symbol + 1] - first) * unit
-            if width < _MIN_WIDTH:
-                self._words.append(low >> _WORD_BITS)
-                low = (low & _MIN_WIDTH - 1) << _WORD_BITS
-                width <<= _WORD_BITS
-        self._low, self._width = low, width
+        pairs = [(table[symbol], table[symbol + 1]) for symbol, table in zip(symbols, tables, strict=True)]
+        self.encode_counts(
+            (first << _TABLE_SHIFT for first, _ in pairs), (end - first << _TABLE_SHIFT for first, end in pairs)
+        )
 
     def encode_counts(self, firsts: Iterable[int], counts: Iterable[int]) -> None:
         """Append symbols, each by the counts before it and its own, out of 2²⁴."""
@@ -101,38 +94,20 @@ class RangeDecoder:
         # How far the fraction is above the interval's lower end.
         self._offset = self._next_word() << _WORD_BITS | self._next_word()
 
-    def decode(self, tables: Iterable[Table]) -> list[int]:
-        """Decode the next symbols, one with each table. Raises `ValueError` for bytes that no encoder writes."""
-        offset, width, found = self._offset, self._width, []
-        for table in tables:
-            unit = width >> COUNT_BITS << _TABLE_SHIFT
-            count = offset // unit
-            if count >= TOTAL:
-                raise ValueError("the payload is outside every symbol's interval")
-            symbol = bisect_right(table, count) - 1
-            first = table[symbol]
-            offset -= first * unit
-            width = (table[symbol + 1] - first) * unit
-            if width < _MIN_WIDTH:
-                offset = offset << _WORD_BITS | self._next_word()
-                width <<= _WORD_BITS
-            found.append(symbol)
-        self._offset, self._width = offset, width
-        return found
-
-    def decode_counts(self, cumulative: Iterable[NDArray[np.int64]]) -> list[int]:
-        """Decode the next symbols, each with cumulative counts [K + 1] from 0 to 2²⁴.
+    def decode(self, tables: Iterable[Sequence[int] | NDArray[np.int64]], bits: int = PRECISION) -> list[int]:
+        """Decode the next symbols, one with each table of cumulative counts from 0 to 2^`bits`.
 
         Raises `ValueError` for bytes that no encoder writes.
         """
         offset, width, found = self._offset, self._width, []
-        for counts in cumulative:
-            unit = width >> COUNT_BITS
+        shift = COUNT_BITS - bits
+        for table in tables:
+            unit = width >> COUNT_BITS << shift
             count = offset // unit
-            if count >= 1 << COUNT_BITS:
+            if count >> bits:
                 raise ValueError("the payload is outside every symbol's interval")
-            symbol = int(counts.searchsorted(count, side="right")) - 1
-            first, end = int(counts[symbol]), int(counts[symbol + 1])
+            symbol = bisect_right(table, count) - 1
+            first, end = int(table[symbol]), int(table[symbol + 1])
             offset -= first * unit
             width = (end - first) * unit
             if width < _MIN_WIDTH:

@@ -35,17 +35,27 @@ def fit(points: Tensor, size: int, weight: float, rounds: int, seed: int) -> tup
     codewords, bits, price, plain = points[torch.from_numpy(np.sort(start))], torch.zeros(size), 0.0, 0.0
     for priced in (False, True):
         for _ in range(rounds):
-            index, distance = nearest(points, codewords, bits, price)
-            counts = torch.bincount(index, minlength=len(codewords))
-            used = counts > 0
-            sums = torch.zeros_like(codewords).index_add_(0, index, points)
-            codewords = (sums / counts.clamp(min=1)[:, None])[used]
-            plain = plain if priced else float(distance.mean())
-            bits = -torch.log2(counts[used] / counts.sum()) if priced else torch.zeros(len(codewords))
+            codewords, lengths, distance = refit(points, codewords, bits, price)
+            plain = plain if priced else distance
+            bits = lengths if priced else torch.zeros(len(codewords))
         price = weight * plain
     counts = torch.bincount(nearest(points, codewords, bits, price)[0], minlength=len(codewords)) + 0.5
     order = counts.argsort(descending=True, stable=True)
     return Codebook(codewords[order], -torch.log2(counts / counts.sum())[order]), plain
+
+
+def refit(points: Tensor, codewords: Tensor, bits: Tensor, price: float) -> tuple[Tensor, Tensor, float]:
+    """Make one round of entropy-constrained k-means on points [T, M].
+
+    Returns the codewords that are in use [K, M], moved to the means of their cells, the bits of their indices [K], and
+    the mean squared distance before the move.
+    """
+    index, distance = nearest(points, codewords, bits, price)
+    counts = torch.bincount(index, minlength=len(codewords))
+    used = counts > 0
+    sums = torch.zeros_like(codewords).index_add_(0, index, points)
+    moved = (sums / counts.clamp(min=1)[:, None])[used]
+    return moved, -torch.log2(counts[used] / counts.sum()), float(distance.mean())
 
 
 def nearest(points: Tensor, codewords: Tensor, bits: Tensor, price: float) -> tuple[Tensor, Tensor]:

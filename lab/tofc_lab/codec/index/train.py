@@ -10,7 +10,7 @@ price of a bit. Promises that an interrupted run is resumed with the same result
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tofc_lab import resume
-from tofc_lab.codec.index import codebooks, transform
+from tofc_lab.codec.index import codebooks
 from tofc_lab.codec.index.codebooks import Codebook
 from tofc_lab.codec.index.grids import Grids
 from tofc_lab.codec.index.model import IndexModel
@@ -35,7 +35,6 @@ class IndexRecipe:
     is fitted without a price.
     """
 
-    components: int = 64
     codewords: tuple[int, ...] = (4096, 256, 256)  # at most, of each stage
     weights: tuple[float, ...] = (0.1, 0.3, 0.3)  # price at which each codebook is fitted, in the same way
     vectors: int = 600_000  # features that the codebooks are fitted to, at most
@@ -45,7 +44,7 @@ class IndexRecipe:
     prices: tuple[float, ...] = (1.0, 0.6, 0.36, 0.21, 0.125, 0.075, 0.045, 0.025)
     rounds: int = 5
     moving: int = 3  # of the rounds, those after which codewords are moved
-    steps: int = 10_000  # of the context model, in all rounds together
+    steps: int = 7_000  # of the context model, in all rounds together
     batch: int = 1700  # features of a step
     rate: float = 3e-3
     save: int = 250
@@ -53,26 +52,22 @@ class IndexRecipe:
 
 def train(
     pool: Pool,
-    sample: Tensor,
-    projector: Tensor,
+    fitted: Transform,
     out: Path,
     *,
     basis: str = "",
     recipe: IndexRecipe | None = None,
     seed: int = 0,
     log: Log = print_now,
-) -> tuple[IndexModel, Transform, Tensor]:
-    """Run the recipe, resuming from `out/index.ckpt`; return the model, the transform and λ [Q].
+) -> tuple[IndexModel, Tensor]:
+    """Run the recipe, resuming from `out/index.ckpt`; return the model and λ [Q].
 
     Args:
         pool: the features, some of them merged.
-        sample: features [T, D] of whole pictures, from which the transform is computed.
-        projector: the weight [H, D] that is applied to features before the decoder.
         basis: identifies tower and decoder; a checkpoint with another basis is refused.
     """
     recipe = recipe or IndexRecipe()
     torch.manual_seed(seed)
-    fitted = transform.fit(sample, projector, recipe.components)
     views = Grids.of(pool, fitted.project)
     state = resume.load(out / "index.ckpt", basis)
     if state is None:
@@ -134,7 +129,7 @@ def train(
             log(f"{step}/{recipe.steps} {(step - first) / (time.monotonic() - started):.2f} steps/s bits {running:.3f}")
         if step % recipe.save == 0 or step == recipe.steps:
             save()
-    return model.eval(), fitted, price
+    return model.eval(), price
 
 
 def _fit_codebooks(views: list[Grids], recipe: IndexRecipe, seed: int, log: Log) -> tuple[list[Codebook], float]:
@@ -188,8 +183,3 @@ def _choose(model: IndexModel, views: Grids, round_: int, price: Tensor, moments
             moments.add(part.y[part.present], index[part.present])
         found.append(index.to(torch.int16))
     return torch.cat(found)
-
-
-def settings(recipe: IndexRecipe) -> dict[str, Any]:
-    """Return the recipe as JSON."""
-    return asdict(recipe)

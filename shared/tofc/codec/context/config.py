@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from tofc.codec.config import CodecConfig
+from tofc.codec.residuals import ResidualConfig
 from tofc.errors import CodecError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextConfig(CodecConfig):
+class ContextConfig(ResidualConfig):
     """Sizes of a codec with the context model. Raises `CodecError` for values that are not allowed.
 
     >>> ContextConfig(feature_dim=8, components=4, slices=(1, 4), channels=2, context_hidden=8, hidden=16,
@@ -22,7 +22,7 @@ class ContextConfig(CodecConfig):
     entropy_model = "context"
     own_bounds: ClassVar = {
         "components": (1, 4096), "channels": (1, 256), "context_hidden": (1, 4096), "reach": (1, 4),
-        "residual_range": (1, 4095), "tables": (1, 4096), "fraction": (0, 8),
+        **ResidualConfig.residual_bounds,
     }  # fmt: skip
 
     slices: tuple[int, ...]
@@ -33,17 +33,10 @@ class ContextConfig(CodecConfig):
     """F: hidden units of the context model."""
     reach: int = 2
     """Radius of the context model in cells: a cell has K = (2 reach + 1)² − 1 neighbours."""
-    residual_range: int
-    """R: residuals and predicted means are −R..R."""
-    tables: int
-    """T: number of probability tables, 2^fraction for each scale."""
-    fraction: int = 0
-    """Predicted means are multiples of 2^−fraction steps; the fractional part selects the table."""
 
     def check_own(self) -> None:
         """Check tables and slices. Raises `CodecError`."""
-        if self.tables % (1 << self.fraction):
-            raise CodecError(f"codec.json: tables = {self.tables}; must be a multiple of {1 << self.fraction}")
+        super().check_own()
         ends = self.slices
         valid = isinstance(ends, list | tuple) and all(type(end) is int for end in ends)
         if not valid or [*ends] != sorted({*ends}) or not ends or ends[0] < 1 or ends[-1] != self.components:

@@ -22,6 +22,7 @@ import numpy as np
 
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS, Floats, Ints, append_bias_unit, clipped_relu
 from tofc.codec.neighbourhood import neighbour_indices
+from tofc.codec.residuals import mean_and_table
 
 if TYPE_CHECKING:
     from tofc.codec.context.weights import ContextWeights
@@ -111,12 +112,5 @@ class ContextModel:
         """Turn the last layer's sums [n', 2 L], means in fractions of a step and scales, into means and tables."""
         c, size = self._config, last - first
         whole = np.floor(sums).astype(np.int64)
-        place, scale = whole[:, :size], whole[:, size:]
-        mean, fractional = place >> c.fraction, place & (1 << c.fraction) - 1
-        return CodingStep(
-            rows=rows,
-            first=first,
-            last=last,
-            mean=np.minimum(np.maximum(mean, -c.residual_range), c.residual_range),
-            table=np.minimum(np.maximum(scale, 0), (c.tables >> c.fraction) - 1) << c.fraction | fractional,
-        )
+        mean, table = mean_and_table(c, whole[:, :size], whole[:, size:])
+        return CodingStep(rows=rows, first=first, last=last, mean=mean, table=table)

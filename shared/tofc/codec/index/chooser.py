@@ -29,38 +29,29 @@ class IndexChooser:
         self._context = context
         self._lambda = weights.bit_price.astype(np.float64)  # [Q]
         self._bit = 2.0**-weights.config.logit_bits
-        components = weights.codebook[:, : weights.config.components].astype(np.float64)
-        self._codewords = [  # [K, M] for each stage
-            components[first:last] * scale
-            for (first, last), scale in zip(context.spans, weights.scale.astype(np.float64), strict=True)
-        ]
+        self._codewords = weights.codewords()
         self._squares = [(table**2).sum(axis=1) for table in self._codewords]
 
-    def choose(self, y: Floats, grid: int, cells: Ints, quality: int) -> Ints:
-        """Return the indices [n, S] of components [n, M] of features at `cells` [n]."""
-        q = np.zeros((len(cells), len(self._codewords)), np.int64)
-        for wave in self._context.coding_waves(grid, cells, quality, q):
-            q[wave.rows] = self._choose(y[wave.rows], wave, quality)
-        return q
-
-    def _choose(self, y: Floats, wave: Wave, quality: int) -> Ints:
-        """Return the indices [n', S] of the features of one wave."""
+    def choose(self, y: Floats, wave: Wave, first_logits: Floats, quality: int) -> Ints:
+        """Return the indices [n', S] of a wave's components [n', M]; `first_logits` [n', K] are the first stage's."""
         n = len(y)
         owner = np.arange(n)  # [n' · beam], the feature of each choice
         chosen = np.zeros((n, 0), np.int64)
         rest, spent = y, np.zeros(n)  # what is left to code, and λ · bits so far
         for stage, (codewords, squares) in enumerate(zip(self._codewords, self._squares, strict=True)):
-            own = self._context.embed(chosen.T, quality) if stage else None
-            logits = self._context.logits(stage, wave.around[owner], own, quality)
+            logits = first_logits
+            if stage:
+                own = self._context.embed(chosen.T, quality)
+                logits = self._context.logits(stage, wave.around[owner], own, quality)
             # Costs but for what all indices of a choice have in common, except the bits of the choice itself.
             cost = squares - 2 * rest @ codewords.T
             cost += (self._lambda[quality] * self._bit) * (_log_sum(logits, self._bit) - logits)
             cost += ((rest**2).sum(axis=1) + spent)[:, None]
             kept = 1 if stage + 1 == len(self._codewords) else BEAM
             picked, index = _cheapest(cost, owner, n, kept)
-            bits_cost = cost[picked, index] - ((rest[picked] - codewords[index]) ** 2).sum(axis=1)
+            rest = rest[picked] - codewords[index]
+            spent = cost[picked, index] - (rest**2).sum(axis=1)
             owner, chosen = owner[picked], np.column_stack([chosen[picked], index])
-            rest, spent = rest[picked] - codewords[index], bits_cost
         return chosen
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tofc.codec.index.chooser import IndexChooser
-from tofc.codec.index.context_model import IndexContextModel
+from tofc.codec.index.context_model import IndexContextModel, Wave
 from tofc.codec.index.probabilities import cumulative, weights_of
 from tofc.codec.index.symbols import IndexSymbols
 from tofc.codec.integer_net import Floats, Ints
@@ -31,18 +31,21 @@ class IndexEntropyModel:
         self._chooser = IndexChooser(weights, self._context)
         self._exp2 = weights.exp2.astype(np.int64)
         self._stages = weights.config.stages
-        components = weights.codebook[:, : weights.config.components].astype(np.float32)
-        self._codewords = [  # [K, M] for each stage
-            components[first:last] * scale
-            for (first, last), scale in zip(self._context.spans, weights.scale, strict=True)
-        ]
+        self._codewords = [words.astype(np.float32) for words in weights.codewords()]
         #: an upper bound of the bits that the indices of one feature can cost
         self.max_feature_bits = (COUNT_BITS + 1) * self._stages
 
     def quantise(self, y: Floats, grid: int, cells: Ints, quality: int) -> IndexSymbols:
         """Choose the indices of components [n, M] by rate and distortion."""
-        q = self._chooser.choose(y, grid, cells, quality)
-        return self._walk(grid, cells, quality, lambda rows, stage, _: q[rows, stage])
+        chosen = np.zeros((len(cells), self._stages), np.int64)
+
+        def choose(wave: Wave, stage: int, logits: Floats, _: Ints) -> Ints:
+            if stage == 0:
+                chosen[wave.rows] = self._chooser.choose(y[wave.rows], wave, logits, quality)
+            index: Ints = chosen[wave.rows, stage]
+            return index
+
+        return self._walk(grid, cells, quality, choose)
 
     def bits(self, symbols: IndexSymbols) -> Floats:
         """Return the ideal bits of each feature [n]."""
@@ -63,10 +66,10 @@ class IndexEntropyModel:
         """
         decoder = RangeDecoder(data)
 
-        def decoded(_rows: Ints, _stage: int, counts: Ints) -> Ints:
-            return np.array(decoder.decode_counts(counts), np.int64)
+        def decode(_wave: Wave, _stage: int, _logits: Floats, counts: Ints) -> Ints:
+            return np.array(decoder.decode(counts, COUNT_BITS), np.int64)
 
-        return self._walk(grid, cells, quality, decoded), decoder.interval()
+        return self._walk(grid, cells, quality, decode), decoder.interval()
 
     def values(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Return the components [n, M] that indices [n, S] stand for: the sum of their codewords."""
@@ -75,26 +78,23 @@ class IndexEntropyModel:
             found = found + self._codewords[stage][q[:, stage]]
         return found
 
-    def _walk(self, grid: int, cells: Ints, quality: int, index_of: Callable[[Ints, int, Ints], Ints]) -> IndexSymbols:
-        """Ask for the indices of every wave and stage in coding order, with their cumulative counts [n', K + 1]."""
+    def _walk(
+        self, grid: int, cells: Ints, quality: int, index_of: Callable[[Wave, int, Floats, Ints], Ints]
+    ) -> IndexSymbols:
+        """Ask for the indices of every wave and stage in coding order.
+
+        `index_of` takes wave, stage, the logits [n', K] and the cumulative counts [n', K + 1], and returns them [n'].
+        """
         q = np.zeros((len(cells), self._stages), np.int64)
-        features: list[Ints] = []
-        firsts: list[Ints] = []
-        counts: list[Ints] = []
+        done: list[tuple[Ints, Ints, Ints]] = []  # features, the counts before each index, its own
         for wave in self._context.coding_waves(grid, cells, quality, q):
             here = np.arange(len(wave.rows))
             for stage in range(self._stages):
                 own = self._context.embed(q[wave.rows, :stage].T, quality) if stage else None
-                every = cumulative(weights_of(self._context.logits(stage, wave.around, own, quality), self._exp2))
-                index = index_of(wave.rows, stage, every)
-                q[wave.rows, stage] = index
-                features.append(wave.rows)
-                firsts.append(every[here, index])
-                counts.append(every[here, index + 1] - every[here, index])
-        return IndexSymbols(
-            quality=quality,
-            q=q,
-            feature=np.concatenate(features),
-            first=np.concatenate(firsts),
-            count=np.concatenate(counts),
-        )
+                logits = self._context.logits(stage, wave.around, own, quality)
+                every = cumulative(weights_of(logits, self._exp2))
+                index = q[wave.rows, stage] = index_of(wave, stage, logits, every)
+                first = every[here, index]
+                done.append((wave.rows, first, every[here, index + 1] - first))
+        feature, first, count = (np.concatenate(each) for each in zip(*done, strict=True))
+        return IndexSymbols(quality=quality, q=q, feature=feature, first=first, count=count)

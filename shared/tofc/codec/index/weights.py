@@ -48,6 +48,12 @@ class IndexWeights(CodecWeights):
         """Return the codebooks, the context model and its coder."""
         return IndexEntropyModel(self)
 
+    def codewords(self) -> list[NDArray[np.float64]]:
+        """Return the codewords [K, M] of each stage."""
+        components = self.codebook[:, : self.config.components].astype(np.float64)
+        parts = np.split(components, np.cumsum(self.config.codewords)[:-1])
+        return [part * scale for part, scale in zip(parts, self.scale, strict=True)]
+
     def check_own(self) -> None:
         """Check prices, scales and the table of weights. Raises `CodecError`."""
         if (self.bit_price < 0).any():

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tofc.codec.config import CodecConfig
-from tofc.errors import CodecError
+from tofc.codec.residuals import ResidualConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectiveHyperpriorConfig(CodecConfig):
+class SelectiveHyperpriorConfig(ResidualConfig):
     """Sizes of a codec with the selective hyperprior. Raises `CodecError` for values that are not allowed.
 
     >>> SelectiveHyperpriorConfig(feature_dim=8, components=8, hyper=2, synthesis_hidden=4, analysis_hidden=4,
@@ -21,8 +20,7 @@ class SelectiveHyperpriorConfig(CodecConfig):
     entropy_model = "selective-hyperprior"
     own_bounds: ClassVar = {
         "components": (1, 8192), "experts": (2, 256), "hyper": (1, 4096), "hyper_range": (1, 4095),
-        "synthesis_hidden": (1, 4096), "analysis_hidden": (1, 4096), "residual_range": (1, 4095), "tables": (1, 4096),
-        "fraction": (0, 8),
+        "synthesis_hidden": (1, 4096), "analysis_hidden": (1, 4096), **ResidualConfig.residual_bounds,
     }  # fmt: skip
 
     experts: int = 16
@@ -35,14 +33,3 @@ class SelectiveHyperpriorConfig(CodecConfig):
     """F: hidden units of each expert."""
     analysis_hidden: int
     """A: hidden units of the hyper analysis h_a; encoder only."""
-    residual_range: int
-    """R: residuals and predicted means are −R..R."""
-    tables: int
-    """T: number of tables for the components, 2^fraction for each scale."""
-    fraction: int = 0
-    """Predicted means are multiples of 2^−fraction steps; the fractional part selects the table."""
-
-    def check_own(self) -> None:
-        """Check the number of tables. Raises `CodecError`."""
-        if self.tables % (1 << self.fraction):
-            raise CodecError(f"codec.json: tables = {self.tables}; must be a multiple of {1 << self.fraction}")

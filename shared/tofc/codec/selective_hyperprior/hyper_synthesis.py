@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS, Floats, Ints, clipped_relu
+from tofc.codec.residuals import mean_and_table
 
 if TYPE_CHECKING:
     from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
@@ -38,10 +39,7 @@ class HyperSynthesis:
             sums[rows] = self._sums(z[rows].astype(np.float64), expert, quality)
         sums[:, 0] *= 2.0**c.fraction
         whole = np.floor(sums, out=sums).astype(np.int64)
-        place, scale = whole[:, 0], whole[:, 1]
-        mean = np.clip(place >> c.fraction, -c.residual_range, c.residual_range)
-        scale = np.clip(scale, 0, (c.tables >> c.fraction) - 1)
-        return mean, scale << c.fraction | place & (1 << c.fraction) - 1
+        return mean_and_table(c, whole[:, 0], whole[:, 1])
 
     def _sums(self, z: Floats, expert: int, quality: int) -> Floats:
         """Return means in steps and scale indices [n', 2, M], not rounded, of features with one expert."""
