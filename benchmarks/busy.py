@@ -110,14 +110,16 @@ def worker(model: Path, setting: Setting) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def busy(cores: int) -> Iterator[None]:
-    """Keep this many cores busy with endless loops."""
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
-    try:
-        yield
-    finally:
+    """Keep this many cores busy with endless loops, which all run when this is entered."""
+    command = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with ExitStack() as stack:
+        loops = [stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE)) for _ in range(cores)]
         for loop in loops:
-            loop.kill()
-            loop.wait()
+            stack.callback(loop.kill)
+        for loop in loops:
+            assert loop.stdout is not None
+            loop.stdout.readline()
+        yield
 
 
 def view_ms(process: subprocess.Popen[str]) -> float:

@@ -1,7 +1,7 @@
 """The image files that one session is sending, chunk by chunk.
 
 Promises that a chunk is kept only if it continues its file, that its bytes count as memory of the picture cache until
-the file is decoded or dropped, and that the part of a file that arrived before a link was lost stays with its picture.
+the file is decoded or dropped, and that the part of a file that arrived before a session ended stays with its picture.
 Leaves what the bytes mean to `image_decoding`.
 """
 
@@ -92,10 +92,10 @@ class ImageUploads:
         if (picture := self._pictures.get(announced.picture_id, (announced.rows, announced.columns))) is not None:
             self._pictures.fail(picture, error)
 
-    def close(self, *, lost: bool) -> None:
-        """End the uploads of a session. `lost`: its link was lost, and its device may come back to continue."""
+    def close(self, *, keep: bool) -> None:
+        """End the uploads of a session. `keep` what has arrived: its device may come back to continue."""
         for ref, (picture, _) in list(self._arriving.items()):
-            if lost and (file := self._pop(ref)):
+            if keep and (file := self._pop(ref)):
                 self._pictures.keep_file(picture, file)
             else:
                 self._drop(ref)

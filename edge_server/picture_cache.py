@@ -1,9 +1,9 @@
 """Pictures that the server holds: decoded, projected, bounded in bytes, shared by all sessions.
 
 Promises that memory stays within its limit, that a picture which a question uses is not evicted, and that a picture is
-complete exactly when all its views are present. The part of an image file that arrived before a link was lost is kept
-until others need the memory, so that the device can continue it. Leaves decoding to `assemble` and `image_decoding`,
-and announcements to sessions. Everything here runs in the event loop's thread.
+complete exactly when all its views are present. What arrived of a picture before its session ended is kept until others
+need the memory, so that the device can continue it; nothing is kept of a session that broke the protocol. Leaves
+decoding to `assemble` and `image_decoding`, announcements to sessions. Everything here runs in the event loop's thread.
 
 A picture is identified by a hash from the device, which a server cannot check: every client that may open a session (it
 needs a token) is trusted not to announce one picture under the hash of another. The hash covers the device's codec, so

@@ -127,8 +127,9 @@ class ServerSession:
             outcome = "closed" if error is None else error.reason
         finally:
             self._outbox.abandon()
-            self._images.close(lost=outcome == LOST)
-            self._uploads.close(lost=outcome == LOST)
+            # gRPC reports some lost links as an orderly end, so the two are treated alike.
+            self._images.close(keep=error is None)
+            self._uploads.close(keep=error is None)
             log.info(
                 "%s ended after %.1f s: %d pictures, %d views, %d bytes of them, %d questions, %s",
                 *(self._name, time.perf_counter() - started, len(self._uploads), self._counts["views"]),

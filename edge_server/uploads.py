@@ -85,10 +85,10 @@ class Uploads:
             picture.questions -= 1
             self._pictures.drop_if_unused(picture)
 
-    def close(self, *, lost: bool) -> None:
-        """End the uploads of a session. `lost`: its link was lost, and its device may come back to continue."""
+    def close(self, *, keep: bool) -> None:
+        """End the uploads of a session. `keep` what has arrived: its device may come back to continue."""
         for picture in self._under_way.values():
-            self._let_go(picture, keep=lost)
+            self._let_go(picture, keep=keep)
         self._under_way.clear()
 
     def _check(self, announced: pb.Picture) -> None:

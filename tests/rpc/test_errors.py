@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -68,6 +69,7 @@ def arities(refusal: CallError | None) -> grpc.GenericRpcHandler:
 
 async def called(channel: grpc.aio.Channel, arity: str, metadata: Any) -> bytes:
     async def requests() -> Any:
+        await asyncio.Event().wait()  # a write after the call has ended would replace its status by gRPC's own
         yield b"request"
 
     if arity == "UU":

@@ -92,17 +92,18 @@ async def test_two_clients_fill_and_share_one_picture(serve: Serve, connect: Con
     await three.failed(PRECONDITION, "LAYOUT_MISMATCH")
 
 
-async def test_a_picture_without_its_sender_is_dropped(serve: Serve, connect: Connect) -> None:
+async def test_a_picture_without_its_sender_makes_room_for_another_layout(serve: Serve, connect: Connect) -> None:
     server = await serve()
     one, two = connect(server), connect(server)
     await one.hello()
     await one.picture(1, "half", rows=1, columns=1)
     await one.view(1, 0, b"a")
-    assert len(server.service.pictures) == 1
     await one.end()
+    half = server.service.pictures.get(picture_id("half"))
+    assert half is not None and half.view_indexes == [0]
     await two.hello()
-    assert len(server.service.pictures) == 0
     assert not await two.picture(1, "half")  # with another layout, which is no mismatch any more
+    assert half.evictable and server.service.pictures.get(picture_id("half")) is not half
 
 
 async def test_views_that_arrived_before_a_lost_link_are_not_sent_again(serve: Serve, connect: Connect) -> None:
