@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.terminal import say
 from tofc_lab.commands.options import (
@@ -54,7 +53,7 @@ def rate_distortion(
     picture: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("docs/rate_distortion.png"),
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Compare only this method with ours, without a picture; repeat it. Needs another --out."),
+        typer.Option(help="Compare only this method with ours; repeat it. The others stay as --out has them."),
     ] = None,
     feature_codec: Annotated[
         str, typer.Option(help="The model's codec that is compared as ours: a name in its codecs/.", metavar="NAME")
@@ -71,13 +70,10 @@ def rate_distortion(
     from tofc_lab.rate_distortion import compare, figure
     from tofc_lab.rate_distortion.measure import Benchmark
 
-    if only and out == RESULTS / "rate_distortion.json":
-        raise UsageError(f"--only {only[0]} needs another --out than {out}, which holds all methods")
     writable(picture)
     benchmark = Benchmark.open(model, assets, run, compare.SIZES, features_bar, training, feature_codec)
     compare.compare(benchmark, run, writable(out), say, only)
-    if not only:
-        figure.draw(out, picture)
+    figure.draw(out, picture)
 
 
 @app.command(rich_help_panel=PANEL)

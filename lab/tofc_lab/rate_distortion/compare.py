@@ -9,7 +9,7 @@ reach an accuracy. Leaves measuring to `measure`, drawing to `figure`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -22,6 +22,8 @@ import torch
 from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.codec.weights import TENSOR_FILE
+from tofc.errors import UsageError
+from tofc_lab import results
 from tofc_lab.nano.answerer import merging
 from tofc_lab.nano.features import Kind, Sizes
 from tofc_lab.progress import Log, print_now
@@ -59,8 +61,8 @@ TITLES = {"avif": "AVIF", "webp": "WebP", "jpeg": "JPEG", "jxl": "JPEG XL"}
 PREFILTERED = {"avif": "AVIF, prefiltered for each question", "webp": "WebP, prefiltered for each question"}
 FEW = (100, 3)  # pictures and questions about each, for image files of which every question needs another
 DROPS = {"1 point": 0.01, "3 points": 0.03}
-#: folder of the codec with TOFC's own entropy model, in a checkpoint
-PUBLISHED = Path("codecs", "published")
+#: other codecs of the checkpoint that are compared with ours, by their folder; nano has them
+CODECS = {"TOFC as published": Path("codecs", "published"), "components + context model": Path("codecs", "context")}
 LARGEST_LOSS = 0.12  # of accuracy; settings that lose more are not measured on test pictures
 DRAWS = 500  # of the bootstrap
 
@@ -75,19 +77,30 @@ class Candidate:
 
 
 def compare(
-    benchmark: Benchmark, run: Path, out: Path, log: Log = print_now, only: Container[str] | None = None
+    benchmark: Benchmark, run: Path, out: Path, log: Log = print_now, only: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """Measure what has not been measured yet, write `out` (JSON) and return it; with `only` these methods and ours."""
+    """Measure what has not been measured yet, write `out` (JSON) and return it.
+
+    With `only`, these methods and ours; the others remain as `out` has them. Raises UsageError if they cannot, because
+    they were measured on other pictures or with another model.
+    """
+    found: dict[str, Any] = {
+        "command": "tofc-lab rate-distortion",
+        "model_id": benchmark.checkpoint.model_id,
+        "pictures": {f"{kind} {split}": count for (kind, split), count in benchmark.sizes.items()},
+        "seed": 0,
+        "codec_id": benchmark.checkpoint.codec_id,
+    }
+    kept = earlier(out, found) if only is not None else {"kinds": {}}
     codec = Codec.load(benchmark.checkpoint.codec_path)
     model = bytes.fromhex(benchmark.checkpoint.model_id)
     # Without codec.json: presets do not matter here.
     tensors = (benchmark.checkpoint.codec_path / TENSOR_FILE).read_bytes()
     feature_methods = {OURS: methods.packets(codec, tensors)}
     feature_methods |= methods.others(benchmark.pictures("world", "train"), benchmark.answerer, model)
-    published = benchmark.checkpoint.path / PUBLISHED
-    if published.is_dir():  # nano has one; `tofc-lab nano selective-hyperprior` trains it
-        tensors = (published / TENSOR_FILE).read_bytes()
-        feature_methods["TOFC as published"] = methods.packets(Codec.load(published), tensors)
+    for method, folder in CODECS.items():
+        if (path := benchmark.checkpoint.path / folder).is_dir():
+            feature_methods[method] = methods.packets(Codec.load(path), (path / TENSOR_FILE).read_bytes())
     projector = benchmark.answerer.projector.weight.detach().double().numpy()
     feature_methods |= IndexMethods(
         lambda: Training.of(benchmark.training(), projector),
@@ -96,20 +109,17 @@ def compare(
         log,
     ).settings()
     if only is not None:
+        known = {*feature_methods, *TITLES.values(), *PREFILTERED.values(), learned.TITLE}
+        if unknown := next((name for name in only if name not in known), None):
+            raise UsageError(f"there is no method {unknown!r} to compare; there are {', '.join(sorted(known))}")
         feature_methods = {name: found for name, found in feature_methods.items() if name == OURS or name in only}
     weights = run / "learned" / "mean-scale.pt"
     image_codec = learned.train(benchmark.assets, weights, log=log) if _wanted(learned.TITLE, only) else None
-    found: dict[str, Any] = {
-        "command": "tofc-lab rate-distortion",
+    this_run = {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "model_id": benchmark.checkpoint.model_id,
-        "codec_id": benchmark.checkpoint.codec_id,
-        "pictures": {f"{kind} {split}": count for (kind, split), count in benchmark.sizes.items()},
-        "vector_quantisers_fitted_to": benchmark.training_identity().decode(),
-        "seed": 0,
-        "kinds": {},
     }
+    found |= kept | this_run | {"vector_quantisers_fitted_to": benchmark.training_identity().decode()}
     for kind in KINDS:
         crops = CROPS if kind == "large" else (None,)
         tried = {
@@ -124,7 +134,9 @@ def compare(
         tried |= {method: _files(of_method, benchmark.file) for method, of_method in files_of.items()}
         measured, chosen = _measure_chosen(benchmark, kind, tried, log)
         baseline = benchmark.reduced("uncompressed", merging, kind, "test")
-        found["kinds"][kind] = _report(baseline, measured, chosen, tokens=kind == "world")
+        report = _report(baseline, measured, chosen, tokens=kind == "world")
+        report["methods"] = {name: this_run | one for name, one in report["methods"].items()}
+        found["kinds"][kind] = with_earlier(report, found["kinds"].get(kind))
         # Settings for features are chosen on 336 px pictures and used on all kinds. Settings for image files are chosen
         # on each kind, and so are those for crops, which only large pictures have: that kind comes last.
         feature_methods = {
@@ -136,6 +148,52 @@ def compare(
         out.parent.mkdir(parents=True, exist_ok=True)
         json_text.write(out, found)
     return found
+
+
+def earlier(out: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run of a few methods keeps of the measurements in `out`, if there is that file.
+
+    Raises UsageError unless model, seed, validation and test pictures are those of `found`.
+    """
+    if not out.exists():
+        return {"kinds": {}}
+    had = {"kinds": results.read(out, "kinds")} | json_text.read(out)
+    for key in ("model_id", "seed", "pictures"):
+        before, now = (_without_training(one.get(key)) for one in (had, found))
+        if before != now:
+            raise UsageError(f"{out} has measurements with {key} {before}, not {now}; give another --out")
+    for report in had["kinds"].values():
+        for one in report["methods"].values():
+            one |= {key: one.get(key, had.get(key)) for key in ("date", "machine")}
+    same_codec = had.get("codec_id") == found["codec_id"]
+    return {key: had[key] for key in ("kinds", *(("prefiltered",) if same_codec else ())) if key in had}
+
+
+def _without_training(pictures: Any) -> Any:
+    if not isinstance(pictures, dict):
+        return pictures
+    return {name: count for name, count in pictures.items() if not name.endswith("train")}
+
+
+def with_earlier(report: dict[str, Any], kept: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a report that has also the methods which only the earlier one has; their ratios have no intervals."""
+    if kept is None:
+        return report
+    if kept["uncompressed"] != report["uncompressed"]:
+        raise UsageError(f"uncompressed features gave {kept['uncompressed']}, now {report['uncompressed']}")
+    ours = report["methods"][OURS]["bytes"]
+    for name in kept["methods"].keys() - report["methods"].keys():
+        one = kept["methods"][name]
+        one["ours"] = {
+            family: {drop: [_quotient(ours[family][drop][0], size[0]), None, None] for drop, size in at.items()}
+            for family, at in one["bytes"].items()
+        }
+    methods = {name: report["methods"].get(name, one) for name, one in kept["methods"].items()}
+    return report | {"methods": methods | report["methods"]}
+
+
+def _quotient(ours: float | None, other: float | None) -> float | None:
+    return None if ours is None or other is None else round(ours / other, 4)
 
 
 def _prefiltered(benchmark: Benchmark, ours: Sequence[Setting], log: Log) -> dict[str, Any]:
