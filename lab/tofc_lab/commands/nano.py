@@ -30,8 +30,8 @@ from tofc_lab.commands.options import (
 app = typer.Typer()
 nano = typer.Typer(
     no_args_is_help=True,
-    help="Train nano. First `tofc-lab assets`, then these steps: tower → features → decoder → codec → export. Each "
-    "needs what the steps before it wrote to --run, and resumes where it was interrupted.",
+    help="Train nano. First `tofc-lab assets`, then these steps: tower → features → decoder → codec → export → "
+    "index. Each needs what the steps before it wrote to --run, and resumes where it was interrupted.",
 )
 PANEL, STEPS, OTHERS = "nano", "Steps, in this order", "Besides"
 
@@ -117,10 +117,10 @@ def decoder(
 def codec(
     run: Run = RUN,
     seed: Seed = 0,
-    start: Annotated[Path | None, typer.Option(help="Start from the transform of this checkpoint's codec.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Start from the transform of the codec in this folder.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps through the decoder.", show_default="1200")] = None,
 ) -> None:
-    """Train the codec through the frozen decoder."""
+    """Train the codec `context` through the frozen decoder."""
     from tofc.codec.context.weights import ContextWeights
     from tofc_lab.codec.train import CodecRecipe, train
     from tofc_lab.nano import features
@@ -146,10 +146,25 @@ def export(
     run: Run = RUN,
     out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")] = NANO,
 ) -> None:
-    """Write tower, projector, decoder, tokenizer and codec as one checkpoint with the released tensor names."""
+    """Write the trained parts and the codec `context` as one checkpoint with the released tensor names."""
     from tofc_lab.nano.export import export_run
 
     export_run(run, out)
+
+
+@nano.command(rich_help_panel=STEPS)
+def index(
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Folder to write the codec to: the exported checkpoint.")] = NANO,
+    steps: Annotated[int | None, typer.Option(help="Steps of the context model.", show_default="7000")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train the checkpoint's default codec, one index for each feature, and write it. It needs no answers."""
+    from tofc_lab.codec.index.train import IndexRecipe
+    from tofc_lab.nano.index_codec import train_index
+
+    recipe = IndexRecipe()
+    train_index(run, out, replace(recipe, steps=recipe.steps if steps is None else steps), seed)
 
 
 @nano.command("selective-hyperprior", rich_help_panel=OTHERS)
@@ -157,7 +172,7 @@ def selective_hyperprior(
     run: Run = RUN,
     out: Annotated[Path, typer.Option(help="Folder to write the codec to.")] = NANO / "codecs" / "published",
     transform: Annotated[
-        Path | None, typer.Option(help="Use the transform of this checkpoint's codec; the published codec has none.")
+        Path | None, typer.Option(help="Use the transform of the codec in this folder; the published codec has none.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
@@ -181,21 +196,6 @@ def selective_hyperprior(
         seed=seed,
     )
     export_published(run, models, answerer.grid_embedding(), answerer.grid.embedding_dim, out)
-
-
-@nano.command(rich_help_panel=OTHERS)
-def index(
-    run: Run = RUN,
-    out: Annotated[Path, typer.Option(help="Folder to write the codec to.")] = NANO / "codecs" / "index",
-    steps: Annotated[int | None, typer.Option(help="Steps of the context model.", show_default="7000")] = None,
-    seed: Seed = 0,
-) -> None:
-    """Train the codec of one index for each feature, and write it (after `decoder`). It needs no answers."""
-    from tofc_lab.codec.index.train import IndexRecipe
-    from tofc_lab.nano.index_codec import train_index
-
-    recipe = IndexRecipe()
-    train_index(run, out, replace(recipe, steps=recipe.steps if steps is None else steps), seed)
 
 
 @nano.command(rich_help_panel=OTHERS)

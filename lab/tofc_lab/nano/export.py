@@ -1,6 +1,7 @@
-"""Export of nano's trained parts to a checkpoint in the released format, with tokenizer and codec.
+"""Export of nano's trained parts to a checkpoint in the released format, with tokenizer and the codec `context`.
 
-Promises that the checkpoint opens on both sides and answers as the parts did, up to half precision.
+Promises that the checkpoint opens on both sides and answers as the parts did, up to half precision. Leaves its default
+codec to `index_codec`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer
 from tofc.codec.config import Rate
 from tofc.codec.weights import CodecWeights
 from tofc.model.config import SplitConfig
+from tofc.model.feature_codecs import FOLDER
 from tofc.model.released_names import to_released
 from tofc_lab.checkpoint.write import write
 from tofc_lab.nano import answerer as answering
@@ -60,7 +62,7 @@ def export(
     tokenizer: Path,
     codec: CodecWeights,
 ) -> None:
-    """Write a whole checkpoint to `out`, weights in half precision."""
+    """Write a whole checkpoint to `out`, weights in half precision; `codec` becomes its codec `context`."""
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     settings = config(vision, loaded)
     tensors = to_released(
@@ -75,7 +77,7 @@ def export(
     end, pad = (loaded.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>"))
     generation = {"eos_token_id": end, "pad_token_id": pad, "do_sample": False}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    codec.save(out)
+    codec.save(out / FOLDER / "context")
 
 
 def export_run(run: Path, out: Path, *, counted: int = 2400) -> None:
