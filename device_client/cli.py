@@ -82,7 +82,7 @@ class DeviceProgram(Program):
 app = DeviceProgram(
     "device-client",
     cls=DeviceCommands,
-    help="Ask an edge server about pictures; of each picture this device sends about 50 bytes.",
+    help="Ask an edge server about pictures; of each picture this device sends about 20 bytes.",
 )
 
 
