@@ -223,16 +223,31 @@ def pictures(
 
 @nano.command(rich_help_panel=OTHERS)
 def experts(
-    model: Annotated[Path, typer.Argument(help="A checkpoint with a codec, whose transform is used.")] = NANO,
+    model: Annotated[Path, typer.Argument(help="A checkpoint with codecs.")] = NANO,
     run: Run = RUN,
     out: JsonFile = RESULTS / "experts.json",
+    feature_codec: Annotated[
+        str,
+        typer.Option(
+            help="The codec that gets experts: one of the entropy model `context` or `index`.", metavar="NAME"
+        ),
+    ] = "context",
 ) -> None:
-    """Compare bits per feature: hyperpriors with 1, 4 and 16 experts, and the context model (after `features`)."""
+    """Compare bits per feature: 1, 4 and 16 experts, as hyperpriors or on top of a context model (after `features`)."""
     from tofc.codec.codec import Codec
+    from tofc.codec.files import load_weights
+    from tofc.codec.index.weights import IndexWeights
     from tofc.model.checkpoint import Checkpoint
-    from tofc_lab.nano import features
-    from tofc_lab.nano.experts import compare
+    from tofc_lab.nano import experts as of_components
+    from tofc_lab.nano import features, index_experts
 
-    folder = features.folder(run)
-    world, validation = features.load(folder, "world", "train", 6000), features.load(folder, "world", "validation", 300)
-    compare(Codec.load(model), world, validation, writable(out), codec_id=Checkpoint.open(model).codec_id, quality=4)
+    checkpoint = Checkpoint.open(model, feature_codec=feature_codec)
+    weights = load_weights(checkpoint.codec_path)
+    folder, codec_id = features.folder(run), checkpoint.codec_id
+    validation = features.load(folder, "world", "validation", 300)
+    if isinstance(weights, IndexWeights):
+        training = features.load(folder, "world", "train", 3000)
+        index_experts.compare(weights, training, validation, writable(out), codec_id=codec_id, quality=4)
+    else:
+        training = features.load(folder, "world", "train", 6000)
+        of_components.compare(Codec(weights), training, validation, writable(out), codec_id=codec_id, quality=4)

@@ -16,7 +16,7 @@ from tofc.codec.index.config import IndexConfig
 from tofc.codec.index.context_model import CODE_BITS
 from tofc.codec.index.weights import IndexWeights
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
-from tofc_lab.codec.index.model import CHANNELS, CODE_MAX, REACH, IndexModel
+from tofc_lab.codec.index.model import CODE_MAX, REACH, IndexModel
 from tofc_lab.codec.index.transform import Transform
 
 LOGIT_BITS = 5  # a logit is a multiple of 1/32 bit
@@ -38,7 +38,7 @@ def export(
         components=fitted.analysis.shape[0],
         codewords=tuple(model.sizes),
         learned=model.learned_size,
-        channels=CHANNELS,
+        channels=model.channels,
         context_hidden=model.mid_w.shape[-1],
         reach=REACH,
         qualities=model.qualities,

@@ -7,13 +7,15 @@ logits are base-2 logarithms. Leaves rounding to `export`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from tofc.codec.index.context_model import CODE_BITS
 from tofc.codec.index.waves import earlier_offsets
-from tofc.codec.integer_net import ACTIVATION_BITS, ACTIVATION_MAX
+from tofc.codec.index.weights import IndexWeights
+from tofc.codec.integer_net import ACTIVATION_BITS, ACTIVATION_MAX, WEIGHT_BITS
 from tofc_lab.codec.index.codebooks import Codebook
 from tofc_lab.codec.index.grids import Grids, Order
 
@@ -32,13 +34,20 @@ class IndexModel(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, books: Sequence[Codebook], *, learned: int, hidden: int, qualities: int, sides: Sequence[int]
+        self,
+        books: Sequence[Codebook],
+        *,
+        learned: int,
+        hidden: int,
+        qualities: int,
+        sides: Sequence[int],
+        channels: int = CHANNELS,
     ) -> None:
         """Create the weights; `books` are the codebooks of each stage, `sides` the sides of the views' grids."""
         super().__init__()
         self.sizes = [len(book.bits) for book in books]
-        self.qualities, self.learned_size = qualities, learned
-        components, stages, channels = books[0].codewords.shape[1], len(books), CHANNELS
+        self.qualities, self.learned_size, self.channels = qualities, learned, channels
+        components, stages = books[0].codewords.shape[1], len(books)
         self.register_buffer("codewords", torch.cat([book.codewords for book in books]))
         largest = torch.stack([book.codewords.abs().amax(0) for book in books])
         self.register_buffer("scale", largest.clamp(min=1e-6) / CODE_MAX)
@@ -62,6 +71,31 @@ class IndexModel(nn.Module):
         self.place = nn.ParameterDict({str(side): torch.zeros(side * side, hidden) for side in sides})
         self.order = {side: Order.of(side, REACH) for side in sides}
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, weights: IndexWeights) -> Self:
+        """Return the model that was exported as `weights`, up to rounding."""
+        c, unit = weights.config, 1 << WEIGHT_BITS
+        books = [Codebook(torch.from_numpy(words).float(), torch.zeros(len(words))) for words in weights.codewords()]
+        model = cls(
+            books,
+            learned=c.learned,
+            hidden=c.context_hidden,
+            qualities=c.qualities,
+            sides=sorted(weights.place),
+            channels=c.channels,
+        )
+        model.scale.copy_(torch.tensor(weights.scale))
+        model.learned.copy_(torch.tensor(weights.codebook[:, c.components :] / (1 << CODE_BITS)))
+        for name in ("embed_w", "around_w", "before_w", "own_w", "mid_w", "out_w"):
+            getattr(model, name).copy_(torch.tensor(getattr(weights, name) / unit))
+        for name in ("embed_b", "first_b", "mid_b", "out_b"):
+            getattr(model, name).copy_(torch.tensor(getattr(weights, name) / (unit << ACTIVATION_BITS)))
+        model.code_b.copy_(torch.tensor(weights.code_b / (1 << CODE_BITS + ACTIVATION_BITS)))
+        for side, table in weights.place.items():
+            model.place[str(side)].copy_(torch.tensor(table / (unit << ACTIVATION_BITS)))
+        return model
+
     @property
     def spans(self) -> list[tuple[int, int]]:
         """(first, last + 1) row of each stage's codebook."""
@@ -80,8 +114,22 @@ class IndexModel(nn.Module):
 
     def loss(self, side: int, index: Tensor, present: Tensor, quality: Tensor) -> Tensor:
         """Return the bits [T, S] of the indices [V, G², S] of the T features present in views of qualities [V]."""
-        order, rows = self.order[side], self.rows()
-        tables = [row @ w.T for row, w in zip(rows, self.embed_w, strict=True)]
+        around, own = self.contexts(side, index, present, quality)
+        of, taken = quality[present.nonzero(as_tuple=True)[0]], index[present]
+        return torch.stack(
+            [
+                bits_of(self.logits(stage, row, around, own[stage], of), taken[:, stage])
+                for stage, row in enumerate(self.rows())
+            ],
+            dim=-1,
+        )
+
+    def contexts(
+        self, side: int, index: Tensor, present: Tensor, quality: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return what is known before each of the T features: around it [T, F], and its own earlier stages [T, C]."""
+        order = self.order[side]
+        tables = [row @ w.T for row, w in zip(self.rows(), self.embed_w, strict=True)]
         sums = [self.embed_b[quality][:, None].expand(-1, index.shape[1], -1)]
         for stage, table in enumerate(tables):
             sums.append(sums[-1] + table[index[..., stage]])
@@ -91,16 +139,10 @@ class IndexModel(nn.Module):
         around = padded[:, order.near].flatten(2) @ self.around_w.T + self.place[str(side)]
         total = order.before @ known
         around = around + (total / total[..., -1:].clamp(min=1)) @ self.before_w.T
-        view, _ = present.nonzero(as_tuple=True)
-        bits = []
-        for stage, row in enumerate(rows):
-            own = self._dropped(sums[stage][present].clamp(0, MAX_ACTIVATION)) if stage else None
-            logits = self._logits(stage, row, around[present], own, quality[view])
-            taken = logits.gather(-1, index[present][:, stage : stage + 1])[:, 0]
-            bits.append(torch.logsumexp(logits * LN2, -1) / LN2 - taken)
-        return torch.stack(bits, dim=-1)
+        stages = range(1, len(tables))
+        return around[present], [None, *(self._dropped(sums[s][present].clamp(0, MAX_ACTIVATION)) for s in stages)]
 
-    def _logits(self, stage: int, row: Tensor, around: Tensor, own: Tensor | None, quality: Tensor) -> Tensor:
+    def logits(self, stage: int, row: Tensor, around: Tensor, own: Tensor | None, quality: Tensor) -> Tensor:
         """Return the logits [..., K]; `quality` [...] broadcasts to the features."""
         h = around + self.first_b[quality, stage]
         if own is not None:
@@ -125,8 +167,8 @@ class IndexModel(nn.Module):
         tables = [row @ w.T for row, w in zip(rows, self.embed_w, strict=True)]
         count, cells = views.present.shape
         index = torch.zeros(count, cells, stages, dtype=torch.long)
-        known = torch.zeros(count, cells + 1, CHANNELS + 1)
-        total = torch.zeros(count, CHANNELS + 1)
+        known = torch.zeros(count, cells + 1, self.channels + 1)
+        total = torch.zeros(count, self.channels + 1)
         for wave in order.waves:
             around = known[:, order.near[wave]].flatten(2) @ self.around_w.T + self.place[str(views.side)][wave]
             around = around + ((total / total[:, -1:].clamp(min=1)) @ self.before_w.T)[:, None]
@@ -143,7 +185,7 @@ class IndexModel(nn.Module):
                 if stage:
                     sums = self.embed_b[of] + sum(tables[s][chosen[:, s]] for s in range(stage))
                     own = sums.clamp(0, MAX_ACTIVATION)
-                logits = self._logits(stage, rows[stage], near[owner], own, of)
+                logits = self.logits(stage, rows[stage], near[owner], own, of)
                 bits = torch.logsumexp(logits * LN2, -1, keepdim=True) / LN2 - logits
                 cost = squares[stage] - 2 * rest @ codewords[stage].T + price[of][:, None] * bits
                 cost = cost + (rest.square().sum(1) + spent)[:, None]
@@ -159,7 +201,7 @@ class IndexModel(nn.Module):
             part[here] = chosen
             index[:, wave] = part
             sums = self.embed_b[q] + sum(tables[s][chosen[:, s]] for s in range(stages))
-            embedded = torch.zeros(*here.shape, CHANNELS + 1)
+            embedded = torch.zeros(*here.shape, self.channels + 1)
             embedded[here] = torch.cat([sums.clamp(0, MAX_ACTIVATION), torch.ones(len(view), 1)], dim=1)
             known[:, wave] = embedded
             total = total + embedded.sum(1)
@@ -172,6 +214,11 @@ class IndexModel(nn.Module):
         self.codewords.copy_((sums + doubt * self.codewords) / (counts + doubt)[:, None])
         for (first, last), scale in zip(self.spans, self.scale, strict=True):
             scale.copy_(self.codewords[first:last].abs().amax(0).clamp(min=1e-6) / CODE_MAX)
+
+
+def bits_of(logits: Tensor, taken: Tensor) -> Tensor:
+    """Return the bits [T] of the indices [T] under base-2 logits [T, K]."""
+    return torch.logsumexp(logits * LN2, -1) / LN2 - logits.gather(-1, taken[:, None])[:, 0]
 
 
 LN2 = 0.6931471805599453
