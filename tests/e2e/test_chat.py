@@ -194,4 +194,4 @@ def test_two_pictures_of_the_shipped_model(server: ServerThread, encoder: TowerE
             return report.views, report.features, report.answer
 
     views, features, answer = asyncio.run(ask())
-    assert views == 2 and features == 32 and answer in ("yes", "no")
+    assert views == 2 and features == 2 * 36 and answer in ("yes", "no")

@@ -168,7 +168,7 @@ def test_a_server_of_one_codec_explains_what_it_refuses(model: Path, only: Serve
     checkpoint = Checkpoint.open(model)
     text = str(refused.value)
     assert f"the device uses the codec default ({checkpoint.codec_id}) of this model" in text
-    assert f"--feature-codec for coarse (context, {checkpoint.codec_id_of('coarse')})" in text
+    assert f"--feature-codec for coarse (index, {checkpoint.codec_id_of('coarse')})" in text
     assert "Give the device --feature-codec coarse; or start the server with --feature-codec default" in text
     with Client(only.address, model=model, feature_codec="coarse") as edge:
         assert edge.picture(PICTURE).ask(SIGN).text == "42"
@@ -180,7 +180,7 @@ def test_a_codec_that_the_server_does_not_have(model: Path, server: ServerThread
     checkpoint = Checkpoint.open(model)
     assert refused.value.reason == "CODEC_MISMATCH"
     assert f"the device has codec '{checkpoint.codec_id_of('other')}'" in str(refused.value)
-    assert f"default (context, {checkpoint.codec_id})" in str(refused.value)
+    assert f"default (index, {checkpoint.codec_id})" in str(refused.value)
 
 
 def test_info_names_the_codecs(several: ServerThread, only: ServerThread, server: ServerThread, model: Path) -> None:
@@ -194,9 +194,9 @@ def test_info_names_the_codecs(several: ServerThread, only: ServerThread, server
     ids = {name: checkpoint.codec_id_of(name) for name in ("default", "coarse", "other")}
     assert lines(several) == [
         f"codec_id: {ids['default']}",
-        *(f"codec {name}: {codec_id} (context)" for name, codec_id in ids.items()),
+        *(f"codec {name}: {codec_id} ({'context' if name == 'other' else 'index'})" for name, codec_id in ids.items()),
     ]
-    assert lines(only) == [f"codec_id: {ids['coarse']}", f"codec coarse: {ids['coarse']} (context)"]
+    assert lines(only) == [f"codec_id: {ids['coarse']}", f"codec coarse: {ids['coarse']} (index)"]
 
 
 def test_both_halves_in_one_process(model: Path) -> None:
