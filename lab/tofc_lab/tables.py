@@ -21,8 +21,8 @@ PREFILTERED = "a file for each question: bytes of a 336 px picture"
 INDEXED = "one index per feature: bytes of a 336 px picture"
 INDEXED_FAMILIES = "one index per feature: 3 points under uncompressed"
 IN_README = (
-    *(OURS, "TOFC as published", "ECVQ, static table", "ECVQ, net over neighbours"),
-    *("PCA behind the projector + scalar quantisation", "learned image codec (trained here)", "AVIF"),
+    *(OURS, "TOFC as published", "ECVQ, net over neighbours"),
+    *("PCA behind the projector + scalar quantisation", "AVIF"),
 )  # of the methods compared
 STAGES = {
     "views": "views",
