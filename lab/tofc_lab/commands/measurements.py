@@ -25,6 +25,10 @@ from tofc_lab.commands.options import (
 app = typer.Typer()
 PANEL = "Measurements of nano (defaults are paths in the checkout)"
 
+FeatureCodec = Annotated[
+    str, typer.Option(help="The model's codec that makes the packets: a name in its codecs/.", metavar="NAME")
+]
+
 
 @app.command(rich_help_panel=PANEL)
 def evaluate(
@@ -35,11 +39,12 @@ def evaluate(
         typer.Option(help="Folder that keeps the features of the test pictures, in test/.", envvar="TOFC_LAB_RUN"),
     ] = RUN,
     out: JsonFile = RESULTS / "accuracy.json",
+    feature_codec: FeatureCodec = DEFAULT,
 ) -> None:
     """Measure accuracy by family of questions on test pictures: uncompressed, merged, and through the codec."""
     from tofc_lab.nano.report import TEST_SIZES, report
 
-    report(model, assets, run / "test", writable(out), TEST_SIZES, features_bar)
+    report(model, assets, run / "test", writable(out), TEST_SIZES, features_bar, feature_codec=feature_codec)
 
 
 @app.command("rate-distortion", rich_help_panel=PANEL)
@@ -55,9 +60,7 @@ def rate_distortion(
         list[str] | None,
         typer.Option(help="Compare only this method with ours; repeat it. The others stay as --out has them."),
     ] = None,
-    feature_codec: Annotated[
-        str, typer.Option(help="The model's codec that is compared as ours: a name in its codecs/.", metavar="NAME")
-    ] = DEFAULT,
+    feature_codec: FeatureCodec = DEFAULT,
     training: Annotated[
         Path | None,
         typer.Option(

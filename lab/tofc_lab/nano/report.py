@@ -18,6 +18,7 @@ from PIL import Image
 from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.model.checkpoint import Checkpoint
+from tofc.model.feature_codecs import DEFAULT
 from tofc.model.prompt import load_tokenizer
 from tofc.model.tower import Tower
 from tofc.model.views import plan, views
@@ -52,9 +53,13 @@ def report(
     sizes: features.Sizes,
     progress: Progress,
     log: Log = print_now,
+    feature_codec: str = DEFAULT,
 ) -> dict[str, Any]:
-    """Measure accuracy on the numbers of pictures in `sizes`, write the report to `out` (JSON) and return it."""
-    checkpoint = Checkpoint.open(model)
+    """Measure accuracy on the numbers of pictures in `sizes`, write the report to `out` (JSON) and return it.
+
+    `feature_codec` is the codec of the checkpoint that makes the packets.
+    """
+    checkpoint = Checkpoint.open(model, feature_codec=feature_codec)
     codec = Codec.load(checkpoint.codec_path)
     run = run / checkpoint.model_id
     features.compute_all(assets, run, shipped_encoder(Tower(checkpoint)), sizes, progress=progress)
@@ -66,7 +71,7 @@ def report(
     ways |= {f"merged to {n}, packets": coded(codec, n, finest) for n in MERGED}
     ways |= {f"preset {name}": coded(codec, *codec.config.rates[at]) for name, at in codec.config.presets.items()}
     found: dict[str, Any] = {
-        "command": "tofc-lab evaluate",
+        "command": "tofc-lab evaluate" + (f" --feature-codec {feature_codec}" if feature_codec != DEFAULT else ""),
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "model_id": checkpoint.model_id,
