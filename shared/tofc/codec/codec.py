@@ -98,6 +98,7 @@ class Codec:
         self._analysis = (  # [D, M]
             None if weights.analysis is None else (weights.analysis.astype(np.float64) / self._unit[:, None]).T
         )
+        self._mean_y = self._mean if self._analysis is None else self._mean @ self._analysis  # [M]
         #: components ⇄ integers ⇄ payload
         self.entropy_model: EntropyModel[Any] = weights.entropy_model()
         synthesis = None if weights.synthesis is None else np.ascontiguousarray(weights.synthesis.T)
@@ -164,8 +165,11 @@ class Codec:
     def components(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Transform features [N, D] to components Y [N, M], in the units of `CodecWeights.unit`: the analysis."""
         # In float64: rounding errors of a library are then too small to change which integer is the nearest.
-        centred = features - self._mean
-        y: NDArray[np.float64] = centred / self._unit if self._analysis is None else centred @ self._analysis
+        if self._analysis is None:
+            y: NDArray[np.float64] = (features - self._mean) / self._unit
+        else:
+            y = features.astype(np.float64) @ self._analysis
+            y -= self._mean_y  # faster than subtracting from the many numbers of the features
         return y
 
     def merge(self, features: NDArray[np.float32], n: int | None = None) -> Merged:

@@ -99,7 +99,7 @@ def _density_peaks(squared: NDArray[np.float64], n: int, k: int) -> NDArray[np.i
     """Find the n density peaks by squared distances [N, N]: their indices, best first."""
     total = len(squared)
     others = squared + np.diag(np.full(total, np.inf))
-    mean = math.fsum(squared.ravel()) / total**2 or 1.0  # 0 if all features are equal
+    mean = math.fsum(squared.ravel().tolist()) / total**2 or 1.0  # 0 if all features are equal
     sparsity = np.sort(others, axis=1)[:, :k].sum(axis=1) / (k * mean)
     order = np.argsort(sparsity, kind="stable")  # densest first
     rank = np.empty(total, np.int64)
