@@ -1,10 +1,11 @@
 """How long merging, encoding and decoding take, and how far packets are from their ideal size.
 
-    python -m benchmarks.codec_speed        # about two minutes; writes benchmarks/results/codec_speed.json
+    python -m benchmarks.codec_speed        # about ten minutes; writes benchmarks/results/codec_speed.json
 
 Runs on one core: it restarts itself with one thread for the libraries. Promises medians of processor time over rounds
 in which all that is compared takes turns. For the released model's shapes (169 and 81 features of 6144 numbers) it uses
-an untrained codec of nano's sizes. Leaves the quality of answers to `tofc-lab rate-distortion`.
+untrained codecs of nano's sizes, one for each entropy model; the published one has a transform there. Leaves the
+quality of answers to `tofc-lab rate-distortion`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,11 @@ from PIL import Image
 from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.files import load_weights
+from tofc.codec.index.fake import fake_index_weights
+from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
+from tofc.codec.weights import CodecWeights
+from tofc.model.feature_codecs import codec_folder, codec_names
 from tofc.model.shipped import NANO
 from tofc.model.views import ViewRule, plan, views
 
@@ -38,6 +45,8 @@ SEED = 0
 GLOBAL, CROP = 169, 81  # features of the released model's views
 RULE = ViewRule(global_size=728, crop_size=504, max_side=3024)
 BINS = (50, 100, 200, 500)  # sizes of packets in bytes: overhead is averaged within each
+ENCODER_ONLY = ("analysis", "bit_price", "h_a_", "router_")  # as docs/bitstream.md says
+DECODER_ONLY = ("synthesis", "grid_embedding")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 View = NDArray[np.float32]
@@ -60,35 +69,51 @@ def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 
 
 def nano(model: Path, rounds: int) -> tuple[dict[str, Any], list[View]]:
-    """Compare nano's codec with its tower, on a view of 336 px; also return the features of all test pictures."""
+    """Compare nano's codecs with its tower, on a view of 336 px; also return the features of all test pictures."""
     import torch
 
     from tofc.model.checkpoint import Checkpoint
     from tofc.model.tower import Tower
 
     torch.set_num_threads(1)
-    tower, codec = Tower(Checkpoint.open(model)), Codec.load(model)
+    tower = Tower(Checkpoint.open(model))
     pixels = []
     for path in sorted(PICTURES.glob("*.jpg")):
         with Image.open(path) as image:
             pixels.append(views(image.convert("RGB"), tower.config.rule)[-1].pixels[None])
     features = [tower.encode(one)[0] for one in pixels]
     works: dict[str, Callable[[], Any]] = {"tower": lambda: tower.encode(pixels[0])}
-    for n in (36, 24, 12):
-        works[f"merge and encode, {n} features"] = lambda n=n: codec.encode(features[0], n)  # type: ignore[misc]
-        packet = codec.encode(features[0], n)
-        works[f"decode, {n} features"] = lambda packet=packet: codec.decode(packet)  # type: ignore[misc]
+    for name in codec_names(model):
+        codec = Codec.load(codec_folder(model, name))
+        for n in (36, 24, 12):
+            packet, label = codec.encode(features[0], n), f"{codec.config.entropy_model}, {n} features"
+            works[f"merge and encode, {label}"] = partial(codec.encode, features[0], n)
+            works[f"decode, {label}"] = partial(codec.decode, packet)
     taken = medians(works, rounds)
     return {"ms": taken, "of the tower": {k: round(v / taken["tower"], 3) for k, v in taken.items()}}, features
 
 
-def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, ...] = (16, 32, 64)) -> dict[str, Any]:
+def released_codecs() -> dict[str, Callable[[], CodecWeights]]:
+    """Return untrained codecs of the released model's shapes by entropy model, with the sizes that nano's have."""
+    return {
+        "context": lambda: fake_weights(6144, 64, 4096, seed=SEED, slices=12, hidden=96),
+        "index": lambda: fake_index_weights(
+            6144, 64, 4096, seed=SEED, K=(4096, 256, 256), E=32, hidden=128, channels=32
+        ),
+        "selective-hyperprior": lambda: fake_selective_hyperprior(
+            6144, 64, 4096, seed=SEED, experts=16, hyper=48, hidden=24
+        ),
+    }
+
+
+def released(
+    weights: CodecWeights, rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, ...] = (4, 16, 32, 64)
+) -> dict[str, Any]:
     """Measure the released model's shapes: pictures of as many views as `sizes`, with `kept` features of each view."""
-    crops = {(p := plan(*size, RULE)).rows * p.columns + 1: size for size in ((1920, 1080), (3024, 3024))}
-    codec = Codec(fake_weights(6144, 64, 4096, seed=SEED, slices=12, hidden=96))
+    codec = Codec(weights)
     made = [fake_features(codec.weights, GLOBAL, seed=SEED)]
     made += [fake_features(codec.weights, CROP, seed=SEED + i) for i in range(1, max(sizes))]
-    found: dict[str, Any] = {"picture of so many views, px": {str(k): list(v) for k, v in crops.items()}}
+    found: dict[str, Any] = {}
     for n in kept:
         packets = [codec.encode(view, n) for view in made]
         works: dict[str, Callable[[], Any]] = {}
@@ -106,6 +131,16 @@ def released(rounds: int, sizes: tuple[int, ...] = (1, 9, 37), kept: tuple[int, 
         mean = round(statistics.mean(map(len, packets)))
         found[f"{n} features a view"] = {"bytes a view": mean, "ms": medians(works, rounds)}
     return found
+
+
+def bytes_of(weights: CodecWeights) -> dict[str, int]:
+    """Return the bytes of a codec's tensors: all, which both halves of a checkpoint hold, and what each half reads."""
+    sizes = {name: array.nbytes for name, array in weights.arrays().items()}
+
+    def without(*names: str) -> int:
+        return sum(size for name, size in sizes.items() if not name.startswith(names))
+
+    return {"all": without("-"), "device": without(*DECODER_ONLY), "server": without(*ENCODER_ONLY)}
 
 
 def overhead(codec: Codec, features: list[View]) -> dict[str, Any]:
@@ -145,13 +180,21 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.codec_speed", *sys.argv[1:]]
         os.execve(sys.executable, command, os.environ | ONE_THREAD)
     ours, features = nano(chosen.model, chosen.rounds)
+    made = released_codecs()
+    crops = {(p := plan(*size, RULE)).rows * p.columns + 1: size for size in ((1920, 1080), (3024, 3024))}
+    loaded = [load_weights(codec_folder(chosen.model, name)) for name in codec_names(chosen.model)]
     found = {
         "command": "python -m benchmarks.codec_speed",
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, one core",
         "seed": SEED,
         "nano, a view of 336 px": ours,
-        "the released model's shapes": released(chosen.rounds),
+        "picture of so many views, px": {str(k): list(v) for k, v in crops.items()},
+        "the released model's shapes": {name: released(make(), chosen.rounds) for name, make in made.items()},
+        "bytes of tensors": {
+            "nano": {one.config.entropy_model: bytes_of(one) for one in loaded},
+            "the released model's shapes": {name: bytes_of(make()) for name, make in made.items()},
+        },
         "overhead": overhead(Codec.load(chosen.model), features),
     }
     json_text.write(chosen.out, found)

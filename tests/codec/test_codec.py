@@ -198,7 +198,7 @@ def test_the_decoder_needs_no_floats_before_the_dequantiser(codec: Codec, monkey
     """With wrong values in every float of the codec, a packet still decodes to the same symbols."""
     data = codec.encode(fake_features(codec.weights, 36), 12)
     seen: list[np.ndarray] = []
-    floats = {name: array for name, array in codec.weights._arrays().items() if array.dtype.kind == "f"}
+    floats = {name: array for name, array in codec.weights.arrays().items() if array.dtype.kind == "f"}
     wrong = {name: np.ones_like(array) for name, array in floats.items() if not name.startswith("grid_embedding")}
     damaged = Codec(replace(codec.weights, **wrong))
     for one in (codec, damaged):

@@ -178,7 +178,7 @@ def at_the_bounds(seed: int, share: float) -> ContextWeights:
 def test_floats_compute_the_documented_integers(seed: int, share: float) -> None:
     weights = at_the_bounds(seed, share)
     c = weights.config
-    plain = PlainDecoder(json.loads(c.text()), weights._arrays())
+    plain = PlainDecoder(json.loads(c.text()), weights.arrays())
     rng = np.random.default_rng(seed)
     grid, cells = 4, draw_cells(rng, 4, 12)
     q = rng.choice([-2 * c.residual_range, -3, -1, 0, 1, 2, 2 * c.residual_range], (12, 9))

@@ -24,15 +24,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path, kind: str) -> None:
     weights.save(tmp_path / "new" / "folder")
     loaded = load_weights(tmp_path / "new" / "folder")
     assert loaded.config == weights.config
-    for name, array in weights._arrays().items():
-        other = loaded._arrays()[name]
+    for name, array in weights.arrays().items():
+        other = loaded.arrays()[name]
         assert other.dtype == array.dtype and (other == array).all()
     assert set(loaded.grid_embedding) == {4, 6}
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_the_fake_codec_is_the_same_every_time(make: Callable[..., CodecWeights]) -> None:
-    one, two = make(seed=5)._arrays(), make(seed=5)._arrays()
+    one, two = make(seed=5).arrays(), make(seed=5).arrays()
     assert all((one[name] == two[name]).all() for name in one)
     assert (make(seed=6).mean != one["mean"]).any()
 

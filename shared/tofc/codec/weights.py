@@ -78,7 +78,7 @@ class CodecWeights:
                 if not 1 <= side <= c.max_grid:
                     raise CodecError(f"{family}.{side}: the grid side must be 1 to max_grid = {c.max_grid}")
                 shapes[f"{family}.{side}"] = (dtypes, (side * side, getattr(c, width)))
-        for name, array in self._arrays().items():
+        for name, array in self.arrays().items():
             dtypes, shape = shapes[name]
             if array.dtype.name not in dtypes.split() or array.shape != shape:
                 raise CodecError(
@@ -114,7 +114,7 @@ class CodecWeights:
         """Write both files, which `files` reads. With `model_id` a checkpoint of another model refuses them."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / CONFIG_FILE).write_text(self.config.text(), encoding="utf-8")
-        tensors = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
+        tensors = {name: np.ascontiguousarray(array) for name, array in self.arrays().items()}
         metadata = None if model_id is None else {"model_id": model_id}
         # safetensors' own writer would make the file readable only by its owner.
         (directory / TENSOR_FILE).write_bytes(save(tensors, metadata))
@@ -130,7 +130,7 @@ class CodecWeights:
         }
         return common | cls.shapes(c)
 
-    def _arrays(self) -> dict[str, AnyArray]:
+    def arrays(self) -> dict[str, AnyArray]:
         """Return every tensor by its name in the file."""
         arrays = {name: getattr(self, name) for name in self._all_shapes(self.config)}
         arrays = {name: array for name, array in arrays.items() if array is not None}

@@ -27,6 +27,7 @@ def fake_index_weights(
     E: int = 4,
     features: int | None = None,
     hidden: int = 12,
+    channels: int = 3,
 ) -> IndexWeights:
     """Make a codec with feature dim D, M ≤ D components, K codewords in each stage, and language-model dim H.
 
@@ -38,8 +39,9 @@ def fake_index_weights(
         raise ValueError(f"M, the number of components, must be at most D = {D}, got {M}")
     table = np.maximum((2.0**20 * 2.0 ** (-np.arange(20 << LOGIT_BITS) / (1 << LOGIT_BITS))).round(), 0)
     config = IndexConfig(
-        feature_dim=D, components=M, codewords=K, learned=E, channels=3, context_hidden=hidden, qualities=Q, hidden=H,
-        rates=tuple((features, quality) for quality in range(Q)), presets={"low": 0, "high": Q - 1}, preset="high",
+        feature_dim=D, components=M, codewords=K, learned=E, channels=channels, context_hidden=hidden, qualities=Q,
+        hidden=H, presets={"low": 0, "high": Q - 1}, preset="high",
+        rates=tuple((features, quality) for quality in range(Q)),
         logit_bits=LOGIT_BITS, logit_range=len(table),
     )  # fmt: skip
     f, s, c, unit = hidden, len(K), config.channels, 1 << ACTIVATION_BITS + WEIGHT_BITS
