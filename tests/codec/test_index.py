@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from tofc.codec import Codec, CodecError
 from tofc.codec.fake import fake_features
 from tofc.codec.files import load_weights
 from tofc.codec.index.fake import fake_index_weights
-from tofc.codec.index.probabilities import WEIGHT_MAX, cumulative
+from tofc.codec.index.logits import OutputWeights
+from tofc.codec.index.probabilities import WEIGHT_MAX, Counts, spans_of
 from tofc.codec.index.waves import earlier_neighbours, waves
 from tofc.codec.range_coder import COUNT_BITS
 
@@ -22,17 +24,35 @@ NANO = Path(__file__).parents[2] / "models" / "nano" / "codecs" / "index"
 
 def test_neighbours_are_in_earlier_waves() -> None:
     cells = np.sort(np.random.default_rng(0).permutation(81)[:50])
-    order = np.empty(51, int)
-    for place, rows in enumerate(waves(9, cells)):
-        order[rows] = place
-    order[50] = -1  # absent
+    rows, ends = waves(9, cells)
+    order = np.full(51, -1)  # the last is absent
+    for place, (first, end) in enumerate(pairwise([0, *ends])):
+        order[rows[first:end]] = place
+    assert sorted(rows.tolist()) == list(range(50)) and (order[:50] >= 0).all()
     assert (order[earlier_neighbours(9, cells, 2)] < order[:50, None]).all()
 
 
 @pytest.mark.parametrize("weights", [[1, 0, 0], [WEIGHT_MAX] * 8192, [0] * 4095 + [1], [5, 3, 1]])
 def test_every_index_has_a_count(weights: list[int]) -> None:
-    counts = cumulative(np.array([weights]))[0]
-    assert counts[0] == 0 and counts[-1] == 1 << COUNT_BITS and (np.diff(counts) >= 1).all()
+    size = len(weights)
+    every = [spans_of(np.array([weights]), np.array([symbol])) for symbol in range(size)]
+    first, count = np.array(every)[..., 0].T
+    assert first[0] == 0 and (first[1:] == (first + count)[:-1]).all() and (count >= 1).all()
+    assert first[-1] + count[-1] == 1 << COUNT_BITS
+    counts = Counts(np.array(weights))
+    for found in zip(range(size), first.tolist(), count.tolist(), strict=True):
+        assert counts.find(found[1]) == counts.find(found[1] + found[2] - 1) == found
+
+
+@pytest.mark.parametrize("large", [1, 30, 32767, 10**6])
+def test_logits_are_exact_in_both_types(large: int) -> None:
+    rng = np.random.default_rng(large)
+    rows, bias = rng.integers(-128, 128, (700, 33)), rng.integers(-(2**20), 2**20, (2, 700)).astype(np.int32)
+    query = rng.integers(-large, large + 1, (5, 33)) + rng.integers(0, 1024, (5, 33)) / 1024
+    found = OutputWeights(rows.astype(np.float64), bias, 5).logits(query, 1)
+    whole = np.floor(query).clip(-32767, 32767).astype(np.int64)
+    assert found.tolist() == ((whole @ rows.T + bias[1]) >> 9).tolist()
+    assert found.dtype == (np.float32 if large <= 30 else np.float64)
 
 
 @pytest.mark.parametrize("sizes", [(30,), (20, 9, 5)])

@@ -15,6 +15,7 @@ Floats = NDArray[np.float64]
 
 ACTIVATION_BITS, WEIGHT_BITS = 8, 10  # after the binary point
 ACTIVATION_MAX = 4095
+_ZERO, _MAX = np.array(0.0), np.array(float(ACTIVATION_MAX))  # numpy takes longer to convert a Python number
 
 
 def append_bias_unit(matrix: NDArray[np.floating], weights: float | list[float] = 0.0) -> Floats:
@@ -29,6 +30,8 @@ def append_bias_unit(matrix: NDArray[np.floating], weights: float | list[float] 
 
 
 def clipped_relu(sums: Floats) -> Floats:
-    """Turn sums of weights times activations into activations, in place."""
-    np.floor(sums, out=sums)
-    return np.minimum(np.maximum(sums, 0, out=sums), ACTIVATION_MAX, out=sums)  # np.clip takes longer to call
+    """Turn sums of weights times activations into activations."""
+    found: Floats = np.floor(sums)
+    np.maximum(found, _ZERO, out=found)  # np.clip takes longer to call
+    np.minimum(found, _MAX, out=found)
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from tofc.codec.integer_net import Ints
@@ -19,7 +21,12 @@ def neighbour_indices(grid: int, cells: Ints, radius: int) -> Ints:
     index_at = np.full(side * side, n, np.int64)  # of a grid with an empty border, so that no offset leaves it
     place = (cells // grid + radius) * side + cells % grid + radius
     index_at[place] = np.arange(n)
-    row, column = np.divmod(np.arange((2 * radius + 1) ** 2), 2 * radius + 1)
-    offsets = np.delete((row - radius) * side + column - radius, len(row) // 2)
-    found: Ints = index_at[place[:, None] + offsets]
+    found: Ints = index_at[place[:, None] + _offsets(side, radius)]
     return found
+
+
+@lru_cache(maxsize=32)
+def _offsets(side: int, radius: int) -> Ints:
+    """Return how far each neighbour is from a cell, in raster order, of a grid with this side."""
+    row, column = np.divmod(np.arange((2 * radius + 1) ** 2), 2 * radius + 1)
+    return np.delete((row - radius) * side + column - radius, len(row) // 2)

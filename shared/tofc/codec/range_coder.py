@@ -9,11 +9,8 @@ symbol do not grow with the number of symbols before it. Leaves to `packet` whic
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tofc.codec.tables import PRECISION
 
@@ -22,6 +19,7 @@ _FULL_WIDTH = (1 << 2 * _WORD_BITS) - 1  # of the initial interval
 _MIN_WIDTH = 1 << _WORD_BITS  # a narrower interval is shifted by a word, which makes it wide enough for any symbol
 COUNT_BITS = 24  # a symbol's share of the interval is a number of counts out of 2²⁴; of a stored table 2⁸ times less
 _TABLE_SHIFT = COUNT_BITS - PRECISION
+_OUTSIDE = "the payload is outside every symbol's interval"
 
 #: cumulative counts from 0 to 2^`PRECISION`; symbol x has table[x + 1] − table[x] of them
 Table = list[int]
@@ -94,28 +92,43 @@ class RangeDecoder:
         # How far the fraction is above the interval's lower end.
         self._offset = self._next_word() << _WORD_BITS | self._next_word()
 
-    def decode(self, tables: Iterable[Sequence[int] | NDArray[np.int64]], bits: int = PRECISION) -> list[int]:
-        """Decode the next symbols, one with each table of cumulative counts from 0 to 2^`bits`.
+    def decode(self, tables: Iterable[Table]) -> list[int]:
+        """Decode the next symbols, each with its own table.
 
         Raises `ValueError` for bytes that no encoder writes.
         """
         offset, width, found = self._offset, self._width, []
-        shift = COUNT_BITS - bits
         for table in tables:
-            unit = width >> COUNT_BITS << shift
+            unit = width >> COUNT_BITS << _TABLE_SHIFT
             count = offset // unit
-            if count >> bits:
-                raise ValueError("the payload is outside every symbol's interval")
+            if count >> PRECISION:
+                raise ValueError(_OUTSIDE)
             symbol = bisect_right(table, count) - 1
-            first, end = int(table[symbol]), int(table[symbol + 1])
-            offset -= first * unit
-            width = (end - first) * unit
+            offset -= table[symbol] * unit
+            width = (table[symbol + 1] - table[symbol]) * unit
             if width < _MIN_WIDTH:
                 offset = offset << _WORD_BITS | self._next_word()
                 width <<= _WORD_BITS
             found.append(symbol)
         self._offset, self._width = offset, width
         return found
+
+    def decode_by(self, find: Callable[[int], tuple[int, int, int]]) -> tuple[int, int, int]:
+        """Decode the next symbol; return it, the counts out of 2²⁴ before it, and its own.
+
+        `find` returns them for one of the symbol's counts. Raises `ValueError` for bytes that no encoder writes.
+        """
+        unit = self._width >> COUNT_BITS
+        count = self._offset // unit
+        if count >> COUNT_BITS:
+            raise ValueError(_OUTSIDE)
+        symbol, first, own = find(count)
+        self._offset -= first * unit
+        self._width = own * unit
+        if self._width < _MIN_WIDTH:
+            self._offset = self._offset << _WORD_BITS | self._next_word()
+            self._width <<= _WORD_BITS
+        return symbol, first, own
 
     def interval(self) -> Interval:
         """Return the interval of everything decoded so far, which is the encoder's after the same symbols."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tofc.codec.index.config import IndexConfig
-from tofc.codec.index.context_model import CODE_BITS
+from tofc.codec.index.logits import CODE_BITS
 from tofc.codec.index.weights import IndexWeights
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
 from tofc_lab.codec.index.model import CODE_MAX, REACH, IndexModel

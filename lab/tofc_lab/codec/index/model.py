@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from tofc.codec.index.context_model import CODE_BITS
+from tofc.codec.index.logits import CODE_BITS
 from tofc.codec.index.waves import earlier_offsets
 from tofc.codec.index.weights import IndexWeights
 from tofc.codec.integer_net import ACTIVATION_BITS, ACTIVATION_MAX, WEIGHT_BITS

@@ -14,55 +14,52 @@ Promises the same integers on every machine (see `integer_net`). Leaves choosing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tofc.codec.index.logits import CODE_BITS, Logits, OutputWeights
 from tofc.codec.index.waves import earlier_neighbours, waves
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS, Floats, Ints, append_bias_unit, clipped_relu
 
 if TYPE_CHECKING:
     from tofc.codec.index.weights import IndexWeights
 
-CODE_BITS = 6  # of the numbers in the codebook, after the binary point
-QUERY_MAX = 32767  # of the numbers that are multiplied with the codebook
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Wave:
-    """Cells that are predicted together, and what is known of their surroundings."""
-
-    rows: Ints  # [n'] indices of features
-    around: Floats  # [n', F + 1], the part of the first sums that depends on surroundings and place
-
 
 class IndexContextModel:
     """The context model of one codec, prepared once. Safe to share between threads.
 
-    Shifts are folded into the weights: dividing a double by a power of two is exact. Hidden layers have one more unit,
-    the bias unit (see `append_bias_unit`).
+    Shifts are folded into the weights: dividing a double by a power of two is exact. Hidden layers and embeddings have
+    one more unit, the bias unit (see `append_bias_unit`); an embedding's also says that there is a feature.
     """
 
     def __init__(self, weights: IndexWeights) -> None:
         c = self._config = weights.config
-        unit = 2.0**-WEIGHT_BITS
-        ends = np.cumsum(c.codewords)
-        self.spans = list(zip((ends - c.codewords).tolist(), ends.tolist(), strict=True))
+        unit, one = 2.0**-WEIGHT_BITS, 1 << ACTIVATION_BITS
+        ends = np.cumsum(c.codewords).tolist()
+        spans = list(zip([0, *ends], ends, strict=False))
         rows = weights.codebook.astype(np.float64)
         code_unit = 2.0 ** (ACTIVATION_BITS - CODE_BITS)
-        #: what each index of a stage adds to the sums of its feature's embedding, [K, C] for each stage
-        self._embed = [
-            rows[first:last] @ w.T * (unit * code_unit)
-            for (first, last), w in zip(self.spans, weights.embed_w.astype(np.float64), strict=True)
+        #: what each index of a stage adds to the sums of its feature's embedding, [K, C + 1] for each stage
+        self.embed_w = [
+            append_bias_unit(rows[first:last] @ w.T * (unit * code_unit))
+            for (first, last), w in zip(spans, weights.embed_w.astype(np.float64), strict=True)
         ]
-        self._embed_b = weights.embed_b * unit  # [Q, C]
-        self._around = append_bias_unit(weights.around_w.T * unit)  # [K_n (C + 1), F + 1]
-        self._before = append_bias_unit(weights.before_w.T * unit)  # [C + 1, F + 1]
-        self._own = [append_bias_unit(w.T * unit) for w in weights.own_w]  # [C, F + 1] for each later stage
-        self._first_b = append_bias_unit(weights.first_b * unit, 1.0)  # [Q, S, F + 1]
+        #: and what all of them begin with
+        self.embed_b = append_bias_unit(weights.embed_b * unit, float(one))  # [Q, C + 1]
+        around_w = np.concatenate([weights.around_w, weights.before_w], axis=1)
+        self._around = append_bias_unit(around_w.T * unit)  # [(K_n + 1) (C + 1), F + 1]
+        first_b = weights.first_b.astype(np.float64)
+        self._first_b = append_bias_unit(first_b[:, 0] * unit, 1.0)  # [Q, F + 1], of the first stage
         self._place = {side: append_bias_unit(table * unit) for side, table in weights.place.items()}  # [G², F + 1]
+        self._own = [  # [C + 1, F + 1] for each quality and later stage, with what its bias is above the first stage's
+            [
+                append_bias_unit(np.concatenate([w.T, b[None] / one]) * unit)
+                for w, b in zip(weights.own_w, biases[1:] - biases[0], strict=True)
+            ]
+            for biases in first_b
+        ]
         self._mid = [  # [F + 1, F + 1] for each quality and stage
             [
                 append_bias_unit(np.concatenate([w.T * unit, b[None]]), [*np.zeros(len(w)), 1.0])
@@ -74,50 +71,60 @@ class IndexContextModel:
             [np.concatenate([w.T * unit, b[None]]) for w, b in zip(weights.out_w, bias, strict=True)]
             for bias in weights.out_b * unit
         ]
-        # A sum is a logit with CODE_BITS + ACTIVATION_BITS after the binary point.
-        shift = 2.0 ** (c.logit_bits - CODE_BITS - ACTIVATION_BITS)
-        self._codes = [np.ascontiguousarray(rows[first:last].T) * shift for first, last in self.spans]  # [M + E, K]
-        self._code_b = weights.code_b * shift  # [Q, Σ K]
+        self._codes = [
+            OutputWeights(rows[first:last], weights.code_b[:, first:last], c.logit_bits) for first, last in spans
+        ]
 
-    def coding_waves(self, grid: int, cells: Ints, quality: int, q: Ints) -> Iterator[Wave]:
-        """Yield the waves of features at `cells` [n] in coding order.
+    def view(self, grid: int, cells: Ints, quality: int) -> PartlyCodedView:
+        """Return a view of features at `cells` [n], of which none is coded yet."""
+        order, ends = waves(grid, cells)
+        cells = cells[order]
+        base = self._place[grid][cells] if grid in self._place else np.zeros((len(cells), 1))
+        neighbours = earlier_neighbours(grid, cells, self._config.reach)
+        return PartlyCodedView(order, ends, neighbours, self._around, base + self._first_b[quality])
 
-        The caller writes the indices of each wave into q [n, S] before it asks for the next.
-        """
-        c, n = self._config, len(cells)
-        neighbours = earlier_neighbours(grid, cells, c.reach)
-        place = self._place.get(grid)
-        # Each feature's embedding, then a 1. Zeros: not coded yet; the last row stands for cells without a feature.
-        known = np.zeros((n + 1, c.channels + 1))
-        total, count = np.zeros(c.channels), 0
-        for rows in waves(grid, cells):
-            around = known[neighbours[rows]].reshape(len(rows), -1) @ self._around
-            if count:
-                around += np.append(np.floor(total / count), 1 << ACTIVATION_BITS) @ self._before
-            if place is not None:
-                around += place[cells[rows]]
-            yield Wave(rows, around)
-            embedded = self.embed(q[rows].T, quality)
-            known[rows, :-1], known[rows, -1] = embedded, 1 << ACTIVATION_BITS
-            total, count = total + embedded.sum(axis=0), count + len(rows)
-
-    def embed(self, stages: Sequence[Ints] | Ints, quality: int) -> Floats:
-        """Return the embeddings [n, C] of features whose first stages have these indices, [n] for each stage."""
-        sums = self._embed_b[quality] + sum(table[index] for table, index in zip(self._embed, stages, strict=False))
-        return clipped_relu(sums)
-
-    def logits(self, stage: int, around: Floats, own: Floats | None, quality: int) -> Floats:
+    def logits(self, stage: int, around: Floats, own: Floats | None, quality: int) -> Logits:
         """Return the logits [n', K] of a stage's indices, in whole units of 2^−`logit_bits` bits.
 
-        `around` is `Wave.around`; `own` [n', C] are the embeddings of the stages before, None for the first.
+        `around` is what `PartlyCodedView.around` returns; `own` [n', C + 1] are the embeddings of the stages before,
+        None for the first.
         """
-        sums = around + self._first_b[quality, stage]
-        if own is not None:
-            sums += own @ self._own[stage - 1]
+        sums = around if own is None else around + own @ self._own[quality][stage - 1]
         query = clipped_relu(clipped_relu(sums) @ self._mid[quality][stage]) @ self._out[quality][stage]
-        np.floor(query, out=query)
-        np.minimum(np.maximum(query, -QUERY_MAX, out=query), QUERY_MAX, out=query)
-        first, last = self.spans[stage]
-        sums = query @ self._codes[stage] + self._code_b[quality, first:last]
-        found: Floats = np.floor(sums, out=sums)
+        return self._codes[stage].logits(query, quality)
+
+
+class PartlyCodedView:
+    """The features of a view in coding order, and what the next wave of them is predicted from."""
+
+    def __init__(self, order: Ints, ends: list[int], neighbours: Ints, weights: Floats, base: Floats) -> None:
+        n = len(order)
+        #: rows of the view's features in coding order [n]
+        self.order = order
+        #: the waves, as spans of `order`
+        self.waves = [slice(first, end) for first, end in pairwise([0, *ends])]
+        # Embeddings in coding order, zeros for those to come; zeros for cells without a feature; the mean of all.
+        self._known = np.zeros((n + 2, len(weights) // (neighbours.shape[1] + 1)))
+        self._neighbours = np.column_stack([neighbours, np.full(n, n + 1)])  # [n, K_n + 1]
+        self._weights, self._base = weights, base
+        self._total = np.zeros(self._known.shape[1])
+
+    def around(self, wave: slice) -> Floats:
+        """Return the part of a wave's first sums [n', F + 1] that depends on surroundings and place."""
+        seen = self._known[self._neighbours[wave]]  # [n', K_n + 1, C + 1]
+        sums: Floats = seen.reshape(len(seen), -1) @ self._weights
+        sums += self._base[wave]
+        return sums
+
+    def add(self, wave: slice, embedded: Floats) -> None:
+        """Take the embeddings [n', C + 1] of a wave, all of whose indices are known."""
+        self._known[wave] = embedded
+        self._total += np.add.reduce(embedded)
+        np.floor(self._total / wave.stop, out=self._known[-1])
+
+    def places(self, stages: int) -> Ints:
+        """Return where in the sequence of all symbols each stage of each feature is: [n, S], in coding order."""
+        spans = [(wave.start, wave.stop - wave.start) for wave in self.waves]
+        first, size = np.array([span for span in spans for _ in range(span[1])]).T[..., None]
+        found: Ints = first * (stages - 1) + np.arange(len(self.order))[:, None] + size * np.arange(stages)
         return found

@@ -6,17 +6,16 @@ payload is the one that an encoder writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tofc.codec.index.chooser import IndexChooser
-from tofc.codec.index.context_model import IndexContextModel, Wave
-from tofc.codec.index.probabilities import cumulative, weights_of
+from tofc.codec.index.context_model import IndexContextModel, PartlyCodedView
+from tofc.codec.index.probabilities import Counts, spans_of, weights_of
 from tofc.codec.index.symbols import IndexSymbols
-from tofc.codec.integer_net import Floats, Ints
+from tofc.codec.integer_net import Floats, Ints, clipped_relu
 from tofc.codec.range_coder import COUNT_BITS, Interval, RangeDecoder, RangeEncoder
 
 if TYPE_CHECKING:
@@ -37,15 +36,20 @@ class IndexEntropyModel:
 
     def quantise(self, y: Floats, grid: int, cells: Ints, quality: int) -> IndexSymbols:
         """Choose the indices of components [n, M] by rate and distortion."""
-        chosen = np.zeros((len(cells), self._stages), np.int64)
-
-        def choose(wave: Wave, stage: int, logits: Floats, _: Ints) -> Ints:
-            if stage == 0:
-                chosen[wave.rows] = self._chooser.choose(y[wave.rows], wave, logits, quality)
-            index: Ints = chosen[wave.rows, stage]
-            return index
-
-        return self._walk(grid, cells, quality, choose)
+        view = self._context.view(grid, cells, quality)
+        rows, distances = self._chooser.start(y[view.order], quality)
+        choices = []
+        for wave in view.waves:
+            choice = self._chooser.choose(rows[wave], distances[wave], view.around(wave), quality)
+            view.add(wave, choice.embedded)
+            choices.append(choice)
+        places = view.places(self._stages)
+        coded = np.empty((3, places.size), np.int64)
+        for stage in range(self._stages):
+            index = np.concatenate([choice.indices[stage] for choice in choices])
+            logits = np.concatenate([choice.logits[stage] for choice in choices])
+            coded[:, places[:, stage]] = index, *spans_of(weights_of(logits, self._exp2), index)
+        return _symbols(quality, view, places, coded)
 
     def bits(self, symbols: IndexSymbols) -> Floats:
         """Return the ideal bits of each feature [n]."""
@@ -64,12 +68,21 @@ class IndexEntropyModel:
 
         Raises `ValueError` for bytes that no encoder writes.
         """
+        view = self._context.view(grid, cells, quality)
         decoder = RangeDecoder(data)
-
-        def decode(_wave: Wave, _stage: int, _logits: Floats, counts: Ints) -> Ints:
-            return np.array(decoder.decode(counts, COUNT_BITS), np.int64)
-
-        return self._walk(grid, cells, quality, decode), decoder.interval()
+        coded: list[tuple[int, int, int]] = []
+        for wave in view.waves:
+            around = view.around(wave)
+            sums = self._context.embed_b[quality]
+            for stage, embed in enumerate(self._context.embed_w):
+                own = clipped_relu(sums) if stage else None
+                logits = self._context.logits(stage, around, own, quality)
+                found = [decoder.decode_by(Counts(each).find) for each in weights_of(logits, self._exp2)]
+                coded += found
+                sums = sums + embed[[index for index, _, _ in found]]
+            view.add(wave, clipped_relu(sums))
+        symbols = _symbols(quality, view, view.places(self._stages), np.array(coded, np.int64).T)
+        return symbols, decoder.interval()
 
     def values(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Return the components [n, M] that indices [n, S] stand for: the sum of their codewords."""
@@ -78,23 +91,11 @@ class IndexEntropyModel:
             found = found + self._codewords[stage][q[:, stage]]
         return found
 
-    def _walk(
-        self, grid: int, cells: Ints, quality: int, index_of: Callable[[Wave, int, Floats, Ints], Ints]
-    ) -> IndexSymbols:
-        """Ask for the indices of every wave and stage in coding order.
 
-        `index_of` takes wave, stage, the logits [n', K] and the cumulative counts [n', K + 1], and returns them [n'].
-        """
-        q = np.zeros((len(cells), self._stages), np.int64)
-        done: list[tuple[Ints, Ints, Ints]] = []  # features, the counts before each index, its own
-        for wave in self._context.coding_waves(grid, cells, quality, q):
-            here = np.arange(len(wave.rows))
-            for stage in range(self._stages):
-                own = self._context.embed(q[wave.rows, :stage].T, quality) if stage else None
-                logits = self._context.logits(stage, wave.around, own, quality)
-                every = cumulative(weights_of(logits, self._exp2))
-                index = q[wave.rows, stage] = index_of(wave, stage, logits, every)
-                first = every[here, index]
-                done.append((wave.rows, first, every[here, index + 1] - first))
-        feature, first, count = (np.concatenate(each) for each in zip(*done, strict=True))
-        return IndexSymbols(quality=quality, q=q, feature=feature, first=first, count=count)
+def _symbols(quality: int, view: PartlyCodedView, places: Ints, coded: Ints) -> IndexSymbols:
+    """Return a view's symbols: of each, in coding order, its index, the counts before it and its own, [3, n · S]."""
+    index, first, count = coded
+    q, feature = np.empty_like(places), np.empty_like(index)
+    q[view.order] = index[places]
+    feature[places] = view.order[:, None]
+    return IndexSymbols(quality=quality, q=q, feature=feature, first=first, count=count)

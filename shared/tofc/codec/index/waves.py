@@ -17,16 +17,17 @@ from tofc.codec.integer_net import Ints
 from tofc.codec.neighbourhood import neighbour_indices
 
 
-def waves(grid: int, cells: Ints) -> list[Ints]:
-    """Return the rows of `cells` [n], ascending raster indices, in each wave that has any, in coding order.
+def waves(grid: int, cells: Ints) -> tuple[Ints, list[int]]:
+    """Return the rows of `cells` [n], ascending raster indices, in coding order, and where in it each wave ends.
 
-    >>> [rows.tolist() for rows in waves(3, np.arange(9))]
-    [[0], [1], [2, 3], [4], [5, 6], [7], [8]]
+    >>> order, ends = waves(3, np.array([0, 2, 3, 5, 6]))
+    >>> order.tolist(), ends
+    ([0, 1, 2, 3, 4], [1, 3, 5])
     """
-    wave = 2 * (cells // grid) + cells % grid
+    row, column = np.divmod(cells, grid)
+    wave = 2 * row + column
     order = np.argsort(wave, kind="stable")
-    ends = np.flatnonzero(np.diff(wave[order])) + 1
-    return np.split(order, ends)
+    return order, [*(np.flatnonzero(np.diff(wave[order])) + 1).tolist(), len(cells)]
 
 
 @lru_cache(maxsize=8)
