@@ -19,7 +19,7 @@ from tofc.codec.index.probabilities import WEIGHT_MAX, Counts, spans_of
 from tofc.codec.index.waves import earlier_neighbours, waves
 from tofc.codec.range_coder import COUNT_BITS
 
-NANO = Path(__file__).parents[2] / "models" / "nano" / "codecs" / "index"
+NANO = Path(__file__).parents[2] / "models" / "nano"
 
 
 def test_neighbours_are_in_earlier_waves() -> None:
