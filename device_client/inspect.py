@@ -1,39 +1,55 @@
 """A map of what is sent of a picture: every view with its clusters of patches and the bits that each cluster takes.
 
+    views, explained ─ by bits ──┬─ inspect_panel ─ one block of panels, with a legend ─┐
+                     └ by index ─┘                  another, if the codec has indices ──┴─ PNG
+
 Beside it are the picture's image files of the same size. Promises a PNG that needs no explanation: bytes in the title,
-a scale for the colours, and each cluster's expert where the codec has experts. Leaves merging and counting bits to the
-codec, which encodes here exactly as it does for a question, and the image files to `rival`.
+a legend for the colours, each cluster's expert where the codec has experts; and where it codes indices, the bits of
+each stage, and a second block with a colour for each index. Leaves merging and counting bits to the codec, which
+encodes here exactly as it does for a question, panels to `inspect_panel`, and the image files to `rival`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from device_client.encoder import EncoderThread, TowerEncoder
+from device_client.inspect_panel import (
+    INK,
+    Regions,
+    bits_colours,
+    by_bits,
+    by_index,
+    class_colour,
+    draw_panel,
+    text_font,
+)
 from device_client.render import format_bytes
 from device_client.report import QUALITY, compare
 from device_client.rival import TITLES, Rival, best_within_budget
 from tofc.codec.codec import Explanation
 from tofc.model.feature_codecs import DEFAULT
-from tofc.model.views import MEAN, STD, View
+from tofc.model.views import View
 
 _BACKGROUND = (250, 250, 247)
-_INK = (32, 33, 36)
 _PALE = (110, 112, 118)
 _EDGE = 28  # px of margin around everything
+_HEADER = 92  # px
+_LEGEND = 62  # px, without the gap above a second block
+_GAP = 10  # px between views
+_CAPTION = 26  # px below a view
 _GLOBAL = 624  # px: side of the global view on the map
 _CROPS = 960  # px: longer side of all crops together, at most
 _RIVAL = 270  # px: longer side of an image codec's picture on the map
-_MIN_CELL = 22  # px: numbers in smaller cells could not be read
-# Few bits → many bits: light to dark, also in greyscale and for colour-blind people (cividis).
-_SCALE = np.array(
-    [(255, 234, 70), (203, 186, 105), (148, 142, 119), (102, 105, 112), (48, 77, 107), (0, 34, 78)], np.float64
-)
+_SHOWN = 6  # indices in the legend
+
+#: a view in prompt order, the global one last, and how its packet is spent
+Views = Sequence[tuple[View, Explanation]]
 
 
 def write_map(path: Path, out: Path, encoder: TowerEncoder) -> str:
@@ -50,12 +66,13 @@ def write_map(path: Path, out: Path, encoder: TowerEncoder) -> str:
     rivals = [best_within_budget(picture.image, codec, total_bytes) for codec in TITLES]
     draw(path.name, views, picture.rows, picture.columns, jpeg, rivals).save(out, "PNG")
     codec = "" if encoder.feature_codec == DEFAULT else f", codec {encoder.feature_codec}"
-    return f"{out}: {format_bytes(total_bytes)} in {len(views)} view{'s' * (len(views) > 1)}{codec}"
+    stages = f"; {stage_line(views)}" if _has_indices(views) else ""
+    return f"{out}: {format_bytes(total_bytes)} in {len(views)} view{'s' * (len(views) > 1)}{codec}{stages}"
 
 
 def draw(
     name: str,
-    views: Sequence[tuple[View, Explanation]],
+    views: Views,
     rows: int,
     columns: int,
     jpeg: tuple[int, str] | None = None,
@@ -71,32 +88,68 @@ def draw(
     bits = np.concatenate([explained.feature_bits for _, explained in views])
     span = (float(bits.min()), max(float(bits.max()), float(bits.min()) + 1.0))
     side = min(_GLOBAL, _CROPS // max(rows, columns)) if rows else 0
-    gap, caption = 10, 26
-    crops_wide = columns * (side + gap) - gap if rows else 0
-    crops_high = rows * (side + gap + caption) - gap if rows else 0
-    between = 3 * gap if rows else 0
-    header, footer = 92, 62
-    views_wide = crops_wide + between + _GLOBAL
-    width = 2 * _EDGE + views_wide + (3 * gap + _RIVAL if rivals else 0)
-    height = header + max(crops_high, _GLOBAL + caption) + footer + _EDGE
-    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    crops_wide = columns * (side + _GAP) - _GAP if rows else 0
+    crops_high = rows * (side + _GAP + _CAPTION) - _GAP if rows else 0
+    global_left = _EDGE + crops_wide + (3 * _GAP if rows else 0)
+    views_right = global_left + _GLOBAL
+    block_high = max(crops_high, _GLOBAL + _CAPTION) + _LEGEND
+    second = _HEADER + block_high + _CAPTION  # where the block of indices begins
+    width = views_right + (3 * _GAP + _RIVAL if rivals else 0) + _EDGE
+    indices = _has_indices(views)
+    high = (second if indices else _HEADER) + block_high + _EDGE
+    sheet = Image.new("RGB", (width, high), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     _title(pen, name, views, jpeg, width)
-    for view, explained in views:
-        if view.kind == "crop":
-            corner = (_EDGE + view.column * (side + gap), header + view.row * (side + gap + caption))
-            label = format_bytes(len(explained.packet))
-        else:
-            corner = (_EDGE + crops_wide + between, header)
-            label = f"whole picture: {format_bytes(len(explained.packet))}, {len(explained.feature_bits)} features"
-        edge = side if view.kind == "crop" else _GLOBAL
-        sheet.paste(_panel(view, explained, edge, span), corner)
-        pen.text((corner[0], corner[1] + edge + 4), label, _PALE, _font(15))
+
+    def block(top: int, regions: Callable[[Explanation], Regions], caption: Callable[[View, Explanation], str]) -> int:
+        """Draw all views, and return where the legend begins."""
+        for view, explained in views:
+            crop = view.kind == "crop"
+            edge = side if crop else _GLOBAL
+            corner = (global_left, top)
+            if crop:
+                corner = (_EDGE + view.column * (side + _GAP), top + view.row * (side + _GAP + _CAPTION))
+            sheet.paste(draw_panel(view, regions(explained), edge), corner)
+            pen.text((corner[0], corner[1] + edge + 4), caption(view, explained), _PALE, text_font(15))
+        return top + block_high - _LEGEND + 26
+
+    _bits_legend(pen, span, block(_HEADER, lambda explained: by_bits(explained, span), _bytes_of), views)
+    if indices:
+        count = _index_counts(views)
+        colours = {index: class_colour(rank) for rank, (index, _) in enumerate(count.most_common())}
+        top = block(second, lambda explained: by_index(explained, colours), _classes_of)
+        _index_legend(pen, count, colours, top)
     for place, rival in enumerate(rivals):
-        _beside(sheet, rival, (_EDGE + views_wide + 3 * gap, header + place * (_GLOBAL + gap) // 2))
-    experts = any(explained.experts is not None for _, explained in views)
-    _legend(pen, span, height - _EDGE - footer + 26, experts)
+        _beside(sheet, rival, (views_right + 3 * _GAP, _HEADER + place * (_GLOBAL + _GAP) // 2))
     return sheet
+
+
+def stage_line(views: Views) -> str:
+    """Say how many bits an index and its residuals take, as a mean over all features of a codec of indices."""
+    first, *rest = np.concatenate([explained.stage_bits for _, explained in views]).mean(axis=0)
+    residuals = f", its residuals {' + '.join(f'{bits:.1f}' for bits in rest)}" if rest else ""
+    return f"a feature's index takes {first:.1f} bits{residuals}, on average"
+
+
+def _has_indices(views: Views) -> bool:
+    return all(explained.indices is not None for _, explained in views)
+
+
+def _index_counts(views: Views) -> Counter[int]:
+    """Count the features of each index of the first codebook."""
+    return Counter(index for _, explained in views for index in explained.indices[:, 0].tolist())
+
+
+def _bytes_of(view: View, explained: Explanation) -> str:
+    size = format_bytes(len(explained.packet))
+    return size if view.kind == "crop" else f"whole picture: {size}, {len(explained.feature_bits)} features"
+
+
+def _classes_of(view: View, explained: Explanation) -> str:
+    features, different = len(explained.feature_bits), len({*explained.indices[:, 0].tolist()})
+    if view.kind == "crop":
+        return f"{different} of {features} differ"
+    return f"whole picture: {different} different indices in {features} features"
 
 
 def _beside(sheet: Image.Image, rival: Rival, corner: tuple[int, int]) -> None:
@@ -108,114 +161,58 @@ def _beside(sheet: Image.Image, rival: Rival, corner: tuple[int, int]) -> None:
         sheet.paste(rival.image.convert("RGB").resize(size, Image.Resampling.NEAREST), corner)
         high = size[1]
     for line, text in enumerate(str(rival).split(", ", 1)):
-        pen.text((corner[0], corner[1] + high + 4 + 17 * line), text, _INK if line == 0 else _PALE, _font(14))
+        pen.text((corner[0], corner[1] + high + 4 + 17 * line), text, INK if line == 0 else _PALE, text_font(14))
 
 
-def _title(
-    pen: ImageDraw.ImageDraw,
-    name: str,
-    views: Sequence[tuple[View, Explanation]],
-    jpeg: tuple[int, str] | None,
-    width: int,
-) -> None:
+def _title(pen: ImageDraw.ImageDraw, name: str, views: Views, jpeg: tuple[int, str] | None, width: int) -> None:
     total = sum(len(explained.packet) for _, explained in views)
     features = sum(len(explained.feature_bits) for _, explained in views)
     cells = sum(len(explained.merged.assignment) for _, explained in views)
-    pen.text((_EDGE, 20), _fitting(f"{name}: {total:,} bytes", 28, width - 2 * _EDGE), _INK, _font(28))
+    pen.text((_EDGE, 20), _fitting(f"{name}: {total:,} bytes", 28, width - 2 * _EDGE), INK, text_font(28))
     line = f"{features} features of {cells} cells in {len(views)} view{'s' * (len(views) > 1)}"
     if jpeg is not None:
         line += f"; as JPEG {format_bytes(jpeg[0])} ({jpeg[1]})"
-    pen.text((_EDGE, 58), _fitting(line, 17, width - 2 * _EDGE), _PALE, _font(17))
+    pen.text((_EDGE, 58), _fitting(line, 17, width - 2 * _EDGE), _PALE, text_font(17))
 
 
-def _panel(view: View, explained: Explanation, side: int, span: tuple[float, float]) -> Image.Image:
-    """Draw one view, `side` px wide: the picture, tinted by the bits of each cluster, with borders and numbers."""
-    picture = _picture(view.pixels).resize((side, side), Image.Resampling.LANCZOS)
-    assignment = explained.merged.assignment  # [N]
-    grid = round(len(assignment) ** 0.5)
-    owner = assignment.reshape(grid, grid)
-    tints = _colours(explained.feature_bits, span)[owner]  # [G, G, 3]
-    tint = Image.fromarray(tints).resize((side, side), Image.Resampling.NEAREST)
-    picture = Image.blend(picture, tint, 0.38)
-    pen = ImageDraw.Draw(picture)
-    edges = [round(cell * side / grid) for cell in range(grid + 1)]
-    for colour, thick in ((_INK, 5), ((255, 255, 255), 2)):
-        for row in range(grid):
-            for column in range(grid):
-                if column + 1 < grid and owner[row, column] != owner[row, column + 1]:
-                    pen.line((edges[column + 1], edges[row], edges[column + 1], edges[row + 1]), colour, thick)
-                if row + 1 < grid and owner[row, column] != owner[row + 1, column]:
-                    pen.line((edges[column], edges[row + 1], edges[column + 1], edges[row + 1]), colour, thick)
-    if side / grid >= _MIN_CELL:
-        size = min(20, round(0.36 * side / grid) + 2)
-        for cluster, cells in _regions(owner):
-            cost = f"{explained.feature_bits[cluster]:.0f}"
-            if explained.experts is not None:
-                cost += f"\ne{explained.experts[cluster]}"
-            centre = divmod(int(explained.merged.centres[cluster]), grid)
-            # A cluster may have several pieces but is sent once: only the piece with its centre has a plain number.
-            at, label, font = (
-                (centre, cost, _font(size)) if centre in cells else (cells[0], f"({cost})", _font(size - 4))
-            )
-            middle = ((at[1] + 0.5) * side / grid, (at[0] + 0.5) * side / grid)
-            pen.text(middle, label, (255, 255, 255), font, anchor="mm", stroke_width=2, stroke_fill=_INK)
-    return picture
-
-
-def _regions(owner: NDArray[np.int64]) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Find the connected pieces of clusters [G, G]: (cluster, its cells) in raster order."""
-    found = []
-    left = {(int(row), int(column)) for row, column in np.ndindex(owner.shape)}
-    while left:
-        first = min(left)
-        left.remove(first)
-        cells, cluster = [first], int(owner[first])
-        for row, column in cells:  # the list grows during the loop
-            for near in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-                if near in left and owner[near] == cluster:
-                    left.remove(near)
-                    cells.append(near)
-        found.append((cluster, sorted(cells)))
-    return found
-
-
-def _legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int, experts: bool) -> None:
+def _bits_legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int, views: Views) -> None:
     long, high = 220, 14
     for step in range(long):
         value = span[0] + (span[1] - span[0]) * step / (long - 1)
-        (colour,) = _colours(np.array([value]), span)
+        (colour,) = bits_colours(np.array([value]), span)
         pen.line((_EDGE + step, top, _EDGE + step, top + high), tuple(int(one) for one in colour))
-    font = _font(14)
+    font = text_font(14)
     pen.text((_EDGE, top + high + 4), f"{span[0]:.0f}", _PALE, font)
     pen.text((_EDGE + long, top + high + 4), f"{span[1]:.0f}", _PALE, font, anchor="ra")
     first = "bits of a cluster, which is sent as one feature;"
     second = "in brackets: another piece of a cluster, sent once"
-    if experts:
+    if any(explained.experts is not None for _, explained in views):
         second += "; e3: coded by expert 3"
+    if _has_indices(views):
+        first, second = f"{first} {second}", f"below: of its index + of each residual; {stage_line(views)}"
     pen.text((_EDGE + long + 16, top + high // 2), first, _PALE, font, anchor="lm")
     pen.text((_EDGE + long + 16, top + high // 2 + 18), second, _PALE, font, anchor="lm")
 
 
-def _colours(bits: NDArray[np.float64], span: tuple[float, float]) -> NDArray[np.uint8]:
-    """Map bits [n] to colours [n, 3]."""
-    at = np.clip((bits - span[0]) / (span[1] - span[0]), 0, 1) * (len(_SCALE) - 1)
-    stops = np.arange(len(_SCALE))
-    return np.stack([np.interp(at, stops, _SCALE[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
-
-
-def _picture(pixels: NDArray[np.float32]) -> Image.Image:
-    """Turn normalised pixels [3, S, S] back into a picture."""
-    values = pixels.transpose(1, 2, 0) * np.array(STD, np.float32) + np.array(MEAN, np.float32)
-    return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
+def _index_legend(
+    pen: ImageDraw.ImageDraw, count: Counter[int], colours: dict[int, tuple[int, int, int]], top: int
+) -> None:
+    """Draw the most frequent indices with their colours, and say what a colour means."""
+    font, left = text_font(14), _EDGE
+    for index, features in count.most_common(_SHOWN):
+        pen.rectangle((left, top, left + 14, top + 14), colours[index])
+        text = f"{index} ({features} x)"
+        pen.text((left + 20, top + 7), text, _PALE, font, anchor="lm")
+        left += 20 + round(font.getlength(text)) + 16
+    more = f"{len(count) - _SHOWN} more" if len(count) > _SHOWN else ""
+    pen.text((left, top + 7), more, _PALE, font, anchor="lm")
+    means = "equal colours: features with an equal index in the first codebook; numbers: the index"
+    pen.text((_EDGE, top + 25), means, _PALE, font, anchor="lm")
 
 
 def _fitting(text: str, size: int, width: int) -> str:
     """Shorten a text from the left until it is at most `width` px wide."""
-    font = _font(size)
+    font = text_font(size)
     while font.getlength(text) > width and len(text) > 8:
         text = "…" + text[2:]
     return text
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

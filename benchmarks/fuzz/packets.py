@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.fuzz import Finding
 from tofc.codec import Codec, CodecWeights, checksum, packet
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.index.fake import fake_index_weights
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.errors import PacketError
 
@@ -38,6 +39,8 @@ def codecs() -> list[Codec]:
     made += [
         fake_selective_hyperprior(D=12, H=4, Q=2, seed=4),
         fake_selective_hyperprior(D=12, M=6, H=4, seed=5),
+        fake_index_weights(D=12, M=6, H=4, K=(48, 12, 2), Q=2, seed=6),
+        fake_index_weights(D=12, M=6, H=4, K=(30,), seed=7),
     ]
     return [Codec(weights) for weights in made]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from device_client.inspect import _regions, draw
+from device_client.inspect import draw
+from device_client.inspect_panel import pieces
 from tofc.codec import CodecWeights
 from tofc.codec.codec import Codec, Explanation
 from tofc.codec.fake import fake_features, fake_weights
@@ -60,7 +61,7 @@ def test_a_long_name_is_shortened() -> None:
 
 def test_every_piece_of_a_cluster_is_found() -> None:
     owner = np.array([[0, 1, 0], [1, 1, 0], [0, 2, 2]])
-    assert _regions(owner) == [
+    assert pieces(owner) == [
         (0, [(0, 0)]),
         (1, [(0, 1), (1, 0), (1, 1)]),
         (0, [(0, 2), (1, 2)]),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.codec.second_decoder import PlainDecoder, crc
 from tofc.codec import Codec
@@ -16,6 +17,11 @@ from tofc.codec.context.context_model import CodingStep, ContextModel, stages
 from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.entropy_model import Symbols
 from tofc.codec.files import load_config
+from tofc.codec.index.entropy_model import IndexEntropyModel
+from tofc.codec.index.probabilities import spans_of
+from tofc.codec.index.symbols import IndexSymbols
+from tofc.codec.index.waves import waves
+from tofc.codec.index.weights import IndexWeights
 from tofc.codec.packet import SIDES, PacketLayout, write
 from tofc.codec.selective_hyperprior.hyper_synthesis import HyperSynthesis
 from tofc.codec.selective_hyperprior.symbols import SelectiveHyperpriorSymbols
@@ -25,7 +31,8 @@ from tofc.errors import PacketError
 GOLDEN = Path(__file__).parent / "golden"
 CONTEXT_CODECS = ["one-quality", "four-qualities"]
 HYPERPRIOR_CODECS = ["published", "published-with-transform"]
-CODECS = [*CONTEXT_CODECS, *HYPERPRIOR_CODECS]
+INDEX_CODECS = ["index"]
+CODECS = [*CONTEXT_CODECS, *HYPERPRIOR_CODECS, *INDEX_CODECS]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "bitstream.md"
 
 
@@ -100,10 +107,26 @@ def hyperprior_symbols(codec: Codec, entry: dict[str, Any]) -> SelectiveHyperpri
     return SelectiveHyperpriorSymbols(quality=entry["quality"], q=q, residual=residual, table=table)
 
 
+def index_symbols(codec: Codec, entry: dict[str, Any]) -> IndexSymbols:
+    """Return the symbols of a golden packet."""
+    q, cells, model = np.array(entry["q"]), np.array(entry["cells"]), codec.entropy_model
+    assert isinstance(model, IndexEntropyModel)
+    order, ends = waves(entry["grid"], cells)
+    in_order = iter([index for rows in np.split(order, ends[:-1]) for index in q[rows].T.ravel().tolist()])
+    return model.walk(entry["grid"], cells, entry["quality"], lambda weights: span_of(weights, next(in_order)))
+
+
+def span_of(weights: NDArray[np.int64], index: int) -> tuple[int, int, int]:
+    """Return an index, the counts before it, and its own, by the weights of all indices of its stage."""
+    first, count = spans_of(weights[None], np.array([index]))
+    return index, int(first[0]), int(count[0])
+
+
 #: by entropy model: (codec, golden packet) → its symbols
 SYMBOLS: dict[str, Callable[[Codec, dict[str, Any]], Symbols]] = {
     "context": context_symbols,
     "selective-hyperprior": hyperprior_symbols,
+    "index": index_symbols,
 }
 
 
@@ -129,6 +152,21 @@ def test_the_golden_packets_cover_experts_and_hyper_symbols(name: str) -> None:
     assert {-weights.config.hyper_range, weights.config.hyper_range} <= {*z.ravel().tolist()}
     assert {-weights.config.residual_range, weights.config.residual_range} <= {*residual.tolist()}
     assert len({*table.tolist()}) > 20 and {0, weights.config.tables - 1} & {*table.tolist()}
+
+
+@pytest.mark.parametrize("name", INDEX_CODECS)
+def test_the_golden_packets_cover_indices(name: str) -> None:
+    """Every index of every stage, likely and unlikely ones, in grids with a table of places and without."""
+    codec, entries = Codec.load(GOLDEN / name), golden(name)
+    weights = codec.weights
+    assert isinstance(weights, IndexWeights) and weights.config.stages == 3
+    q = np.concatenate([entry["q"] for entry in entries])
+    for stage, size in enumerate(weights.config.codewords):
+        assert {*q[:, stage].tolist()} == set(range(size))
+    counts = np.concatenate([index_symbols(codec, entry).count for entry in entries])
+    assert counts.min() < 2**6 and counts.max() > 2**23
+    for side in weights.place:
+        assert {cell for entry in entries if entry["grid"] == side for cell in entry["cells"]} == set(range(side**2))
 
 
 @pytest.mark.parametrize("name", CONTEXT_CODECS)

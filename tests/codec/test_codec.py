@@ -35,9 +35,16 @@ def test_what_is_encoded_is_decoded(codec: Codec, total: int, n: int, seed: int)
     merged = codec.merge(features, n)
     assert decoded.grid**2 == total
     assert decoded.positions.tolist() == merged.centres.tolist()
+    chosen = codec.symbols(merged.centroids, decoded.grid, merged.centres)
+    assert (decoded.q == chosen.q).all() and (decoded.features == codec.dequantise(chosen.q, decoded.quality)).all()
     assert decoded.features.dtype == np.float32
-    # Less than a step of error for each component, plus what the components cannot express.
-    assert np.abs(merged.centroids - codec.components(decoded.features)).max() <= 1
+    if in_steps(codec):  # less than a step of error for each component, plus what the components cannot express
+        assert np.abs(merged.centroids - codec.components(decoded.features)).max() <= 1
+
+
+def in_steps(codec: Codec) -> bool:
+    """Whether components are sent as whole steps, within a range that tables have; indices are of codewords."""
+    return codec.config.entropy_model != "index"
 
 
 def quantised(price: float, y: np.ndarray, cells: np.ndarray, grid: int = 6) -> tuple[Codec, ContextSymbols]:
@@ -111,12 +118,16 @@ def test_the_default_number_of_features() -> None:
     assert len(codec.decode(codec.encode(features, n=36)).features) == 36
 
 
-def test_numbers_beyond_the_tables_are_clipped(codec: Codec) -> None:
+def test_numbers_beyond_the_tables_and_codebooks_are_clipped(codec: Codec) -> None:
     features = fake_features(codec.weights, 16)
     for factor in (1e3, -1e3, 1e30):
         decoded = codec.decode(codec.encode((features * np.float32(factor)).astype(np.float32)))
-        y = codec.components(decoded.features) * codec.weights.unit / codec.weights.step[decoded.quality]
-        assert np.abs(y).max() <= 2 * codec.config.residual_range + 1e-3
+        y = codec.components(decoded.features)
+        if in_steps(codec):
+            y *= codec.weights.unit / codec.weights.step[decoded.quality]
+            assert np.abs(y).max() <= 2 * codec.config.residual_range + 1e-3
+        else:  # the sum of the largest number of each stage
+            assert (np.abs(y) <= 128 * codec.weights.scale.sum(axis=0) + 1e-3).all()
 
 
 @pytest.mark.parametrize("shape", [(36, 63), (36,), (35, 64), (0, 64), (289, 64)])
@@ -155,6 +166,16 @@ def test_only_a_codec_with_experts_explains_which_it_used(codec: Codec) -> None:
         assert len({*explained.experts.tolist()}) > 1
     else:
         assert explained.experts is None
+
+
+def test_only_a_codec_of_indices_explains_them_and_their_bits(codec: Codec) -> None:
+    explained = codec.explain(fake_features(codec.weights, 36), 12)
+    if codec.config.entropy_model == "index":
+        assert (explained.indices == codec.parse(explained.packet).q).all()
+        assert explained.stage_bits.shape == (12, codec.config.stages) and (explained.stage_bits > 0).all()
+        np.testing.assert_allclose(explained.stage_bits.sum(axis=1), explained.feature_bits)
+    else:
+        assert explained.indices is None and explained.stage_bits is None
 
 
 def test_packets_are_within_a_byte_and_a_bit_of_the_ideal(codec: Codec) -> None:

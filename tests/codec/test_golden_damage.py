@@ -1,6 +1,6 @@
 """The golden packets, with which other decoders are tested, detect every wrong number that a decoder may have.
 
-Damaged in turn are every row and every number of each tensor of the context model, and every table. Left out are
+Damaged in turn are every row and every number of each tensor of an entropy model's network, and every table. Left out are
 numbers that no packet can depend on: weights of neighbours of stage 1, and of components that are coded later.
 """
 
@@ -14,19 +14,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.codec.test_bitstream import CODECS, CONTEXT_CODECS, GOLDEN, entropy_model_of, golden
+from tests.codec.test_bitstream import CODECS, CONTEXT_CODECS, GOLDEN, INDEX_CODECS, entropy_model_of, golden
 from tofc.codec import Codec, CodecWeights
 from tofc.codec.context.config import ContextConfig
 from tofc.codec.context.weights import ContextWeights
+from tofc.codec.index.weights import IndexWeights
 from tofc.codec.tables import TOTAL
 from tofc.errors import PacketError
 
 Ints = NDArray[np.int64]
 Damage = Callable[[Ints], Ints]
 # by entropy model
-WEIGHTS = {"context": ["embed_w", "around_w", "own_w", "mid_w", "out_w"], "selective-hyperprior": ["h_s_w1", "h_s_w2"]}
-BIASES = {"context": ["embed_b", "own_b", "mid_b", "out_b"], "selective-hyperprior": ["h_s_b1", "h_s_b2"]}
-TABLE_NAMES = {"context": ["y_tables"], "selective-hyperprior": ["expert_tables", "z_tables", "y_tables"]}
+WEIGHTS = {
+    "context": ["embed_w", "around_w", "own_w", "mid_w", "out_w"],
+    "selective-hyperprior": ["h_s_w1", "h_s_w2"],
+    "index": ["codebook", "embed_w", "around_w", "before_w", "own_w", "mid_w", "out_w"],
+}
+BIASES = {
+    "context": ["embed_b", "own_b", "mid_b", "out_b"],
+    "selective-hyperprior": ["h_s_b1", "h_s_b2"],
+    "index": ["embed_b", "first_b", "mid_b", "out_b", "code_b", "place.4", "place.6"],
+}
+TABLE_NAMES = {"context": ["y_tables"], "selective-hyperprior": ["expert_tables", "z_tables", "y_tables"], "index": []}
 
 
 def parts(*names: dict[str, list[str]]) -> list[tuple[str, str]]:
@@ -57,8 +66,9 @@ TABLES: dict[str, Damage] = {"mirrored": lambda row: TOTAL - row[::-1], "shifted
 
 def used(weights: CodecWeights, part: str) -> NDArray[np.bool_]:
     """Return which numbers of a tensor a packet can depend on."""
-    c, shape = cast(ContextConfig, weights.config), getattr(weights, part).shape
-    found = np.ones(shape, bool)
+    found = np.ones(weights._arrays()[part].shape, bool)
+    if not isinstance(c := weights.config, ContextConfig):
+        return found
     if part == "around_w":  # of a feature of stage 1, whose neighbours are the cells of stage 0
         side = 2 * c.reach + 1
         row, column = np.divmod(np.delete(np.arange(side**2), side**2 // 2), side)
@@ -71,17 +81,19 @@ def used(weights: CodecWeights, part: str) -> NDArray[np.bool_]:
 
 def damaged(weights: CodecWeights, part: str, damage: Damage, *, single: bool) -> Iterator[tuple[Any, CodecWeights]]:
     """Yield the codec with one row, or one number, damaged at a time."""
-    right, live = getattr(weights, part), used(weights, part)
+    arrays = weights._arrays()
+    right, live = arrays[part], used(weights, part)
     for place in np.ndindex(right.shape if single else right.shape[:-1]):
         wrong = right.astype(np.int64)
         wrong[place] = np.where(live[place], damage(wrong[place]), wrong[place])
         if (wrong != right).any():
-            yield place, replace(weights, **{part: wrong.astype(right.dtype)})
+            yield place, type(weights).of(weights.config, arrays | {part: wrong.astype(right.dtype)})
 
 
 def unnoticed(name: str, part: str, damages: dict[str, Damage], *, single: bool) -> tuple[int, list[str]]:
     """Return how many damaged codecs were tried, and which of them decoded every golden packet correctly."""
-    entries = sorted(golden(name), key=lambda entry: -len(entry["packet"]))
+    # first the longest packets of the grid that a tensor is for, as `place.6` is: they detect most
+    entries = sorted(golden(name), key=lambda one: (not part.endswith(f".{one['grid']}"), -len(one["packet"])))
     weights, tried, missed = Codec.load(GOLDEN / name).weights, 0, []
     for kind, damage in damages.items():
         for place, wrong in damaged(weights, part, damage, single=single):
@@ -103,7 +115,7 @@ def reads(codec: Codec, entry: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(("name", "part"), parts(WEIGHTS, BIASES))
 def test_a_damaged_row_is_noticed(name: str, part: str) -> None:
-    tried, missed = unnoticed(name, part, LOST | (SLIGHT if "_w" in part else {}), single=False)
+    tried, missed = unnoticed(name, part, LOST | (SLIGHT if part in WEIGHTS[entropy_model_of(name)] else {}), single=False)
     assert not missed
     assert tried or (name, part) == ("one-quality", "own_w"), "with one slice, `own_w` is all zeros"
 
@@ -119,6 +131,21 @@ def test_a_damaged_table_is_noticed(name: str, part: str) -> None:
     tried, missed = unnoticed(name, part, TABLES, single=False)
     rows = getattr(Codec.load(GOLDEN / name).weights, part)[..., 0].size
     assert not missed and tried == len(TABLES) * rows
+
+
+@pytest.mark.parametrize("name", INDEX_CODECS)
+def test_a_damaged_weight_of_a_logit_is_noticed(name: str) -> None:
+    """Each gets the weight of the one below it in turn, the last half of its own: an invalid table would be refused."""
+    weights, entries = Codec.load(GOLDEN / name).weights, golden(name)
+    assert isinstance(weights, IndexWeights)
+    missed, table = [], weights.exp2.tolist()
+    for at, wrong in enumerate([*table[1:], table[-1] // 2]):
+        assert wrong < table[at]
+        damaged_table = np.array([*table[:at], wrong, *table[at + 1 :]], np.uint32)
+        codec = Codec(replace(weights, exp2=damaged_table))
+        if all(reads(codec, entry) for entry in entries):
+            missed.append(at)
+    assert not missed
 
 
 @pytest.mark.parametrize("name", CONTEXT_CODECS)

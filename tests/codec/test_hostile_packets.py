@@ -19,12 +19,17 @@ from hypothesis import strategies as st
 from benchmarks.fuzz import Finding
 from benchmarks.fuzz.packets import REASON, Packets, canonicalised, check, codecs, strip_crc, with_valid_crc
 from tests.codec.kinds import KINDS
+from tests.codec.test_bitstream import span_of
 from tofc.codec import Codec, CodecWeights
 from tofc.codec.context.config import ContextConfig
 from tofc.codec.context.context_model import ContextModel
 from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.index.config import IndexConfig
+from tofc.codec.index.entropy_model import IndexEntropyModel
+from tofc.codec.index.fake import fake_index_weights
+from tofc.codec.index.symbols import IndexSymbols
 from tofc.codec.packet import PacketLayout, write
 from tofc.codec.selective_hyperprior.config import SelectiveHyperpriorConfig
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
@@ -107,8 +112,12 @@ def test_one_flipped_bit_is_refused(packet: tuple[Codec, bytes], at: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "codec", CODECS, ids=["one slice", "small grids", "three slices", "published", "published, with a transform"]
-)
+    "codec",
+    CODECS,
+    ids=[
+        "one slice", "small grids", "three slices", "published", "published, with a transform", "indices", "one index",
+    ],
+)  # fmt: skip
 def test_every_header(codec: Codec) -> None:
     data = codec.encode(VIEWS[6], 12)
     outcomes = {check(codec, with_valid_crc(bytes([first]) + strip_crc(data)[1:])) for first in range(16)}
@@ -129,16 +138,21 @@ def memory_bound(codec: Codec) -> int:
     """Return the bytes that the largest view may take.
 
     They are for its features in a few copies, the coder's tables for each symbol, and the entropy model's network:
-    hidden units and neighbourhoods, or hyper symbols and predictions.
+    hidden units and neighbourhoods, or hyper symbols and predictions, or what is known of each feature. Indices are
+    predicted in waves of at most half a side, with counts for each codeword.
     """
-    c = codec.config
-    symbols = c.components * (2 * c.residual_range + 40)
+    c, wave = codec.config, 0
     if isinstance(c, ContextConfig):
+        symbols = c.components * (2 * c.residual_range + 40)
         network = len(c.slices) * c.context_hidden + (2 * c.reach + 1) ** 2 * (c.channels + 3)
-    else:
-        assert isinstance(c, SelectiveHyperpriorConfig)
+    elif isinstance(c, SelectiveHyperpriorConfig):
+        symbols = c.components * (2 * c.residual_range + 40)
         network = 20 * c.hyper + 2 * c.synthesis_hidden + 4 * c.components
-    return c.max_grid**2 * 4 * (4 * c.feature_dim + 2 * symbols + 4 * network) + 100_000
+    else:
+        assert isinstance(c, IndexConfig)
+        symbols, network = 40 * c.stages + 4 * c.components, (2 * c.reach + 1) ** 2 * 3 + c.channels
+        wave = c.max_grid // 2 * 8 * (4 * max(c.codewords) + c.neighbourhood * (c.channels + 1) + 4 * c.context_hidden)
+    return c.max_grid**2 * 4 * (4 * c.feature_dim + 2 * symbols + 4 * network) + wave + 100_000
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -161,6 +175,7 @@ LARGE = {
     "context": partial(fake_weights, D=512, M=64, seed=3),
     "selective hyperprior": partial(fake_selective_hyperprior, D=64, seed=3),
     "selective hyperprior with a transform": partial(fake_selective_hyperprior, D=512, M=64, seed=3),
+    "index": partial(fake_index_weights, D=512, M=64, seed=3, K=(2048, 64, 64)),
 }
 
 
@@ -175,7 +190,7 @@ def test_a_packet_of_the_largest_view_stays_within_the_memory_bound(kind: str) -
 def rarest(codec: Codec, side: int) -> bytes:
     """Return the packet in which every symbol is the rarest of its table: nearly the longest of this grid."""
     layout = PacketLayout(grid=side, cells=tuple(range(side**2)))
-    symbols = RAREST[codec.config.entropy_model](codec.weights, side)
+    symbols = RAREST[codec.config.entropy_model](codec, side)
     return write(layout, codec.entropy_model.encode(symbols), qualities=codec.config.qualities)
 
 
@@ -184,7 +199,9 @@ def least_likely(tables: np.ndarray) -> np.ndarray:
     return np.diff(tables.astype(np.int64)).argmin(axis=-1)
 
 
-def rarest_of_context(weights: ContextWeights, side: int) -> ContextSymbols:
+def rarest_of_context(codec: Codec, side: int) -> ContextSymbols:
+    weights = codec.weights
+    assert isinstance(weights, ContextWeights)
     least = least_likely(weights.y_tables) - weights.config.residual_range
     cells, q = np.arange(side**2), np.zeros((side**2, weights.config.components))
     steps = []
@@ -194,7 +211,9 @@ def rarest_of_context(weights: ContextWeights, side: int) -> ContextSymbols:
     return ContextSymbols.of(0, q, steps)
 
 
-def rarest_of_experts(weights: SelectiveHyperpriorWeights, side: int) -> SelectiveHyperpriorSymbols:
+def rarest_of_experts(codec: Codec, side: int) -> SelectiveHyperpriorSymbols:
+    weights = codec.weights
+    assert isinstance(weights, SelectiveHyperpriorWeights)
     n, c = side**2, weights.config
     experts = np.full(n, least_likely(weights.expert_tables)[0])
     z = np.tile(least_likely(weights.z_tables)[0] - c.hyper_range, (n, 1))
@@ -204,10 +223,17 @@ def rarest_of_experts(weights: SelectiveHyperpriorWeights, side: int) -> Selecti
     return SelectiveHyperpriorSymbols(quality=0, q=q, residual=residual, table=table)
 
 
-#: by entropy model: (weights, grid side) → the rarest symbols of quality 0
-RAREST: dict[str, Callable[[Any, int], Any]] = {
+def rarest_of_indices(codec: Codec, side: int) -> IndexSymbols:
+    model = codec.entropy_model
+    assert isinstance(model, IndexEntropyModel)
+    return model.walk(side, np.arange(side**2), 0, lambda weights: span_of(weights, int(weights.argmin())))
+
+
+#: by entropy model: (codec, grid side) → the rarest symbols of quality 0
+RAREST: dict[str, Callable[[Codec, int], Any]] = {
     "context": rarest_of_context,
     "selective-hyperprior": rarest_of_experts,
+    "index": rarest_of_indices,
 }
 
 
@@ -235,8 +261,9 @@ def test_no_packet_takes_much_more_work_than_an_honest_one(make: Callable[..., C
     codec = Codec(make(D=64, M=64, seed=3))
     honest = codec.encode(fake_features(codec.weights, 256))
     longest = rarest(codec, 16)
-    ordinary = lines(partial(check, codec, honest))
-    assert len(longest) > 4 * len(honest) and 64 * 256 < ordinary < 20 * 64 * 256
+    symbols, ordinary = codec.parse(honest).q.size, lines(partial(check, codec, honest))
+    assert 2 * 8 * len(longest) > 256 * codec.entropy_model.max_feature_bits, "it must be the longest, or nearly"
+    assert len(longest) > 1.5 * len(honest) and symbols < ordinary < 40 * symbols
     for data in (longest, *(with_valid_crc(bytes.fromhex(body)) for body in ("0c", "0c80", "0d80", "0dff"))):
         assert lines(partial(check, codec, data)) < 2 * ordinary, data[:4].hex()
 

@@ -68,6 +68,15 @@ def test_the_second_decoder_reads_the_same_indices(sizes: tuple[int, ...], tmp_p
             assert plain.decode(packet) == wanted
 
 
+def test_if_bits_cost_nothing_every_feature_becomes_the_nearest_codeword() -> None:
+    weights = replace(fake_index_weights(K=(40,)), bit_price=np.zeros(1, np.float32))
+    codec = Codec(weights)
+    y = codec.components(fake_features(weights, 36))
+    (codewords,) = weights.codewords()
+    nearest = np.square(y[:, None] - codewords).sum(axis=2).argmin(axis=1)
+    assert codec.symbols(y, 6, np.arange(36)).q[:, 0].tolist() == nearest.tolist() and len({*nearest.tolist()}) > 5
+
+
 def test_a_higher_price_of_bits_saves_bytes() -> None:
     weights = fake_index_weights(Q=1)
     features = fake_features(weights, 36, seed=3)

@@ -66,6 +66,10 @@ class Explanation:
     """Bits of header and checksum, exactly."""
     experts: NDArray[np.int64] | None = None
     """The expert that codes each feature [n], if the entropy model has experts."""
+    indices: NDArray[np.int64] | None = None
+    """The index of each feature in each codebook [n, S], if the entropy model codes indices."""
+    stage_bits: NDArray[np.float64] | None = None
+    """Ideal bits of each of these indices [n, S]: their sums are `feature_bits`."""
 
     @property
     def ideal_bytes(self) -> float:
@@ -159,7 +163,9 @@ class Codec:
             feature_bits=self.entropy_model.bits(symbols),
             position_bits=log2(layout.digits(self.config.qualities)[1]),
             header_bits=layout.header_bits,
-            experts=getattr(symbols, "experts", None),  # most entropy models have none
+            experts=getattr(symbols, "experts", None),  # each entropy model has some of these, or none
+            indices=getattr(symbols, "indices", None),
+            stage_bits=getattr(symbols, "stage_bits", None),
         )
 
     def components(self, features: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -15,6 +15,8 @@ import numpy as np
 from tofc.codec import Codec
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.index.fake import fake_index_weights
+from tofc.codec.index.weights import IndexWeights
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
@@ -45,12 +47,14 @@ VIEWS = (
     (100, 100, 1),
     (64, 64, 5),
 )
-PUBLISHED, TRANSFORMED = 14, 5  # seeds
+#: more views for the index codec, which has a table for each cell of these grids
+PLACE_VIEWS = ((16, 16, 1), (16, 16, 5), (36, 36, 5), (16, 14, 1), (36, 30, 1), (36, 36, 1))
+PUBLISHED, TRANSFORMED, INDEX = 14, 5, 69  # seeds
 
 
 def codecs() -> dict[str, CodecWeights]:
     """Make small codecs of every entropy model."""
-    return context_codecs() | selective_hyperprior_codecs()
+    return context_codecs() | selective_hyperprior_codecs() | index_codecs()
 
 
 def context_codecs() -> dict[str, CodecWeights]:
@@ -98,6 +102,29 @@ def _strong_experts(weights: SelectiveHyperpriorWeights) -> SelectiveHyperpriorW
     )
 
 
+def index_codecs() -> dict[str, CodecWeights]:
+    """Make a codec of three stages and three qualities.
+
+    Bits cost nothing, so that unlikely indices are chosen too. Logits are coarse, so that the table of their weights is
+    short and every entry matters, and vary widely.
+    """
+    weights = fake_index_weights(D=12, M=5, H=4, seed=INDEX, K=(12, 6, 4), Q=3, E=2, hidden=4)
+    config = replace(weights.config, logit_bits=1, logit_range=40)
+    one = np.int32(1 << ACTIVATION_BITS + WEIGHT_BITS)
+    made = replace(
+        weights,
+        config=config,
+        bit_price=np.zeros_like(weights.bit_price),
+        first_b=weights.first_b + one * 2,
+        mid_b=weights.mid_b + one * 3,
+        out_b=weights.out_b * 4,
+        code_b=weights.code_b + (1 << 17),
+        exp2=np.rint(2.0 ** (20 - np.arange(config.logit_range) / 2)).astype(np.uint32),
+        place={side: table + np.where(table < 0, -one, one) for side, table in weights.place.items()},
+    )
+    return {"index": replace(made, grid_embedding={})}
+
+
 def main() -> None:
     for name, weights in codecs().items():
         weights.save(HERE / name)
@@ -108,7 +135,8 @@ def main() -> None:
 def packets(weights: CodecWeights) -> list[dict[str, Any]]:
     """Return the packets of all views, and what they decode to."""
     codec, found = Codec(weights), []
-    for index, (total, n, factor) in enumerate(VIEWS):
+    views = VIEWS + PLACE_VIEWS * (weights.config.entropy_model == "index")
+    for index, (total, n, factor) in enumerate(views):
         features = fake_features(weights, total, seed=index) * np.float32(factor)
         data = codec.encode(features, n, index % weights.config.qualities)
         parsed = codec.parse(data)

@@ -6,6 +6,7 @@ payload is the one that an encoder writes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,8 +54,7 @@ class IndexEntropyModel:
 
     def bits(self, symbols: IndexSymbols) -> Floats:
         """Return the ideal bits of each feature [n]."""
-        each = COUNT_BITS - np.log2(symbols.count)
-        total: Floats = np.bincount(symbols.feature, each, len(symbols.q)).astype(np.float64)
+        total: Floats = symbols.stage_bits.sum(axis=1)
         return total
 
     def encode(self, symbols: IndexSymbols) -> Interval:
@@ -68,8 +68,17 @@ class IndexEntropyModel:
 
         Raises `ValueError` for bytes that no encoder writes.
         """
-        view = self._context.view(grid, cells, quality)
         decoder = RangeDecoder(data)
+        symbols = self.walk(grid, cells, quality, lambda weights: decoder.decode_by(Counts(weights).find))
+        return symbols, decoder.interval()
+
+    def walk(self, grid: int, cells: Ints, quality: int, symbol_of: Callable[[Ints], tuple[int, int, int]]) -> IndexSymbols:
+        """Ask for every index in coding order.
+
+        `symbol_of` takes the weights [K] of the stage's indices, and returns an index, the counts out of 2²⁴ before it,
+        and its own.
+        """
+        view = self._context.view(grid, cells, quality)
         coded: list[tuple[int, int, int]] = []
         for wave in view.waves:
             around = view.around(wave)
@@ -77,12 +86,11 @@ class IndexEntropyModel:
             for stage, embed in enumerate(self._context.embed_w):
                 own = clipped_relu(sums) if stage else None
                 logits = self._context.logits(stage, around, own, quality)
-                found = [decoder.decode_by(Counts(each).find) for each in weights_of(logits, self._exp2)]
+                found = [symbol_of(each) for each in weights_of(logits, self._exp2)]
                 coded += found
                 sums = sums + embed[[index for index, _, _ in found]]
             view.add(wave, clipped_relu(sums))
-        symbols = _symbols(quality, view, view.places(self._stages), np.array(coded, np.int64).T)
-        return symbols, decoder.interval()
+        return _symbols(quality, view, view.places(self._stages), np.array(coded, np.int64).T)
 
     def values(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Return the components [n, M] that indices [n, S] stand for: the sum of their codewords."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tofc.codec.integer_net import Ints
+import numpy as np
+
+from tofc.codec.integer_net import Floats, Ints
+from tofc.codec.range_coder import COUNT_BITS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -16,3 +19,14 @@ class IndexSymbols:
     feature: Ints  # [n · S], the row of q that each index belongs to
     first: Ints  # [n · S], the counts of all symbols before it
     count: Ints  # [n · S]
+
+    @property
+    def indices(self) -> Ints:
+        """The indices of each feature [n, S], 0..K−1."""
+        return self.q
+
+    @property
+    def stage_bits(self) -> Floats:
+        """The ideal bits of each index [n, S]. A feature's stages are coded in their order."""
+        bits: Floats = COUNT_BITS - np.log2(self.count[np.argsort(self.feature, kind="stable")])
+        return bits.reshape(self.q.shape)
