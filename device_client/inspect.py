@@ -137,7 +137,14 @@ def _has_indices(views: Views) -> bool:
 
 def _index_counts(views: Views) -> Counter[int]:
     """Count the features of each index of the first codebook."""
-    return Counter(index for _, explained in views for index in explained.indices[:, 0].tolist())
+    return Counter(index for _, explained in views for index in _first_indices(explained))
+
+
+def _first_indices(explained: Explanation) -> list[int]:
+    """Return the index of each feature in the first codebook."""
+    assert explained.indices is not None
+    found: list[int] = explained.indices[:, 0].tolist()
+    return found
 
 
 def _bytes_of(view: View, explained: Explanation) -> str:
@@ -146,9 +153,9 @@ def _bytes_of(view: View, explained: Explanation) -> str:
 
 
 def _classes_of(view: View, explained: Explanation) -> str:
-    features, different = len(explained.feature_bits), len({*explained.indices[:, 0].tolist()})
+    features, different = len(explained.feature_bits), len({*_first_indices(explained)})
     if view.kind == "crop":
-        return f"{different} of {features} differ"
+        return f"{different} {'index' if different == 1 else 'indices'}"
     return f"whole picture: {different} different indices in {features} features"
 
 
@@ -189,7 +196,7 @@ def _bits_legend(pen: ImageDraw.ImageDraw, span: tuple[float, float], top: int, 
     if any(explained.experts is not None for _, explained in views):
         second += "; e3: coded by expert 3"
     if _has_indices(views):
-        first, second = f"{first} {second}", f"below: of its index + of each residual; {stage_line(views)}"
+        first, second = f"{first} {second}", f"second line: its index + its residuals; {stage_line(views)}"
     pen.text((_EDGE + long + 16, top + high // 2), first, _PALE, font, anchor="lm")
     pen.text((_EDGE + long + 16, top + high // 2 + 18), second, _PALE, font, anchor="lm")
 

@@ -98,9 +98,9 @@ def _draw_labels(pen: ImageDraw.ImageDraw, regions: Regions, cell: float) -> Non
             large = centre in cells
             at = centre if large else at
         font = text_font(size if large else size - 4)
-        text = "\n".join(line for place, line in enumerate(lines) if place == 0 or font.getlength(line) < cell - 4)
+        fitting = [line for place, line in enumerate(lines) if place == 0 or font.getlength(line) < cell - 4]
+        text = "\n".join(fitting if large else [f"({line})" for line in fitting])
         middle = ((at[1] + 0.5) * cell, (at[0] + 0.5) * cell)
-        text = text if large else f"({text})"
         pen.text(middle, text, _WHITE, font, anchor="mm", align="center", stroke_width=2, stroke_fill=INK)
 
 

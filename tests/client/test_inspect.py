@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from device_client.inspect import draw
-from device_client.inspect_panel import pieces
+from device_client.inspect import draw, stage_line
+from device_client.inspect_panel import by_bits, by_index, class_colour, pieces
 from tofc.codec import CodecWeights
 from tofc.codec.codec import Codec, Explanation
 from tofc.codec.fake import fake_features, fake_weights
+from tofc.codec.index.fake import fake_index_weights
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.model.views import View, ViewRule, views
 
@@ -52,6 +53,41 @@ def test_the_expert_of_a_cluster_is_drawn_where_a_codec_has_experts() -> None:
     other = replace(one, experts=one.experts + 1)
     found = [np.asarray(draw("x", [(view, each)], 0, 0)) for each in (one, other, replace(one, experts=None))]
     assert (found[0] != found[1]).any() and (found[0] != found[2]).any()
+
+
+def test_a_codec_of_indices_gets_a_second_block_in_which_colours_are_indices() -> None:
+    maps = explained((672, 448), 12, fake_index_weights(seed=3))
+    sheet = draw("x", maps, 2, 3)
+    assert sheet.height > draw("x", explained((672, 448), 12), 2, 3).height + 624
+    (view, one), *_ = maps
+    assert one.indices is not None
+    other = replace(one, indices=np.zeros_like(one.indices))
+    found = [np.asarray(draw("x", [(view, each), *maps[1:]], 2, 3)) for each in (one, other)]
+    changed = np.flatnonzero((found[0] != found[1]).any(axis=(1, 2)))
+    assert len(changed) and changed.min() > 92 + 624, "the bits are the same, only the block of indices differs"
+
+
+def test_equal_indices_have_equal_colours_in_all_views() -> None:
+    maps = [one for _, one in explained((672, 448), 12, fake_index_weights(seed=3))]
+    indices = sorted({index for one in maps for index in one.indices[:, 0].tolist()})
+    colours = {index: class_colour(rank) for rank, index in enumerate(indices)}
+    for one in maps:
+        regions = by_index(one, colours)
+        shown = regions.colours[regions.owner].reshape(-1, 3)
+        wanted = [colours[index] for index in one.indices[one.merged.assignment, 0].tolist()]
+        assert shown.tolist() == [list(colour) for colour in wanted]
+        assert {*regions.labels} == {str(index) for index in one.indices[:, 0].tolist()}
+
+
+def test_the_bits_of_an_index_and_its_residuals_are_told() -> None:
+    maps = explained((300, 300), 12, fake_index_weights(seed=3))
+    (_, one), *_ = maps
+    first, second = one.stage_bits.mean(axis=0)
+    assert stage_line(maps) == f"a feature's index takes {first:.1f} bits, its residuals {second:.1f}, on average"
+    each = one.stage_bits[0]
+    assert by_bits(one, (0, 99)).labels[0] == f"{each.sum():.0f}\n{each[0]:.0f}+{each[1]:.0f}"
+    alone = explained((300, 300), 12, fake_index_weights(seed=3, K=(48,)))
+    assert "residual" not in stage_line(alone) and "\n" not in by_bits(alone[0][1], (0, 99)).labels[0]
 
 
 def test_a_long_name_is_shortened() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +115,9 @@ def reads(codec: Codec, entry: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(("name", "part"), parts(WEIGHTS, BIASES))
 def test_a_damaged_row_is_noticed(name: str, part: str) -> None:
-    tried, missed = unnoticed(name, part, LOST | (SLIGHT if part in WEIGHTS[entropy_model_of(name)] else {}), single=False)
+    tried, missed = unnoticed(
+        name, part, LOST | (SLIGHT if part in WEIGHTS[entropy_model_of(name)] else {}), single=False
+    )
     assert not missed
     assert tried or (name, part) == ("one-quality", "own_w"), "with one slice, `own_w` is all zeros"
 

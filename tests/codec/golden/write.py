@@ -16,7 +16,6 @@ from tofc.codec import Codec
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.index.fake import fake_index_weights
-from tofc.codec.index.weights import IndexWeights
 from tofc.codec.integer_net import ACTIVATION_BITS, WEIGHT_BITS
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
