@@ -1,7 +1,7 @@
 """The golden packets, with which other decoders are tested, detect every wrong number that a decoder may have.
 
-Damaged in turn are every row and every number of each tensor of an entropy model's network, and every table. Left out are
-numbers that no packet can depend on: weights of neighbours of stage 1, and of components that are coded later.
+Damaged in turn are every row and every number of each tensor of an entropy model's network, and every table. Left out
+are numbers that no packet can depend on: weights of neighbours of stage 1, and of components that are coded later.
 """
 
 from __future__ import annotations
