@@ -72,7 +72,9 @@ class IndexEntropyModel:
         symbols = self.walk(grid, cells, quality, lambda weights: decoder.decode_by(Counts(weights).find))
         return symbols, decoder.interval()
 
-    def walk(self, grid: int, cells: Ints, quality: int, symbol_of: Callable[[Ints], tuple[int, int, int]]) -> IndexSymbols:
+    def walk(
+        self, grid: int, cells: Ints, quality: int, symbol_of: Callable[[Ints], tuple[int, int, int]]
+    ) -> IndexSymbols:
         """Ask for every index in coding order.
 
         `symbol_of` takes the weights [K] of the stage's indices, and returns an index, the counts out of 2²⁴ before it,
