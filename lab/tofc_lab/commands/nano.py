@@ -72,7 +72,9 @@ def features(assets: Assets = ASSETS, run: Run = RUN, seed: Seed = 0) -> None:
     from tofc_lab.nano import features
     from tofc_lab.nano.tower import encoder
 
-    encode, out = encoder(run / "tower.pt"), features.folder(run)
+    out = features.folder(run)
+    features.keep_seed(out, seed)
+    encode = encoder(run / "tower.pt")
     features.compute_all(assets, out, encode, features.TRAINING_SIZES, seed=seed, progress=features_bar)
 
 

@@ -27,7 +27,7 @@ from tofc_lab.progress import Log, print_now
 from tofc_lab.resume import NONE, Settings
 
 #: the options of `train-codec` that set these
-_OPTIONS = {"steps": "settle"}
+_OPTIONS = {"steps": "--settle", "components": "--components", "codewords": "--codewords"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class IndexRecipe:
 
 def settings_of(inputs: Settings, recipe: IndexRecipe, seed: int) -> dict[str, Any]:
     """Return all that a checkpoint depends on, for `tofc_lab.resume.check`."""
-    of_recipe = {f"--{_OPTIONS.get(name, name)}": value for name, value in asdict(recipe).items() if name != "save"}
+    of_recipe = {_OPTIONS.get(name, name): value for name, value in asdict(recipe).items() if name != "save"}
     return {**inputs, **of_recipe, "--seed": seed}
 
 
