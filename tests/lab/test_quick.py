@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.e2e.conftest import MODEL
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_weights
 from tofc.errors import CheckpointError, UsageError
@@ -252,7 +253,7 @@ def test_the_amount_is_that_of_the_features(checkpoint: Checkpoint, data: Path, 
 
 
 def test_rates_are_the_qualities_that_cost_more_bytes_than_those_before() -> None:
-    config = Codec.load(Path("models/nano/codecs/index")).config
+    config = Codec.load(MODEL).config
     sizes = [5.0, 8.0, 8.0, 12.0, 11.0, 16.0, 20.0, 20.0]
     costs = [QuickCost(features=None, quality=i, bytes=size, error=1 / size) for i, size in enumerate(sizes)]
     found = with_rates(config, costs)  # type: ignore[arg-type]
@@ -298,7 +299,7 @@ def _nano_run(folder: Path) -> Path:
         ("index", "index.ckpt", ("--steps", 9), "--settle was 7000, is 9"),
         ("index", "index.ckpt", ("--seed", 3), "--seed was 0, is 3"),
         ("codec", "codec.ckpt", ("--steps", 9), "--steps was 1200, is 9"),
-        ("codec", "codec.ckpt", ("--start", "models/nano"), "--start was None, is "),
+        ("codec", "codec.ckpt", ("--start", MODEL / "codecs" / "context"), "--start was None, is "),
         ("decoder", "decoder.ckpt", ("--steps", 9), "--steps was 2400, is 9"),
         ("selective-hyperprior", "selective-hyperprior-1.ckpt", ("--seed", 3), "--seed was 0, is 3"),
     ],

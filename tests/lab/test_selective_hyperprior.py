@@ -148,7 +148,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 def test_a_run_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _train(tmp_path)
     monkeypatch.setitem(globals(), "RECIPE", training.SelectiveHyperpriorRecipe(warm=1))
-    with pytest.raises(UsageError, match="with other settings or inputs: .*; warm was 3, is 1"):
+    with pytest.raises(UsageError, match=r"with other settings or inputs: .*; warm was 3, is 1"):
         _train(tmp_path)
 
 

@@ -142,6 +142,7 @@ def codec(
 
     recipe = CodecRecipe()
     recipe = replace(recipe, steps=recipe.steps if steps is None else steps)
+    initial = None if start is None else ContextWeights.load(start)
     inputs = inputs_of(run) | {"--start": None if start is None else codec_hash(start)}
     resume.check(run / "codec.ckpt", settings_of(inputs, recipe, seed))
     pictures = features.load_training(run)
@@ -150,7 +151,7 @@ def codec(
         NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
         run,
         inputs=inputs,
-        start=None if start is None else ContextWeights.load(start),
+        start=initial,
         recipe=recipe,
         seed=seed,
     )
@@ -202,6 +203,7 @@ def selective_hyperprior(
     from tofc_lab.nano.source import NanoSource
 
     recipe = training.SelectiveHyperpriorRecipe() if transform is None else training.TRANSFORMED
+    used = None if transform is None else ContextWeights.load(transform)
     inputs = inputs_of(run) | {"--transform": None if transform is None else codec_hash(transform)}
     for checkpoint in training.checkpoints(run, transform is not None, recipe):
         resume.check(checkpoint, training.settings_of(inputs, recipe, seed))
@@ -211,7 +213,7 @@ def selective_hyperprior(
         NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
         run,
         inputs=inputs,
-        transform=None if transform is None else ContextWeights.load(transform),
+        transform=used,
         recipe=recipe,
         seed=seed,
     )
