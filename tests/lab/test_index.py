@@ -35,7 +35,7 @@ def _data() -> tuple[Pool, Transform]:
 
 def _trained(out: Path) -> tuple[IndexModel, torch.Tensor]:
     data, fitted = _data()
-    return train(data, fitted, out, recipe=RECIPE, log=lambda _: None)
+    return train(Grids.of(data, fitted.project), out / "index.ckpt", recipe=RECIPE, log=lambda _: None)
 
 
 def test_the_runtime_chooses_and_counts_as_training_did(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path) -> None:
 
     data, fitted = _data()
     with pytest.raises(KeyboardInterrupt):
-        train(data, fitted, interrupted, recipe=RECIPE, log=stop)
+        train(Grids.of(data, fitted.project), interrupted / "index.ckpt", recipe=RECIPE, log=stop)
     resumed, _ = _trained(interrupted)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

@@ -127,8 +127,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 ) -> None:
     kept: list[Path] = []
 
-    def save_and_stop(path: Path, state: dict[str, Any], basis: str) -> None:
-        resume.save(path, state, basis)
+    def save_and_stop(path: Path, state: dict[str, Any], settings: resume.Settings) -> None:
+        resume.save(path, state, settings)
         kept.append(path)
         if len(kept) == saves:
             raise KeyboardInterrupt
@@ -148,7 +148,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 def test_a_run_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _train(tmp_path)
     monkeypatch.setitem(globals(), "RECIPE", training.SelectiveHyperpriorRecipe(warm=1))
-    with pytest.raises(UsageError, match="was trained on other inputs"):
+    with pytest.raises(UsageError, match=r"with other settings or inputs: .*; warm was 3, is 1"):
         _train(tmp_path)
 
 

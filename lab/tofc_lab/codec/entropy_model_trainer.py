@@ -14,12 +14,14 @@ from tofc_lab.codec.distributed import ProcessGroup
 from tofc_lab.codec.model import CodecModel
 from tofc_lab.codec.places import Pool
 
+BATCH = 1600  # features of a step
+
 
 class EntropyModelTrainer:
     """Trainer of a codec's context model on the features of `pool`, in batches of about `batch` features."""
 
     def __init__(
-        self, model: CodecModel, pool: Pool, seed: int, batch: int = 1600, processes: ProcessGroup | None = None
+        self, model: CodecModel, pool: Pool, seed: int, batch: int = BATCH, processes: ProcessGroup | None = None
     ) -> None:
         self.model, self.pool, self.batch, self.processes = model, pool, batch, processes or ProcessGroup()
         self.seed, self.steps = seed, 0

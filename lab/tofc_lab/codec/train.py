@@ -27,6 +27,7 @@ from tofc_lab.codec.model import CodecModel
 from tofc_lab.codec.sensitivity import root, sensitivity
 from tofc_lab.codec.source import B, Source
 from tofc_lab.progress import Log, print_now
+from tofc_lab.resume import NONE, Settings
 
 #: the names of two settings in files; with other names, no existing run could be resumed
 _STORED_NAMES = {"entropy_steps_per_step": "follow", "entropy_steps": "settle"}
@@ -62,11 +63,17 @@ class CodecRecipe:
         return {_STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 
+def settings_of(inputs: Settings, recipe: CodecRecipe, seed: int) -> dict[str, Any]:
+    """Return all that `out/codec.ckpt` depends on, for `tofc_lab.resume.check`."""
+    of_recipe = {f"--{name}": value for name, value in recipe.stored().items() if name != "save"}
+    return {**inputs, **of_recipe, "--seed": seed}
+
+
 def train(
     source: Source[B],
     out: Path,
     *,
-    basis: str = "",
+    inputs: Settings = NONE,
     start: ContextWeights | None = None,
     recipe: CodecRecipe | None = None,
     seed: int = 0,
@@ -76,11 +83,12 @@ def train(
     """Run the recipe, resuming from `out/codec.ckpt`, and write `out/codec.pt`.
 
     Args:
-        basis: identifies the decoder; a checkpoint with another basis is refused.
+        inputs: what identifies decoder, features and `start`; a checkpoint of other inputs or settings is refused.
         start: a codec whose transform to start from; None starts from the sensitivity of the answers.
         processes: the processes that share the batches.
     """
     recipe, processes = recipe or CodecRecipe(), processes or ProcessGroup()
+    settings = settings_of(inputs, recipe, seed)
     torch.manual_seed(seed)
     device = source.projector.device
     model = new_model(recipe, source.projector.shape[1]).to(device).train()
@@ -93,7 +101,7 @@ def train(
     entropy_steps_done = 0
     finest, wanted_bits = model.qualities - 1, recipe.bits[-1]
     warm = recipe.warm if start is None else 0
-    if (state := resume.load(saved, basis)) is None:
+    if (state := resume.load(saved, settings)) is None:
         if processes.rank == 0:
             (out / "codec.jsonl").unlink(missing_ok=True)  # the log of an earlier training
         measure = _initialise(model, source, recipe, start, seed)
@@ -131,7 +139,7 @@ def train(
             "running": running,
             "settled": entropy_steps_done,
         }
-        resume.save(saved, state, basis)
+        resume.save(saved, state, settings)
 
     total = warm + recipe.steps
     batches = source.batches(step)

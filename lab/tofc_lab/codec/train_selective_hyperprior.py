@@ -9,8 +9,9 @@ depend on each number. Promises that an interrupted run is resumed with the same
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from tofc_lab.codec.selective_hyperprior import SelectiveHyperprior
 from tofc_lab.codec.sensitivity import sensitivity
 from tofc_lab.codec.source import B, Source
 from tofc_lab.progress import Log, print_now
+from tofc_lab.resume import NONE, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +70,23 @@ def new_model(recipe: SelectiveHyperpriorRecipe, dim: int, components: int) -> S
     )
 
 
+def checkpoints(out: Path, transformed: bool, recipe: SelectiveHyperpriorRecipe) -> list[Path]:
+    """Return the checkpoint of the initial steps, and that of each model; `transformed`: with another codec's."""
+    name = "selective-hyperprior-transform" if transformed else "selective-hyperprior"
+    return [out / f"{name}-{part}.ckpt" for part in ("unit", *range(len(recipe.prices)))]
+
+
+def settings_of(inputs: Settings, recipe: SelectiveHyperpriorRecipe, seed: int) -> dict[str, Any]:
+    """Return all that the checkpoints depend on, for `tofc_lab.resume.check`."""
+    of_recipe = {name: value for name, value in asdict(recipe).items() if name != "save"}
+    return {**inputs, **of_recipe, "--seed": seed}
+
+
 def train(
     source: Source[B],
     out: Path,
     *,
-    basis: str = "",
+    inputs: Settings = NONE,
     transform: ContextWeights | None = None,
     recipe: SelectiveHyperpriorRecipe | None = None,
     seed: int = 0,
@@ -81,15 +95,14 @@ def train(
     """Run the recipe for each λ, resuming from `out/selective-hyperprior*.ckpt`; return the models, coarsest first.
 
     Args:
-        basis: identifies the decoder; a checkpoint with another basis is refused.
+        inputs: what identifies decoder and `transform`; checkpoints of other inputs or settings are refused.
         transform: a codec whose transform to use, as it is; None, as published: none.
     """
     recipe = recipe or SelectiveHyperpriorRecipe()
-    basis = f"{basis} {recipe} {transform is not None} {seed}"
-    name = "selective-hyperprior" if transform is None else "selective-hyperprior-transform"
-    paths = [out / f"{name}-{quality}.ckpt" for quality in range(len(recipe.prices))]
+    settings = settings_of(inputs, recipe, seed)
+    start, *paths = checkpoints(out, transform is not None, recipe)
     sample = source.sample().float()
-    unit = _unit(source, sample, transform, recipe, seed, out / f"{name}-unit.ckpt", basis)
+    unit = _unit(source, sample, transform, recipe, seed, start, settings)
     pool = source.pool(lambda view: view if transform is None else _components(transform, view, unit)).features
     models: list[SelectiveHyperprior] = []
     for quality, path in enumerate(paths):
@@ -100,7 +113,7 @@ def train(
         else:
             _start(model, sample, transform, recipe.lengths[0] * unit)
         log(f"λ {recipe.prices[quality]:g}:")
-        models.append(_train_one(source, pool, model, quality, path, basis, recipe, seed, log))
+        models.append(_train_one(source, pool, model, quality, path, settings, recipe, seed, log))
     return models
 
 
@@ -131,7 +144,7 @@ def _unit(
     recipe: SelectiveHyperpriorRecipe,
     seed: int,
     path: Path,
-    basis: str,
+    settings: Settings,
 ) -> Tensor:
     """Return the steps [M] that `recipe.lengths` are multiples of.
 
@@ -140,12 +153,12 @@ def _unit(
     """
     if transform is not None:
         return torch.tensor(transform.step[-1])
-    if (state := resume.load(path, basis)) is not None:
+    if (state := resume.load(path, settings)) is not None:
         return state["unit"]  # type: ignore[no-any-return]
     worth = sensitivity(source, PcaNoise.fit(sample.numpy()), batches=recipe.measured, seed=seed).diagonal()
     root = (worth + 0.05 * worth.mean()).sqrt()
     unit = (sample.std() * root.mean() / root).float()
-    resume.save(path, {"unit": unit}, basis)
+    resume.save(path, {"unit": unit}, settings)
     return unit
 
 
@@ -155,7 +168,7 @@ def _train_one(
     model: SelectiveHyperprior,
     quality: int,
     path: Path,
-    basis: str,
+    settings: Settings,
     recipe: SelectiveHyperpriorRecipe,
     seed: int,
     log: Log,
@@ -167,7 +180,7 @@ def _train_one(
     entropy = [one for name, one in model.named_parameters() if name != "log_step" and not name.endswith("quantiles")]
     optimiser = torch.optim.Adam([{"params": entropy}, {"params": [model.log_step]}])
     step, running = 0, dict[str, float]()
-    if (state := resume.load(path, basis)) is not None:
+    if (state := resume.load(path, settings)) is not None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         step, running = state["step"], state["running"]
@@ -205,5 +218,5 @@ def _train_one(
             values = " ".join(f"{name} {value:.4f}" for name, value in running.items())
             log(f"{step}/{total} {speed:.2f} steps/s {values}")
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            resume.save(path, state | {"step": step, "running": running}, basis)
+            resume.save(path, state | {"step": step, "running": running}, settings)
     return model.eval()

@@ -38,23 +38,48 @@ def train_codec(
     model: Model,
     data: Pictures,
     run: Annotated[Path, typer.Option(help="Folder of features, answers and training state.")] = Path("runs/codec"),
-    out: Annotated[Path | None, typer.Option(help="Folder to write the codec to.", show_default="RUN/codec")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write the codec to.", show_default="RUN/codec; RUN/quick with --quick"),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="A first codec in minutes: the tower alone, no questions, few pictures."),
+    ] = False,
+    entropy_model: Annotated[
+        Literal["context", "index"] | None,
+        typer.Option(help="What is sent of a feature: its components, or an index.", show_default="context"),
+    ] = None,
     questions: Questions = None,
     offline: Offline = False,
     device: Device = "cpu",
     dtype: NetworkDtype = "float32",
     steps: Annotated[
-        int | None, typer.Option(help="Training steps through the decoder.", min=0, show_default="1200")
+        int | None,
+        typer.Option(help="Training steps through the decoder.", min=0, show_default="by the pictures, up to 1200"),
     ] = None,
     entropy_steps: Annotated[
         int | None,
         typer.Option(
-            "--settle", help="Training steps of the context model alone, at the end.", min=0, show_default="16000"
+            "--settle",
+            help="Training steps of the context model alone, at the end.",
+            min=0,
+            show_default="by the pictures, up to 16000; index: 7000; --quick: 1000",
         ),
     ] = None,
     components: Annotated[
         int | None,
         typer.Option(help="Numbers that are coded for each feature.", min=1, max=4096, show_default="64"),
+    ] = None,
+    codewords: Annotated[
+        str | None,
+        typer.Option(
+            help="Sizes of the codebooks of an index codec, of residuals too, as in 800,50,50.",
+            show_default="by the pictures, up to 4096,256,256",
+        ),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(help="Pictures that --quick trains on, at most.", min=1, show_default="600")
     ] = None,
     bits: Annotated[
         str | None,
@@ -62,41 +87,73 @@ def train_codec(
             help="Target bits per feature of each quality, ascending.", show_default="4,5,6.25,7.75,9.5,11.75,14.5,18"
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures per step.", min=1)] = 4,
-    turns: Annotated[int, typer.Option(help="Questions about each picture per step, at most.", min=1)] = 8,
-    tokens: Tokens = 32,
+    batch: Annotated[int | None, typer.Option(help="Pictures per step.", min=1, show_default="4")] = None,
+    turns: Annotated[
+        int | None, typer.Option(help="Questions about each picture per step, at most.", min=1, show_default="8")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="First tokens of each answer that the codec must preserve.", min=1, show_default="32"),
+    ] = None,
     judged: Judged = 100,
     lora: Annotated[int, typer.Option(help="Rank of adapters trained on the decoder; 0: none.", min=0)] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Train a codec for a checkpoint on pictures without labels. Takes hours; an interrupted run is resumed."""
+    """Train a codec for a checkpoint on pictures without labels. Takes hours, --quick minutes; can be resumed."""
+    kind = entropy_model or ("index" if quick else "context")
+    if quick and kind != "index":
+        raise UsageError(f"--quick trains the entropy model index, got --entropy-model {kind}; leave one of them out")
+    through_decoder = {"--steps": steps, "--bits": bits, "--batch": batch, "--turns": turns, "--lora": lora or None}
+    unused: dict[str, dict[str, Any]] = {
+        "the entropy model index, which is trained without the decoder": through_decoder if kind == "index" else {},
+        "--quick, which asks no questions": {"--questions": questions, "--tokens": tokens} if quick else {},
+        "the entropy model context": {} if kind == "index" else {"--codewords": codewords},
+        "a training without --quick, which uses all pictures": {} if quick else {"--pictures": pictures},
+    }
+    for what, options in unused.items():
+        if given := [name for name, value in options.items() if value is not None]:
+            raise UsageError(f"{given[0]} does not apply to {what}; leave it out")
+    sizes, targets = _sizes(codewords), _ascending(bits)
+
     from tofc_lab.checkpoint.hub import locate
+    from tofc_lab.codec.index.train import IndexRecipe
     from tofc_lab.codec.train import CodecRecipe
+    from tofc_lab.distillation.amount import with_codewords
     from tofc_lab.distillation.experiment import Job
-    from tofc_lab.distillation.run import train_codec
     from tofc_lab.distillation.source import DistillationMix
 
-    given: dict[str, Any] = {
-        "steps": steps,
-        "entropy_steps": entropy_steps,
-        "components": components,
-        "bits": _ascending(bits),
-    }
+    index = None
+    if kind == "index":
+        index = replace(IndexRecipe(), **_without_none({"steps": entropy_steps, "components": components}))
+        index = index if sizes is None else with_codewords(index, sizes)
+        follows = {"steps": entropy_steps, "codewords": sizes}
+    else:
+        follows = {"steps": steps, "entropy_steps": entropy_steps}
+    recipe = {"steps": steps, "entropy_steps": entropy_steps, "components": components, "bits": targets}
     job = Job(
         model=locate(model, offline=offline),
         data=data,
         run=run,
-        out=out or run / "codec",
+        out=out or run / ("quick" if quick else "codec"),
         questions=questions,
         device=device,
         dtype=dtype,
         seed=seed,
-        tokens=tokens,
+        tokens=tokens or 32,
         most_held_out=judged,
         lora=lora,
-        recipe=replace(CodecRecipe(), **{name: value for name, value in given.items() if value is not None}),
-        mix=DistillationMix(batch=batch, turns=turns),
+        recipe=replace(CodecRecipe(), **_without_none(recipe)),
+        mix=replace(DistillationMix(), **_without_none({"batch": batch, "turns": turns})),
+        index=index,
+        follow=frozenset(name for name, value in follows.items() if value is None),
     )
+    if quick:
+        from tofc_lab.distillation.quick import PICTURES, train_quick
+
+        train_quick(job, pictures or PICTURES, named_bar, say)
+        return
+    from tofc_lab.distillation.run import train_codec
+
     train_codec(job, named_bar, say)
 
 
@@ -147,3 +204,23 @@ def _ascending(bits: str | None) -> tuple[float, ...] | None:
             f"--bits must be numbers above 0, each larger than the one before, as in 8,12,19,36, got {bits}"
         )
     return found
+
+
+def _sizes(codewords: str | None) -> tuple[int, ...] | None:
+    """Parse --codewords: the sizes of 1 to 8 codebooks, each 2 to 8192. Raises `UsageError`."""
+    if codewords is None:
+        return None
+    try:
+        found = tuple(int(one) for one in codewords.split(","))
+    except ValueError:
+        found = ()
+    if not 1 <= len(found) <= 8 or not all(2 <= size <= 8192 for size in found):
+        raise UsageError(
+            f"--codewords must be 1 to 8 sizes of codebooks, each 2 to 8192, as in 800,50,50, got {codewords}"
+        )
+    return found
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that were given."""
+    return {name: value for name, value in values.items() if value is not None}

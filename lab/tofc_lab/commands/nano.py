@@ -72,7 +72,9 @@ def features(assets: Assets = ASSETS, run: Run = RUN, seed: Seed = 0) -> None:
     from tofc_lab.nano import features
     from tofc_lab.nano.tower import encoder
 
-    encode, out = encoder(run / "tower.pt"), features.folder(run)
+    out = features.folder(run)
+    features.keep_seed(out, seed)
+    encode = encoder(run / "tower.pt")
     features.compute_all(assets, out, encode, features.TRAINING_SIZES, seed=seed, progress=features_bar)
 
 
@@ -93,10 +95,19 @@ def decoder(
     from transformers import PreTrainedTokenizerFast
 
     from tofc.codec.codec import Codec
+    from tofc.model.feature_codecs import codec_hash
+    from tofc_lab import resume
     from tofc_lab.codec.feature_noise import CodecNoise
     from tofc_lab.nano import decoder, features
 
     recipe = decoder.DecoderRecipe()
+    recipe = replace(recipe, rate=rate or recipe.rate, steps=steps or recipe.steps)
+    inputs = {
+        "features": features.folder(run).name,
+        "--start": None if start is None else resume.fingerprint(start),
+        "--codec": None if codec is None else codec_hash(codec),
+    }
+    resume.check(run / "decoder.ckpt", decoder.settings_of(inputs, recipe, seed))
     pictures = features.load_training(run)
     decoder.train(
         pictures.world,
@@ -105,10 +116,10 @@ def decoder(
         pictures.validation,
         PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"),
         run,
-        basis=features.folder(run).name,
+        inputs=inputs,
         start=start,
         noise=None if codec is None else CodecNoise(Codec.load(codec)),
-        recipe=replace(recipe, rate=rate or recipe.rate, steps=steps or recipe.steps),
+        recipe=recipe,
         seed=seed,
     )
 
@@ -122,21 +133,26 @@ def codec(
 ) -> None:
     """Train the codec `context` through the frozen decoder."""
     from tofc.codec.context.weights import ContextWeights
-    from tofc_lab.codec.train import CodecRecipe, train
+    from tofc.model.feature_codecs import codec_hash
+    from tofc_lab import resume
+    from tofc_lab.codec.train import CodecRecipe, settings_of, train
     from tofc_lab.nano import features
-    from tofc_lab.nano.answerer import load
+    from tofc_lab.nano.answerer import inputs_of, load
     from tofc_lab.nano.source import NanoSource
-    from tofc_lab.resume import fingerprint
 
     recipe = CodecRecipe()
+    recipe = replace(recipe, steps=recipe.steps if steps is None else steps)
+    initial = None if start is None else ContextWeights.load(start)
+    inputs = inputs_of(run) | {"--start": None if start is None else codec_hash(start)}
+    resume.check(run / "codec.ckpt", settings_of(inputs, recipe, seed))
     pictures = features.load_training(run)
     answerer, tokenizer = load(run, pictures.world[0].features.shape[1])
     train(
         NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
         run,
-        basis=fingerprint(run / "decoder.pt"),
-        start=None if start is None else ContextWeights.load(start),
-        recipe=replace(recipe, steps=recipe.steps if steps is None else steps),
+        inputs=inputs,
+        start=initial,
+        recipe=recipe,
         seed=seed,
     )
 
@@ -178,21 +194,27 @@ def selective_hyperprior(
 ) -> None:
     """Train TOFC's entropy model as published, one for each of three λ, and write it as a codec (after `decoder`)."""
     from tofc.codec.context.weights import ContextWeights
-    from tofc_lab.codec.train_selective_hyperprior import TRANSFORMED, SelectiveHyperpriorRecipe, train
+    from tofc.model.feature_codecs import codec_hash
+    from tofc_lab import resume
+    from tofc_lab.codec import train_selective_hyperprior as training
     from tofc_lab.nano import features
-    from tofc_lab.nano.answerer import load
+    from tofc_lab.nano.answerer import inputs_of, load
     from tofc_lab.nano.export import export_published
     from tofc_lab.nano.source import NanoSource
-    from tofc_lab.resume import fingerprint
 
+    recipe = training.SelectiveHyperpriorRecipe() if transform is None else training.TRANSFORMED
+    used = None if transform is None else ContextWeights.load(transform)
+    inputs = inputs_of(run) | {"--transform": None if transform is None else codec_hash(transform)}
+    for checkpoint in training.checkpoints(run, transform is not None, recipe):
+        resume.check(checkpoint, training.settings_of(inputs, recipe, seed))
     pictures = features.load_training(run)
     answerer, tokenizer = load(run, pictures.world[0].features.shape[1])
-    models = train(
+    models = training.train(
         NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
         run,
-        basis=fingerprint(run / "decoder.pt"),
-        transform=None if transform is None else ContextWeights.load(transform),
-        recipe=SelectiveHyperpriorRecipe() if transform is None else TRANSFORMED,
+        inputs=inputs,
+        transform=used,
+        recipe=recipe,
         seed=seed,
     )
     export_published(run, models, answerer.grid_embedding(), answerer.grid.embedding_dim, out)

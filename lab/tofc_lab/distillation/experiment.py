@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Self
@@ -25,13 +25,16 @@ from tofc.model.checkpoint import Checkpoint
 from tofc.model.feature_codecs import check_codec_model
 from tofc.model.generation import stop_tokens
 from tofc.model.prompt import load_tokenizer
-from tofc.model.tensor_files import read_metadata
 from tofc.model.torch_devices import torch_devices
 from tofc.model.tower import Tower
 from tofc_lab.codec.distributed import ProcessGroup
+from tofc_lab.codec.entropy_model_trainer import BATCH as ENTROPY_BATCH
+from tofc_lab.codec.index.train import IndexRecipe, settings_of
 from tofc_lab.codec.train import CodecRecipe
 from tofc_lab.distillation import answers, pictures, questions, settings
+from tofc_lab.distillation.amount import Amount, described
 from tofc_lab.distillation.evaluate import Cost, evaluate, feature_counts, grid_table, on_the_hull, rows
+from tofc_lab.distillation.index_codec import own_codec
 from tofc_lab.distillation.pictures import StoredPicture
 from tofc_lab.distillation.source import Answers, DistillationMix
 from tofc_lab.distillation.teacher import Teacher
@@ -55,10 +58,38 @@ class Job:
     lora: int = 0  # rank of adapters on the decoder; 0: none
     recipe: CodecRecipe = field(default_factory=CodecRecipe)
     mix: DistillationMix = field(default_factory=DistillationMix)
+    index: IndexRecipe | None = None  # train this index codec, without the decoder, instead of `recipe`
+    follow: frozenset[str] = frozenset()  # settings of the recipe that follow the amount of data (`amount`)
 
     def __post_init__(self) -> None:
         if self.device not in (found := torch_devices()):
             raise UsageError(f"--device must be one of {', '.join(found)} on this machine, got {self.device}")
+
+    def sized(self, amount: Amount, processes: int) -> Self:
+        """Return the job with the settings of `follow` chosen for an amount of data."""
+        if self.index is not None:
+            return replace(self, index=amount.index_recipe(self.index, self.follow), follow=frozenset())
+        chosen: dict[str, Any] = {
+            "steps": amount.decoder_steps(self.mix.batch * processes, self.recipe.steps),
+            "entropy_steps": amount.entropy_steps(ENTROPY_BATCH * processes, self.recipe.entropy_steps),
+        }
+        recipe_of = replace(self.recipe, **{name: chosen[name] for name in self.follow})
+        return replace(self, recipe=recipe_of, follow=frozenset())
+
+    def described(self) -> str:
+        """Return what will be trained, in words."""
+        if self.index is not None:
+            return described(self.index)
+        return f"{self.recipe.steps} steps through the decoder, {self.recipe.entropy_steps} of the context model alone"
+
+    @property
+    def checkpoint(self) -> str:
+        """The name of the training's checkpoint in `run`."""
+        return settings.CHECKPOINT if self.index is None else settings.INDEX_CHECKPOINT
+
+    def trained_on(self, asked: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+        """Return what the training depends on among the questions about each picture, by digest."""
+        return asked if self.index is None else dict.fromkeys(asked, ())
 
     def evaluation_settings(self, count: int) -> dict[str, Any]:
         """Return the settings that change a report on `count` pictures, named by their options where they have one."""
@@ -67,10 +98,11 @@ class Job:
 
     def training_settings(self, count: int, model_id: str, processes: int) -> dict[str, Any]:
         """Return the settings that change a training on `count` pictures."""
+        common = {"model": model_id, **self.evaluation_settings(count), "--seed": self.seed}
+        if self.index is not None:
+            return settings_of(common, self.index, self.seed)
         return {
-            "model": model_id,
-            **self.evaluation_settings(count),
-            "--seed": self.seed,
+            **common,
             "--lora": self.lora,
             "processes": processes,
             **{f"--{name}": value for name, value in (self.recipe.stored() | asdict(self.mix)).items()},
@@ -115,19 +147,23 @@ class Experiment:
 
         Raises `UsageError` and its kinds, and `ResourceError`, before anything slow.
         """
-        checkpoint = Checkpoint.open(job.model)
-        if checkpoint.side is not None:
-            raise CheckpointError(f"{job.model} is the {checkpoint.side} half of a model; a whole one is needed")
+        checkpoint = open_checkpoint(job.model)
         found = pictures.find(job.data)
         by_path = questions.read(job.questions, job.data, list(found.values()))
         device, dtype = processes.device(job.device), getattr(torch, job.dtype)
         load_tokenizer(checkpoint)  # fails now, and not hours later, if it cannot be loaded
         require_decoder_memory(checkpoint, str(device), dtype)
+        if codec is None:
+            kept = pictures.held_out(len(found), 2 * job.most_held_out)
+            amount = Amount.of([found[digest] for digest in sorted(found)[kept:]], checkpoint.config)
+            job = job.sized(amount, processes.size)
+            log(f"{amount}: {job.described()}")
         log(f"{len(found)} pictures; computing the model's id")
         model_id = checkpoint.model_id
         by_digest = {digest: by_path[path] for digest, path in found.items()}
         if codec is None:
-            settings.check(job.run, job.training_settings(len(found), model_id, processes.size), by_digest)
+            given = job.training_settings(len(found), model_id, processes.size)
+            settings.check(job.run / job.checkpoint, given, job.trained_on(by_digest))
         else:
             if beside is not None:
                 _check_settings(beside, {"model_id": model_id, **job.evaluation_settings(len(found))})
@@ -245,15 +281,18 @@ class Experiment:
         }
 
 
-def _own_grid(checkpoint: Checkpoint, teacher: Teacher) -> torch.Tensor | None:
-    """Return the grid table of the codec in the checkpoint, if that codec names no model: both were trained together.
+def open_checkpoint(model: Path) -> Checkpoint:
+    """Open a whole checkpoint. Raises `CheckpointError` for half of one."""
+    checkpoint = Checkpoint.open(model)
+    if checkpoint.side is not None:
+        raise CheckpointError(f"{model} is the {checkpoint.side} half of a model; a whole one is needed")
+    return checkpoint
 
-    A codec that names its model was trained after it, so its grid table does not affect the model's own answers.
-    """
-    codec = checkpoint.codec_path / "codec.safetensors"
-    if not codec.exists() or "model_id" in read_metadata(codec):
-        return None
-    return grid_table(teacher, Codec.load(checkpoint.codec_path))
+
+def _own_grid(checkpoint: Checkpoint, teacher: Teacher) -> torch.Tensor | None:
+    """Return the model's own grid table [G, H], where it has one."""
+    codec = own_codec(checkpoint)
+    return None if codec is None else grid_table(teacher, codec)
 
 
 def _grid_id(grid: torch.Tensor | None) -> str:

@@ -13,10 +13,19 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 
-def draw(log: Path, report: dict[str, Any], out: Path) -> None:
-    """Draw the log `codec.jsonl` of a run and the report on held-out pictures; write `out`, a PNG file."""
+def draw(log: Path | None, report: dict[str, Any], out: Path) -> None:
+    """Draw the report on held-out pictures, and the log `codec.jsonl` of a run if there is one; write a PNG file."""
+    count = 2 if log is None else 3
+    figure, axes = plt.subplots(1, count, figsize=(14 * count / 3, 4), constrained_layout=True)
+    if log is not None:
+        _training(log, report, axes[0])
+    _answers(report, *axes[-2:])
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _training(log: Path, report: dict[str, Any], left: Any) -> None:
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
     through_decoder = [line for line in lines if "distortion" in line and line["step"] > report["warm"]]
     left.plot(
         [line["step"] for line in through_decoder],
@@ -34,6 +43,9 @@ def draw(log: Path, report: dict[str, Any], out: Path) -> None:
         marker=".",
     )
     bits.set_ylabel("bits a feature", color="C1")
+
+
+def _answers(report: dict[str, Any], middle: Any, right: Any) -> None:
     sizes = [row["bytes"] for row in report["rates"]]
     for axes, measure in ((middle, "divergence"), (right, "agreement")):
         axes.plot(sizes, [row[measure] for row in report["rates"]], marker="o")
@@ -49,5 +61,3 @@ def draw(log: Path, report: dict[str, Any], out: Path) -> None:
     right.set_ylabel("answers that agree")
     middle.set_title(f"{report['pictures']['held out']} held-out pictures")
     right.set_title(f"{report['questions']['held out']} questions about them")
-    figure.savefig(out, dpi=110)
-    plt.close(figure)

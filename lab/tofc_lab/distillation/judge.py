@@ -26,7 +26,10 @@ def judge_codec(job: Job, codec: Path, beside: Path | None, progress: NamedProgr
     loaded = Codec.load(codec)
     other = None if beside is None else json_text.read(beside)
     if other is not None and not (isinstance(other, dict) and isinstance(other.get("rates"), list)):
-        raise UsageError(f"--beside must be the report.json of a codec, got {beside}")
+        raise UsageError(
+            "--beside must be the report.json of a codec, of train-codec without --quick or of judge-codec, got "
+            f"{beside}"
+        )
     experiment = Experiment.open(job, ProcessGroup.join(), progress=progress, log=log, codec=codec, beside=other)
     if other is not None:
         experiment.check_comparable(other)

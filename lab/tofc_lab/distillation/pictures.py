@@ -80,7 +80,8 @@ def encode_all(
     """
     folder.mkdir(parents=True, exist_ok=True)
     todo = {digest: path for digest, path in pictures.items() if not (folder / f"{digest}.npz").exists()}
-    require_disk(sum(_bytes(path, config) for path in todo.values()), folder, "the features of the pictures")
+    count = sum(feature_count(path, config) for path in todo.values())
+    require_disk(2 * config.feature_dim * count, folder, "the features of the pictures")
     # Divided among the processes by all pictures, not by those in `todo`: other processes are writing files already.
     mine = [one for one in sorted(pictures)[processes.rank :: processes.size] if one in todo]
     tower = open_tower() if mine else None
@@ -128,12 +129,11 @@ def _stored(digest: str, path: Path, folder: Path) -> StoredPicture:
     return StoredPicture(path=path, digest=digest, file=file, sides=tuple(sides), rows=rows, columns=columns)
 
 
-def _bytes(path: Path, config: SplitConfig) -> int:
-    """Return the bytes of a picture's features; 0 for a file that is not a picture, which is reported later."""
+def feature_count(path: Path, config: SplitConfig) -> int:
+    """Return the features of a picture's views by its header; 0 for a file that is not a picture, reported later."""
     try:
         with Image.open(path) as image:
             crops = plan(*image.size, config.rule).crops
     except (OSError, ValueError, Image.DecompressionBombError):
         return 0
-    cells = crops * config.grid(config.crop_size) ** 2 + config.grid(config.global_size) ** 2
-    return 2 * cells * config.feature_dim
+    return crops * config.grid(config.crop_size) ** 2 + config.grid(config.global_size) ** 2

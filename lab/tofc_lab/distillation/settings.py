@@ -14,18 +14,20 @@ from typing import Any
 
 from tofc import json_text
 from tofc.errors import UsageError
+from tofc_lab.resume import differences
 
-CHECKPOINT, SETTINGS = "codec.ckpt", "codec.settings.json"
+SUFFIX = ".settings.json"
+
+CHECKPOINT, INDEX_CHECKPOINT = "codec.ckpt", "index.ckpt"
 
 
-def check(run: Path, given: Mapping[str, Any], questions: Mapping[str, Sequence[str]]) -> None:
-    """Raise `UsageError` if `run` has a checkpoint with other settings, pictures or questions (by picture's digest)."""
-    file = run / SETTINGS
-    if not (run / CHECKPOINT).exists() or not file.exists():
+def check(checkpoint: Path, given: Mapping[str, Any], questions: Mapping[str, Sequence[str]]) -> None:
+    """Raise `UsageError` if there is a checkpoint with other settings, pictures or questions (by picture's digest)."""
+    file = checkpoint.with_suffix(SUFFIX)
+    if not checkpoint.exists() or not file.exists():
         return
     kept = json_text.read(file)
-    then, now = kept["settings"], json.loads(json.dumps(given))
-    differ = [f"{name} was {then.get(name)}, is {now.get(name)}" for name in now if then.get(name) != now[name]]
+    differ = differences(kept["settings"], given)
     missing = kept["pictures"].keys() - questions.keys()
     added = questions.keys() - kept["pictures"].keys() - set(kept["left out"])
     others = [
@@ -38,21 +40,25 @@ def check(run: Path, given: Mapping[str, Any], questions: Mapping[str, Sequence[
             differ.append(f"pictures that {what}: {len(some)}")
     if differ:
         raise UsageError(
-            f"the training in {run} was started with other settings: {'; '.join(differ)}. Give the same again, name "
-            f"another --run, or remove {run / CHECKPOINT} to start again"
+            f"the training in {checkpoint.parent} was started with other settings: {'; '.join(differ)}. Give the same "
+            f"again, name another --run, or remove {checkpoint} to start again"
         )
 
 
 def save(
-    run: Path, given: Mapping[str, Any], questions: Mapping[str, Sequence[str]], training: set[str], held_out: set[str]
+    checkpoint: Path,
+    given: Mapping[str, Any],
+    questions: Mapping[str, Sequence[str]],
+    training: set[str],
+    held_out: set[str],
 ) -> None:
     """Write the settings, unless there is a checkpoint already. Both sets are digests of pictures."""
-    if (run / CHECKPOINT).exists():
+    if checkpoint.exists():
         return
     # The questions about held-out pictures do not affect the training.
     pictures = {one: _digest(questions[one]) for one in training} | dict.fromkeys(held_out, "")
     left_out = sorted(questions.keys() - pictures.keys())
-    json_text.write(run / SETTINGS, {"settings": given, "pictures": pictures, "left out": left_out})
+    json_text.write(checkpoint.with_suffix(SUFFIX), {"settings": given, "pictures": pictures, "left out": left_out})
 
 
 def _digest(asked: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from tofc.model.prompt import token_id
 from tofc_lab.codec.source import Project, merged_by
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.nano.packing import AttentionLabel, Batch, QuestionAnswer, VisualInput
+from tofc_lab.resume import fingerprint
 from tofc_lab.world import questions
 
 SIDES = (4, 6)  # grid sides of a crop and of the global view
@@ -95,6 +96,11 @@ class Answerer(nn.Module):
         )
         logits = self.decoder.lm_head(output.last_hidden_state[batch.targets >= 0])
         return logits, output.attentions
+
+
+def inputs_of(run: Path) -> dict[str, str]:
+    """Return what identifies the tower and the decoder of a run: what its codecs depend on."""
+    return {name: fingerprint(run / name) for name in ("tower.pt", "decoder.pt")}
 
 
 def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:

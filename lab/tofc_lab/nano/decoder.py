@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from tofc_lab.nano.evaluate import accuracy, score
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.nano.packing import AttentionLabel, Batch, Packer
 from tofc_lab.progress import Log, print_now
+from tofc_lab.resume import NONE, Settings
 
 #: weights of the families in the first steps: mostly those that need one object found; comparing two is learned later
 EARLY_WEIGHTS = {
@@ -128,6 +130,12 @@ def optimisers_of(answerer: Answerer, recipe: DecoderRecipe) -> list[torch.optim
     ]
 
 
+def settings_of(inputs: Settings, recipe: DecoderRecipe, seed: int) -> dict[str, Any]:
+    """Return all that `out/decoder.ckpt` depends on, for `tofc_lab.resume.check`."""
+    of_recipe = {f"--{name}": value for name, value in asdict(recipe).items() if name != "save"}
+    return {**inputs, **of_recipe, "--seed": seed}
+
+
 def train(
     world: Sequence[CachedPicture],
     large: Sequence[CachedPicture],
@@ -136,7 +144,7 @@ def train(
     tokenizer: PreTrainedTokenizerFast,
     out: Path,
     *,
-    basis: str = "",
+    inputs: Settings = NONE,
     start: Path | None = None,
     noise: FeatureNoise | None = None,
     recipe: DecoderRecipe | None = None,
@@ -148,11 +156,12 @@ def train(
     """Run the recipe, resuming from `out/decoder.ckpt`, and write `out/decoder.pt`.
 
     Args:
-        basis: an id of the tower of the features; a checkpoint with another basis is refused.
+        inputs: what identifies features, `start` and `noise`; a checkpoint of other inputs or settings is refused.
         start: the `decoder.pt` of another run to start from, for instance one on an earlier tower's features.
         noise: noise on half of the batches; None: `PcaNoise` on the share `noisy` of the recipe.
     """
     recipe = recipe or DecoderRecipe()
+    settings = settings_of(inputs, recipe, seed)
     if noise is not None:  # the codec's: the decoder learns to read features from packets
         recipe = replace(recipe, noisy=0.5, merged=0.6)
     torch.manual_seed(seed)
@@ -165,7 +174,7 @@ def train(
         recipe = replace(recipe, early=0)
     optimisers = optimisers_of(answerer, recipe)
     saved, step, running = out / "decoder.ckpt", 0, dict[str, float]()
-    if (state := resume.load(saved, basis)) is not None:
+    if (state := resume.load(saved, settings)) is not None:
         answerer.load_state_dict(state["answerer"])
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
@@ -213,7 +222,7 @@ def train(
                 "step": step,
                 "running": running,
             }
-            resume.save(saved, state, basis)
+            resume.save(saved, state, settings)
     torch.save(answerer.state_dict(), out / "decoder.pt")
     return answerer
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tofc import json_text
 from tofc.errors import UsageError
 from tofc_lab.progress import Progress, no_progress
 from tofc_lab.resume import fingerprint
@@ -141,6 +142,19 @@ def compute(
         new = path.with_suffix(".new.npz")
         np.savez(new, features=np.concatenate(features), known=np.frombuffer(json.dumps(known).encode(), np.uint8))
         new.replace(path)
+
+
+def keep_seed(out: Path, seed: int) -> None:
+    """Note the seed of the features in a folder. Raises `UsageError` if it has features of another seed."""
+    file = out / "seed.json"
+    kept = json_text.read(file) if file.exists() else 0 if any(out.glob("*.npz")) else seed
+    if kept != seed:
+        raise UsageError(
+            f"{out} has features of --seed {kept}, got --seed {seed}; give the same again, name another --run, or "
+            "remove that folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    json_text.write(file, seed)
 
 
 def compute_all(

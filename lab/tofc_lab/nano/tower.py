@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def train(
     optimisers = _optimisers(tower, head, muon)
     at, step = 0, 0
     saved = out / "tower.ckpt"
-    if (state := resume.load(saved)) is not None:
+    if (state := resume.load(saved, settings_of(recipe, seed))) is not None:
         tower.load_state_dict(state["tower"])
         head.load_state_dict(state["head"])
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
@@ -216,13 +216,26 @@ def train(
                 with (out / "tower.jsonl").open("a", encoding="utf-8") as file:
                     file.write(dumps(line) + "\n")
                 log("  validation " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-                _save(saved, tower, head, optimisers, at, step)
+                _save(saved, tower, head, optimisers, at, step, settings_of(recipe, seed))
         at, step = at + 1, 0
-        _save(saved, tower, head, optimisers, at, step)
+        _save(saved, tower, head, optimisers, at, step, settings_of(recipe, seed))
     torch.save(tower.state_dict(), out / "tower.pt")
 
 
-def _save(path: Path, tower: Any, head: Any, optimisers: list[torch.optim.Optimizer], at: int, step: int) -> None:
+def settings_of(recipe: tuple[Stage, ...], seed: int) -> dict[str, Any]:
+    """Return all that `out/tower.ckpt` depends on, for `tofc_lab.resume`."""
+    return {"stages": [asdict(stage) for stage in recipe], "--seed": seed}
+
+
+def _save(
+    path: Path,
+    tower: Any,
+    head: Any,
+    optimisers: list[torch.optim.Optimizer],
+    at: int,
+    step: int,
+    settings: resume.Settings,
+) -> None:
     state = {
         "tower": tower.state_dict(),
         "head": head.state_dict(),
@@ -230,7 +243,7 @@ def _save(path: Path, tower: Any, head: Any, optimisers: list[torch.optim.Optimi
         "stage": at,
         "step": step,
     }
-    resume.save(path, state)
+    resume.save(path, state, settings)
 
 
 def encoder(weights: Path) -> Callable[[Image.Image], TowerOutput]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,14 @@ def train(
 ) -> Hyperprior:
     """Run the recipe, resuming from `out`, and return the model ready to code."""
     recipe = recipe or ImageCodecRecipe()
-    basis = repr((astuple(recipe), seed))
+    settings = {**asdict(recipe), "seed": seed}
     torch.manual_seed(seed)
     gains = tuple(recipe.finest * (price / recipe.prices[-1]) ** 0.5 for price in recipe.prices)
     model = Hyperprior(recipe.channels, recipe.latent, gains)
     model.g_s[-1].bias.data.fill_(0.5)  # grey
     optimiser = _Optimiser(model, recipe)
     done, running = 0, dict[str, float]()
-    if (state := resume.load(out, basis)) is not None:
+    if (state := resume.load(out, settings)) is not None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         done, running = state["done"], state["running"]
@@ -156,7 +156,7 @@ def train(
             values = " ".join(f"{name} {value:.3g}" for name, value in sorted(running.items()))
             log(f"{step + 1}/{recipe.steps} {speed:.2f} steps/s {values}")
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            resume.save(out, state | {"done": step + 1, "running": running}, basis)
+            resume.save(out, state | {"done": step + 1, "running": running}, settings)
     return model.ready()
 
 

@@ -30,8 +30,9 @@ class Order(NamedTuple):
         """Return the order of a grid with this side."""
         cells = np.arange(side * side)
         wave = 2 * (cells // side) + cells % side
+        order, ends = waves.waves(side, cells)
         return cls(
-            [torch.from_numpy(rows) for rows in waves.waves(side, cells)],
+            list(torch.from_numpy(order).tensor_split(ends[:-1])),
             torch.from_numpy(waves.earlier_neighbours(side, cells, reach)),
             torch.from_numpy((wave[None] < wave[:, None]).astype(np.float32)),
         )

@@ -10,7 +10,8 @@ price of a bit. Promises that an interrupted run is resumed with the same result
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from tofc_lab.codec.index import codebooks
 from tofc_lab.codec.index.codebooks import Codebook
 from tofc_lab.codec.index.grids import Grids
 from tofc_lab.codec.index.model import IndexModel
-from tofc_lab.codec.index.transform import Transform
-from tofc_lab.codec.places import Pool
 from tofc_lab.progress import Log, print_now
+from tofc_lab.resume import NONE, Settings
+
+#: the options of `train-codec` that set these
+_OPTIONS = {"steps": "--settle", "components": "--components", "codewords": "--codewords"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class IndexRecipe:
     is fitted without a price.
     """
 
+    components: int = 64  # of a feature behind the projector
+    merged: float = 0.25  # share of pictures that are merged: indices cost so little that merging rarely pays
     codewords: tuple[int, ...] = (4096, 256, 256)  # at most, of each stage
     weights: tuple[float, ...] = (0.1, 0.3, 0.3)  # price at which each codebook is fitted, in the same way
     vectors: int = 600_000  # features that the codebooks are fitted to, at most
@@ -50,26 +55,31 @@ class IndexRecipe:
     save: int = 250
 
 
+def settings_of(inputs: Settings, recipe: IndexRecipe, seed: int) -> dict[str, Any]:
+    """Return all that a checkpoint depends on, for `tofc_lab.resume.check`."""
+    of_recipe = {_OPTIONS.get(name, name): value for name, value in asdict(recipe).items() if name != "save"}
+    return {**inputs, **of_recipe, "--seed": seed}
+
+
 def train(
-    pool: Pool,
-    fitted: Transform,
-    out: Path,
+    views: Sequence[Grids],
+    saved: Path,
     *,
-    basis: str = "",
+    inputs: Settings = NONE,
     recipe: IndexRecipe | None = None,
     seed: int = 0,
     log: Log = print_now,
 ) -> tuple[IndexModel, Tensor]:
-    """Run the recipe, resuming from `out/index.ckpt`; return the model and λ [Q].
+    """Run the recipe, resuming from the checkpoint `saved`; return the model and λ [Q].
 
     Args:
-        pool: the features, some of them merged.
-        basis: identifies tower and decoder; a checkpoint with another basis is refused.
+        views: the components of the features, some of them merged.
+        inputs: what identifies tower and pictures; a checkpoint of other inputs or settings is refused.
     """
     recipe = recipe or IndexRecipe()
+    settings = settings_of(inputs, recipe, seed)
     torch.manual_seed(seed)
-    views = Grids.of(pool, fitted.project)
-    state = resume.load(out / "index.ckpt", basis)
+    state = resume.load(saved, settings)
     if state is None:
         books, unit = _fit_codebooks(views, recipe, seed, log)
         state = {"books": [tuple(book) for book in books], "unit": unit, "step": 0, "round": -1}
@@ -95,7 +105,7 @@ def train(
             "books": state["books"], "unit": state["unit"], "step": step, "round": done_round, "running": running,
             "model": model.state_dict(), "optimiser": optimiser.state_dict(), "index": index,
         }  # fmt: skip
-        resume.save(out / "index.ckpt", kept, basis)
+        resume.save(saved, kept, settings)
 
     sizes = torch.tensor([float(one.present.sum()) for one in views])
     per_round = -(-recipe.steps // recipe.rounds)
@@ -132,7 +142,7 @@ def train(
     return model.eval(), price
 
 
-def _fit_codebooks(views: list[Grids], recipe: IndexRecipe, seed: int, log: Log) -> tuple[list[Codebook], float]:
+def _fit_codebooks(views: Sequence[Grids], recipe: IndexRecipe, seed: int, log: Log) -> tuple[list[Codebook], float]:
     """Fit the codebooks of all stages; return also the mean squared distance to the first, without a price."""
     points = torch.cat([one.y[one.present] for one in views])
     if len(points) > recipe.vectors:
