@@ -117,7 +117,7 @@ def compare(
     *,
     codec_id: str,
     quality: int,
-    steps: int = 1000,
+    steps: int = 600,
     seed: int = 0,
     log: Log = print_now,
 ) -> list[dict[str, Any]]:
