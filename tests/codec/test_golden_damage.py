@@ -66,7 +66,7 @@ TABLES: dict[str, Damage] = {"mirrored": lambda row: TOTAL - row[::-1], "shifted
 
 def used(weights: CodecWeights, part: str) -> NDArray[np.bool_]:
     """Return which numbers of a tensor a packet can depend on."""
-    found = np.ones(weights._arrays()[part].shape, bool)
+    found = np.ones(weights.arrays()[part].shape, bool)
     if not isinstance(c := weights.config, ContextConfig):
         return found
     if part == "around_w":  # of a feature of stage 1, whose neighbours are the cells of stage 0
@@ -81,7 +81,7 @@ def used(weights: CodecWeights, part: str) -> NDArray[np.bool_]:
 
 def damaged(weights: CodecWeights, part: str, damage: Damage, *, single: bool) -> Iterator[tuple[Any, CodecWeights]]:
     """Yield the codec with one row, or one number, damaged at a time."""
-    arrays = weights._arrays()
+    arrays = weights.arrays()
     right, live = arrays[part], used(weights, part)
     for place in np.ndindex(right.shape if single else right.shape[:-1]):
         wrong = right.astype(np.int64)
