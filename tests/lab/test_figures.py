@@ -12,7 +12,6 @@ pytest.importorskip("matplotlib")
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from tofc import json_text
 from tofc.errors import UsageError
 from tofc_lab.curve_labels import label_curves
 from tofc_lab.nano import curves
@@ -55,14 +54,3 @@ def test_pictures_are_drawn_from_what_is_committed(tmp_path: Path) -> None:
     for name in ("training", "accuracy", "rate_distortion"):
         with Image.open(tmp_path / f"{name}.png") as drawn, Image.open(Path("docs") / f"{name}.png") as shown:
             assert drawn.size == shown.size
-
-
-def test_a_whole_run_of_the_comparison_can_be_drawn(tmp_path: Path) -> None:
-    """Which measures the methods of both committed files at once."""
-    whole = json_text.read(RESULTS / "rate_distortion.json")
-    indexed = json_text.read(RESULTS / "vector_quantisation.json")["kinds"]["world"]["methods"]
-    for kind in whole["kinds"].values():
-        kind["methods"] |= {name: found for name, found in indexed.items() if name not in kind["methods"]}
-    json_text.write(tmp_path / "whole.json", whole)
-    figure.draw(tmp_path / "whole.json", tmp_path / "whole.png")
-    assert (tmp_path / "whole.png").stat().st_size > 10_000
