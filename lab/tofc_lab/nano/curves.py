@@ -120,7 +120,8 @@ def accuracy(report: Path, out: Path) -> None:
             right.errorbar(size, middle, (below, above), marker="o", capsize=3, color=colour)
             for count, x, y in zip(n, size, middle, strict=True):
                 note = f"{count:.0f} features" if count == n[0] else f"{count:.0f}"
-                right.annotate(note, (x, y), (6, -13), textcoords="offset points", fontsize=9)
+                place = (6, -13) if count < n[-1] else (6, 6)  # the last two may cost the same
+                right.annotate(note, (x, y), place, textcoords="offset points", fontsize=9)
     left.set(xlabel="features of a 336 px picture", ylabel="questions answered correctly", title="Accuracy by features")
     right.set(xlabel="bytes of its packet, at the finest quality", title="Accuracy by bytes")
     right.margins(x=0.12)
