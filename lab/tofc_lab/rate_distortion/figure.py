@@ -34,6 +34,11 @@ SHORT = {
     "top n in half precision": "top n in half\nprecision",
     "learned image codec (trained here)": "learned image\ncodec",
     "TOFC as published": "TOFC as\npublished",
+    "components + context model": "components +\ncontext model",
+    "VQ, indices of fixed length": "VQ, fixed\nlength",
+    "ECVQ, static table": "ECVQ, static",
+    "ECVQ, counts of neighbours": "ECVQ, counts",
+    "ECVQ, net over neighbours": "ECVQ, net",
     OURS: "TOFC\n(this project)",
 }
 FEATURE_COLOURS = (  # ways to send features
