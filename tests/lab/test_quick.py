@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
+
 from tests.e2e.conftest import MODEL
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_weights
@@ -262,7 +264,6 @@ def test_rates_are_the_qualities_that_cost_more_bytes_than_those_before() -> Non
 
 
 def test_a_full_index_codec_is_trained_and_judged(checkpoint: Checkpoint, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
     pytest.importorskip("matplotlib")
     run = importlib.import_module("tofc_lab.distillation.run")
     job = Job(model=checkpoint.path, data=data, run=tmp_path / "run", out=tmp_path / "out", tokens=2, index=RECIPE)
@@ -312,8 +313,6 @@ def test_nano_s_commands_refuse_other_settings_before_they_load_features(
     other: tuple[Any, ...],
     message: str,
 ) -> None:
-    if command in ("codec", "selective-hyperprior"):
-        pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
     run = _nano_run(tmp_path / "run")
     checked: list[dict[str, Any]] = []
 
