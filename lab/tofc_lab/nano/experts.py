@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.codec.context.config import ContextConfig
 from tofc_lab.codec.compressai_parts import EntropyBottleneck, GaussianConditional
 from tofc_lab.codec.model import SCALE_MIN, SCALES, CodecModel, bound, index_of, scale_of, ste_round
-from tofc_lab.codec.places import Places, Pool
+from tofc_lab.codec.places import Places
+from tofc_lab.nano.expert_trials import descend, symbols, trials
 from tofc_lab.nano.features import CachedPicture
-from tofc_lab.nano.source import pool
 from tofc_lab.progress import Log, print_now
 
 Choice = Literal["context", "router", "try all"]
@@ -132,21 +131,11 @@ def compare(
     A file of the same codec, quality, steps and seed is resumed; any other is replaced.
     """
     basis = {"codec_id": codec_id, "quality": quality, "steps": steps, "seed": seed}
-    kept = json_text.read(out) if out.exists() else {}
-    found: list[dict[str, Any]] = kept["bits"] if kept.get("basis") == basis else []
-
-    def symbols(pictures: list[CachedPicture]) -> Pool:
-        whole = pool(pictures, codec.components, seed)
-        parts = np.split(whole.features.float().numpy(), np.cumsum([len(cells) for _, cells in whole.views])[:-1])
-        q = [
-            codec.symbols(codec.components(part), grid, cells, quality).q
-            for part, (grid, cells) in zip(parts, whole.views, strict=True)
-        ]
-        return whole.mapped(torch.from_numpy(np.concatenate(q).astype(np.float32)))
-
-    training, held_out = symbols(world), symbols(validation)
+    training, held_out = (symbols(codec, pictures, quality, seed, 0.5) for pictures in (world, validation))
     spread = training.features.std(0)
-    for experts, choice, hyper in VARIANTS[len(found) :]:
+
+    def measure(variant: tuple[int, Choice, int]) -> dict[str, Any]:
+        experts, choice, hyper = variant
         torch.manual_seed(seed)
         model: nn.Module
         if choice == "context":
@@ -154,19 +143,11 @@ def compare(
             model = ContextOnly(spread, codec.config.context_hidden)
         else:
             model = ExpertsModel(spread, hyper, experts, choice)
-        optimiser = torch.optim.Adam([p for n, p in model.named_parameters() if not n.endswith("quantiles")])
+        trained = [one for name, one in model.named_parameters() if not name.endswith("quantiles")]
         generator = torch.Generator().manual_seed(seed)
-        for done in range(steps):
-            optimiser.param_groups[0]["lr"] = 1.5e-3 * (1 - done / steps)
-            loss, _ = model(*training.draw(generator, 1024))
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-            optimiser.step()
+        descend(trained, lambda: model(*training.draw(generator, 1024))[0], steps=steps, rate=1.5e-3, clip=10.0)
         with torch.inference_mode():
             bits = float(model.eval()(*held_out.all())[1])
-        found.append({"experts": experts, "chooser": choice, "hyper": hyper, "bits": round(bits, 3)})
-        log(str(found[-1]))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        json_text.write(out, {"basis": basis, "bits": found})
-    return found
+        return {"experts": experts, "chooser": choice, "hyper": hyper, "bits": round(bits, 3)}
+
+    return trials(VARIANTS, out, basis, measure, log)

@@ -16,18 +16,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.codec.index.weights import IndexWeights
 from tofc_lab.codec.index.grids import Grids
 from tofc_lab.codec.index.model import LN2, MAX_ACTIVATION, IndexModel, bits_of
+from tofc_lab.nano.expert_trials import descend, symbols, trials
 from tofc_lab.nano.features import CachedPicture
-from tofc_lab.nano.source import pool
 from tofc_lab.progress import Log, print_now
 
 Choice = Literal["one", "try all", "router", "decoded"]
@@ -69,7 +67,7 @@ class IndexExperts(nn.Module):
         taken = index[present]
         bits = torch.stack([self._bits(e, around, own, taken, quality) for e in range(self.count)], dim=-1)  # [T, E]
         if self.choice == "decoded":
-            hidden = (around + self.model.first_b[quality, 0]).clamp(0, MAX_ACTIVATION)
+            hidden = self.model.first_layer(0, around, None, quality)
             mixed = -torch.logsumexp(self.gate(hidden).log_softmax(-1) - bits * LN2, -1) / LN2
             return mixed.mean(), mixed.mean()
         every = bits - self.prior.log_softmax(-1) / LN2
@@ -88,11 +86,8 @@ class IndexExperts(nn.Module):
         """Return the bits [T] of all stages' indices under expert `e`."""
         total = torch.zeros(len(around))
         for stage, ((first, last), row) in enumerate(zip(self.model.spans, self.model.rows(), strict=True)):
-            h = around + self.model.first_b[quality, stage]
-            before = own[stage]
-            if before is not None:
-                h = h + before @ self.model.own_w[stage - 1].T
-            h = h.clamp(0, MAX_ACTIVATION) @ self.mid_w[e, stage].T + self.mid_b[e, quality, stage]
+            h = self.model.first_layer(stage, around, own[stage], quality)
+            h = h @ self.mid_w[e, stage].T + self.mid_b[e, quality, stage]
             query = h.clamp(0, MAX_ACTIVATION) @ self.out_w[e, stage].T + self.out_b[e, quality, stage]
             total = total + bits_of(query @ row.T + self.code_b[e, quality, first:last], taken[:, stage])
         return total
@@ -100,13 +95,7 @@ class IndexExperts(nn.Module):
 
 def indices(codec: Codec, pictures: list[CachedPicture], quality: int, seed: int) -> list[Grids]:
     """Return the indices that the codec chooses, as the components of grids."""
-    whole = pool(pictures, codec.components, seed, 0.25)
-    parts = np.split(whole.features.float().numpy(), np.cumsum([len(cells) for _, cells in whole.views])[:-1])
-    q = [
-        codec.symbols(codec.components(part), grid, cells, quality).q
-        for part, (grid, cells) in zip(parts, whole.views, strict=True)
-    ]
-    return Grids.of(whole.mapped(torch.from_numpy(np.concatenate(q))), lambda found: found)
+    return Grids.of(symbols(codec, pictures, quality, seed, 0.25), lambda q: q)
 
 
 def compare(
@@ -126,32 +115,27 @@ def compare(
     A file of the same codec, quality, steps and seed is resumed; any other is replaced.
     """
     basis = {"codec_id": codec_id, "quality": quality, "steps": steps, "seed": seed, "pictures": len(training)}
-    kept = json_text.read(out) if out.exists() else {}
-    found: list[dict[str, Any]] = kept["bits"] if kept.get("basis") == basis else []
     codec = Codec(weights)
     shown, held_out = (indices(codec, pictures, quality, seed) for pictures in (training, validation))
     sizes = torch.tensor([float(one.present.sum()) for one in shown])
-    for experts, choice in VARIANTS[len(found) :]:
+
+    def measure(variant: tuple[int, Choice]) -> dict[str, Any]:
+        experts, choice = variant
         torch.manual_seed(seed)
         model = IndexExperts(IndexModel.of(weights), experts, choice)
-        optimiser = torch.optim.Adam(model.parameters())
         generator = torch.Generator().manual_seed(seed)
-        for done in range(steps):
-            optimiser.param_groups[0]["lr"] = 1e-3 * (1 - done / steps)
+
+        def loss() -> Tensor:
             grids = shown[int(torch.multinomial(sizes, 1, generator=generator))]
             rows = torch.randint(len(grids.y), (BATCH,), generator=generator)
-            loss, _ = model(grids.side, grids.y[rows].long(), grids.present[rows], quality)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimiser.step()
-        found.append(
-            {"experts": experts, "chooser": choice, "bits": round(_measured(model.eval(), held_out, quality), 3)}
-        )
-        log(str(found[-1]))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        json_text.write(out, {"basis": basis, "bits": found})
-    return found
+            found: Tensor = model(grids.side, grids.y[rows].long(), grids.present[rows], quality)[0]
+            return found
+
+        descend(model.parameters(), loss, steps=steps, rate=1e-3, clip=5.0)
+        bits = _measured(model.eval(), held_out, quality)
+        return {"experts": experts, "chooser": choice, "bits": round(bits, 3)}
+
+    return trials(VARIANTS, out, basis, measure, log)
 
 
 @torch.inference_mode()

@@ -144,13 +144,17 @@ class IndexModel(nn.Module):
 
     def logits(self, stage: int, row: Tensor, around: Tensor, own: Tensor | None, quality: Tensor) -> Tensor:
         """Return the logits [..., K]; `quality` [...] broadcasts to the features."""
-        h = around + self.first_b[quality, stage]
-        if own is not None:
-            h = h + own @ self.own_w[stage - 1].T
-        h = h.clamp(0, MAX_ACTIVATION) @ self.mid_w[stage].T + self.mid_b[quality, stage]
+        h = self.first_layer(stage, around, own, quality) @ self.mid_w[stage].T + self.mid_b[quality, stage]
         query = h.clamp(0, MAX_ACTIVATION) @ self.out_w[stage].T + self.out_b[quality, stage]
         first, last = self.spans[stage]
         return query @ row.T + self.code_b[quality, first:last]
+
+    def first_layer(self, stage: int, around: Tensor, own: Tensor | None, quality: Tensor | int) -> Tensor:
+        """Return the activations [..., F] of the first layer from what `contexts` returns."""
+        h = around + self.first_b[quality, stage]
+        if own is not None:
+            h = h + own @ self.own_w[stage - 1].T
+        return h.clamp(0, MAX_ACTIVATION)
 
     def _dropped(self, embedded: Tensor) -> Tensor:
         return nn.functional.dropout(embedded, DROPPED, self.training)
