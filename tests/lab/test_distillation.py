@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edge_server.engine.qwen3 import load_qwen3
+from tests.lab.conftest import through
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_weights
 from tofc.codec.merge import merge
@@ -77,17 +77,6 @@ class Half(ProcessGroup):
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         self.found = values
         return values + self.others
-
-
-def through(items: Iterable[Any], *_: Any) -> Iterable[Any]:
-    return items
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    path = tmp_path_factory.mktemp("model")
-    fake.write(path, seed=2)
-    return Checkpoint.open(path)
 
 
 @pytest.fixture(scope="module")

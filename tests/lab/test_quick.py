@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from typer.testing import CliRunner
 pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
 
 from tests.e2e.conftest import MODEL
+from tests.lab.conftest import through
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_weights
 from tofc.errors import CheckpointError, UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.tensor_files import read_metadata
 from tofc_lab import resume
-from tofc_lab.checkpoint import fake
 from tofc_lab.checkpoint.split import split
 from tofc_lab.cli import app
 from tofc_lab.codec.index.train import IndexRecipe
@@ -42,20 +41,9 @@ RECIPE = IndexRecipe(
 SMALL = ("--components", 6, "--codewords", "8,4", "--settle", 3)
 
 
-def through(items: Iterable[Any], *_: Any) -> Iterable[Any]:
-    return items
-
-
 def invoke(*arguments: Any) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(map(str, arguments)))
     return result.exit_code, re.sub(r"\s+", " ", result.output)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    path = tmp_path_factory.mktemp("model")
-    fake.write(path, seed=2)
-    return Checkpoint.open(path)
 
 
 @pytest.fixture(scope="module")

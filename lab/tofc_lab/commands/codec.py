@@ -5,9 +5,10 @@ The defaults that `--help` shows repeat those of `tofc_lab.codec.train.CodecReci
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -16,6 +17,7 @@ from tofc.terminal import say
 from tofc_lab.commands.options import JsonFile, Offline, Seed, named_bar, writable
 
 app = typer.Typer()
+Number = TypeVar("Number", int, float)
 PANEL = "A codec for a checkpoint of your own"
 
 Model = Annotated[str, typer.Option(help="A whole checkpoint: its folder, or OWNER/NAME on the hub.")]
@@ -195,10 +197,7 @@ def _ascending(bits: str | None) -> tuple[float, ...] | None:
     """Parse --bits: positive numbers, each larger than the one before. Raises `UsageError`."""
     if bits is None:
         return None
-    try:
-        found = tuple(float(one) for one in bits.split(","))
-    except ValueError:
-        found = ()
+    found = _listed(bits, float)
     if not found or any(one <= 0 for one in found) or list(found) != sorted(set(found)):
         raise UsageError(
             f"--bits must be numbers above 0, each larger than the one before, as in 8,12,19,36, got {bits}"
@@ -210,15 +209,20 @@ def _sizes(codewords: str | None) -> tuple[int, ...] | None:
     """Parse --codewords: the sizes of 1 to 8 codebooks, each 2 to 8192. Raises `UsageError`."""
     if codewords is None:
         return None
-    try:
-        found = tuple(int(one) for one in codewords.split(","))
-    except ValueError:
-        found = ()
+    found = _listed(codewords, int)
     if not 1 <= len(found) <= 8 or not all(2 <= size <= 8192 for size in found):
         raise UsageError(
             f"--codewords must be 1 to 8 sizes of codebooks, each 2 to 8192, as in 800,50,50, got {codewords}"
         )
     return found
+
+
+def _listed(text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Return the numbers between commas; none if one of them is not a number."""
+    try:
+        return tuple(kind(one) for one in text.split(","))
+    except ValueError:
+        return ()
 
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:

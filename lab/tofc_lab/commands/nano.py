@@ -136,8 +136,7 @@ def codec(
     from tofc.model.feature_codecs import codec_hash
     from tofc_lab import resume
     from tofc_lab.codec.train import CodecRecipe, settings_of, train
-    from tofc_lab.nano import features
-    from tofc_lab.nano.answerer import inputs_of, load
+    from tofc_lab.nano.answerer import inputs_of
     from tofc_lab.nano.source import NanoSource
 
     recipe = CodecRecipe()
@@ -145,10 +144,8 @@ def codec(
     initial = None if start is None else ContextWeights.load(start)
     inputs = inputs_of(run) | {"--start": None if start is None else codec_hash(start)}
     resume.check(run / "codec.ckpt", settings_of(inputs, recipe, seed))
-    pictures = features.load_training(run)
-    answerer, tokenizer = load(run, pictures.world[0].features.shape[1])
     train(
-        NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
+        NanoSource.load(run, seed=seed),
         run,
         inputs=inputs,
         start=initial,
@@ -197,8 +194,7 @@ def selective_hyperprior(
     from tofc.model.feature_codecs import codec_hash
     from tofc_lab import resume
     from tofc_lab.codec import train_selective_hyperprior as training
-    from tofc_lab.nano import features
-    from tofc_lab.nano.answerer import inputs_of, load
+    from tofc_lab.nano.answerer import inputs_of
     from tofc_lab.nano.export import export_published
     from tofc_lab.nano.source import NanoSource
 
@@ -207,16 +203,16 @@ def selective_hyperprior(
     inputs = inputs_of(run) | {"--transform": None if transform is None else codec_hash(transform)}
     for checkpoint in training.checkpoints(run, transform is not None, recipe):
         resume.check(checkpoint, training.settings_of(inputs, recipe, seed))
-    pictures = features.load_training(run)
-    answerer, tokenizer = load(run, pictures.world[0].features.shape[1])
+    source = NanoSource.load(run, seed=seed)
     models = training.train(
-        NanoSource(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed),
+        source,
         run,
         inputs=inputs,
         transform=used,
         recipe=recipe,
         seed=seed,
     )
+    answerer = source.answerer
     export_published(run, models, answerer.grid_embedding(), answerer.grid.embedding_dim, out)
 
 

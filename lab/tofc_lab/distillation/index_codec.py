@@ -93,12 +93,12 @@ def _sample(stored: Sequence[StoredPicture], seed: int) -> Tensor:
 
 def _components(stored: Sequence[StoredPicture], fitted: Transform, share_merged: float, seed: int) -> list[Grids]:
     """Return the components of all views, with those of a share of the pictures merged."""
-    mean, analysis = fitted.mean.double().numpy(), fitted.analysis.double().numpy()
+    project = fitted.in_numpy()
     rng = np.random.default_rng([seed, 37])
     components, views = list[Tensor](), list[View]()
     for one in stored:
         share = float(rng.uniform(0.15, 1.0)) if rng.random() < share_merged else 1.0
-        shown = merged(one, share, lambda view: (view - mean) @ analysis.T)
+        shown = merged(one, share, project)
         components.append(fitted.project(torch.from_numpy(shown.features)))  # now: all features are gigabytes
         views += shown.views()
     return Grids.of(Pool.of(torch.cat(components), views), lambda y: y)

@@ -33,8 +33,7 @@ def train_index(run: Path, out: Path, recipe: IndexRecipe, seed: int, log: Log =
     sampled = [one.features for kind, count in zip((world, easy, large), SAMPLED, strict=True) for one in kind[:count]]
     sample = torch.from_numpy(np.concatenate(sampled).astype(np.float32))
     fitted = transform.fit(sample, answerer.projector.weight.detach(), recipe.components)
-    mean, analysis = fitted.mean.double().numpy(), fitted.analysis.double().numpy()
-    merged = pool([*world, *large, *easy], lambda view: (view - mean) @ analysis.T, seed, recipe.merged)
+    merged = pool([*world, *large, *easy], fitted.in_numpy(), seed, recipe.merged)
     views = Grids.of(merged, fitted.project)
     model, price = train(views, saved, inputs=inputs, recipe=recipe, seed=seed, log=log)
     export(

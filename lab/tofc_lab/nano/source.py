@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from tofc_lab.codec.feature_noise import FeatureNoise
 from tofc_lab.codec.places import Pool, View
 from tofc_lab.codec.source import Project
-from tofc_lab.nano.answerer import Answerer, ask, merging, visual_input
+from tofc_lab.nano import features
+from tofc_lab.nano.answerer import Answerer, ask, load, merging, visual_input
 from tofc_lab.nano.batches import Batches
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.nano.packing import Batch, Packer
@@ -91,6 +94,13 @@ class NanoSource:
         self.packer, self.mix, self.seed, self.autocast = Packer(tokenizer), mix or NanoMix(), seed, autocast
         self.projector = answerer.projector.weight.detach()
         self.extra = nn.Module()  # nothing: the grid embedding was trained with the decoder
+
+    @classmethod
+    def load(cls, run: Path, *, seed: int) -> Self:
+        """Load the decoder and the features of a run."""
+        pictures = features.load_training(run)
+        answerer, tokenizer = load(run, pictures.world[0].features.shape[1])
+        return cls(answerer, tokenizer, pictures.world, pictures.large, pictures.easy, seed=seed)
 
     def sample(self) -> Tensor:
         """Return features [T, D] of whole pictures, to initialise the transform."""

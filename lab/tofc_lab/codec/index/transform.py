@@ -7,9 +7,12 @@ Distances between components are then distances between the decoder's inputs, bu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,6 +26,11 @@ class Transform(NamedTuple):
     def project(self, x: Tensor) -> Tensor:
         """Return the components [T, M] of features [T, D]."""
         return (x - self.mean) @ self.analysis.T
+
+    def in_numpy(self) -> Callable[[NDArray[np.floating]], NDArray[np.float64]]:
+        """Return `project` for numpy, in float64, as merging wants it."""
+        mean, analysis = self.mean.double().numpy(), self.analysis.double().numpy()
+        return lambda view: (view - mean) @ analysis.T
 
 
 def fit(x: Tensor, projector: Tensor, components: int) -> Transform:
