@@ -97,7 +97,7 @@ def compare(
     # Without codec.json: presets do not matter here.
     tensors = (benchmark.checkpoint.codec_path / TENSOR_FILE).read_bytes()
     feature_methods = {OURS: methods.packets(codec, tensors)}
-    feature_methods |= methods.others(benchmark.pictures("world", "train"), benchmark.answerer, model)
+    feature_methods |= methods.others(partial(benchmark.pictures, "world", "train"), benchmark.answerer, model)
     for method, folder in CODECS.items():
         if (path := benchmark.checkpoint.path / folder).is_dir():
             feature_methods[method] = methods.packets(Codec.load(path), (path / TENSOR_FILE).read_bytes())

@@ -5,10 +5,13 @@ Leaves indices to `index_methods`, image files to `images` and `learned`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tofc.codec.codec import Codec
 from tofc_lab.nano.answerer import Answerer
@@ -35,20 +38,29 @@ def packets(codec: Codec, identity: bytes) -> list[Setting]:
     ]
 
 
-def others(pictures: list[CachedPicture], answerer: Answerer, identity: bytes) -> dict[str, list[Setting]]:
-    """Return the settings of the codecs that ours is compared with, fitted to the features of training `pictures`."""
-    x = np.concatenate([one.features for one in pictures]).astype(np.float32)
+def others(
+    pictures: Callable[[], list[CachedPicture]], answerer: Answerer, identity: bytes
+) -> dict[str, list[Setting]]:
+    """Return the settings of the codecs that ours is compared with.
+
+    They are fitted to the features of training pictures, which `pictures` computes if one of them is measured.
+    """
+
+    @cache
+    def x() -> NDArray[np.float32]:
+        return np.concatenate([one.features for one in pictures()]).astype(np.float32)
+
     projector = answerer.projector.weight.detach().double().numpy()
     values, vectors = np.linalg.eigh(projector.T @ projector)
     through = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     found: dict[str, list[Setting]] = {}
-    for name, measure in (("PCA", np.eye(x.shape[1])), ("PCA behind the projector", through)):
+    for name, measure in (("PCA", np.eye(projector.shape[1])), ("PCA behind the projector", through)):
         found[f"{name} + scalar quantisation"] = [
             Setting(
                 name=f"{count} components, step {step:g}, {n} features",
                 features=n,
                 make=lambda n, count=count, step=step, measure=measure: simple.Components.fit(  # type: ignore[misc]
-                    x, measure, count, step
+                    x(), measure, count, step
                 ).reduce(n),
                 identity=identity,
             )
@@ -58,7 +70,7 @@ def others(pictures: list[CachedPicture], answerer: Answerer, identity: bytes) -
         Setting(
             name=f"{bits} bits, {n} features",
             features=n,
-            make=lambda n, bits=bits: simple.levels(x, bits, n),  # type: ignore[misc]
+            make=lambda n, bits=bits: simple.levels(x(), bits, n),  # type: ignore[misc]
             identity=identity,
         )
         for n, bits in product((36, 12), (1, 2, 3, 4, 8))
@@ -67,7 +79,7 @@ def others(pictures: list[CachedPicture], answerer: Answerer, identity: bytes) -
         Setting(
             name=f"{n} features",
             features=n,
-            make=lambda n: simple.outstanding(x, projector, n),
+            make=lambda n: simple.outstanding(x(), projector, n),
             identity=identity,
         )
         for n in (36, 24, 12)
