@@ -18,6 +18,7 @@ from edge_server.handshake import KnownCodec
 from edge_server.image_decoding import TowerViewEncoder, ViewEncoder
 from edge_server.reasoning import ThinkTokens
 from edge_server.settings import ServerSettings
+from edge_server.token_embedding import TokenEmbedding
 from tofc.codec.blas_threads import use_one_blas_thread
 from tofc.codec.codec import Codec
 from tofc.errors import CheckpointError, CodecError, UsageError
@@ -54,7 +55,7 @@ def load(settings: ServerSettings) -> Backend:
     use_passive_waiting()
     import torch
 
-    from edge_server.engine.qwen3 import embedder, load_qwen3
+    from edge_server.engine.qwen3 import load_qwen3
     from edge_server.engine.transformers import TransformersEngine
 
     if settings.device not in (found := torch_devices()):
@@ -79,7 +80,7 @@ def load(settings: ServerSettings) -> Backend:
         codecs={known.codec_id: codec for known, codec in codecs.items() if codec is not None},
         projector=Projector(checkpoint),
         tokenizer=tokenizer,
-        embed=embedder(model),
+        embed=TokenEmbedding(checkpoint),
     )
 
     def decode(ids: Sequence[int]) -> str:

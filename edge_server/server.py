@@ -30,6 +30,7 @@ from edge_server.request_bounds import BoundedRequests
 from edge_server.runtime import Runtime
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
+from tofc.errors import UnavailableError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.rpc import channel
 from tofc.rpc.address import join_address
@@ -66,6 +67,8 @@ class RunningServer:
         self._backend: Backend | None = None
         self._image_decoder: ImageDecodeQueue | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._engine_lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def backend(self) -> Backend:
@@ -106,6 +109,25 @@ class RunningServer:
         if len(served) > 1 or served[0].name != DEFAULT:
             log.info("codecs: %s", ", ".join(map(str, served)))
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        backend.engine.watch(self._on_engine_health)
+
+    def _on_engine_health(self, lost: UnavailableError | None) -> None:
+        """Report the server as not serving while its engine is lost; end it if the engine does not come back."""
+        if self._stopping is not None:
+            return
+        log.log(logging.WARNING if lost else logging.INFO, "engine: %s", lost or "answers again")
+        self.service.engine_lost = lost
+        status = health_pb2.HealthCheckResponse.NOT_SERVING if lost else health_pb2.HealthCheckResponse.SERVING
+        task = asyncio.create_task(self._health.set(SERVICE, status))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if lost is not None and not self.backend.engine.recovers and not self._engine_lost.done():
+            self._engine_lost.set_exception(lost)
+
+    @property
+    def watching_engine(self) -> asyncio.Future[None]:
+        """Ends only with UnavailableError: the engine was lost and does not come back."""
+        return self._engine_lost
 
     @property
     def watching(self) -> asyncio.Task[NoReturn]:
@@ -125,6 +147,7 @@ class RunningServer:
 
     async def _stop(self, grace_s: float) -> None:
         self._access_watch.cancel()
+        self._engine_lost.cancel()
         await self._health.enter_graceful_shutdown()
         await self.service.close(grace_s)
         await self._listener.stop(FAREWELL_S if grace_s else 0)
@@ -196,7 +219,7 @@ async def run(settings: ServerSettings, ready: Callable[[RunningServer], None]) 
             os._exit(0)
         running = await starting
         ready(running)
-        watches = (running.watching, running.watching_access)
+        watches: list[asyncio.Future[Any]] = [running.watching, running.watching_access, running.watching_engine]
         await asyncio.wait([stopping, *watches], return_when=asyncio.FIRST_COMPLETED)
         failed = [error for watch in watches if watch.done() and (error := watch.exception())]
         await running.stop(0 if failed else None)

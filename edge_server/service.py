@@ -53,6 +53,7 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         self._refusal: CallError = UnavailableError(
             "the server is still loading its model; try again in a moment", reason="LOADING"
         )
+        self.engine_lost: UnavailableError | None = None  # why no session can be opened at the moment
         self.pictures = PictureCache(settings.cache_bytes)
 
     def open(self, identity: ServerIdentity, runtime: Runtime, limits: SessionLimits) -> None:
@@ -103,6 +104,8 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         """Return why no session can be opened now; None if one can."""
         if self._identity is None or self._runtime is None:
             return self._refusal
+        if self.engine_lost is not None:
+            return self.engine_lost
         try:
             self._slots.check()
         except LimitError as error:

@@ -1,34 +1,48 @@
-"""The interface of engines: prompt embeddings → a stream of token ids, which can be cancelled between two tokens.
+"""The interface of engines: prompt embeddings → streams of token ids, each cancelled alone between two tokens.
 
-Promises that the session and the engine may use one answer from different threads. Leaves ids → text to `detokenizer`,
-and pictures → embeddings to `assemble`.
+    Prompt [T, H] ─ submit_samples ─→ n × Generation: token ids, then why it ended
+
+Promises that the session and the engine may use one answer from different threads. What belongs to the checkpoint stays
+with it: its stop tokens, sampling defaults and token embedding are the same for every engine. Leaves ids → text to
+`detokenizer`, and pictures → embeddings to `assemble`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.sampling import SamplingParams
-from tofc.errors import InvalidRequestError
+from tofc.errors import InvalidRequestError, UnavailableError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """The input of a decoder: one row for each position, of pictures and text alike."""
+    """The input of a decoder: one row for each position, of pictures and text alike.
+
+    Raises InvalidRequestError for other shapes, and for rows that are not finite.
+    """
 
     embeds: NDArray[np.float32]  # [T, H]
+    client: str = ""  # whose it is: engines take turns among clients, and share no cached rows between them
+    pictures: str = ""  # identifies its pictures, so that a question about the same ones finds their cached rows
 
     def __post_init__(self) -> None:
         if self.embeds.ndim != 2 or not len(self.embeds):
             raise InvalidRequestError(f"a prompt must be [T, H] with T at least 1, got {self.embeds.shape}")
+        finite = np.isfinite(self.embeds).all(axis=1)
+        if not finite.all():
+            raise InvalidRequestError(
+                f"row {int(finite.argmin())} of the prompt is not finite; send the picture again, or another one",
+                reason="PROMPT_NOT_FINITE",
+            )
 
 
 class Finish(Enum):
@@ -117,19 +131,58 @@ class Generation:
                 self._on_close()
 
 
-class Engine(Protocol):
-    """Runs one decoder for all sessions."""
+@dataclass(frozen=True, kw_only=True)
+class EngineLoad:
+    """How busy an engine is at this moment."""
 
-    @property
-    def name(self) -> str:
-        """The engine's name, as GetServerInfo returns it."""
+    running: int  # answers, each sample counted
+    running_allowed: int
+    waiting: int
+    waiting_allowed: int
+    cache_bytes: int = 0  # of keys and values; 0 if the engine does not tell
+    cache_bytes_allowed: int = 0
 
-    @property
-    def max_positions(self) -> int:
-        """How many tokens prompt and answer may have together."""
+
+def sample_params(sampling: SamplingParams, samples: int) -> list[SamplingParams]:
+    """Return the parameters of each sample of one prompt: sample i has the seed + i, modulo 2^64."""
+    return [replace(sampling, seed=(sampling.seed + i) % 2**64) for i in range(samples)]
+
+
+#: is called with the reason when an engine can no longer answer, and with None when it can again
+HealthCallback = Callable[[UnavailableError | None], None]
+
+
+class Engine(ABC):
+    """Runs one decoder for all sessions. All methods are called in the event loop."""
+
+    name: str
+    """As GetServerInfo returns it."""
+    max_positions: int
+    """How many tokens prompt and answer may have together."""
+    recovers: bool
+    """Whether it may answer again after it was lost; if not, the server ends."""
 
     def submit(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
-        """Queue a prompt. Raises LimitError (ENGINE_BUSY) if the queue is full, UnavailableError while stopping."""
+        """Queue a prompt for one answer. Raises what `submit_samples` raises."""
+        (generation,) = self.submit_samples(prompt, sampling, 1)
+        return generation
 
+    @abstractmethod
+    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> Sequence[Generation]:
+        """Queue a prompt for several answers; each can be cancelled alone, and sample i has the seed + i.
+
+        Raises LimitError (ENGINE_BUSY) if the queue is full, UnavailableError while stopping (STOPPING) and when the
+        engine was lost (ENGINE_LOST). Answers under way then fail with the same error.
+        """
+
+    @abstractmethod
+    def load(self) -> EngineLoad:
+        """Return how busy it is."""
+
+    @abstractmethod
+    def watch(self, on_health: HealthCallback) -> None:
+        """Report in the event loop, within a second, that the engine was lost or can answer again."""
+
+    @abstractmethod
     async def stop(self) -> None:
         """End all answers and free the engine's resources."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from edge_server.engine.base import Finish, Generation, Prompt
+from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt
 from edge_server.engine.sampling import SamplingParams
-from tofc.errors import LimitError
+from tofc.errors import LimitError, UnavailableError
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Generates the token ids that `answer` maps a prompt to. With a `gate`, every token waits until that event is set.
 
     `step_s` is the time of one token. For tests: `steps` counts tokens, `cancelled` counts cancelled answers; `busy` is
@@ -22,6 +22,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    recovers = True
 
     def __init__(
         self,
@@ -45,11 +46,41 @@ class FakeEngine:
         self._queue = queue
         self._step_s = step_s
         self._tasks: set[asyncio.Task[None]] = set()
+        self._generations: set[Generation] = set()
+        self._dead: UnavailableError | None = None
+        self._on_health: list[HealthCallback] = []
 
-    def submit(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
-        if len(self._tasks) >= self._queue:
+    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
+        if self._dead is not None:
+            raise self._dead
+        if len(self._tasks) + samples > self._queue:
             raise LimitError(f"{self._queue} questions are waiting already; ask again later", reason="ENGINE_BUSY")
         self.prompts.append(prompt)
+        return [self._start(prompt, sampling) for _ in range(samples)]
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(running=len(self._tasks), running_allowed=self._queue, waiting=0, waiting_allowed=0)
+
+    def watch(self, on_health: HealthCallback) -> None:
+        self._on_health.append(on_health)
+
+    def die(self) -> None:
+        """Fail all answers, and all further ones until `revive`."""
+        self._dead = UnavailableError("the engine was lost; ask again in a moment", reason="ENGINE_LOST")
+        for generation in list(self._generations):
+            generation.fail(self._dead)
+        for task in list(self._tasks):
+            task.cancel()
+        for tell in self._on_health:
+            tell(self._dead)
+
+    def revive(self) -> None:
+        """Answer again."""
+        self._dead = None
+        for tell in self._on_health:
+            tell(None)
+
+    def _start(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
         generation = Generation(on_close=lambda: stop())
         task = asyncio.get_running_loop().create_task(self._run(generation, prompt, sampling))
 
@@ -57,7 +88,9 @@ class FakeEngine:
             task.cancel()
 
         self._tasks.add(task)
+        self._generations.add(generation)
         task.add_done_callback(self._ended)
+        task.add_done_callback(lambda _: self._generations.discard(generation))
         self.busy.set()
         self.idle.clear()
         return generation

@@ -1,4 +1,4 @@
-"""The decoder of a checkpoint as transformers' Qwen3, and its token embedding.
+"""The decoder of a checkpoint as transformers' Qwen3.
 
 Promises to read only the decoder's tensors, each once, without a second copy at full size. Leaves running it to
 `engine.transformers`.
@@ -7,16 +7,11 @@ Promises to read only the decoder's tensors, each once, without a second copy at
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from edge_server.assemble import Embed
 from tofc.errors import CheckpointError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.released_names import DECODER
@@ -55,16 +50,3 @@ def require_decoder_memory(checkpoint: Checkpoint, device: str, dtype: torch.dty
         require_memory(
             checkpoint.parameter_count(DECODER) * dtype.itemsize, f"the decoder in {str(dtype).removeprefix('torch.')}"
         )
-
-
-def embedder(model: Qwen3ForCausalLM) -> Embed:
-    """Return the decoder's own token embedding, for prompts."""
-    table: Any = model.get_input_embeddings()
-
-    def embed(ids: Sequence[int]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            rows = table(torch.tensor(ids, device=table.weight.device))
-        found: NDArray[np.float32] = rows.float().cpu().numpy().copy()  # the caller writes into it
-        return found
-
-    return embed

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen3ForCausalLM
 
-from edge_server.engine.base import Finish, Generation, Prompt
+from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt, sample_params
 from edge_server.engine.qwen3 import CACHE
 from edge_server.engine.sampling import Sampler, SamplingParams
 from edge_server.memory_errors import memory_limit_error
@@ -42,52 +42,73 @@ class _Request:
     cache: Any = None
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Runs a `Qwen3ForCausalLM`.
 
     `stop_tokens` end an answer; at most `parallel` requests hold a key-value cache, and `queue` more wait.
     """
 
     name = "transformers"
+    recovers = False
 
     def __init__(
         self, model: Qwen3ForCausalLM, stop_tokens: Collection[int], *, parallel: int = 8, queue: int = 32
     ) -> None:
         self._model: Any = model  # Any: transformers leaves its calls untyped
         self._model.eval()
+        self.max_positions = int(self._model.config.max_position_embeddings)
         self._stop_tokens = frozenset(stop_tokens)
         self._parallel = parallel
         self._queue = queue
         self._waiting: deque[_Request] = deque()
         self._running: list[_Request] = []
         self._stopping = False
+        self._dead: UnavailableError | None = None
+        self._on_health: list[tuple[asyncio.AbstractEventLoop, HealthCallback]] = []
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="tofc-engine", daemon=True)
         self._thread.start()
 
-    @property
-    def max_positions(self) -> int:
-        return int(self._model.config.max_position_embeddings)
-
-    def submit(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
-        generation = Generation(on_close=self._wake)
+    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
         tokens_left = min(sampling.max_tokens, self.max_positions - len(prompt.embeds))
-        request = _Request(generation=generation, prompt=prompt, sampler=Sampler(sampling), tokens_left=tokens_left)
+        requests = [
+            _Request(
+                generation=Generation(on_close=self._wake), prompt=prompt, sampler=Sampler(one), tokens_left=tokens_left
+            )
+            for one in sample_params(sampling, samples)
+        ]
         with self._changed:
+            if self._dead is not None:
+                raise self._dead
             if self._stopping:
                 raise UnavailableError("the server is stopping; try again later", reason="STOPPING")
-            # Cancelled and ended answers do not count; they are removed before the next step.
-            generations = [one.generation for one in [*self._running, *self._waiting]]
-            taken = sum(not one.cancelled and one.finish is None for one in generations)
-            if taken >= self._queue + self._parallel:
+            taken = len(self._active([*self._running, *self._waiting]))
+            if taken + samples > self._queue + self._parallel:
                 raise LimitError(
                     f"{taken} questions are running or waiting, which is as many as this server takes; ask again in a "
                     "few seconds",
                     reason="ENGINE_BUSY",
                 )
-            self._waiting.append(request)
+            self._waiting.extend(requests)
             self._changed.notify()
-        return generation
+        return [request.generation for request in requests]
+
+    def load(self) -> EngineLoad:
+        with self._changed:
+            return EngineLoad(
+                running=len(self._active(self._running)),
+                running_allowed=self._parallel,
+                waiting=len(self._active(self._waiting)),
+                waiting_allowed=self._queue,
+            )
+
+    def watch(self, on_health: HealthCallback) -> None:
+        self._on_health.append((asyncio.get_running_loop(), on_health))
+
+    @staticmethod
+    def _active(requests: Iterable[_Request]) -> list[_Request]:
+        """Return those that are neither cancelled nor ended; the others are removed before the next step."""
+        return [one for one in requests if not one.generation.cancelled and one.generation.finish is None]
 
     async def stop(self) -> None:
         """End the worker after its current step; unfinished answers fail with UnavailableError."""
@@ -103,13 +124,22 @@ class TransformersEngine:
     # the worker thread
 
     def _work(self) -> None:
-        while self._wait_for_work():
-            self._schedule()
         error = UnavailableError("the server is stopping; try again later", reason="STOPPING")
-        for request in [*self._running, *self._waiting]:
-            request.generation.fail(error)
-        self._running.clear()
-        self._waiting.clear()
+        try:
+            while self._wait_for_work():
+                self._schedule()
+        except Exception:  # a defect of the engine itself: a failed step ends its own answer only
+            log.exception("the engine's thread failed")
+            error = UnavailableError("the server's model has failed; try another server", reason="ENGINE_LOST")
+        with self._changed:
+            if not self._stopping:
+                self._dead = error
+            for request in [*self._running, *self._waiting]:
+                request.generation.fail(error)
+            self._running.clear()
+            self._waiting.clear()
+        for loop, tell in self._on_health if self._dead is not None else ():
+            loop.call_soon_threadsafe(tell, self._dead)
 
     def _schedule(self) -> None:
         """Make one step for every running answer.

@@ -152,10 +152,11 @@ ARM = [
 SLOW = [torch_cell("default", "SSE41", 1, "SSE41"), torch_cell("avx2", "AVX2", 2, "AVX2")]
 
 
-#: codecs as wide as the released model's
-WIDE: dict[str, CodecWeights] = {
-    "context": fake_weights(D=1536, M=64, seed=2, slices=8, hidden=96),
-    "published": fake_selective_hyperprior(D=1536, seed=2, experts=16, hyper=96, hidden=24),
+#: codecs as wide as the released model's, and the sides of the grids that they are given: the published one codes 1536
+#: numbers of each feature, so that larger grids take many minutes on an emulated machine
+WIDE: dict[str, tuple[CodecWeights, tuple[int, ...]]] = {
+    "context": (fake_weights(D=1536, M=64, seed=2, slices=8, hidden=96), (4, 6, 13)),
+    "published": (fake_selective_hyperprior(D=1536, seed=2, experts=16, hyper=96, hidden=24), (2, 3)),
 }
 
 
@@ -205,9 +206,9 @@ def tower_views() -> Views:
 def matrix(tower_views: Views, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     """Golden packets, nano's, those of a codec as wide as the released model's, and damaged ones."""
     made = tmp_path_factory.mktemp("matrix")
-    for name, weights in WIDE.items():
+    for name, (weights, sides) in WIDE.items():
         weights.save(made / f"codec-{name}")
-        _job(made, f"wide-{name}", made / f"codec-{name}", Codec(weights), _views(Codec(weights)))
+        _job(made, f"wide-{name}", made / f"codec-{name}", Codec(weights), _views(Codec(weights), sides))
     nano = Codec.load(NANO)
     _job(made, "nano", NANO, nano, _views(nano) | tower_views)
     for folder in GOLDEN:
@@ -217,12 +218,12 @@ def matrix(tower_views: Views, tmp_path_factory: pytest.TempPathFactory) -> Matr
     return Matrix(made, expected)
 
 
-def _views(codec: Codec) -> Views:
+def _views(codec: Codec, sides: tuple[int, ...] = (4, 6, 13)) -> Views:
     """Make features of several grids: ordinary ones, exact duplicates, features of few bits, and whole numbers."""
-    views = {f"grid-{side}": fake_features(codec.weights, side**2, seed=side) for side in (4, 6, 13)}
-    ordinary = views["grid-6"]
+    views = {f"grid-{side}": fake_features(codec.weights, side**2, seed=side) for side in sides}
+    ordinary = views[f"grid-{sides[1]}"]
     rng = np.random.default_rng(0)
-    views["twins"] = ordinary[rng.integers(0, 9, 36)]
+    views["twins"] = ordinary[rng.integers(0, len(ordinary) // 4, len(ordinary))]
     views["few-bits"] = (ordinary.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)  # as bfloat16 has
     views["whole"] = rng.integers(-3, 4, ordinary.shape).astype(np.float32)  # many equal distances
     views["flat"] = np.ones_like(ordinary)

@@ -15,9 +15,10 @@ from transformers import Step3p7Config, Step3p7Model
 
 from edge_server.assemble import Assembled, PictureRows, SplitAssembler
 from edge_server.engine.base import Prompt
-from edge_server.engine.qwen3 import embedder, load_qwen3
+from edge_server.engine.qwen3 import load_qwen3
 from edge_server.engine.sampling import SamplingParams
 from edge_server.engine.transformers import TransformersEngine
+from edge_server.token_embedding import TokenEmbedding
 from tests.model.by_transformers import by_column_first, by_transformers
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_weights
@@ -56,14 +57,14 @@ def on_the_device(half: Path, size: tuple[int, int]) -> list[NDArray[np.float32]
     return [tower.encode(view.pixels[None])[0] for view in views(noise(size), checkpoint.config.rule)]
 
 
-def on_the_server(half: Path, model: Any, size: tuple[int, int], features: list[NDArray[np.float32]]) -> Assembled:
+def on_the_server(half: Path, size: tuple[int, int], features: list[NDArray[np.float32]]) -> Assembled:
     checkpoint = Checkpoint.open(half, "server")
     assembler = SplitAssembler(
         config=checkpoint.config,
         codecs={"id": Codec.load(half)},
         projector=Projector(checkpoint),
         tokenizer=load_tokenizer(checkpoint),
-        embed=embedder(model),
+        embed=TokenEmbedding(checkpoint),
     )
     cut = plan(*size, checkpoint.config.rule)
     rows = [assembler.embed_features(one, round(len(one) ** 0.5), np.arange(len(one))) for one in features]
@@ -82,7 +83,7 @@ async def answer(model: Any, prompt: Prompt, most: int) -> list[int]:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_halves_together_say_what_the_whole_model_says(whole: Path, halves: Halves, size: tuple[int, int]) -> None:
     model = load_qwen3(Checkpoint.open(halves.server, "server"))
-    assembled = on_the_server(halves.server, model, size, on_the_device(halves.device, size))
+    assembled = on_the_server(halves.server, size, on_the_device(halves.device, size))
     with torch.inference_mode():
         logits = model(inputs_embeds=torch.from_numpy(assembled.prompt.embeds)[None]).logits[0].numpy()
 

@@ -107,9 +107,9 @@ class Recording(FakeEngine):
         super().__init__(lambda prompt: list(prompt_bytes(prompt)))
         self.params: list[SamplingParams] = []
 
-    def submit(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
+    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
         self.params.append(sampling)
-        return super().submit(prompt, sampling)
+        return super().submit_samples(prompt, sampling, samples)
 
 
 FILE = GenerationConfig(temperature=0.6, top_p=0.95, top_k=20, max_tokens=50)

@@ -29,9 +29,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from edge_server.engine.base import Prompt
-from edge_server.engine.qwen3 import embedder, load_qwen3
+from edge_server.engine.qwen3 import load_qwen3
 from edge_server.engine.sampling import SamplingParams
 from edge_server.engine.transformers import TransformersEngine
+from edge_server.token_embedding import TokenEmbedding
 from tofc import json_text
 from tofc.errors import CheckpointError, UsageError
 from tofc.model.checkpoint import Checkpoint
@@ -242,7 +243,7 @@ class _Comparison:
         projector = Projector(self.server)
         rows = np.concatenate([projector.project(features) for features in self.features])  # [F, H]
         model = load_qwen3(self.server, dtype=self.dtype)
-        embeds = embedder(model)(self.ids)  # [T, H]
+        embeds = TokenEmbedding(self.server)(self.ids)  # [T, H]
         embeds[np.array(self.ids) == self.server.config.image_token_id] = rows
         ready = torch.from_numpy(embeds)[None].to(self.dtype)
         logits = model(inputs_embeds=ready, logits_to_keep=KEPT).logits[0].float().numpy()

@@ -27,6 +27,7 @@ from tofc.model.config import read_json
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+_NUMPY["BF16"] = "<u2"  # numpy has no such type: the upper half of a float32
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 16 << 20
 _ADVICE = "copy or export the file again"
@@ -65,10 +66,16 @@ class StoredTensor:
         """Read it as a float32 numpy array."""
         with self.file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             raw = mapped[self.start : self.end]
-        if self.dtype == "BF16":  # the upper half of a float32
-            wide = np.frombuffer(raw, "<u2").astype("<u4") << 16
-            return wide.view("<f4").astype(np.float32).reshape(self.shape)
-        return np.frombuffer(raw, _NUMPY[self.dtype]).astype(np.float32).reshape(self.shape)
+        return _float32(np.frombuffer(raw, _NUMPY[self.dtype]).reshape(self.shape), self.dtype)
+
+    def rows(self) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+        """Map it into memory; return what reads its rows at some indices as float32 [..., *shape[1:]]."""
+        mapped = np.memmap(self.file, _NUMPY[self.dtype], "r", self.start, self.shape)
+        return lambda indices: _float32(mapped[indices], self.dtype)
+
+
+def _float32(raw: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    return (raw.astype("<u4") << 16).view("<f4") if dtype == "BF16" else raw.astype(np.float32)
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

@@ -1,0 +1,75 @@
+"""An engine that is lost: what the server reports, and what questions in progress are told."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from edge_server.engine.base import Prompt, sample_params
+from edge_server.engine.fake import FakeEngine
+from edge_server.engine.sampling import SamplingParams
+from edge_server.fake import fake_backend
+from edge_server.server import SERVICE
+from tests.server.conftest import Connect, Serve
+from tests.server.raw_client import ANSWERED
+from tofc.errors import InvalidRequestError, UnavailableError
+from tofc.v1 import tofc_pb2 as pb
+
+Status = health_pb2.HealthCheckResponse.ServingStatus
+
+
+async def reported(watch: Any) -> int:
+    async with asyncio.timeout(ANSWERED):
+        response = await watch.read()
+    return int(response.status)
+
+
+async def test_a_lost_engine_is_reported_until_it_is_back(serve: Serve, connect: Connect) -> None:
+    engine = FakeEngine(lambda _: list(b"many words"), gate=asyncio.Event())
+    server = await serve(fake_backend(engine=engine))
+    client = connect(server)
+    await client.hello()
+    watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    assert await reported(watch) == Status.Value("SERVING")
+    await client.send(asks=[pb.Ask(request=1, question="?")])
+    await engine.busy.wait()
+
+    engine.die()
+    assert await reported(watch) == Status.Value("NOT_SERVING")
+    error = await client.expect("error")
+    assert (error.request, error.reason) == (1, "ENGINE_LOST")
+    refused = await connect(server).receive()
+    assert refused.error.reason == "ENGINE_LOST" and refused.error.status == grpc.StatusCode.UNAVAILABLE.value[0]
+    await client.send(asks=[pb.Ask(request=2, question="?")])
+    assert (await client.expect("error")).reason == "ENGINE_LOST"
+
+    engine.revive()
+    assert await reported(watch) == Status.Value("SERVING")
+    await connect(server).hello()
+    assert not server.watching_engine.done()
+
+
+async def test_an_engine_that_does_not_come_back_ends_the_server(serve: Serve) -> None:
+    engine = FakeEngine(lambda _: [])
+    engine.recovers = False
+    server = await serve(fake_backend(engine=engine))
+    engine.die()
+    assert isinstance(server.watching_engine.exception(), UnavailableError)
+
+
+def test_rows_that_are_not_finite_are_no_prompt() -> None:
+    rows = np.zeros((3, 2), np.float32)
+    for value in (np.nan, np.inf, -np.inf):
+        rows[1, 1] = value
+        with pytest.raises(InvalidRequestError, match="row 1 of the prompt is not finite; send the picture again"):
+            Prompt(embeds=rows)
+
+
+def test_each_sample_has_a_seed_of_its_own() -> None:
+    params = SamplingParams(max_tokens=1, temperature=1.0, seed=2**64 - 2)
+    assert [one.seed for one in sample_params(params, 3)] == [2**64 - 2, 2**64 - 1, 0]
