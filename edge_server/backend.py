@@ -7,6 +7,7 @@ Leaves sockets to `server`; torch and transformers are imported only when a real
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from tofc.model.prompt import load_tokenizer
 from tofc.model.torch_devices import torch_devices
 from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
 from tofc.out_of_memory import out_of_memory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ def load(settings: ServerSettings) -> Backend:
     use_passive_waiting()
     import torch
 
+    from edge_server.engine.probe import is_exact
     from edge_server.engine.qwen3 import load_qwen3
     from edge_server.engine.transformers import TransformersEngine
 
@@ -75,6 +79,9 @@ def load(settings: ServerSettings) -> Backend:
             f"the decoder in {checkpoint.path} could not be loaded on {settings.device} in {settings.dtype} ({error}); "
             "use --dtype bfloat16, or a device with more memory"
         ) from error
+    packed = is_exact(model)
+    if not packed:
+        log.info("answers take turns: on this machine a shared forward in %s would change their bits", settings.dtype)
     assembler = SplitAssembler(
         config=checkpoint.config,
         codecs={known.codec_id: codec for known, codec in codecs.items() if codec is not None},
@@ -96,6 +103,8 @@ def load(settings: ServerSettings) -> Backend:
             stop_tokens(checkpoint, tokenizer.eos_token_id),
             parallel=settings.engine_parallel,
             queue=settings.engine_queue,
+            cache_bytes=settings.engine_cache_bytes,
+            packed=packed,
         ),
         decode=decode,
         think_tokens=ThinkTokens.of(tokenizer.get_added_vocab()),

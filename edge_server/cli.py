@@ -142,10 +142,18 @@ def serve(
         int,
         typer.Option(
             envvar=_variable("PARALLEL"),
-            help="Most questions that are answered at once, one token each in turn.",
+            help="Most questions that are answered at once.",
             min=1,
         ),
     ] = BASE.engine_parallel,
+    engine_cache_mib: Annotated[
+        int,
+        typer.Option(
+            envvar=_variable("ENGINE_CACHE_MIB"),
+            help="Memory for the decoder's keys and values, of questions in progress and of earlier turns, in MiB.",
+            min=1,
+        ),
+    ] = BASE.engine_cache_bytes // MIB,
     cache_mib: Annotated[
         int,
         typer.Option(
@@ -219,6 +227,7 @@ def serve(
             sessions=sessions,
             engine_queue=queue,
             engine_parallel=parallel,
+            engine_cache_bytes=engine_cache_mib * MIB,
             cache_bytes=cache_mib * MIB,
             threads=threads,
             engine_threads=engine_threads,

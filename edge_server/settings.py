@@ -94,7 +94,8 @@ class ServerSettings:
     limits: SessionLimits = SessionLimits()
     sessions: int = 64
     engine_queue: int = 32  # questions that wait in the engine; beyond it one of each session waits in `admission`
-    engine_parallel: int = 8  # questions that hold a key-value cache and take turns
+    engine_parallel: int = 32  # questions that are answered at once
+    engine_cache_bytes: int = 4096 * MIB  # of keys and values: of running questions, the rest of earlier prompts
     cache_bytes: int = 512 * MIB  # of decoded pictures
     threads: int = 2  # that decode packets and build prompts
     engine_threads: int | None = None  # of torch on a CPU, for decoder and tower; None: torch's own choice
@@ -112,7 +113,7 @@ class ServerSettings:
                 f"--feature-codec {self.feature_codec} excludes --take-images, which is for devices of the default "
                 "codec; leave out one of them"
             )
-        for name in ("sessions", "engine_queue", "engine_parallel", "cache_bytes", "threads"):
+        for name in ("sessions", "engine_queue", "engine_parallel", "engine_cache_bytes", "cache_bytes", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, value in (
