@@ -125,6 +125,7 @@ class PictureCache:
         self.capacity_bytes = capacity_bytes
         self.key = secrets.token_bytes(KEY_BYTES.start)  # for the hashes that devices announce as picture ids
         self.size_bytes = 0
+        self.hits = self.misses = self.evictions = 0  # pictures of questions; pictures dropped for others
         self._pictures: OrderedDict[bytes, HeldPicture] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
@@ -180,6 +181,13 @@ class PictureCache:
         if picture.complete:
             self.drop_file(picture)
 
+    def count_use(self, picture: HeldPicture) -> None:
+        """Count whether a question that names this picture found it complete."""
+        if picture.complete:
+            self.hits += 1
+        else:
+            self.misses += 1
+
     def reserve(self, size_bytes: int) -> None:
         """Count memory that others use for a picture, until `free`. Raises LimitError."""
         self._evict_for(size_bytes)
@@ -229,6 +237,7 @@ class PictureCache:
         for picture in list(self._pictures.values()) if self.size_bytes + size_bytes > self.capacity_bytes else ():
             if picture.evictable:
                 self._drop(picture)
+                self.evictions += 1
             if self.size_bytes + size_bytes <= self.capacity_bytes:
                 return
         if self.size_bytes + size_bytes > self.capacity_bytes:
