@@ -33,6 +33,16 @@ FORMS: tuple[Form, ...] = ("features", "image")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Described:
+    """A metric as a document lists it. A histogram's series are name_bucket (with `le`), name_sum and name_count."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Watched:
     """What gauges are read from."""
 
@@ -54,13 +64,21 @@ class Metrics(Observer):
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
+        self.described: list[Described] = []
+
+        def describe(kind: str, name: str, text: str, labels: tuple[str, ...]) -> None:
+            self.described.append(Described(name=name, kind=kind, labels=labels, text=text))
+
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            describe("counter", f"{name}_total", text, labels)
             return Counter(name, text, labels, registry=registry)
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            describe("gauge", name, text, labels)
             return Gauge(name, text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            describe("histogram", name, text, ())
             return Histogram(name, text, registry=registry, buckets=buckets)
 
         self._build = gauge("tofc_build_info", "Always 1; the labels say what runs.", ("version", "model", "engine"))
