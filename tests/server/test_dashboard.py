@@ -57,8 +57,8 @@ def parsed(expression: str) -> Iterator[tuple[str, set[str]]]:
     }
     text = re.sub(r"\b(?:by|without)\s*\([^)]*\)", "", text)
     text = re.sub(r"\[[^]]*\]", "", text)
-    for name, selector in re.findall(r"\b([a-zA-Z_:][\w:]*)\b(?!\s*\()(?!\w*\s*=)(\{[^}]*\})?", re.sub(r"(?<=\{)", " ", text)):
-        if name not in KEYWORDS and f"{name}=" not in text.replace("~", ""):
+    for name, selector in re.findall(r"\b([a-zA-Z_:][\w:]*)\b(?!\s*\()(\{[^}]*\})?", text):
+        if name not in KEYWORDS:
             yield name, groups | set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector))
 
 
@@ -133,11 +133,10 @@ async def test_a_real_prometheus_scrapes_a_server_and_answers_every_expression(
         client = connect(server)
         await client.hello()
         async with asyncio.timeout(6 * ANSWERED):
-            ready = False
-            number = 0
+            ready, number = False, 0
             while not ready:  # traffic until a rate has two samples with something between them
                 number += 1
-                await client.picture(number, f"picture {number}")
+                await client.picture(number, f"p{number}")
                 await client.view(number, 0, b"packet")
                 await client.taken(number, 0)
                 await client.ask(number, "what is this?", refs=(number,))
@@ -148,11 +147,9 @@ async def test_a_real_prometheus_scrapes_a_server_and_answers_every_expression(
                     rate = await asyncio.to_thread(
                         ask, free_port, "query", query="sum(rate(tofc_questions_total[15s])) > 0"
                     )
-                except OSError:
-                    await asyncio.sleep(0.1)
+                except OSError:  # it does not listen yet
                     continue
                 ready = bool(rate["result"])
-                await asyncio.sleep(0.05)
         empty = []
         for expression in expressions():
             query = expression.replace("$__rate_interval", "15s").replace("$instance", ".*")
