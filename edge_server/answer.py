@@ -79,6 +79,7 @@ class QuestionJob:
     evicted: list[int]  # refs of the pictures that the client must send again
     deadline_ms: int
     conversations: Conversations  # where the question is kept once it is answered
+    traceparent: str = ""
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     _running: bool = False
@@ -140,8 +141,10 @@ class QuestionJob:
     def _note_end(self, runtime: Runtime, session: str, outcome: str, failure: CallError | None) -> None:
         """Tell the observer and the log how the question ended."""
         engine = self._generation
+        distinct = {id(picture): picture for picture in self.pictures}.values()
         ended = EndedQuestion(
             outcome=outcome,
+            reason=failure.reason if failure is not None else outcome,
             prompt_tokens=self._prompt_tokens,
             visual_tokens=self._visual_tokens,
             new_tokens=self._new_tokens,
@@ -151,16 +154,18 @@ class QuestionJob:
             prefill_s=engine.prefill_ms / 1e3 if engine else 0.0,
             first_token_s=self._first_token_ms / 1e3,
             total_s=self._elapsed_ms() / 1e3,
+            arrived_s=self._arrived,
+            decodes_s=tuple(one.decoded_s for one in distinct if one.decoded_s[1] > self._arrived),
+            traceparent=self.traceparent,
         )
         runtime.observer.question(ended)
         if failure is not None:
             runtime.observer.error("question", failure)
-        reason = failure.reason if failure is not None else outcome
         log.info(
             "%s question %d: %d pictures, %d prompt tokens (%d visual), %d new tokens (%d thinking), %.0f ms, %s",
             *(session, self.number, len(self.pictures), ended.prompt_tokens, ended.visual_tokens),
-            *(ended.new_tokens, ended.thinking_tokens, ended.total_s * 1e3, reason),
-            extra={"session": session, "question": self.number, "reason": reason, **ended.fields},
+            *(ended.new_tokens, ended.thinking_tokens, ended.total_s * 1e3, ended.reason),
+            extra={"session": session, "question": self.number, **ended.fields},
         )
 
     async def _generate(self, runtime: Runtime, outbox: Outbox, session: str) -> Finish:

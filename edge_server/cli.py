@@ -208,6 +208,14 @@ def serve(
             help="Address of --metrics-port. Anyone who reaches it reads the metrics: no TLS, no token.",
         ),
     ] = BASE.metrics_host,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            envvar=_variable("TRACE"),
+            help="Send OpenTelemetry traces to localhost:4317, or where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT."""
     try:
@@ -228,6 +236,7 @@ def serve(
             port=port,
             metrics_host=metrics_host,
             metrics_port=metrics_port,
+            trace=trace,
             tls_cert=tls_cert,
             tls_key=tls_key,
             tls_client_ca=tls_client_ca,

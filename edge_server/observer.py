@@ -1,7 +1,8 @@
 """What the service tells those who watch it: questions, errors, bytes, sessions.
 
     session, answer, service ─→ Observer ─┬─ does nothing (the default)
-                                          └─ Metrics: /metrics
+                                          ├─ Metrics: /metrics
+                                          └─ Traces: spans
 
 Promises that observing never waits and never raises, so that a call needs no guard, and that times are in seconds.
 Leaves how busy the server is at a moment, which nobody needs to be told, to the collectors of `metrics`.
@@ -9,7 +10,7 @@ Leaves how busy the server is at a moment, which nobody needs to be told, to the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 Scope = Literal["session", "question"]
 Form = Literal["features", "image"]
+NOT_LOGGED = ("arrived_s", "decodes_s", "traceparent")
 Write = Callable[[pb.SessionResponse], Awaitable[None]]
 
 
@@ -27,6 +29,7 @@ class EndedQuestion:
 
     outcome: str
     """stop, length or cancelled; error; or disconnected, if its session ended first."""
+    reason: str  # of the error, else the outcome
     prompt_tokens: int
     visual_tokens: int  # of the prompt
     new_tokens: int
@@ -36,11 +39,15 @@ class EndedQuestion:
     prefill_s: float
     first_token_s: float  # from the question's arrival
     total_s: float
+    arrived_s: float = 0.0  # of time.perf_counter
+    decodes_s: tuple[tuple[float, float], ...] = ()  # the same: when pictures that it waited for were decoded
+    traceparent: str = ""  # the device's, see `tofc.tracing`
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Everything, by name, for a log; times in seconds, to the microsecond."""
-        return {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(self).items()}
+        """What a log shows, by name; times in seconds, to the microsecond."""
+        shown = {name: value for name, value in vars(self).items() if name not in NOT_LOGGED}
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in shown.items()}
 
     @property
     def tokens_per_s(self) -> float:
@@ -76,3 +83,39 @@ class Observer:
 
 
 SILENT = Observer()
+
+
+class Observers(Observer):
+    """Tells several, in their order."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def question(self, ended: EndedQuestion) -> None:
+        for one in self._observers:
+            one.question(ended)
+
+    def error(self, scope: Scope, error: CallError) -> None:
+        for one in self._observers:
+            one.error(scope, error)
+
+    def session(self, seconds: float) -> None:
+        for one in self._observers:
+            one.session(seconds)
+
+    def picture(self, form: Form) -> None:
+        for one in self._observers:
+            one.picture(form)
+
+    def received(self, form: Form, n_bytes: int) -> None:
+        for one in self._observers:
+            one.received(form, n_bytes)
+
+    def view(self, decode_s: float) -> None:
+        for one in self._observers:
+            one.view(decode_s)
+
+    def counting(self, write: Write) -> Write:
+        for one in self._observers:
+            write = one.counting(write)
+        return write

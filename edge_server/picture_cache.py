@@ -14,7 +14,9 @@ one cache serves sessions of several codecs. It is made with the cache's key, wh
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
+import time
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -50,6 +52,7 @@ class HeldPicture:
         self.rows = rows
         self.columns = columns
         self.decode_ms = 0.0
+        self.decoded_s = (math.inf, 0.0)  # from when to when its views were decoded, of time.perf_counter
         self.size_bytes = OVERHEAD_BYTES
         self.uploaders = 0  # sessions that announced it and may still send it
         self.questions = 0  # that wait for it or use it
@@ -114,6 +117,8 @@ class HeldPicture:
         self._missing -= 1
         self.size_bytes += view.nbytes
         self.decode_ms += decode_ms
+        now_s = time.perf_counter()
+        self.decoded_s = min(self.decoded_s[0], now_s - decode_ms / 1e3), now_s
         if self.complete:
             self._settled.set()
 

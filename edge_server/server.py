@@ -28,15 +28,17 @@ from edge_server.image_decoding import ImageDecodeQueue
 from edge_server.listener import Listener, Unregistered
 from edge_server.metrics import Metrics, Watched
 from edge_server.monitoring_port import MonitoringPort
-from edge_server.observer import SILENT
+from edge_server.observer import SILENT, Observers
 from edge_server.request_bounds import BoundedRequests
 from edge_server.runtime import Runtime
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
+from edge_server.traces import Traces
 from tofc.errors import UnavailableError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.rpc import channel
 from tofc.rpc.address import join_address
+from tofc.tracing import OFF, Tracer, open_tracer
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
 from tofc.version import software_version
@@ -60,8 +62,10 @@ class RunningServer:
         service: TofcService,
         access: Access,
         pool: ThreadPoolExecutor,
+        tracer: Tracer,
     ) -> None:
         self.service = service
+        self._tracer = tracer
         self.monitoring: MonitoringPort | None = None
         self._access_watch = asyncio.create_task(access.watch(service.end_revoked_sessions), name="access")
         self._listener = listener
@@ -191,6 +195,7 @@ class RunningServer:
             pool.shutdown(wait=False, cancel_futures=True)
         if self.monitoring is not None:  # last: while the server drains, /readyz says so
             await asyncio.to_thread(self.monitoring.stop)
+        await asyncio.to_thread(self._tracer.close)
         log.info("stopped")
 
 
@@ -205,7 +210,9 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
     servicer = health.aio.HealthServicer()
     await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
     metrics = Metrics(software_version()) if settings.metrics_port is not None else None
-    service = TofcService(settings, access.tokens, metrics or SILENT)
+    tracer = open_tracer("edge-server", wanted=settings.trace, warn=log.warning)
+    observers = [*([metrics] if metrics else []), *([Traces(tracer)] if tracer is not OFF else [])]
+    service = TofcService(settings, access.tokens, Observers(observers) if observers else SILENT)
 
     def make() -> grpc.aio.Server:
         server = channel.make_server(interceptors)
@@ -223,6 +230,7 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
         service=service,
         access=access,
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="tofc-worker"),
+        tracer=tracer,
     )
     await listener.start()
     log.info("loading %s", settings.model)

@@ -313,6 +313,7 @@ class ServerSession:
             evicted=evicted,
             deadline_ms=ask.deadline_ms,
             conversations=self._conversations,
+            traceparent=ask.traceparent,
         )
 
     def _forget(self, question: QuestionJob) -> None:

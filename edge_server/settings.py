@@ -93,6 +93,7 @@ class ServerSettings:
     feature_codec: str | None = None  # the only codec that is served; None: all of the checkpoint
     device: str = "cpu"
     dtype: str = "float32"
+    trace: bool = False  # send traces, also if OTEL_EXPORTER_OTLP_ENDPOINT is not set
     limits: SessionLimits = SessionLimits()
     sessions: int = 64
     engine_queue: int = 32  # questions that wait in the engine; beyond it one of each session waits in `admission`
