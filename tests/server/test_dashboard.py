@@ -162,3 +162,10 @@ async def test_a_real_prometheus_scrapes_a_server_and_answers_every_expression(
     finally:
         process.terminate()
         await process.wait()
+
+
+def test_the_document_lists_every_metric_as_the_server_describes_it() -> None:
+    text = (FOLDER.parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\w+) \| ([^|]*)\| (.+) \|$", text, re.MULTILINE)
+    documented = [(name, kind, tuple(re.findall(r"`(\w+)`", labels)), what) for name, kind, labels, what in rows]
+    assert documented == [(one.name, one.kind, one.labels, one.text) for one in Metrics("1").described]
