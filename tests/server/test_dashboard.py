@@ -96,11 +96,18 @@ def test_panels_have_their_own_ids_and_titles_and_do_not_overlap() -> None:
 
 
 def test_the_other_files_fit_together() -> None:
-    prometheus = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
-    assert all((FOLDER / name).is_file() for name in prometheus["rule_files"])
-    jobs = {job["job_name"] for job in prometheus["scrape_configs"]}
     named = {name for text in expressions() for name in re.findall(r'job="(\w+)"', text)}
-    assert named <= jobs
+    for file in FOLDER.glob("prometheus*.yml"):
+        prometheus = yaml.safe_load(file.read_text())
+        if "scrape_configs" in prometheus:
+            assert all((FOLDER / name).is_file() for name in prometheus["rule_files"])
+            assert named <= {job["job_name"] for job in prometheus["scrape_configs"]}
+    server = yaml.safe_load((FOLDER.parents[1] / "docker-compose.yml").read_text())["services"]["server"]
+    (discovered,) = yaml.safe_load((FOLDER / "prometheus-compose.yml").read_text())["scrape_configs"]
+    (names,) = discovered["dns_sd_configs"]
+    assert names["names"] == server["networks"]["edge"]["aliases"]
+    assert str(names["port"]) == server["environment"]["TOFC_SERVER_METRICS_PORT"]
+    assert f":{names['port']}/readyz" in server["healthcheck"]["test"][-1]
     (source,) = yaml.safe_load((FOLDER / "grafana-datasource.yml").read_text())["datasources"]
     assert source["type"] == "prometheus"
     (provider,) = yaml.safe_load((FOLDER / "grafana-dashboards.yml").read_text())["providers"]
@@ -118,9 +125,9 @@ async def test_a_real_prometheus_scrapes_a_server_and_answers_every_expression(
     serve: Serve, connect: Connect, tmp_path: Path, free_port: int
 ) -> None:
     assert PROMETHEUS is not None
-    for name in ("prometheus.yml", "prometheus-alerts.yml"):
-        shutil.copy(FOLDER / name, tmp_path)
-    subprocess.run([f"{PROMETHEUS}/promtool", "check", "config", str(tmp_path / "prometheus.yml")], check=True)
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    for name in ("prometheus.yml", "prometheus-compose.yml"):
+        subprocess.run([f"{PROMETHEUS}/promtool", "check", "config", str(tmp_path / name)], check=True)
     server = await serve(metrics_port=0)
     assert server.monitoring is not None
     config = (tmp_path / "prometheus.yml").read_text().replace("127.0.0.1:9464", server.monitoring.address)
