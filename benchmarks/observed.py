@@ -71,11 +71,15 @@ class Server:
         return cls(process, address, metrics)
 
     def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
     def resident_mb(self) -> float:
-        (line,) = (one for one in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if "VmRSS" in one)
+        (line,) = (
+            one
+            for one in Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
+            if "VmRSS" in one
+        )
         return int(line.split()[1]) / 1e3
 
     async def stop(self) -> None:
@@ -207,7 +211,7 @@ def main() -> None:
     text = json.dumps(found, indent=1)
     print(text)
     if arguments.json:
-        arguments.json.write_text(text + "\n")
+        arguments.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

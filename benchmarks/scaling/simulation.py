@@ -149,7 +149,7 @@ def simulate(
         chance = random.Random(f"{seed} {number}")
         edge, engine = edges[number % len(edges)], engines[(number // len(edges)) % len(engines)]
         pause_s = pieces.question_every_s.value
-        yield env.timeout(chance.uniform(0, pause_s))
+        yield env.timeout(chance.expovariate(1 / pause_s))  # as if devices had always been asking
         for question in count(chance.randrange(int(pieces.questions_a_picture.value))):
             asked_s = env.now
             fresh = question % int(pieces.questions_a_picture.value) == 0
