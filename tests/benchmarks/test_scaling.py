@@ -34,7 +34,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others() -> None:
 
 
 def test_an_idle_cluster_answers_after_what_its_parts_take(pieces: Pieces) -> None:
-    found = simulate(pieces, ONE, 1, seed=0, warm_s=0.0, measured_s=7200.0)
+    found = simulate(pieces, ONE, 1, seed=0, warm_s=1.0, measured_s=7200.0)
     sent_s = pieces.round_trip_s.value + pieces.question_bytes.value / pieces.link_bytes_a_s.value
     prefill_s = pieces.step_s.value + pieces.step_token_s.value + pieces.rows * pieces.prefill_row_s.value
     least = sent_s + pieces.assemble_s.value + prefill_s
