@@ -37,7 +37,7 @@ from edge_server.traces import Traces
 from tofc.errors import UnavailableError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.rpc import channel
-from tofc.rpc.address import join_address
+from tofc.rpc.address import is_loopback, join_address
 from tofc.tracing import OFF, Tracer, open_tracer
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
@@ -89,6 +89,11 @@ class RunningServer:
             live=self._not_live,
             ready=lambda: str(error) if (error := self.service.not_ready) else None,
         )
+        if not is_loopback(self.service.settings.metrics_host):
+            log.warning(
+                "metrics on %s have neither TLS nor a token; keep this port in a private network",
+                self.monitoring.address,
+            )
 
     def _watched(self) -> Watched:
         service, settings = self.service, self.service.settings

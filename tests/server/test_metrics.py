@@ -248,6 +248,15 @@ async def test_the_port_listens_where_it_is_told(serve: Serve, host: str) -> Non
     assert (await get(server, "/livez"))[0] == 200
 
 
+@pytest.mark.parametrize(("host", "warnings"), [("127.0.0.1", 0), ("localhost", 0), ("0.0.0.0", 1)])
+async def test_a_metrics_port_beyond_this_machine_is_warned_of(
+    serve: Serve, caplog: pytest.LogCaptureFixture, host: str, warnings: int
+) -> None:
+    await serve(metrics_port=0, metrics_host=host)
+    found = [record for record in caplog.records if "neither TLS nor a token" in record.getMessage()]
+    assert len(found) == warnings
+
+
 async def test_a_metrics_port_that_is_taken_is_an_error_that_names_it(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
