@@ -25,6 +25,7 @@ from tofc.option_groups import Option
 from tofc.rpc.address import DEFAULT_PORT, split_address
 from tofc.rpc.client_security import load_client_security
 from tofc.terminal import note
+from tofc.tracing import Tracer, open_tracer
 
 MODES = ("features", "image")
 DEFAULT_FORM = ImageForm()
@@ -80,6 +81,14 @@ class ServerOptions:
         Path | None,
         Option(envvar="TOFC_DEVICE_TLS_KEY", help="Private key of --tls-cert (PEM).", metavar="PATH"),
     ] = None
+    trace: Annotated[
+        bool,
+        Option(
+            "--trace",
+            envvar="TOFC_DEVICE_TRACE",
+            help="Send OpenTelemetry traces to localhost:4317, or where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         if split_address(self.server)[1] == 0:
@@ -100,6 +109,10 @@ class ServerOptions:
             warn=lambda text: note(f"device-client: {text}"),
         )
         return Target(address=self.server, security=security)
+
+    def tracer(self) -> Tracer:
+        """Return where spans go. Raises UsageError if they are wanted and OpenTelemetry is not installed."""
+        return open_tracer("device-client", wanted=self.trace, warn=lambda text: note(f"device-client: {text}"))
 
 
 @dataclass(frozen=True, kw_only=True)

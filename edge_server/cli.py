@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import grpc
 import typer
 
-from edge_server.log import QueuedLog
+from edge_server.log import FORMATTERS, QueuedLog
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from tofc.command import Program
 from tofc.error_text import describe, shortened
@@ -193,6 +193,37 @@ def serve(
             envvar=_variable("LOG_LEVEL"), help="Least severe messages to log: debug, info, warning, error or critical."
         ),
     ] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("LOG_FORMAT"), help="Lines of the log: text, for people, or json, one object a line."
+        ),
+    ] = "text",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar=_variable("METRICS_PORT"),
+            help="Port of /metrics for Prometheus and of the probes /livez and /readyz, without TLS. 0: any free one.",
+            show_default="not served",
+            min=0,
+            max=65535,
+        ),
+    ] = BASE.metrics_port,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("METRICS_HOST"),
+            help="Address of --metrics-port. Anyone who reaches it reads the metrics: no TLS, no token.",
+        ),
+    ] = BASE.metrics_host,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            envvar=_variable("TRACE"),
+            help="Send OpenTelemetry traces to localhost:4317, or where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT."""
     try:
@@ -205,12 +236,15 @@ def serve(
             },
             "`edge-server credentials` writes such files",
         )
-        _log_to_stderr(log_level)
+        _log_to_stderr(log_level, log_format)
         settings = ServerSettings(
             model=model,
             feature_codec=feature_codec,
             host=host,
             port=port,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+            trace=trace,
             tls_cert=tls_cert,
             tls_key=tls_key,
             tls_client_ca=tls_client_ca,
@@ -407,13 +441,17 @@ def _duration(seconds: int) -> str:
 
 def _print_address(server: RunningServer) -> None:
     say(f"listening on {server.address}")
+    if server.monitoring is not None:
+        say(f"metrics on http://{server.monitoring.address}/metrics")
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, kind: str) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise UsageError(f"--log-level must be debug, info, warning, error or critical, got {level!r}")
-    logging.basicConfig(level=number, handlers=[QueuedLog()])
+    if kind not in FORMATTERS:
+        raise UsageError(f"--log-format must be {' or '.join(FORMATTERS)}, got {kind!r}")
+    logging.basicConfig(level=number, handlers=[QueuedLog(formatter=FORMATTERS[kind]())])
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
 

@@ -84,6 +84,8 @@ class ServerSettings:
     model: Path
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT  # 0: any free one
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # of /metrics, /livez and /readyz; 0: any free one; None: they are not served
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  # clients must show a certificate that it signed
@@ -91,6 +93,7 @@ class ServerSettings:
     feature_codec: str | None = None  # the only codec that is served; None: all of the checkpoint
     device: str = "cpu"
     dtype: str = "float32"
+    trace: bool = False  # send traces, also if OTEL_EXPORTER_OTLP_ENDPOINT is not set
     limits: SessionLimits = SessionLimits()
     sessions: int = 64
     engine_queue: int = 32  # questions that wait in the engine; beyond it one of each session waits in `admission`
@@ -106,6 +109,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port must be 0 (any free one) to 65535, got {self.port}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise UsageError(f"--metrics-port must be 0 (any free one) to 65535, got {self.metrics_port}")
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.take_images and self.feature_codec not in (None, DEFAULT):
