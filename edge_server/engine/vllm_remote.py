@@ -26,7 +26,7 @@ from edge_server.engine.completion_stream import BrokenOffError, NonsenseError, 
 from edge_server.engine.endpoints import Endpoint, Endpoints
 from edge_server.engine.engine_check import Check
 from edge_server.engine.sampling import SamplingParams
-from tofc.errors import InternalError, LimitError, UnavailableError
+from tofc.errors import CallError, InternalError, LimitError, UnavailableError
 from tofc.model.identity_probe import IdentityProbe
 
 log = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ class VllmRemoteEngine(Engine):
         self._model = model
         self._stop_tokens = frozenset(model.form.stop_tokens)
         self._allowed, self._parallel = parallel + queue, parallel
-        self._client = make_client(key)
-        check = Check(self._client, model.probe, model.form, model.embed)
+        self._client, self._checking = make_client(key, KEEP_IDLE_S), make_client(key)
+        check = Check(self._checking, model.probe, model.form, model.embed)
         self._endpoints = Endpoints(engines, check, self._health_changed)
         self._endpoints.max_positions = self.max_positions
         self._running: dict[asyncio.Task[None], list[_Sample]] = {}
@@ -126,9 +126,9 @@ class VllmRemoteEngine(Engine):
             asked = [_Sample(generations=generations, sampling=params[0])]
         else:
             asked = [_Sample(generations=[one], sampling=own) for one, own in zip(generations, params, strict=True)]
-        task = asyncio.get_running_loop().create_task(self._answer(prompt, asked))
+        task = asyncio.get_running_loop().create_task(self._follow(prompt, asked, ATTEMPTS))
         self._running[task] = asked
-        task.add_done_callback(lambda _: self._running.pop(task))
+        task.add_done_callback(self._answered)
         return generations
 
     def load(self) -> EngineLoad:
@@ -154,6 +154,7 @@ class VllmRemoteEngine(Engine):
         await asyncio.gather(*self._running, return_exceptions=True)
         await self._endpoints.stop()
         await self._client.aclose()
+        await self._checking.aclose()
 
     def _open(self) -> list[_Sample]:
         return [one for samples in self._running.values() for one in samples if one.open]
@@ -167,19 +168,14 @@ class VllmRemoteEngine(Engine):
         for tell in self._on_health:
             tell(None if self._endpoints.alive else _lost())
 
-    async def _answer(self, prompt: Prompt, samples: list[_Sample]) -> None:
-        error: Exception = _stopping()
-        try:
-            await self._follow(prompt, samples, ATTEMPTS)
-        except (InternalError, UnavailableError) as failed:
-            error = failed
-        except Exception as failed:
-            log.exception("an answer failed")
-            error = failed
-        finally:
-            for one in samples:
-                if one.open:
-                    one.fail(error)
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        """Fail the samples that have not ended: here, because a task that is cancelled early never runs."""
+        error = _stopping() if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, CallError):
+            log.error("an answer failed", exc_info=error)
+        for one in self._running.pop(task):
+            if one.open:
+                one.fail(error if isinstance(error, CallError) else InternalError())
 
     async def _follow(self, prompt: Prompt, samples: list[_Sample], attempts: int) -> None:
         """Ask engine after engine until the samples have ended. Raises UnavailableError, InternalError."""
@@ -267,11 +263,16 @@ class VllmRemoteEngine(Engine):
             raise BrokenOffError(f"the engine ended the answer ({piece.finish})")
 
 
-def make_client(key: str | None) -> httpx2.AsyncClient:
-    """Return a client for engines; `key` is their API key. It takes no proxy from the environment."""
+def make_client(key: str | None, keep_idle_s: float = 0.0) -> httpx2.AsyncClient:
+    """Return a client for engines; `key` is their API key. It takes no proxy from the environment.
+
+    An idle connection is kept for `keep_idle_s`. Without, no request can fail because the engine has just closed one.
+    """
     return httpx2.AsyncClient(
         headers={"authorization": f"Bearer {key}"} if key else {},
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEEP_IDLE_S),
+        limits=httpx2.Limits(
+            max_connections=None, max_keepalive_connections=64 if keep_idle_s else 0, keepalive_expiry=keep_idle_s
+        ),
         timeout=httpx2.Timeout(SILENCE_S, connect=5.0),
         trust_env=False,
         verify=ssl.create_default_context(),
