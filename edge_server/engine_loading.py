@@ -99,9 +99,10 @@ def _vllm(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: Sequenc
             f"{checkpoint.path} is a whole checkpoint; vLLM loads its server half: write it with `tofc-lab split`, and "
             "give its folder with --model"
         )
-    return VllmEngine.load(
+    return VllmEngine.of(
         checkpoint.path,
         stop_tokens,
+        model_id=checkpoint.model_id,
         dtype=_dtype(settings, checkpoint),
         parallel=settings.engine_parallel,
         queue=settings.engine_queue,

@@ -17,22 +17,11 @@ from typing import Any
 
 import httpx2
 
+from edge_server.engine.faults import BrokenOffError, NonsenseError, RefusedError
 from tofc.error_text import shortened
 
 #: statuses of an engine that is full, starting, or gone behind a router; other engines may answer
 BUSY_OR_GONE = (408, 429, 500, 502, 503, 504)
-
-
-class BrokenOffError(Exception):
-    """The engine is gone, or its answer ended before it was complete: another engine can continue."""
-
-
-class RefusedError(Exception):
-    """The engine refused the request: asking again would not help."""
-
-
-class NonsenseError(RefusedError):
-    """What the engine says is not an answer to what it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 
-from edge_server.engine.completion_stream import BrokenOffError
 from edge_server.engine.engine_check import Check
+from edge_server.engine.faults import BrokenOffError
 from tofc.errors import UsageError
 
 log = logging.getLogger(__name__)

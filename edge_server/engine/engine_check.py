@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.completion_request import PATH, CompletionFormat
-from edge_server.engine.completion_stream import BrokenOffError, RefusedError, raise_for_status
+from edge_server.engine.completion_stream import raise_for_status
+from edge_server.engine.faults import BrokenOffError, RefusedError
 from tofc.errors import UsageError
 from tofc.model.identity_probe import TOLERANCE, IdentityProbe, distance
 
 HEALTH_TIMEOUT_S = 10.0  # a busy engine answers late; one whose process has ended refuses at once
-PROBE_TIMEOUT_S = 60.0  # its prompts may wait behind many others
+PROBE_TIMEOUT_S = 120.0  # an engine that has just started prepares its kernels with it
 TOKEN_ID = "token_id:"  # as vLLM names a token with return_tokens_as_token_ids
 
 

@@ -14,17 +14,19 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt, sample_params
+from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt
 from edge_server.engine.completion_request import PATH, CompletionFormat, cache_salt, session_id
-from edge_server.engine.completion_stream import BrokenOffError, NonsenseError, Piece, RefusedError, read_pieces
+from edge_server.engine.completion_stream import read_pieces
 from edge_server.engine.endpoints import Endpoint, Endpoints
 from edge_server.engine.engine_check import Check
+from edge_server.engine.faults import BrokenOffError, NonsenseError, RefusedError
+from edge_server.engine.samples import Sample, count, make_samples
 from edge_server.engine.sampling import SamplingParams
 from tofc.errors import CallError, InternalError, LimitError, UnavailableError
 from tofc.model.identity_probe import IdentityProbe
@@ -47,44 +49,6 @@ class RemoteModel:
     max_positions: int
 
 
-@dataclass(eq=False, kw_only=True)
-class _Sample:
-    """One answer as engines give it: greedy samples of one prompt are equal, so several generations share it."""
-
-    generations: list[Generation]
-    sampling: SamplingParams  # max_tokens is what is left of the model's positions, too
-    said: list[int] = field(default_factory=list)
-    began: bool = False
-    ended: bool = False
-
-    @property
-    def open(self) -> bool:
-        return not self.ended and not all(one.cancelled for one in self.generations)
-
-    def begin(self) -> None:
-        if not self.began:
-            self.began = True
-            for one in self.generations:
-                one.begin()
-
-    def put(self, token: int) -> None:
-        for one in self.generations:
-            if not self.said:
-                one.prefilled()
-            one.put(token)
-        self.said.append(token)
-
-    def end(self, finish: Finish) -> None:
-        self.ended = True
-        for one in self.generations:
-            one.end(finish)
-
-    def fail(self, error: Exception) -> None:
-        self.ended = True
-        for one in self.generations:
-            one.fail(error)
-
-
 class VllmRemoteEngine(Engine):
     """Asks engines that `find_engines` has found, with the API key `key`."""
 
@@ -102,7 +66,7 @@ class VllmRemoteEngine(Engine):
         check = Check(self._checking, model.probe, model.form, model.embed)
         self._endpoints = Endpoints(engines, check, self._health_changed)
         self._endpoints.max_positions = self.max_positions
-        self._running: dict[asyncio.Task[None], list[_Sample]] = {}
+        self._running: dict[asyncio.Task[None], list[Sample]] = {}
         self._stopping = False
         self._on_health: list[HealthCallback] = []
 
@@ -119,13 +83,8 @@ class VllmRemoteEngine(Engine):
                 "seconds",
                 reason="ENGINE_BUSY",
             )
-        left = min(sampling.max_tokens, self.max_positions - len(prompt.embeds))
-        params = sample_params(replace(sampling, max_tokens=left), samples)
-        generations = [Generation(on_close=lambda: self._closed(task)) for _ in params]
-        if sampling.temperature == 0.0:
-            asked = [_Sample(generations=generations, sampling=params[0])]
-        else:
-            asked = [_Sample(generations=[one], sampling=own) for one, own in zip(generations, params, strict=True)]
+        positions = self.max_positions - len(prompt.embeds)
+        asked, generations = make_samples(sampling, samples, positions=positions, on_close=lambda: self._closed(task))
         task = asyncio.get_running_loop().create_task(self._follow(prompt, asked, ATTEMPTS))
         self._running[task] = asked
         task.add_done_callback(self._answered)
@@ -133,10 +92,9 @@ class VllmRemoteEngine(Engine):
 
     def load(self) -> EngineLoad:
         """Return this server's own answers; other servers may ask the same engines."""
-        began = sum(len(one.generations) for one in self._open() if one.said)
-        waiting = sum(len(one.generations) for one in self._open() if not one.said)
+        running, waiting = count(self._open())
         return EngineLoad(
-            running=began,
+            running=running,
             running_allowed=self._parallel,
             waiting=waiting,
             waiting_allowed=self._allowed - self._parallel,
@@ -156,7 +114,7 @@ class VllmRemoteEngine(Engine):
         await self._client.aclose()
         await self._checking.aclose()
 
-    def _open(self) -> list[_Sample]:
+    def _open(self) -> list[Sample]:
         return [one for samples in self._running.values() for one in samples if one.open]
 
     def _closed(self, task: asyncio.Task[None]) -> None:
@@ -177,14 +135,18 @@ class VllmRemoteEngine(Engine):
             if one.open:
                 one.fail(error if isinstance(error, CallError) else InternalError())
 
-    async def _follow(self, prompt: Prompt, samples: list[_Sample], attempts: int) -> None:
+    async def _follow(self, prompt: Prompt, samples: list[Sample], attempts: int) -> None:
         """Ask engine after engine until the samples have ended. Raises UnavailableError, InternalError."""
         avoid: set[str] = set()
         for attempt in range(attempts):
             samples = [one for one in samples if one.open]
             if len(samples) > 1 and any(one.said for one in samples):  # they go on from different tokens
-                rest = attempts - attempt
-                await asyncio.gather(*(self._follow(prompt, [one], rest) for one in samples))
+                following = [self._follow(prompt, [one], attempts - attempt) for one in samples]
+                for one, failed in zip(samples, await asyncio.gather(*following, return_exceptions=True), strict=True):
+                    if isinstance(failed, CallError):
+                        one.fail(failed)  # itself only
+                    elif failed is not None:
+                        raise failed
                 return
             if not samples:
                 return
@@ -205,21 +167,20 @@ class VllmRemoteEngine(Engine):
                 break
         raise InternalError("the engine that runs the model failed; the server's log says why", reason="ENGINE_FAILED")
 
-    async def _ask(self, endpoint: Endpoint, prompt: Prompt, samples: list[_Sample]) -> None:
+    async def _ask(self, endpoint: Endpoint, prompt: Prompt, samples: list[Sample]) -> None:
         """Hand on what one engine says, to several samples only from their beginning.
 
         Raises BrokenOffError, RefusedError.
         """
         first = samples[0]
-        left = first.sampling.max_tokens - len(first.said)
-        if left == 0:  # only the end was lost
+        if not first.tokens_left:  # only the end was lost
             first.end(Finish.LENGTH)
             return
         rows = np.concatenate([prompt.embeds, self._model.embed(first.said)]) if first.said else prompt.embeds
         body = await asyncio.to_thread(
             self._model.form.answer,
             rows,
-            replace(first.sampling, max_tokens=left),
+            replace(first.sampling, max_tokens=first.tokens_left),
             len(samples),
             model=endpoint.model,
             salt=cache_salt(prompt, self._model.probe.model_id),
@@ -235,7 +196,9 @@ class VllmRemoteEngine(Engine):
                 self._client.stream("POST", endpoint.url + PATH, content=body, headers=headers) as response,
             ):
                 async for piece in read_pieces(response, samples=len(samples), vocabulary=self._model.vocabulary):
-                    self._take(samples[piece.index], piece)
+                    samples[piece.index].take(
+                        piece.tokens, piece.finish, stop_token=piece.stop_token, stop_tokens=self._stop_tokens
+                    )
         except TimeoutError:
             raise BrokenOffError("its engine was lost") from None
         except httpx2.HTTPError as error:
@@ -244,23 +207,6 @@ class VllmRemoteEngine(Engine):
             endpoint.streams.discard(lost)
         if any(one.open for one in samples):
             raise BrokenOffError("the stream ended before the answer")
-
-    def _take(self, sample: _Sample, piece: Piece) -> None:
-        tokens = piece.tokens
-        if tokens and piece.stop_token == tokens[-1]:
-            tokens = tokens[:-1]
-        for token in tokens:
-            if token in self._stop_tokens:
-                sample.end(Finish.STOP)
-                return
-            if sample.ended or len(sample.said) == sample.sampling.max_tokens:
-                raise NonsenseError(f"more than the {sample.sampling.max_tokens} tokens that were asked for")
-            sample.put(token)
-        if piece.finish in ("stop", "length"):
-            if not sample.ended:
-                sample.end(Finish(piece.finish))
-        elif piece.finish is not None:
-            raise BrokenOffError(f"the engine ended the answer ({piece.finish})")
 
 
 def make_client(key: str | None, keep_idle_s: float = 0.0) -> httpx2.AsyncClient:
