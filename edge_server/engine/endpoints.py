@@ -49,12 +49,8 @@ class Endpoint:
     max_positions: int = 0
     problem: str = ""  # why it is not UP
     look: asyncio.Event = field(default_factory=asyncio.Event)  # set: look at it now
-    streams: set[asyncio.Timeout] = field(default_factory=set)  # end at once when it is lost
-
-    @property
-    def requests(self) -> int:
-        """How many answers it is giving."""
-        return len(self.streams)
+    requests: int = 0  # under way
+    streams: set[asyncio.Timeout] = field(default_factory=set)  # of these; they end at once when it is lost
 
 
 class Endpoints:
@@ -100,7 +96,8 @@ class Endpoints:
     async def choose(self, key: str, avoid: set[str]) -> Endpoint | None:
         """Return the engine for a question about `key`, if possible none of `avoid`; None if all are lost.
 
-        Waits for engines that are being checked.
+        Waits for engines that are being checked. The caller counts the request in `requests`, at once: the choice for
+        the next question depends on it.
         """
         while self.alive:
             if up := [one for one in self.all if one.state is State.UP]:

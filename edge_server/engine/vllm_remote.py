@@ -153,6 +153,7 @@ class VllmRemoteEngine(Engine):
             endpoint = await self._endpoints.choose(session_id(prompt), avoid)
             if endpoint is None:
                 raise _lost()
+            endpoint.requests += 1
             try:
                 await self._ask(endpoint, prompt, samples)
                 return
@@ -165,6 +166,8 @@ class VllmRemoteEngine(Engine):
                 if isinstance(error, NonsenseError):
                     self._endpoints.report(endpoint, str(error))
                 break
+            finally:
+                endpoint.requests -= 1
         raise InternalError("the engine that runs the model failed; the server's log says why", reason="ENGINE_FAILED")
 
     async def _ask(self, endpoint: Endpoint, prompt: Prompt, samples: list[Sample]) -> None:
