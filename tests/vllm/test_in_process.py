@@ -7,6 +7,8 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import pytest
+
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 from edge_server.backend import load
@@ -19,6 +21,7 @@ from tests.engine.remote import STOP, as_prompts, collect, nano, prompts
 from tofc.errors import UnavailableError
 
 
+@pytest.mark.filterwarnings("ignore")  # vLLM and what it imports have many
 async def test_vllm_in_process_answers_as_the_embedded_engine_until_it_is_lost(half: Path) -> None:
     """One test, because starting vLLM takes a minute."""
     embedded = TransformersEngine(load_qwen3(nano()), [STOP], parallel=16, queue=64)
@@ -52,10 +55,9 @@ async def test_vllm_in_process_answers_as_the_embedded_engine_until_it_is_lost(h
         await anext(lost)
         for child in multiprocessing.active_children():
             child.kill()
-        try:
+        with pytest.raises(UnavailableError) as error:
             await collect(lost)
-        except UnavailableError as error:
-            assert error.reason == "ENGINE_LOST"
+        assert error.value.reason == "ENGINE_LOST"
         async with asyncio.timeout(10):
             assert isinstance(await told.get(), UnavailableError)
     finally:
