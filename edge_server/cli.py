@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import grpc
 import typer
 
+from edge_server.engine_loading import hide_torch
 from edge_server.log import FORMATTERS, QueuedLog
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from tofc.command import Program
@@ -117,6 +118,47 @@ def serve(
     dtype: Annotated[
         str, typer.Option(envvar=_variable("DTYPE"), help="Number format of the model: float32, bfloat16 or float16.")
     ] = BASE.dtype,
+    engine: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("ENGINE"),
+            help="What runs the decoder: embedded (transformers, in this process), vllm-remote (vLLM in other "
+            "processes, at --engine-url) or vllm (in this process).",
+        ),
+    ] = BASE.engine,
+    engine_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=_variable("ENGINE_URL"),
+            help="Address of a vLLM or vllm-router, http://HOST:PORT; repeat it for several (in the variable: "
+            "separated by spaces). Keep it private, reachable for edge servers only: whoever reaches it may ask it "
+            "anything. Beyond this machine it needs https, or --engine-private-network.",
+            show_default=False,
+        ),
+    ] = None,
+    engine_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_variable("ENGINE_KEY_FILE"),
+            help="File whose first line is the API key of the engines (vLLM's --api-key).",
+        ),
+    ] = None,
+    engine_dtype: Annotated[
+        str | None,
+        typer.Option(
+            envvar=_variable("ENGINE_DTYPE"),
+            help="Number format of vLLM, in which it gets its rows: as its own --dtype.",
+            show_default="the checkpoint's",
+        ),
+    ] = None,
+    engine_private_network: Annotated[
+        bool,
+        typer.Option(
+            "--engine-private-network",
+            envvar=_variable("ENGINE_PRIVATE_NETWORK"),
+            help="Allow http:// engines on other machines: nobody else can read that network.",
+        ),
+    ] = False,
     max_new_tokens: Annotated[
         int,
         typer.Option(envvar=_variable("MAX_NEW_TOKENS"), help="Most tokens of one answer, thinking included.", min=1),
@@ -237,6 +279,7 @@ def serve(
             "`edge-server credentials` writes such files",
         )
         _log_to_stderr(log_level, log_format)
+        check_exist({"--engine-key-file": engine_key_file}, "write the engine's API key into it")
         settings = ServerSettings(
             model=model,
             feature_codec=feature_codec,
@@ -251,6 +294,11 @@ def serve(
             token_file=token_file,
             device=device,
             dtype=dtype,
+            engine=engine,
+            engine_urls=tuple(engine_url or ()),
+            engine_key_file=engine_key_file,
+            engine_dtype=engine_dtype,
+            engine_private_network=engine_private_network,
             limits=SessionLimits(
                 new_tokens=max_new_tokens,
                 questions_in_flight=questions,
@@ -268,6 +316,8 @@ def serve(
             picture_timeout_s=picture_timeout,
             grace_s=grace,
         )
+        if not settings.needs_torch:
+            hide_torch()
         from edge_server.server import run  # takes seconds; the mistakes above are reported before
 
         asyncio.run(run(settings, _print_address))
