@@ -15,6 +15,10 @@ from dataclasses import dataclass, field, replace
 from edge_server.engine.base import Finish, Generation, sample_params
 from edge_server.engine.faults import BrokenOffError, NonsenseError
 from edge_server.engine.sampling import SamplingParams
+from tofc.errors import InvalidRequestError
+
+MAX_TEMPERATURE = 2.0  # vLLM's
+GREEDY = 1e-5  # a temperature below it is 0 for vLLM
 
 
 @dataclass(eq=False, kw_only=True)
@@ -89,10 +93,18 @@ class Sample:
 def make_samples(
     sampling: SamplingParams, samples: int, *, positions: int, on_close: Callable[[], None]
 ) -> tuple[list[Sample], list[Generation]]:
-    """Make the samples to ask an engine for, and the generations that they feed, of at most `positions` tokens."""
+    """Make the samples to ask vLLM for, and the generations that they feed, of at most `positions` tokens.
+
+    Raises InvalidRequestError for a temperature that vLLM does not take.
+    """
+    if sampling.temperature > MAX_TEMPERATURE:
+        raise InvalidRequestError(
+            f"temperature must be 0 (greedy) to {MAX_TEMPERATURE:g} on this server, whose engine is vLLM, got "
+            f"{sampling.temperature:g}"
+        )
     params = sample_params(replace(sampling, max_tokens=min(sampling.max_tokens, positions)), samples)
     generations = [Generation(on_close=on_close) for _ in params]
-    if sampling.temperature == 0.0:
+    if sampling.temperature < GREEDY:
         return [Sample(generations=generations, sampling=params[0])], generations
     pairs = zip(generations, params, strict=True)
     return [Sample(generations=[one], sampling=own) for one, own in pairs], generations
