@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.identity_probe import measure, noisy
 from edge_server.engine.qwen3 import load_qwen3
 from edge_server.token_embedding import TokenEmbedding
+from tofc.codec.fake import fake_weights
 from tofc.errors import CheckpointError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.identity_probe import FILE, LIKELIEST, TOLERANCE, IdentityProbe
@@ -26,7 +27,8 @@ from tofc_lab.cli import app
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "model"
-    fake.write(path, tied=request.param)
+    fake.write(path, tied=request.param, dtype=torch.bfloat16)
+    fake_weights(D=128, H=32).save(path)
     return path
 
 
