@@ -7,9 +7,10 @@ Leaves sockets to `server`; torch and transformers are imported only when a real
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edge_server.assemble import Assembler, SplitAssembler
 from edge_server.detokenizer import Decode
@@ -18,18 +19,23 @@ from edge_server.handshake import KnownCodec
 from edge_server.image_decoding import TowerViewEncoder, ViewEncoder
 from edge_server.reasoning import ThinkTokens
 from edge_server.settings import ServerSettings
-from edge_server.token_embedding import TokenEmbedding
+from edge_server.token_embedding import TABLE, TokenEmbedding
 from tofc.codec.blas_threads import use_one_blas_thread
 from tofc.codec.codec import Codec
-from tofc.errors import CheckpointError, CodecError, UsageError
+from tofc.errors import CheckpointError, CodecError
 from tofc.model.checkpoint import Checkpoint, Side
 from tofc.model.feature_codecs import DEFAULT, codec_folder, codec_names
 from tofc.model.generation import GREEDY, GenerationConfig, stop_tokens
 from tofc.model.projector import Projector
 from tofc.model.prompt import load_tokenizer
-from tofc.model.torch_devices import torch_devices
+from tofc.model.released_names import DECODER, VISION
+from tofc.model.resources import require_memory
+from tofc.model.torch_devices import AUTO, check_device, default_dtype
 from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
 from tofc.out_of_memory import out_of_memory
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,28 +59,20 @@ def load(settings: ServerSettings) -> Backend:
     Takes as long as reading the decoder, and for a whole checkpoint (not a half) also as long as hashing it.
     """
     use_passive_waiting()
-    import torch
-
     from edge_server.engine.qwen3 import load_qwen3
     from edge_server.engine.transformers import TransformersEngine
 
-    if settings.device not in (found := torch_devices()):
-        raise UsageError(f"--device must be one that torch finds here ({', '.join(found)}), got {settings.device!r}")
+    check_device(settings.device)
     checkpoint = _open(settings)
+    dtype = _dtype(checkpoint, settings)
+    _require_memory(checkpoint, settings, dtype)
     tokenizer = load_tokenizer(checkpoint)
     generation_config = GenerationConfig.read(checkpoint.path)
     use_one_blas_thread()
     set_torch_threads(settings.engine_threads)
     codecs = _load_codecs(checkpoint, settings)
-    try:
-        model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"the decoder in {checkpoint.path} could not be loaded on {settings.device} in {settings.dtype} ({error}); "
-            "use --dtype bfloat16, or a device with more memory"
-        ) from error
+    with _out_of_memory_said("the decoder", checkpoint, settings, dtype):
+        model = load_qwen3(checkpoint, device=settings.device, dtype=dtype)
     assembler = SplitAssembler(
         config=checkpoint.config,
         codecs={known.codec_id: codec for known, codec in codecs.items() if codec is not None},
@@ -100,7 +98,7 @@ def load(settings: ServerSettings) -> Backend:
         decode=decode,
         think_tokens=ThinkTokens.of(tokenizer.get_added_vocab()),
         generation_config=generation_config,
-        view_encoder=_view_encoder(checkpoint, assembler, settings) if settings.take_images else None,
+        view_encoder=_view_encoder(checkpoint, assembler, settings, dtype) if settings.take_images else None,
     )
 
 
@@ -139,10 +137,46 @@ def _load_codecs(checkpoint: Checkpoint, settings: ServerSettings) -> dict[Known
     return found
 
 
-def _view_encoder(checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings) -> TowerViewEncoder:
+def _dtype(checkpoint: Checkpoint, settings: ServerSettings) -> torch.dtype:
+    """Return the number type of the networks."""
     import torch
 
+    name = settings.dtype
+    if name == AUTO:
+        name = default_dtype(settings.device, checkpoint.stored[TABLE].dtype)
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _require_memory(checkpoint: Checkpoint, settings: ServerSettings, dtype: torch.dtype) -> None:
+    """Check, before anything is loaded, that decoder and tower fit into memory together. Raises ResourceError."""
+    if settings.take_images:  # the decoder alone is checked where it is loaded
+        size = checkpoint.parameter_count((*DECODER, VISION)) * dtype.itemsize
+        what = f"the decoder with the vision tower, which --take-images needs, in {str(dtype).removeprefix('torch.')}"
+        require_memory(size, what, settings.device)
+
+
+@contextmanager
+def _out_of_memory_said(
+    what: str, checkpoint: Checkpoint, settings: ServerSettings, dtype: torch.dtype
+) -> Iterator[None]:
+    """Turn an out-of-memory error of any library into a CheckpointError that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{what} in {checkpoint.path} could not be loaded on {settings.device} in "
+            f"{str(dtype).removeprefix('torch.')} ({error}); use --dtype bfloat16, or a device with more memory"
+        ) from error
+
+
+def _view_encoder(
+    checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings, dtype: torch.dtype
+) -> TowerViewEncoder:
     from tofc.model.tower import Tower
 
-    tower = Tower(checkpoint, getattr(torch, settings.dtype), settings.device)
+    with _out_of_memory_said("the vision tower", checkpoint, settings, dtype):
+        tower = Tower(checkpoint, dtype, settings.device)
     return TowerViewEncoder(checkpoint.config.rule, tower, assembler.embed_features)

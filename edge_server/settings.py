@@ -21,7 +21,7 @@ from tofc.text import read_pem
 from tofc.v1 import tofc_pb2 as pb
 
 MIB = 1024 * 1024
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 IMAGE_BYTES = 8 * MIB  # with `--take-images`: a photograph of good quality
 IMAGE_PIXELS = 25_000_000
 MAX_TURNS = 512  # of a question, earlier ones included; empty ones cost tokens of the prompt too
@@ -90,7 +90,7 @@ class ServerSettings:
     token_file: Path | None = None
     feature_codec: str | None = None  # the only codec that is served; None: all of the checkpoint
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = "auto"  # float32 on a CPU, elsewhere as the checkpoint is stored
     limits: SessionLimits = SessionLimits()
     sessions: int = 64
     engine_queue: int = 32  # questions that wait in the engine; beyond it one of each session waits in `admission`
