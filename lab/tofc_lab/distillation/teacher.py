@@ -102,7 +102,8 @@ class Teacher:
         tokenizer = load_tokenizer(checkpoint)
         model = load_qwen3(checkpoint, device=str(device), dtype=dtype).requires_grad_(False)
         if config.hidden >= 2048:  # otherwise a backward pass keeps the products of every layer
-            model.gradient_checkpointing_enable()
+            # transformers 5.23 renamed it
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
             model.train()  # there is no dropout, but gradient checkpointing works in training mode only
         tensors = checkpoint.projector_tensors()
         return cls(
