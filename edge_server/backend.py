@@ -73,10 +73,11 @@ def load(settings: ServerSettings) -> Backend:
     codecs = _load_codecs(checkpoint, settings)
     with _out_of_memory_said("the decoder", checkpoint, settings, dtype):
         model = load_qwen3(checkpoint, device=settings.device, dtype=dtype)
+    projector = Projector(checkpoint)
     assembler = SplitAssembler(
         config=checkpoint.config,
         codecs={known.codec_id: codec for known, codec in codecs.items() if codec is not None},
-        projector=Projector(checkpoint),
+        projector=projector,
         tokenizer=tokenizer,
         embed=TokenEmbedding(checkpoint),
     )
@@ -98,7 +99,7 @@ def load(settings: ServerSettings) -> Backend:
         decode=decode,
         think_tokens=ThinkTokens.of(tokenizer.get_added_vocab()),
         generation_config=generation_config,
-        view_encoder=_view_encoder(checkpoint, assembler, settings, dtype) if settings.take_images else None,
+        view_encoder=_view_encoder(checkpoint, projector, assembler, settings, dtype) if settings.take_images else None,
     )
 
 
@@ -173,10 +174,14 @@ def _out_of_memory_said(
 
 
 def _view_encoder(
-    checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    projector: Projector,
+    assembler: SplitAssembler,
+    settings: ServerSettings,
+    dtype: torch.dtype,
 ) -> TowerViewEncoder:
     from tofc.model.tower import Tower
 
     with _out_of_memory_said("the vision tower", checkpoint, settings, dtype):
         tower = Tower(checkpoint, dtype, settings.device)
-    return TowerViewEncoder(checkpoint.config.rule, tower, assembler.embed_features)
+        return TowerViewEncoder(checkpoint.config.rule, tower, projector, assembler.add_grid)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.gpu.pretend import pretend_gpu
+from benchmarks.pretended_gpu import pretend_gpu
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from tests.gpu.pretend import GPU, on_gpu, pretend_gpu
+from benchmarks.pretended_gpu import GPU, on_gpu, pretend_gpu
 from tofc.model.torch_devices import torch_devices
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.pretended_gpu import on_gpu, pretend_gpu
 from device_client.compute import Compute
 from device_client.encoder import TowerEncoder
 from device_client.image_encoder import ImageEncoder
@@ -21,7 +22,6 @@ from edge_server.engine.qwen3 import load_qwen3
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, SessionLimits
 from tests.e2e.conftest import MODEL, PICTURES, ServerThread
 from tests.gpu.conftest import mutate
-from tests.gpu.pretend import on_gpu, pretend_gpu
 from tofc.errors import Error
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.perception_encoder import PerceptionEncoder

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 pytest.importorskip("tofc_lab.codec.compressai_parts", exc_type=ImportError)
 pytest.importorskip("matplotlib")
 
+from benchmarks.pretended_gpu import on_gpu, pretend_gpu
 from tests.gpu.conftest import mutate
-from tests.gpu.pretend import on_gpu, pretend_gpu
 from tests.lab.conftest import through
 from tofc.codec.files import load_weights
 from tofc_lab.checkpoint import fake

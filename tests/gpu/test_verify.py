@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.pretended_gpu import pretend_gpu
 from tests.e2e.conftest import MODEL, PICTURES
 from tests.gpu.conftest import mutate
-from tests.gpu.pretend import pretend_gpu
 from tofc.model.tower import Tower
 from tofc_lab.cli import app
 from tofc_lab.verify import checks, step3p7

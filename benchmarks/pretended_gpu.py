@@ -23,9 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda:0")
+Observer = Callable[[Any, list[Tensor]], None]  # is told of every operator and the tensors that it takes
+_observer: Observer | None = None
 _pretended = GPU  # or Apple's
 _aten = torch.ops.aten
-_COPIES = {_aten.copy_.default, _aten._to_copy.default}
+_COPIES = {_aten.copy_.default, _aten._to_copy.default, _aten._has_compatible_shallow_copy_type.default}
 _INDEXING = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 _REAL_GENERATOR = torch.Generator
 
@@ -91,6 +93,8 @@ class _Operators(TorchDispatchMode):
         theirs = [one for one in given if _mark_of(one) is False]
         if ours and theirs and func not in _COPIES and not self._allowed(func, args, ours, theirs):
             raise RuntimeError(f"expected all tensors to be on the same device: {func} of {_described(given)}")
+        if ours and _observer is not None:
+            _observer(func, given)
         found = func(*args, **kwargs or {})
         if ours and func is not _aten.copy_.default:
             _mark(found, True)
@@ -133,6 +137,8 @@ class _Functions(TorchFunctionMode):
             return here
         if name in ("numpy", "__array__") and here:
             raise TypeError("can't convert cuda:0 device type tensor to numpy: use Tensor.cpu() first")
+        if name == "tolist" and here and args[0].dim() and _observer is not None:  # no operator
+            _observer(_aten._local_scalar_dense.default, [args[0]])
         if name in ("to", "cpu", "cuda") and args and isinstance(args[0], Tensor):
             return self._moved(func, name, args, kwargs, here)
         if isinstance(generator := kwargs.get("generator"), torch.Generator):
@@ -188,10 +194,10 @@ class _Stream:
 
 
 @contextmanager
-def pretend_gpu(kind: str = "cuda") -> Iterator[None]:
+def pretend_gpu(kind: str = "cuda", observer: Observer | None = None) -> Iterator[None]:
     """Let torch find one GPU in a `with` block, in this thread and in those that are started in it.
 
-    `kind` may be mps, Apple's, which has no float64.
+    `kind` may be mps, Apple's, which has no float64. `observer` is told of the operators that run on the GPU.
     """
     run: Callable[[threading.Thread], None] = threading.Thread.run
 
@@ -201,6 +207,7 @@ def pretend_gpu(kind: str = "cuda") -> Iterator[None]:
 
     with (
         mock.patch(f"{__name__}._pretended", torch.device(kind, 0)),
+        mock.patch(f"{__name__}._observer", observer),
         mock.patch.object(threading.Thread, "run", run_with_modes),
         mock.patch.object(torch, "Generator", Generator),
         mock.patch.object(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device(kind)),
