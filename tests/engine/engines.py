@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from edge_server.engine.base import Engine, Prompt
 from edge_server.engine.completion_request import CompletionFormat
 from edge_server.engine.fake import FakeEngine
 from edge_server.engine.fake_vllm import FakeVllm
+from edge_server.engine.probe import is_exact
 from edge_server.engine.qwen3 import load_qwen3
 from edge_server.engine.transformers import TransformersEngine
 from edge_server.engine.vllm_remote import VllmRemoteEngine, find_engines
@@ -54,9 +56,20 @@ def _embedded(packed: bool) -> Callable[[Nano], EngineUnderTest]:
 
             engine._plan = defect  # type: ignore[attr-defined]
 
-        return EngineUnderTest(make=make, kill=kill, steps=lambda engine: engine.steps)  # type: ignore[attr-defined]
+        return EngineUnderTest(
+            make=make,
+            kill=kill,
+            steps=lambda engine: engine.steps,  # type: ignore[attr-defined]
+            exact_company=not packed or _packs_exactly(),
+        )
 
     return entry
+
+
+@cache
+def _packs_exactly() -> bool:
+    """Return whether this machine's packed forwards are exact; a server packs only where they are."""
+    return is_exact(load_qwen3(Checkpoint.open(NANO, "server")))
 
 
 def _fake(nano: Nano) -> EngineUnderTest:
