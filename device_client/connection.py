@@ -8,6 +8,7 @@ and how long to wait to `server_wait`.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -88,13 +89,23 @@ class Connection:
 
     async def _pause(self, wait: ServerWait, error: UnavailableError | LimitError, started: float) -> None:
         """Sleep until the next try to connect. Raises the error if there is none."""
-        pause_s = wait.next_pause_s(error, time.perf_counter() - started, self._policy.pause_s(wait.tries + 1))
+        longest_s = self._policy.pause_s(wait.tries + 1)
+        if error.retry_after_s is not None:
+            longest_s = self._policy.busy_pause_s(error.retry_after_s)
+        pause_s = wait.next_pause_s(error, time.perf_counter() - started, longest_s)
         if wait.pauses_deadlines(error):
             if notice := wait.notice(error):
                 self._log(notice)
             for deadline in self._deadlines:
                 deadline.extend(time.perf_counter() - started + pause_s)
         await self._sleep(pause_s)
+
+    def patience_s(self, deadline: Deadline, waited_s: float) -> float | None:
+        """Return how long a question that has waited `waited_s` may still wait for a busy server; None: no limit."""
+        left_s = deadline.left_s
+        if self._wait_s is None:
+            return left_s
+        return min(self._wait_s - waited_s, math.inf if left_s is None else left_s)
 
     def traffic(self) -> Traffic | None:
         """Return the bytes on the sockets of all links so far; None where the kernel does not count them."""

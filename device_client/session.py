@@ -87,12 +87,13 @@ class Session:
     ) -> None:
         """Prepare a session; nothing is connected or loaded yet.
 
-        `wait_s`: how long to wait for a server that is not ready. None: while it loads its model, and for no other
-        reason. `log` gets a line for the user when such a wait starts.
+        `wait_s`: how long to wait for a server that is not ready. None: while it loads its model or is busy with other
+        questions, and for no other reason. `log` gets a line for the user when such a wait starts.
         """
         self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)
         self._policy = retry
         self._sleep = sleep
+        self._log = log
         self._connection = Connection(target, self.encoder.encoder, policy=retry, wait_s=wait_s, log=log, sleep=sleep)
         self._uploads = Uploads(self.encoder)
         self._load_reported = False
@@ -194,7 +195,8 @@ class Session:
                     raise event
                 return event
             except CallError as error:
-                step = next_step(error, question, closed=self._connection.closed)
+                left_s = self._connection.patience_s(deadline, question.waited_s)
+                step = next_step(error, question, closed=self._connection.closed, left_s=left_s)
                 if isinstance(step, Raise):
                     raise
                 await self._recover(question, submission, error, step)
@@ -247,10 +249,19 @@ class Session:
             submission.link.end(error)
         self._release(question, cancel=False)
         question.attempts += 1
+        pause_s = 0.0
         if isinstance(step, Retry):
             question.losses += 1
             question.fruitless_losses = step.fruitless_losses
-            await self._sleep(self._policy.pause_s(max(step.fruitless_losses, 1)))
+            pause_s = self._policy.pause_s(max(step.fruitless_losses, 1))
+        if step.after_s:
+            pause_s = self._policy.busy_pause_s(step.after_s)
+            if not question.refusals:  # told once: a person need not see every try
+                self._log(f"the server at {submission.link.address} is busy; asking again in {pause_s:.2g} s")
+            question.refusals += 1
+            question.waited_s += pause_s
+        if step.after_s or isinstance(step, Retry):
+            await self._sleep(pause_s)
 
     def _upload_again(self, ref: int, question: PendingQuestion) -> None:
         if ref not in question.uploads:

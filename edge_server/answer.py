@@ -15,7 +15,7 @@ from typing import Literal
 
 from edge_server.assemble import PictureRows
 from edge_server.conversations import Conversations
-from edge_server.engine.base import Finish, Generation
+from edge_server.engine.base import Finish, Generation, Prompt
 from edge_server.engine.sampling import SamplingParams
 from edge_server.memory_errors import memory_limit_error
 from edge_server.outbox import Outbox
@@ -78,6 +78,7 @@ class QuestionJob:
     evicted: list[int]  # refs of the pictures that the client must send again
     deadline_ms: int
     conversations: Conversations  # where the question is kept once it is answered
+    client: str = ""  # whose it is: places of the engine are shared among clients
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     _running: bool = False
@@ -87,6 +88,7 @@ class QuestionJob:
     _parser: ReasoningParser | None = None
     _answer: str = ""  # the text sent so far, without thinking
     _views_ms: float = 0.0
+    _place_ms: float = 0.0  # spent waiting for a place of the engine
     _first_token_ms: float = 0.0
     _generation: Generation | None = None
 
@@ -124,14 +126,14 @@ class QuestionJob:
             await outbox.send(done=self._done(reason))
             outcome = pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
         except CallError as error:
-            await self._fail(error, outbox)
+            await self._fail(runtime.admission.advise(error), outbox)
             outcome = error.reason
         except Exception as error:
             sent: CallError | None = memory_limit_error(error, f"question {self.number} of {session}")
             if sent is None:  # a defect
                 log.exception("%s question %d failed", session, self.number)
                 sent = InternalError()
-            await self._fail(sent, outbox)
+            await self._fail(runtime.admission.advise(sent), outbox)
             outcome = sent.reason
         finally:
             log.info(
@@ -145,16 +147,12 @@ class QuestionJob:
         for ref in self.evicted:
             await outbox.send(need_picture=pb.NeedPicture(request=self.number, ref=ref))
         await self._wait_for_views(runtime.picture_timeout_s)
-        rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
-        assembled = await asyncio.get_running_loop().run_in_executor(
-            runtime.pool, backend.assembler.prompt, self.turns, rows, self._max_prompt(backend.engine.max_positions)
-        )
-        self._prompt_tokens, self._visual_tokens = len(assembled.prompt.embeds), assembled.visual_tokens
-        think_tokens = backend.think_tokens
-        inside = think_tokens is not None and think_tokens.left_open(assembled.ids, backend.decode)
-        self._parser = parser = ReasoningParser(backend.decode, think_tokens, inside=inside)
-        async with runtime.admission.slot(session) as release:
-            self._generation = generation = backend.engine.submit(assembled.prompt, self.sampling)
+        started = time.perf_counter()
+        async with runtime.admission.place(self.client or session) as release:
+            self._place_ms = (time.perf_counter() - started) * 1e3
+            prompt, parser = await self._assemble(runtime)  # not before: the rows of waiting questions take memory
+            self._generation = generation = backend.engine.submit(prompt, self.sampling)
+            del prompt
             generation.on_finished(release)  # a client that reads slowly must not hold the slot
             try:
                 async for token in generation:
@@ -166,6 +164,18 @@ class QuestionJob:
         if generation.finish is None:
             raise InternalError("the engine ended the answer without saying why; ask again")
         return generation.finish
+
+    async def _assemble(self, runtime: Runtime) -> tuple[Prompt, ReasoningParser]:
+        backend = runtime.backend
+        rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
+        assembled = await asyncio.get_running_loop().run_in_executor(
+            runtime.pool, backend.assembler.prompt, self.turns, rows, self._max_prompt(backend.engine.max_positions)
+        )
+        self._prompt_tokens, self._visual_tokens = len(assembled.prompt.embeds), assembled.visual_tokens
+        think_tokens = backend.think_tokens
+        inside = think_tokens is not None and think_tokens.left_open(assembled.ids, backend.decode)
+        self._parser = ReasoningParser(backend.decode, think_tokens, inside=inside)
+        return assembled.prompt, self._parser
 
     def _max_prompt(self, positions: int) -> int:
         """Return how many tokens the prompt may have, out of the model's `positions`.
@@ -231,7 +241,7 @@ class QuestionJob:
             unanswered=self._parser is not None and self._parser.unanswered,
             timing=pb.Timing(
                 decode_us=_us(sum(picture.decode_ms for picture in distinct)),
-                wait_us=_us(self._views_ms + (engine.wait_ms if engine else 0.0)),
+                wait_us=_us(self._views_ms + self._place_ms + (engine.wait_ms if engine else 0.0)),
                 prefill_us=_us(engine.prefill_ms if engine else 0.0),
                 first_token_us=_us(self._first_token_ms),
                 total_us=_us(self._elapsed_ms()),

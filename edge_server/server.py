@@ -98,7 +98,9 @@ class RunningServer:
             ServerIdentity(version=software_version(), model_id=backend.model_id, codecs=backend.codecs),
             Runtime(
                 backend=backend,
-                admission=Admission(settings.engine_parallel + settings.engine_queue),
+                admission=Admission(
+                    min(settings.engine_parallel, backend.engine.load().running_allowed), settings.engine_queue
+                ),
                 pool=self._pool,
                 picture_timeout_s=settings.picture_timeout_s,
                 image_decoder=self._image_decoder,

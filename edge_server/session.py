@@ -59,6 +59,7 @@ class ServerSession:
         self,
         *,
         name: str,
+        client: str = "",
         identity: ServerIdentity,
         limits: SessionLimits,
         pictures: PictureCache,
@@ -67,8 +68,13 @@ class ServerSession:
         hello_timeout_s: float,
         on_hello: Callable[[ServerSession], None] = lambda _: None,
     ) -> None:
-        """`on_hello` is called after Hello, and may refuse the session by raising CallError."""
+        """Prepare to serve a stream; `run` does.
+
+        `client`: the device, if it is known by name. `on_hello` is called after Hello, and may refuse the session by
+        raising CallError.
+        """
         self._name = name
+        self._client = client or name
         self._identity = identity
         self._limits = limits
         self._pictures = pictures
@@ -115,7 +121,7 @@ class ServerSession:
                     await self._serve(requests, group)
                     watch.cancel()
             except BaseExceptionGroup as failures:
-                error = self._choose_error(failures)
+                error = self._runtime.admission.advise(self._choose_error(failures))
                 _clear_frames(failures)
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
@@ -251,7 +257,7 @@ class ServerSession:
         try:
             question = self._accept(ask)
         except CallError as error:
-            await self._outbox.send(error=to_message(error, ask.request))
+            await self._outbox.send(error=to_message(self._runtime.admission.advise(error), ask.request))
             return
         self._questions[question.number] = question
         question.task = group.create_task(question.run(self._runtime, self._outbox, self._name))
@@ -301,6 +307,7 @@ class ServerSession:
             evicted=evicted,
             deadline_ms=ask.deadline_ms,
             conversations=self._conversations,
+            client=self._client,
         )
 
     def _forget(self, question: QuestionJob) -> None:

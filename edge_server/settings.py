@@ -93,7 +93,7 @@ class ServerSettings:
     dtype: str = "float32"
     limits: SessionLimits = SessionLimits()
     sessions: int = 64
-    engine_queue: int = 32  # questions that wait in the engine; beyond it one of each session waits in `admission`
+    engine_queue: int = 32  # questions that wait for the engine; beyond it each client may still have one
     engine_parallel: int = 8  # questions that hold a key-value cache and take turns
     cache_bytes: int = 512 * MIB  # of decoded pictures
     threads: int = 2  # that decode packets and build prompts
