@@ -255,7 +255,7 @@ OpenSession = Callable[[Encoder | EncoderThread], Session]
 
 
 def _session_opener(server: ServerOptions) -> OpenSession:
-    return partial(Session, server.target(), wait_s=server.wait_s, log=log)
+    return partial(Session, server.targets(), wait_s=server.wait_s, log=log)
 
 
 @asynccontextmanager

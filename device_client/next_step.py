@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from device_client.question import PendingQuestion
 from device_client.retry_policy import SPREAD
+from device_client.servers import LEAVING
 from tofc.errors import CallError, LimitError, UnavailableError
 
 BUSY = "ENGINE_BUSY"
@@ -50,11 +51,17 @@ Step = AskAgain | Retry | Raise
 
 
 def next_step(
-    error: CallError, question: PendingQuestion, *, closed: bool = False, left_s: float | None = None
+    error: CallError,
+    question: PendingQuestion,
+    *,
+    closed: bool = False,
+    left_s: float | None = None,
+    others: bool = False,
 ) -> Step:
     """Return the step after `error` ended an attempt.
 
     `closed`: the user has closed the session. `left_s`: how long a busy server may be waited for; None: no limit.
+    `others`: there are other servers, so that one which stops is left at once.
 
     >>> question = PendingQuestion(pictures=(), text="how many?")
     >>> next_step(UnavailableError(), question)
@@ -77,7 +84,7 @@ def next_step(
         return Raise()
     return Retry(
         fruitless_losses=0 if question.progressed else question.fruitless_losses + 1,
-        end_session=used_up,
+        end_session=used_up or (others and error.reason in LEAVING),
     )
 
 

@@ -157,5 +157,13 @@ def test_a_busy_server_is_not_waited_for_beyond_the_time_that_is_left(left_s: fl
     assert next_step(BUSY, question({}), left_s=left_s) == step
 
 
+@pytest.mark.parametrize("reason", ["STOPPING", "ENGINE_LOST"])
+def test_a_server_that_cannot_serve_is_left_if_there_are_others(reason: str) -> None:
+    error = UnavailableError(reason=reason)
+    assert next_step(error, question({}), others=True) == Retry(fruitless_losses=1, end_session=True)
+    assert next_step(error, question({})) == Retry(fruitless_losses=1)
+    assert next_step(LinkLostError(), question({}), others=True) == Retry(fruitless_losses=1)
+
+
 def test_a_busy_server_is_not_asked_again_in_a_session_that_its_user_closed() -> None:
     assert next_step(BUSY, question({}), closed=True) == Raise()
