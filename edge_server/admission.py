@@ -83,19 +83,34 @@ class Admission:
                 retry_after_s=self.retry_after_s(),
             )
         await self._acquire(client)
-        started, released = self._clock(), False
+        started, release = self._clock(), self._releaser(client)
+        try:
+            yield release
+        finally:
+            release()
+            self._times_s.append(self._clock() - started)
+
+    def more(self, client: str, most: int) -> list[Callable[[], None]]:
+        """Take up to `most` further places for a client, without waiting; return what releases each of them.
+
+        Only places that are free within its share, and none while a question waits.
+        """
+        count = 0 if self._waiting else max(min(most, self._free, self.share - self._held[client]), 0)
+        self._free -= count
+        if count:
+            self._held[client] += count
+        return [self._releaser(client) for _ in range(count)]
+
+    def _releaser(self, client: str) -> Callable[[], None]:
+        released = False
 
         def release() -> None:
             nonlocal released
             if not released:
                 released = True
-                self._times_s.append(self._clock() - started)
                 self._release(client)
 
-        try:
-            yield release
-        finally:
-            release()
+        return release
 
     async def _acquire(self, client: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

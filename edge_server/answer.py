@@ -10,16 +10,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
-from edge_server.assemble import PictureRows
+from edge_server.assemble import Assembled, PictureRows
+from edge_server.backend import Backend
 from edge_server.conversations import Conversations
 from edge_server.engine.base import Finish, Generation, Prompt
 from edge_server.engine.sampling import SamplingParams
 from edge_server.memory_errors import memory_limit_error
 from edge_server.outbox import Outbox
 from edge_server.picture_cache import HeldPicture
+from edge_server.read_ahead import reading_ahead
 from edge_server.reasoning import Delta, ReasoningParser
 from edge_server.runtime import Runtime
 from edge_server.settings import MAX_TURNS, SessionLimits
@@ -146,11 +149,13 @@ class QuestionJob:
         backend = runtime.backend
         for ref in self.evicted:
             await outbox.send(need_picture=pb.NeedPicture(request=self.number, ref=ref))
-        await self._wait_for_views(runtime.picture_timeout_s)
+        client = self.client or session
+        async with reading_ahead(runtime, client, self.pictures, partial(self._beginning, backend, client)):
+            await self._wait_for_views(runtime.picture_timeout_s)
         started = time.perf_counter()
-        async with runtime.admission.place(self.client or session) as release:
+        async with runtime.admission.place(client) as release:
             self._place_ms = (time.perf_counter() - started) * 1e3
-            prompt, parser = await self._assemble(runtime)  # not before: the rows of waiting questions take memory
+            prompt, parser = await self._assemble(runtime, client)  # not before: rows take memory
             self._generation = generation = backend.engine.submit(prompt, self.sampling)
             del prompt
             generation.on_finished(release)  # a client that reads slowly must not hold the slot
@@ -165,12 +170,25 @@ class QuestionJob:
             raise InternalError("the engine ended the answer without saying why; ask again")
         return generation.finish
 
-    async def _assemble(self, runtime: Runtime) -> tuple[Prompt, ReasoningParser]:
+    def _beginning(self, backend: Backend, client: str, rows: Sequence[PictureRows]) -> Prompt | None:
+        """Return the prompt up to the first missing view."""
+        most = self._max_prompt(backend.engine.max_positions)
+        prompt = backend.assembler.beginning(self.turns, rows, most)
+        return None if prompt is None else self._owned(prompt, client)
+
+    def _whole(self, backend: Backend, client: str, rows: Sequence[PictureRows]) -> Assembled:
+        assembled = backend.assembler.prompt(self.turns, rows, self._max_prompt(backend.engine.max_positions))
+        return replace(assembled, prompt=self._owned(assembled.prompt, client))
+
+    def _owned(self, prompt: Prompt, client: str) -> Prompt:
+        """Return the prompt with its client and its pictures, by which an engine finds what it kept of earlier ones."""
+        return replace(prompt, client=client, pictures=" ".join(one.picture_id.hex() for one in self.pictures))
+
+    async def _assemble(self, runtime: Runtime, client: str) -> tuple[Prompt, ReasoningParser]:
         backend = runtime.backend
         rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
-        assembled = await asyncio.get_running_loop().run_in_executor(
-            runtime.pool, backend.assembler.prompt, self.turns, rows, self._max_prompt(backend.engine.max_positions)
-        )
+        loop = asyncio.get_running_loop()
+        assembled = await loop.run_in_executor(runtime.pool, self._whole, backend, client, rows)
         self._prompt_tokens, self._visual_tokens = len(assembled.prompt.embeds), assembled.visual_tokens
         think_tokens = backend.think_tokens
         inside = think_tokens is not None and think_tokens.left_open(assembled.ids, backend.decode)

@@ -159,6 +159,8 @@ class Engine(ABC):
     """As GetServerInfo returns it."""
     max_positions: int
     """How many tokens prompt and answer may have together."""
+    keeps_prompts: bool = False
+    """Whether a prompt that begins like an earlier one of its client costs only its new rows."""
     recovers: bool
     """Whether it may answer again after it was lost; if not, the server ends."""
 
