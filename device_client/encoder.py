@@ -184,6 +184,7 @@ class TowerEncoder:
                 views_ms=views_ms if index == 0 else 0.0,
                 tower_ms=tower_ms,
                 encode_ms=_ms_since(started),
+                ended_s=time.perf_counter(),
             )
 
     def explain(self, image: Image.Image) -> Iterator[tuple[View, Explanation]]:

@@ -56,4 +56,4 @@ class ImageEncoder:
             data = compress(image, self.form.codec, self.form.quality, self.form.scale)
         except ImageCodecError as error:
             raise EncoderError(str(error)) from error
-        yield Encoded(index=0, packet=data, encode_ms=(time.perf_counter() - start) * 1e3)
+        yield Encoded(index=0, packet=data, encode_ms=((end := time.perf_counter()) - start) * 1e3, ended_s=end)

@@ -26,6 +26,7 @@ from tofc.option_groups import Option
 from tofc.rpc.address import DEFAULT_PORT, split_address
 from tofc.rpc.client_security import load_client_security
 from tofc.terminal import note
+from tofc.tracing import Tracer, open_tracer
 
 MODES = ("features", "image")
 DEFAULT_FORM = ImageForm()
@@ -88,6 +89,14 @@ class ServerOptions:
         Path | None,
         Option(envvar="TOFC_DEVICE_TLS_KEY", help="Private key of --tls-cert (PEM).", metavar="PATH"),
     ] = None
+    trace: Annotated[
+        bool,
+        Option(
+            "--trace",
+            envvar="TOFC_DEVICE_TRACE",
+            help="Send OpenTelemetry traces to localhost:4317, or where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         for address in self.addresses:
@@ -116,6 +125,10 @@ class ServerOptions:
         targets = [Target(address=address, security=security) for address in self.addresses]
         _ = Servers(targets=tuple(targets))  # it checks them
         return targets
+
+    def tracer(self) -> Tracer:
+        """Return where spans go. Raises UsageError if they are wanted and OpenTelemetry is not installed."""
+        return open_tracer("device-client", wanted=self.trace, warn=lambda text: note(f"device-client: {text}"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ class Encoded:
     views_ms: float = 0.0  # preprocessing; the whole picture's is with the first view
     tower_ms: float = 0.0
     encode_ms: float = 0.0  # merging and entropy coding
+    ended_s: float = 0.0  # when it was encoded, of time.perf_counter
 
 
 @dataclass(kw_only=True, eq=False)

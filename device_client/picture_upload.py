@@ -32,6 +32,8 @@ class UploadStats:
     encoded_now: list[Encoded] = field(default_factory=list)  # what had to be encoded for it, without the packets
     n_bytes: int = 0  # sent: of packets, or of the image file
     n_views: int = 0
+    started_s: float = 0.0  # when the picture was announced, of time.perf_counter
+    ended_s: float = 0.0  # when the last acknowledgement so far arrived; 0: none did
     upload_ms: float = 0.0  # from the end of encoding to the last acknowledgement: what encoding did not hide
 
 
@@ -82,7 +84,7 @@ class PictureUpload:
         PictureState too: a NeedPicture that arrives before this reply was sent before the server read the
         announcement, so it needs no other upload.
         """
-        self._stats = stats = UploadStats()
+        self._stats = stats = UploadStats(started_s=time.perf_counter())
         self._stop()
         self._failed = self._server_has_it = False
         self._state = asyncio.get_running_loop().create_future()
@@ -168,7 +170,8 @@ class PictureUpload:
         self.acknowledged += 1
         self._unacknowledged -= self._in_flight.pop(number, 0)
         if not self._in_flight:
-            self._stats.upload_ms = (time.perf_counter() - self._encoded_at) * 1e3
+            self._stats.ended_s = time.perf_counter()
+            self._stats.upload_ms = (self._stats.ended_s - self._encoded_at) * 1e3
 
     def on_end(self) -> None:
         """Stop with the link."""

@@ -20,6 +20,7 @@ from device_client.sampling import Sampling
 from device_client.transcript import Transcript
 from tofc.errors import LimitError, MismatchError, UsageError
 from tofc.text import encoding_problem
+from tofc.tracing import NO_SPAN, Span
 from tofc.v1 import tofc_pb2 as pb
 
 # A longer time is not sent: the device cancels when it is over, or the server finds the link lost before that.
@@ -69,6 +70,7 @@ class PendingQuestion:
     transcript: Transcript = field(default_factory=Transcript)
     first_token_ms: float = 0.0
     upload_stats: list[UploadStats] = field(default_factory=list)  # of all attempts
+    span: Span = NO_SPAN
 
     @property
     def uploading(self) -> bool:
@@ -131,4 +133,5 @@ class PendingQuestion:
             sampling=self.sampling.message(welcome, self.seed),
             deadline_ms=0 if left_s is None or left_s > MAX_DEADLINE_S else max(int(left_s * 1e3), 1),
             thinking=self.thinking,
+            traceparent=self.span.traceparent,
         )

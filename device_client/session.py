@@ -41,9 +41,11 @@ from device_client.report import Report, build_report, spent
 from device_client.retry_policy import RetryPolicy
 from device_client.sampling import Sampling
 from device_client.servers import Servers, named
+from device_client.spans import end_span
 from device_client.transcript import Delta
 from device_client.uploads import Uploads
 from tofc.errors import CallError, DeadlineError, LinkLostError, ReplyError, UnavailableError
+from tofc.tracing import OFF, Tracer
 from tofc.v1 import tofc_pb2 as pb
 
 RETRY_POLICY = RetryPolicy()
@@ -86,6 +88,7 @@ class Session:
         log: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         device: str | None = None,
+        tracer: Tracer = OFF,
     ) -> None:
         """Prepare a session; nothing is connected or loaded yet.
 
@@ -102,6 +105,7 @@ class Session:
             Servers.of(target, device), self.encoder.encoder, policy=retry, wait_s=wait_s, log=log, sleep=sleep
         )
         self._uploads = Uploads(self.encoder)
+        self._tracer = tracer
         self._load_reported = False
         self._reported: Traffic | None = Traffic()  # up to the end of the last question
 
@@ -170,8 +174,10 @@ class Session:
     ) -> AsyncGenerator[Delta, None]:
         started = time.perf_counter()
         before = self._reported
+        question.span = self._tracer.start("ask", started, pictures=len(question.pictures))
         self.encoder.start()  # imports and loads weights while the link is opened
         with self._connection.deadline(timeout_s) as deadline:
+            failure: BaseException | None = None
             try:
                 while not isinstance(event := await self._next_event(question, deadline), pb.Done):
                     if isinstance(event, pb.NeedPicture):
@@ -184,7 +190,11 @@ class Session:
                     yield delta
                 self._end(question, event)
                 answer.report = self._report(question, event, before, _ms_since(started))
+            except BaseException as error:
+                failure = error
+                raise
             finally:
+                end_span(question, started, failure)
                 self._release(question, cancel=True)
                 self._reported = self.traffic()
 

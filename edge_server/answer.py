@@ -20,6 +20,7 @@ from edge_server.conversations import Conversations
 from edge_server.engine.base import Finish, Generation, Prompt
 from edge_server.engine.sampling import SamplingParams
 from edge_server.memory_errors import memory_limit_error
+from edge_server.observer import EndedQuestion
 from edge_server.outbox import Outbox
 from edge_server.picture_cache import HeldPicture
 from edge_server.read_ahead import reading_ahead
@@ -82,6 +83,7 @@ class QuestionJob:
     deadline_ms: int
     conversations: Conversations  # where the question is kept once it is answered
     client: str = ""  # whose it is: places of the engine are shared among clients
+    traceparent: str = ""
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     _running: bool = False
@@ -104,7 +106,7 @@ class QuestionJob:
 
     async def run(self, runtime: Runtime, outbox: Outbox, session: str) -> None:
         """Send tokens, then Done or Error. Raises only CancelledError, when the session ends."""
-        outcome = "the session ended"
+        outcome, failure = "disconnected", None
         self._running = True
         try:
             try:
@@ -129,21 +131,47 @@ class QuestionJob:
             await outbox.send(done=self._done(reason))
             outcome = pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
         except CallError as error:
-            await self._fail(runtime.admission.advise(error), outbox)
-            outcome = error.reason
+            outcome, failure = "error", runtime.admission.advise(error)
+            await self._fail(failure, outbox)
         except Exception as error:
             sent: CallError | None = memory_limit_error(error, f"question {self.number} of {session}")
             if sent is None:  # a defect
                 log.exception("%s question %d failed", session, self.number)
                 sent = InternalError()
-            await self._fail(runtime.admission.advise(sent), outbox)
-            outcome = sent.reason
+            outcome, failure = "error", runtime.admission.advise(sent)
+            await self._fail(failure, outbox)
         finally:
-            log.info(
-                "%s question %d: %d pictures, %d prompt tokens (%d visual), %d new tokens (%d thinking), %.0f ms, %s",
-                *(session, self.number, len(self.pictures), self._prompt_tokens, self._visual_tokens),
-                *(self._new_tokens, self._thinking_tokens, self._elapsed_ms(), outcome),
-            )
+            self._note_end(runtime, session, outcome, failure)
+
+    def _note_end(self, runtime: Runtime, session: str, outcome: str, failure: CallError | None) -> None:
+        """Tell the observer and the log how the question ended."""
+        engine = self._generation
+        distinct = {id(picture): picture for picture in self.pictures}.values()
+        ended = EndedQuestion(
+            outcome=outcome,
+            reason=failure.reason if failure is not None else outcome,
+            prompt_tokens=self._prompt_tokens,
+            visual_tokens=self._visual_tokens,
+            new_tokens=self._new_tokens,
+            thinking_tokens=self._thinking_tokens,
+            views_s=self._views_ms / 1e3,
+            queue_s=(self._place_ms + (engine.wait_ms if engine else 0.0)) / 1e3,
+            prefill_s=engine.prefill_ms / 1e3 if engine else 0.0,
+            first_token_s=self._first_token_ms / 1e3,
+            total_s=self._elapsed_ms() / 1e3,
+            arrived_s=self._arrived,
+            decodes_s=tuple(one.decoded_s for one in distinct if one.decoded_s[1] > self._arrived),
+            traceparent=self.traceparent,
+        )
+        runtime.observer.question(ended)
+        if failure is not None:
+            runtime.observer.error("question", failure)
+        log.info(
+            "%s question %d: %d pictures, %d prompt tokens (%d visual), %d new tokens (%d thinking), %.0f ms, %s",
+            *(session, self.number, len(self.pictures), ended.prompt_tokens, ended.visual_tokens),
+            *(ended.new_tokens, ended.thinking_tokens, ended.total_s * 1e3, ended.reason),
+            extra={"session": session, "question": self.number, **ended.fields},
+        )
 
     async def _generate(self, runtime: Runtime, outbox: Outbox, session: str) -> Finish:
         backend = runtime.backend

@@ -2,7 +2,8 @@
 
 Promises that the vision tower is loaded only for a server that accepts image files; that all codecs of the checkpoint
 are loaded, or only the one that the settings name; and that a codec which does not fit its model is refused at loading.
-Leaves sockets to `server`; torch and transformers are imported only when a real model is loaded.
+Leaves sockets to `server`, and which engine to `engine_loading`; torch and transformers are imported only when a real
+model is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from edge_server.assemble import Assembler, SplitAssembler
 from edge_server.detokenizer import Decode
 from edge_server.engine.base import Engine
+from edge_server.engine_loading import load_engine
 from edge_server.handshake import KnownCodec
 from edge_server.image_decoding import TowerViewEncoder, ViewEncoder
 from edge_server.reasoning import ThinkTokens
@@ -29,7 +31,6 @@ from tofc.model.projector import Projector
 from tofc.model.prompt import load_tokenizer
 from tofc.model.torch_devices import torch_devices
 from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
-from tofc.out_of_memory import out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,33 +49,22 @@ class Backend:
 
 
 def load(settings: ServerSettings) -> Backend:
-    """Load the model of the settings with the embedded engine. Raises UsageError (CheckpointError, CodecError).
+    """Load the model of the settings, and its engine.
 
-    Takes as long as reading the decoder, and for a whole checkpoint (not a half) also as long as hashing it.
+    Raises UsageError (CheckpointError, CodecError), and UnavailableError if no engine elsewhere answers. Takes as long
+    as reading the decoder, and for a whole checkpoint (not a half) also as long as hashing it.
     """
     use_passive_waiting()
-    import torch
-
-    from edge_server.engine.qwen3 import load_qwen3
-    from edge_server.engine.transformers import TransformersEngine
-
-    if settings.device not in (found := torch_devices()):
+    if settings.needs_torch and settings.device not in (found := torch_devices()):
         raise UsageError(f"--device must be one that torch finds here ({', '.join(found)}), got {settings.device!r}")
     checkpoint = _open(settings)
     tokenizer = load_tokenizer(checkpoint)
     generation_config = GenerationConfig.read(checkpoint.path)
     use_one_blas_thread()
-    set_torch_threads(settings.engine_threads)
+    if settings.needs_torch:
+        set_torch_threads(settings.engine_threads)
     codecs = _load_codecs(checkpoint, settings)
-    try:
-        model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"the decoder in {checkpoint.path} could not be loaded on {settings.device} in {settings.dtype} ({error}); "
-            "use --dtype bfloat16, or a device with more memory"
-        ) from error
+    engine = load_engine(settings, checkpoint, stop_tokens(checkpoint, tokenizer.eos_token_id))
     assembler = SplitAssembler(
         config=checkpoint.config,
         codecs={known.codec_id: codec for known, codec in codecs.items() if codec is not None},
@@ -91,12 +81,7 @@ def load(settings: ServerSettings) -> Backend:
         codecs=tuple(codecs),
         max_views=checkpoint.config.rule.max_views,
         assembler=assembler,
-        engine=TransformersEngine(
-            model,
-            stop_tokens(checkpoint, tokenizer.eos_token_id),
-            parallel=settings.engine_parallel,
-            queue=settings.engine_queue,
-        ),
+        engine=engine,
         decode=decode,
         think_tokens=ThinkTokens.of(tokenizer.get_added_vocab()),
         generation_config=generation_config,

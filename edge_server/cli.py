@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import grpc
 import typer
 
-from edge_server.log import QueuedLog
+from edge_server.engine_loading import hide_torch
+from edge_server.log import FORMATTERS, QueuedLog
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, MIB, ServerSettings, SessionLimits
 from tofc.command import Program
 from tofc.error_text import describe, shortened
@@ -117,6 +118,47 @@ def serve(
     dtype: Annotated[
         str, typer.Option(envvar=_variable("DTYPE"), help="Number format of the model: float32, bfloat16 or float16.")
     ] = BASE.dtype,
+    engine: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("ENGINE"),
+            help="What runs the decoder: embedded (transformers, in this process), vllm-remote (vLLM in other "
+            "processes, at --engine-url) or vllm (in this process).",
+        ),
+    ] = BASE.engine,
+    engine_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=_variable("ENGINE_URL"),
+            help="Address of a vLLM or vllm-router, http://HOST:PORT; repeat it for several (in the variable: "
+            "separated by spaces). Keep it private, reachable for edge servers only: whoever reaches it may ask it "
+            "anything. Beyond this machine it needs https, or --engine-private-network.",
+            show_default=False,
+        ),
+    ] = None,
+    engine_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=_variable("ENGINE_KEY_FILE"),
+            help="File whose first line is the API key of the engines (vLLM's --api-key).",
+        ),
+    ] = None,
+    engine_dtype: Annotated[
+        str | None,
+        typer.Option(
+            envvar=_variable("ENGINE_DTYPE"),
+            help="Number format of vLLM, in which it gets its rows: as its own --dtype.",
+            show_default="the checkpoint's",
+        ),
+    ] = None,
+    engine_private_network: Annotated[
+        bool,
+        typer.Option(
+            "--engine-private-network",
+            envvar=_variable("ENGINE_PRIVATE_NETWORK"),
+            help="Allow http:// engines on other machines: nobody else can read that network.",
+        ),
+    ] = False,
     max_new_tokens: Annotated[
         int,
         typer.Option(envvar=_variable("MAX_NEW_TOKENS"), help="Most tokens of one answer, thinking included.", min=1),
@@ -142,10 +184,18 @@ def serve(
         int,
         typer.Option(
             envvar=_variable("PARALLEL"),
-            help="Most questions that are answered at once, one token each in turn.",
+            help="Most questions that are answered at once.",
             min=1,
         ),
     ] = BASE.engine_parallel,
+    engine_cache_mib: Annotated[
+        int,
+        typer.Option(
+            envvar=_variable("ENGINE_CACHE_MIB"),
+            help="Memory for the decoder's keys and values, of questions in progress and of earlier turns, in MiB.",
+            min=1,
+        ),
+    ] = BASE.engine_cache_bytes // MIB,
     cache_mib: Annotated[
         int,
         typer.Option(
@@ -185,6 +235,37 @@ def serve(
             envvar=_variable("LOG_LEVEL"), help="Least severe messages to log: debug, info, warning, error or critical."
         ),
     ] = "info",
+    log_format: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("LOG_FORMAT"), help="Lines of the log: text, for people, or json, one object a line."
+        ),
+    ] = "text",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar=_variable("METRICS_PORT"),
+            help="Port of /metrics for Prometheus and of the probes /livez and /readyz, without TLS. 0: any free one.",
+            show_default="not served",
+            min=0,
+            max=65535,
+        ),
+    ] = BASE.metrics_port,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            envvar=_variable("METRICS_HOST"),
+            help="Address of --metrics-port. Anyone who reaches it reads the metrics: no TLS, no token.",
+        ),
+    ] = BASE.metrics_host,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            envvar=_variable("TRACE"),
+            help="Send OpenTelemetry traces to localhost:4317, or where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        ),
+    ] = False,
 ) -> None:
     """Serve a model until SIGTERM or SIGINT."""
     try:
@@ -197,18 +278,27 @@ def serve(
             },
             "`edge-server credentials` writes such files",
         )
-        _log_to_stderr(log_level)
+        _log_to_stderr(log_level, log_format)
+        check_exist({"--engine-key-file": engine_key_file}, "write the engine's API key into it")
         settings = ServerSettings(
             model=model,
             feature_codec=feature_codec,
             host=host,
             port=port,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+            trace=trace,
             tls_cert=tls_cert,
             tls_key=tls_key,
             tls_client_ca=tls_client_ca,
             token_file=token_file,
             device=device,
             dtype=dtype,
+            engine=engine,
+            engine_urls=tuple(engine_url or ()),
+            engine_key_file=engine_key_file,
+            engine_dtype=engine_dtype,
+            engine_private_network=engine_private_network,
             limits=SessionLimits(
                 new_tokens=max_new_tokens,
                 questions_in_flight=questions,
@@ -219,12 +309,15 @@ def serve(
             sessions=sessions,
             engine_queue=queue,
             engine_parallel=parallel,
+            engine_cache_bytes=engine_cache_mib * MIB,
             cache_bytes=cache_mib * MIB,
             threads=threads,
             engine_threads=engine_threads,
             picture_timeout_s=picture_timeout,
             grace_s=grace,
         )
+        if not settings.needs_torch:
+            hide_torch()
         from edge_server.server import run  # takes seconds; the mistakes above are reported before
 
         asyncio.run(run(settings, _print_address))
@@ -398,13 +491,17 @@ def _duration(seconds: int) -> str:
 
 def _print_address(server: RunningServer) -> None:
     say(f"listening on {server.address}")
+    if server.monitoring is not None:
+        say(f"metrics on http://{server.monitoring.address}/metrics")
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, kind: str) -> None:
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise UsageError(f"--log-level must be debug, info, warning, error or critical, got {level!r}")
-    logging.basicConfig(level=number, handlers=[QueuedLog()])
+    if kind not in FORMATTERS:
+        raise UsageError(f"--log-format must be {' or '.join(FORMATTERS)}, got {kind!r}")
+    logging.basicConfig(level=number, handlers=[QueuedLog(formatter=FORMATTERS[kind]())])
     for noisy in ("asyncio", "grpc"):
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
 

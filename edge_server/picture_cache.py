@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import secrets
+import time
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -51,6 +53,7 @@ class HeldPicture:
         self.rows = rows
         self.columns = columns
         self.decode_ms = 0.0
+        self.decoded_s = (math.inf, 0.0)  # from when to when its views were decoded, of time.perf_counter
         self.size_bytes = OVERHEAD_BYTES
         self.uploaders = 0  # sessions that announced it and may still send it
         self.questions = 0  # that wait for it or use it
@@ -134,6 +137,8 @@ class HeldPicture:
         self._missing -= 1
         self.size_bytes += view.nbytes
         self.decode_ms += decode_ms
+        now_s = time.perf_counter()
+        self.decoded_s = min(self.decoded_s[0], now_s - decode_ms / 1e3), now_s
         if self.complete:
             self._settled.set()
         self._tell()
@@ -146,6 +151,7 @@ class PictureCache:
         self.capacity_bytes = capacity_bytes
         self.key = secrets.token_bytes(KEY_BYTES.start)  # for the hashes that devices announce as picture ids
         self.size_bytes = 0
+        self.hits = self.misses = self.evictions = 0  # pictures of questions; pictures dropped for others
         self._pictures: OrderedDict[bytes, HeldPicture] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
@@ -201,6 +207,13 @@ class PictureCache:
         if picture.complete:
             self.drop_file(picture)
 
+    def count_use(self, picture: HeldPicture) -> None:
+        """Count whether a question that names this picture found it complete."""
+        if picture.complete:
+            self.hits += 1
+        else:
+            self.misses += 1
+
     def reserve(self, size_bytes: int) -> None:
         """Count memory that others use for a picture, until `free`. Raises LimitError."""
         self._evict_for(size_bytes)
@@ -251,6 +264,7 @@ class PictureCache:
         for picture in list(self._pictures.values()) if self.size_bytes + size_bytes > self.capacity_bytes else ():
             if picture.evictable:
                 self._drop(picture)
+                self.evictions += 1
             if self.size_bytes + size_bytes <= self.capacity_bytes:
                 return
         if self.size_bytes + size_bytes > self.capacity_bytes:

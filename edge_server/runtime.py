@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from edge_server.admission import Admission
 from edge_server.backend import Backend
 from edge_server.image_decoding import ImageDecodeQueue
+from edge_server.observer import SILENT, Observer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,3 +23,4 @@ class Runtime:
     pool: Executor  # decodes packets and builds prompts
     picture_timeout_s: float  # how long a question waits for the views of its pictures
     image_decoder: ImageDecodeQueue | None = None  # None: pictures come as packets only
+    observer: Observer = SILENT

@@ -26,14 +26,19 @@ from edge_server.backend import Backend
 from edge_server.handshake import ServerIdentity
 from edge_server.image_decoding import ImageDecodeQueue
 from edge_server.listener import Listener, Unregistered
+from edge_server.metrics import Metrics, Watched
+from edge_server.monitoring_port import MonitoringPort
+from edge_server.observer import SILENT, Observers
 from edge_server.request_bounds import BoundedRequests
 from edge_server.runtime import Runtime
 from edge_server.service import TofcService
 from edge_server.settings import ServerSettings
+from edge_server.traces import Traces
 from tofc.errors import UnavailableError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.rpc import channel
-from tofc.rpc.address import join_address
+from tofc.rpc.address import is_loopback, join_address
+from tofc.tracing import OFF, Tracer, open_tracer
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
 from tofc.version import software_version
@@ -57,8 +62,11 @@ class RunningServer:
         service: TofcService,
         access: Access,
         pool: ThreadPoolExecutor,
+        tracer: Tracer,
     ) -> None:
         self.service = service
+        self._tracer = tracer
+        self.monitoring: MonitoringPort | None = None
         self._access_watch = asyncio.create_task(access.watch(service.end_revoked_sessions), name="access")
         self._listener = listener
         self._grace_s = grace_s
@@ -69,6 +77,39 @@ class RunningServer:
         self._stopping: asyncio.Task[None] | None = None
         self._engine_lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._admission: Admission | None = None
+
+    def open_monitoring(self, metrics: Metrics, port: int) -> None:
+        """Serve metrics and probes from now on. Raises UnavailableError if the port cannot be bound."""
+        self.monitoring = MonitoringPort(
+            host=self.service.settings.metrics_host,
+            port=port,
+            registry=metrics.registry,
+            read=lambda: metrics.read(self._watched()),
+            live=self._not_live,
+            ready=lambda: str(error) if (error := self.service.not_ready) else None,
+        )
+        if not is_loopback(self.service.settings.metrics_host):
+            log.warning(
+                "metrics on %s have neither TLS nor a token; keep this port in a private network",
+                self.monitoring.address,
+            )
+
+    def _watched(self) -> Watched:
+        service, settings = self.service, self.service.settings
+        return Watched(
+            pictures=service.pictures,
+            sessions=service.sessions,
+            sessions_allowed=settings.sessions,
+            ready=service.not_ready is None,
+            engine_up=self._backend is not None and service.engine_lost is None,
+            backend=self._backend,
+            admission=self._admission,
+        )
+
+    def _not_live(self) -> str | None:
+        """Return why this process will never serve again; that it answers shows that its event loop turns."""
+        return "the port was lost" if self._listener.watching.done() and self._stopping is None else None
 
     @property
     def backend(self) -> Backend:
@@ -94,16 +135,17 @@ class RunningServer:
             self._image_decoder = ImageDecodeQueue(
                 encoder=backend.view_encoder, pictures=self.service.pictures, max_pixels=settings.limits.image_pixels
             )
+        places = min(settings.engine_parallel, backend.engine.load().running_allowed)
+        self._admission = Admission(places, settings.engine_queue)
         self.service.open(
             ServerIdentity(version=software_version(), model_id=backend.model_id, codecs=backend.codecs),
             Runtime(
                 backend=backend,
-                admission=Admission(
-                    min(settings.engine_parallel, backend.engine.load().running_allowed), settings.engine_queue
-                ),
+                admission=self._admission,
                 pool=self._pool,
                 picture_timeout_s=settings.picture_timeout_s,
                 image_decoder=self._image_decoder,
+                observer=self.service.observer,
             ),
             settings.limits.for_model(backend.max_views),
         )
@@ -157,6 +199,9 @@ class RunningServer:
             await self._backend.engine.stop()
         for pool in (self._pool, *([self._image_decoder.pool] if self._image_decoder else [])):
             pool.shutdown(wait=False, cancel_futures=True)
+        if self.monitoring is not None:  # last: while the server drains, /readyz says so
+            await asyncio.to_thread(self.monitoring.stop)
+        await asyncio.to_thread(self._tracer.close)
         log.info("stopped")
 
 
@@ -170,7 +215,10 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
     interceptors = [*access.interceptors, BoundedRequests()]
     servicer = health.aio.HealthServicer()
     await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
-    service = TofcService(settings, access.tokens)
+    metrics = Metrics(software_version()) if settings.metrics_port is not None else None
+    tracer = open_tracer("edge-server", wanted=settings.trace, warn=log.warning)
+    observers = [*([metrics] if metrics else []), *([Traces(tracer)] if tracer is not OFF else [])]
+    service = TofcService(settings, access.tokens, Observers(observers) if observers else SILENT)
 
     def make() -> grpc.aio.Server:
         server = channel.make_server(interceptors)
@@ -188,10 +236,13 @@ async def start(settings: ServerSettings, load: Callable[[ServerSettings], Backe
         service=service,
         access=access,
         pool=ThreadPoolExecutor(settings.threads, thread_name_prefix="tofc-worker"),
+        tracer=tracer,
     )
     await listener.start()
     log.info("loading %s", settings.model)
     try:
+        if metrics is not None and settings.metrics_port is not None:
+            running.open_monitoring(metrics, settings.metrics_port)
         await running.serve(await asyncio.to_thread(load or backends.load, settings))
     except BaseException:
         await running.stop(0)

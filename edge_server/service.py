@@ -19,6 +19,7 @@ import grpc.aio
 
 from edge_server.admission import Admission
 from edge_server.handshake import ServerIdentity
+from edge_server.observer import SILENT, Observer
 from edge_server.outbox import READ_TIMEOUT_S, Outbox
 from edge_server.picture_cache import PictureCache
 from edge_server.runtime import Runtime
@@ -37,9 +38,15 @@ log = logging.getLogger(__name__)
 class TofcService(tofc_pb2_grpc.TofcServiceServicer):
     """Handles the calls of one server."""
 
-    def __init__(self, settings: ServerSettings, tokens: Callable[[], Sequence[Token]] | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        tokens: Callable[[], Sequence[Token]] | None = None,
+        observer: Observer = SILENT,
+    ) -> None:
         """`tokens` returns those that are valid now; None: no token is needed."""
         self.settings = settings
+        self.observer = observer
         self._tokens = tokens
         self._tokens_used: dict[ServerSession, Token] = {}
         self._numbers = itertools.count(1)
@@ -91,7 +98,9 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         context: grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionResponse],
     ) -> None:
         """Serve one session."""
-        refusal = self._refused()
+        refusal = self.refusal
+        if refusal is not None:
+            self.observer.error("session", refusal)
         error = refusal or await self._serve(request_iterator, context)
         if refusal is not None:
             with contextlib.suppress(TimeoutError):  # the status of the call carries the same error
@@ -100,36 +109,47 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         if error is not None:
             await abort(context, error)  # gRPC keeps this frame for a while, so it must not refer to the session
 
-    def _refused(self) -> CallError | None:
-        """Return why no session can be opened now; None if one can."""
+    @property
+    def not_ready(self) -> CallError | None:
+        """Why no session can be opened, even if there is a place for one: loading, stopping, or no engine."""
         if self._identity is None or self._runtime is None:
             return self._refusal
-        if self.engine_lost is not None:
-            return self.engine_lost
+        return self.engine_lost
+
+    @property
+    def refusal(self) -> CallError | None:
+        """Why no session can be opened now; None if one can."""
+        if (error := self.not_ready) is not None:
+            return error
         try:
             self._slots.check()
         except LimitError as error:
             return error
         return None
 
+    @property
+    def sessions(self) -> int:
+        """Sessions that are open."""
+        return self._slots.sessions
+
     async def _serve(
         self,
         request_iterator: AsyncIterable[pb.SessionRequest],
         context: grpc.aio.ServicerContext[pb.SessionRequest, pb.SessionResponse],
     ) -> CallError | None:
-        assert self._identity is not None and self._runtime is not None, "`_refused` was asked first"
+        assert self._identity is not None and self._runtime is not None, "`refusal` was asked first"
         token = find_token(self._tokens(), context.invocation_metadata() or ()) if self._tokens else None
         if self._tokens and token is None:  # revoked after the call was accepted
             return _revoked()
         device = self._device(token, context)
         session = ServerSession(
             name=f"session {next(self._numbers)} ({', '.join(filter(None, (device, context.peer())))})",
-            client=device,
+            client=f"device {device}" if device else "",
             identity=self._identity,
             limits=self._limits,
             pictures=self.pictures,
             runtime=self._runtime,
-            outbox=Outbox(context.write),
+            outbox=Outbox(self.observer.counting(context.write)),
             hello_timeout_s=self.settings.hello_timeout_s,
             on_hello=self._slots.enter,
         )

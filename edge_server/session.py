@@ -79,6 +79,7 @@ class ServerSession:
         self._limits = limits
         self._pictures = pictures
         self._runtime = runtime
+        self._observer = runtime.observer
         decoder = runtime.image_decoder
         self._uploads = Uploads(pictures, limits, None if decoder is None else decoder.encoder.rule)
         self._slots = asyncio.Semaphore(limits.views_in_flight)  # one for each view or image file being decoded
@@ -136,10 +137,15 @@ class ServerSession:
             # gRPC reports some lost links as an orderly end, so the two are treated alike.
             self._images.close(keep=error is None)
             self._uploads.close(keep=error is None)
+            duration_s = time.perf_counter() - started
+            self._observer.session(duration_s)
+            if error is not None:
+                self._observer.error("session", error)
+            counts = {"pictures": len(self._uploads), **self._counts, "questions": len(self._asked)}
             log.info(
                 "%s ended after %.1f s: %d pictures, %d views, %d bytes of them, %d questions, %s",
-                *(self._name, time.perf_counter() - started, len(self._uploads), self._counts["views"]),
-                *(self._counts["bytes"], len(self._asked), outcome),
+                *(self._name, duration_s, *counts.values(), outcome),
+                extra={"session": self._name, "duration_s": round(duration_s, 3), **counts, "outcome": outcome},
             )
         return error
 
@@ -219,7 +225,10 @@ class ServerSession:
         yield from (self._cancel(cancel) for cancel in request.cancels)
 
     async def _picture(self, announced: pb.Picture) -> None:
+        known = len(self._uploads)
         picture = self._uploads.announce(announced)
+        if len(self._uploads) > known:
+            self._observer.picture("image" if announced.HasField("image") else "features")
         if picture.complete or announced.want_state:
             await self._outbox.send(picture_state=_picture_state(announced.ref, picture))
 
@@ -228,6 +237,7 @@ class ServerSession:
         self._views.check(index, packet, announced)
         self._counts["views"] += 1
         self._counts["bytes"] += len(packet)
+        self._observer.received("features", len(packet))
         await self._views.take(index, packet, announced, self._codec_id, group)
 
     def _announced(self, ref: int, what: str) -> pb.Picture:
@@ -242,6 +252,7 @@ class ServerSession:
     async def _image_chunk(self, chunk: pb.ImageChunk, group: asyncio.TaskGroup) -> None:
         announced = self._announced(chunk.ref, "an image chunk")
         self._counts["bytes"] += len(chunk.data)
+        self._observer.received("image", len(chunk.data))
         try:
             self._counts["views"] += await self._images.take(chunk, announced, self._slots, group)
         except Exception as error:
@@ -257,6 +268,7 @@ class ServerSession:
         try:
             question = self._accept(ask)
         except CallError as error:
+            self._observer.error("question", error)
             await self._outbox.send(error=to_message(self._runtime.admission.advise(error), ask.request))
             return
         self._questions[question.number] = question
@@ -308,6 +320,7 @@ class ServerSession:
             deadline_ms=ask.deadline_ms,
             conversations=self._conversations,
             client=self._client,
+            traceparent=ask.traceparent,
         )
 
     def _forget(self, question: QuestionJob) -> None:
@@ -324,6 +337,7 @@ class ServerSession:
             )
             if cancel.request == 0:
                 raise unknown
+            self._observer.error("question", unknown)
             await self._outbox.send(error=to_message(unknown, cancel.request))
         elif cancel.request in self._questions:  # else its Done crossed the Cancel
             self._questions[cancel.request].cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge_server.engine_address import engine_urls
 from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.rpc.address import DEFAULT_PORT
@@ -22,6 +23,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 MIB = 1024 * 1024
 DTYPES = ("float32", "bfloat16", "float16")
+ENGINES = ("embedded", "vllm-remote", "vllm")
 IMAGE_BYTES = 8 * MIB  # with `--take-images`: a photograph of good quality
 IMAGE_PIXELS = 25_000_000
 MAX_TURNS = 512  # of a question, earlier ones included; empty ones cost tokens of the prompt too
@@ -84,6 +86,8 @@ class ServerSettings:
     model: Path
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT  # 0: any free one
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # of /metrics, /livez and /readyz; 0: any free one; None: they are not served
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  # clients must show a certificate that it signed
@@ -91,10 +95,17 @@ class ServerSettings:
     feature_codec: str | None = None  # the only codec that is served; None: all of the checkpoint
     device: str = "cpu"
     dtype: str = "float32"
+    trace: bool = False  # send traces, also if OTEL_EXPORTER_OTLP_ENDPOINT is not set
+    engine: str = "embedded"
+    engine_urls: tuple[str, ...] = ()  # of vllm-remote
+    engine_key_file: Path | None = None  # whose first line is their API key
+    engine_dtype: str | None = None  # of vLLM, and of the rows that it is sent; None: the checkpoint's
+    engine_private_network: bool = False  # whether http:// beyond this machine is safe
     limits: SessionLimits = SessionLimits()
     sessions: int = 64
     engine_queue: int = 32  # questions that wait for the engine; beyond it each client may still have one
-    engine_parallel: int = 8  # questions that hold a key-value cache and take turns
+    engine_parallel: int = 32  # questions that are answered at once
+    engine_cache_bytes: int = 4096 * MIB  # of keys and values: of running questions, the rest of earlier prompts
     cache_bytes: int = 512 * MIB  # of decoded pictures
     threads: int = 2  # that decode packets and build prompts
     engine_threads: int | None = None  # of torch on a CPU, for decoder and tower; None: torch's own choice
@@ -105,14 +116,17 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port must be 0 (any free one) to 65535, got {self.port}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise UsageError(f"--metrics-port must be 0 (any free one) to 65535, got {self.metrics_port}")
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        self._check_engine()
         if self.take_images and self.feature_codec not in (None, DEFAULT):
             raise UsageError(
                 f"--feature-codec {self.feature_codec} excludes --take-images, which is for devices of the default "
                 "codec; leave out one of them"
             )
-        for name in ("sessions", "engine_queue", "engine_parallel", "cache_bytes", "threads"):
+        for name in ("sessions", "engine_queue", "engine_parallel", "engine_cache_bytes", "cache_bytes", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, value in (
@@ -121,6 +135,25 @@ class ServerSettings:
         ):
             if not value > 0:  # also refuses NaN
                 raise UsageError(f"{name} must be more than 0 seconds, got {value}")
+
+    def _check_engine(self) -> None:
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if self.engine_dtype not in (None, *DTYPES):
+            raise UsageError(f"--engine-dtype must be one of {', '.join(DTYPES)}, got {self.engine_dtype!r}")
+        if self.engine == "vllm-remote" and not self.engine_urls:
+            raise UsageError("--engine vllm-remote needs --engine-url http://HOST:PORT of a vLLM or vllm-router")
+        if self.engine != "vllm-remote":
+            for option, given in (("--engine-url", self.engine_urls), ("--engine-key-file", self.engine_key_file)):
+                if given:
+                    raise UsageError(f"{option} is for --engine vllm-remote, but the engine is {self.engine}")
+        urls = engine_urls(self.engine_urls, private_network=self.engine_private_network)
+        object.__setattr__(self, "engine_urls", urls)
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether this process computes with torch: the decoder, or the tower for image files."""
+        return self.engine != "vllm-remote" or self.take_images
 
     @property
     def take_images(self) -> bool:

@@ -77,6 +77,8 @@ class Uploads:
         except CallError:
             self.release(pictures)
             raise
+        for picture in pictures:
+            self._pictures.count_use(picture)
         return pictures, evicted
 
     def release(self, pictures: list[HeldPicture]) -> None:

@@ -87,6 +87,7 @@ class ViewUploads:
                 try:
                     rows, decode_ms = await asyncio.get_running_loop().run_in_executor(self._runtime.pool, decoding)
                     self._pictures.put(picture, index, rows, decode_ms)
+                    self._runtime.observer.view(decode_ms / 1e3)
                 except Exception as error:
                     limit = memory_limit_error(error, f"view {index} of ref {announced.ref} of {self._name}")
                     if limit is None:

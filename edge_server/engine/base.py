@@ -148,6 +148,18 @@ def sample_params(sampling: SamplingParams, samples: int) -> list[SamplingParams
     return [replace(sampling, seed=(sampling.seed + i) % 2**64) for i in range(samples)]
 
 
+def answer_limit(prompt: Prompt, sampling: SamplingParams, max_positions: int) -> int:
+    """Return how many tokens an answer may have. Raises InvalidRequestError (PROMPT_TOO_LONG) if none fits."""
+    left = max_positions - len(prompt.embeds)
+    if left < 1:
+        raise InvalidRequestError(
+            f"a prompt must have at most {max_positions - 1} rows to leave room for an answer, got "
+            f"{len(prompt.embeds)}; ask about fewer pictures, or shorten the conversation",
+            reason="PROMPT_TOO_LONG",
+        )
+    return min(sampling.max_tokens, left)
+
+
 #: is called with the reason when an engine can no longer answer, and with None when it can again
 HealthCallback = Callable[[UnavailableError | None], None]
 

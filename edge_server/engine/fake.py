@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt
+from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt, answer_limit
 from edge_server.engine.sampling import SamplingParams
 from tofc.errors import LimitError, UnavailableError
 
@@ -55,13 +55,19 @@ class FakeEngine(Engine):
     def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
         if self._dead is not None:
             raise self._dead
-        if len(self._tasks) + samples > self._queue:
+        most = answer_limit(prompt, sampling, self.max_positions)
+        if self.stopped:
+            raise _stopping()
+        if self._active() + samples > self._queue:
             raise LimitError(f"{self._queue} questions are waiting already; ask again later", reason="ENGINE_BUSY")
         self.prompts.append(prompt)
-        return [self._start(prompt, sampling) for _ in range(samples)]
+        return [self._start(prompt, most) for _ in range(samples)]
 
     def load(self) -> EngineLoad:
-        return EngineLoad(running=len(self._tasks), running_allowed=self._queue, waiting=0, waiting_allowed=0)
+        return EngineLoad(running=self._active(), running_allowed=self._queue, waiting=0, waiting_allowed=0)
+
+    def _active(self) -> int:
+        return sum(not one.cancelled for one in self._generations)
 
     def watch(self, on_health: HealthCallback) -> None:
         self._on_health.append(on_health)
@@ -82,9 +88,9 @@ class FakeEngine(Engine):
         for tell in self._on_health:
             tell(None)
 
-    def _start(self, prompt: Prompt, sampling: SamplingParams) -> Generation:
+    def _start(self, prompt: Prompt, most: int) -> Generation:
         generation = Generation(on_close=lambda: stop())
-        task = asyncio.get_running_loop().create_task(self._run(generation, prompt, sampling))
+        task = asyncio.get_running_loop().create_task(self._run(generation, prompt, most))
 
         def stop() -> None:
             task.cancel()
@@ -99,21 +105,23 @@ class FakeEngine(Engine):
 
     async def stop(self) -> None:
         self.stopped = True
+        for generation in list(self._generations):
+            generation.fail(_stopping())
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, generation: Generation, prompt: Prompt, sampling: SamplingParams) -> None:
+    async def _run(self, generation: Generation, prompt: Prompt, most: int) -> None:
         generation.begin()
         tokens = self._answer(prompt)
         generation.prefilled()
-        for token in tokens[: sampling.max_tokens]:
+        for token in tokens[:most]:
             if self._gate is not None:
                 await self._gate.wait()
             self.steps += 1
             generation.put(token)
             await asyncio.sleep(self._step_s)  # lets other answers make a step
-        generation.end(Finish.STOP if len(tokens) <= sampling.max_tokens else Finish.LENGTH)
+        generation.end(Finish.STOP if len(tokens) <= most else Finish.LENGTH)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -121,3 +129,7 @@ class FakeEngine(Engine):
         if not self._tasks:
             self.busy.clear()
             self.idle.set()
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("the server is stopping; try again later", reason="STOPPING")

@@ -1,12 +1,13 @@
-"""The engine in this process: Qwen3 of transformers, one worker thread, round robin over the running answers.
+"""The engine in this process: one worker thread that runs transformers' Qwen3 for all answers, a step at a time.
 
-    submit ─→ waiting ─ schedule ─→ running ─ step each: prefill, then decode_one ─ sampler ─→ Generation
+    submit_samples ─→ waiting ─ in turns among clients ─→ running ─ step ─→ sampler of each ─→ Generation
+                                                             └ last tokens, and prompt rows that are still unread
 
-Promises that an answer depends on its prompt and its sampling only, never on what else runs: the running answers take
-one step each in turn, instead of being computed as one batch. A batch would be faster on a GPU, but its matrix products
-have other shapes and sum in another order, which now and then rounds a close decision to another token; the same
-question would then get another answer on a busy server. Leaves higher throughput to other engines, and text to
-`detokenizer`.
+Promises that an answer depends on its prompt and its sampling only, never on what else runs. Where a packed forward has
+the same bits alone and in company (`probe`), a step computes all answers in one; elsewhere one after another, because
+rounding would now and then turn a close decision into another token. Samples share their prompt's keys and values, a
+client's next prompt starts from those of its earlier ones (`prefix_cache`), and all of them together stay within
+`cache_bytes`. Leaves large models and many users to other engines, and text to `detokenizer`.
 """
 
 from __future__ import annotations
@@ -15,53 +16,120 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
-from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt, sample_params
-from edge_server.engine.qwen3 import CACHE
+from edge_server.engine.base import (
+    Engine,
+    EngineLoad,
+    Finish,
+    Generation,
+    HealthCallback,
+    Prompt,
+    answer_limit,
+    sample_params,
+)
+from edge_server.engine.kv_cache import KeyValueCache
+from edge_server.engine.packed_decoder import STEP_ROWS, PackedDecoder, Segment
+from edge_server.engine.prefix_cache import PrefixCache, block_keys
 from edge_server.engine.sampling import Sampler, SamplingParams
+from edge_server.engine.schedule import in_turns, share_rows
 from edge_server.memory_errors import memory_limit_error
 from tofc.errors import LimitError, UnavailableError
+from tofc.out_of_memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
+GIB = 1024**3
+
 
 @dataclass(eq=False, kw_only=True)
-class _Request:
+class _Question:
+    """A prompt, which is read once for all of its samples."""
+
+    prompt: Prompt
+    length: int  # rows of the prompt
+    unfinished: int  # samples
+    keys: Sequence[bytes] = ()  # of its blocks, see `prefix_cache`
+    rows: Tensor | None = None  # [T, H] while it is read
+    cache: KeyValueCache | None = None  # from its first sample's start on
+    logits: Tensor | None = None  # [V] after its last row
+
+    @property
+    def unread(self) -> int:
+        """Rows that are still to be read."""
+        return self.length - self.cache.length if self.cache is not None and self.rows is not None else 0
+
+
+@dataclass(eq=False, kw_only=True)
+class _Answer:
+    """One sample of a question."""
+
+    question: _Question
     generation: Generation
-    prompt: Prompt | None  # None once it has been read
     sampler: Sampler
     tokens_left: int  # how many more may be generated
+    shares: bool  # whether its question has several samples
     token: int = -1  # the last one generated
-    cache: Any = None
+    cache: KeyValueCache | None = None  # from its first token on
+
+    @property
+    def client(self) -> str:
+        return self.question.prompt.client
+
+    @property
+    def active(self) -> bool:
+        """Whether somebody waits for it and it has not ended."""
+        return not self.generation.cancelled and self.generation.finish is None
+
+
+class _Work(NamedTuple):
+    """Rows that a step computes, and whose they are: a prompt's, or the last token of an answer."""
+
+    owner: _Question | _Answer
+    segment: Segment
 
 
 class TransformersEngine(Engine):
     """Runs a `Qwen3ForCausalLM`.
 
-    `stop_tokens` end an answer; at most `parallel` requests hold a key-value cache, and `queue` more wait.
+    `stop_tokens` end an answer; at most `parallel` answers run and `queue` more wait. `packed` must be what
+    `probe.is_exact` says. An answer starts when its prompt and all tokens it may get fit into `cache_bytes` beside
+    those of the running ones; if none runs, it starts in any case.
     """
 
     name = "transformers"
+    keeps_prompts = True
     recovers = False
 
     def __init__(
-        self, model: Qwen3ForCausalLM, stop_tokens: Collection[int], *, parallel: int = 8, queue: int = 32
+        self,
+        model: Qwen3ForCausalLM,
+        stop_tokens: Collection[int],
+        *,
+        parallel: int = 32,
+        queue: int = 32,
+        cache_bytes: int = 4 * GIB,
+        packed: bool = False,
     ) -> None:
-        self._model: Any = model  # Any: transformers leaves its calls untyped
-        self._model.eval()
-        self.max_positions = int(self._model.config.max_position_embeddings)
+        self.steps = 0  # computed so far
+        self._decoder = PackedDecoder(model, packed=packed)
+        self.max_positions = self._decoder.max_positions
         self._stop_tokens = frozenset(stop_tokens)
         self._parallel = parallel
         self._queue = queue
-        self._waiting: deque[_Request] = deque()
-        self._running: list[_Request] = []
+        self._cache_bytes = cache_bytes
+        self._cache_bytes_used = 0
+        self._kept = PrefixCache(self._decoder.block)
+        self._starts = 0
+        self._last_start: dict[str, int] = {}  # of each client that has answers: which start it was
+        self._waiting: deque[_Answer] = deque()
+        self._running: list[_Answer] = []
         self._stopping = False
         self._dead: UnavailableError | None = None
         self._on_health: list[tuple[asyncio.AbstractEventLoop, HealthCallback]] = []
@@ -70,10 +138,15 @@ class TransformersEngine(Engine):
         self._thread.start()
 
     def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
-        tokens_left = min(sampling.max_tokens, self.max_positions - len(prompt.embeds))
-        requests = [
-            _Request(
-                generation=Generation(on_close=self._wake), prompt=prompt, sampler=Sampler(one), tokens_left=tokens_left
+        tokens_left = answer_limit(prompt, sampling, self.max_positions)
+        question = _Question(prompt=prompt, length=len(prompt.embeds), unfinished=samples)
+        answers = [
+            _Answer(
+                question=question,
+                generation=Generation(on_close=self._wake),
+                sampler=Sampler(one),
+                tokens_left=tokens_left,
+                shares=samples > 1,
             )
             for one in sample_params(sampling, samples)
         ]
@@ -82,33 +155,30 @@ class TransformersEngine(Engine):
                 raise self._dead
             if self._stopping:
                 raise UnavailableError("the server is stopping; try again later", reason="STOPPING")
-            taken = len(self._active([*self._running, *self._waiting]))
+            taken = _count_active([*self._running, *self._waiting])
             if taken + samples > self._queue + self._parallel:
                 raise LimitError(
                     f"{taken} questions are running or waiting, which is as many as this server takes; ask again in a "
                     "few seconds",
                     reason="ENGINE_BUSY",
                 )
-            self._waiting.extend(requests)
+            self._waiting.extend(answers)
             self._changed.notify()
-        return [request.generation for request in requests]
+        return [answer.generation for answer in answers]
 
     def load(self) -> EngineLoad:
         with self._changed:
             return EngineLoad(
-                running=len(self._active(self._running)),
+                running=_count_active(self._running),
                 running_allowed=self._parallel,
-                waiting=len(self._active(self._waiting)),
+                waiting=_count_active(self._waiting),
                 waiting_allowed=self._queue,
+                cache_bytes=self._cache_bytes_used,
+                cache_bytes_allowed=self._cache_bytes,
             )
 
     def watch(self, on_health: HealthCallback) -> None:
         self._on_health.append((asyncio.get_running_loop(), on_health))
-
-    @staticmethod
-    def _active(requests: Iterable[_Request]) -> list[_Request]:
-        """Return those that are neither cancelled nor ended; the others are removed before the next step."""
-        return [one for one in requests if not one.generation.cancelled and one.generation.finish is None]
 
     async def stop(self) -> None:
         """End the worker after its current step; unfinished answers fail with UnavailableError."""
@@ -127,83 +197,196 @@ class TransformersEngine(Engine):
         error = UnavailableError("the server is stopping; try again later", reason="STOPPING")
         try:
             while self._wait_for_work():
-                self._schedule()
-        except Exception:  # a defect of the engine itself: a failed step ends its own answer only
+                self._step()
+        except Exception:  # a defect of the engine itself: a failed step ends its own answers only
             log.exception("the engine's thread failed")
             error = UnavailableError("the server's model has failed; try another server", reason="ENGINE_LOST")
         with self._changed:
             if not self._stopping:
                 self._dead = error
-            for request in [*self._running, *self._waiting]:
-                request.generation.fail(error)
+            for answer in [*self._running, *self._waiting]:
+                answer.generation.fail(error)
             self._running.clear()
             self._waiting.clear()
         for loop, tell in self._on_health if self._dead is not None else ():
             loop.call_soon_threadsafe(tell, self._dead)
 
-    def _schedule(self) -> None:
-        """Make one step for every running answer.
-
-        A function of its own, so that no local variable keeps a request and its cache while the worker waits.
-        """
-        for request in list(self._running):
-            if self._stopping:
-                break
-            if request.generation.cancelled or self._step(request):
-                self._running.remove(request)
-
     def _wait_for_work(self) -> bool:
-        """Start waiting requests while fewer than `parallel` run; block if there is nothing to do. False: stop."""
+        """Remove cancelled answers and start waiting ones; block if there is nothing to do. False: stop."""
         with self._changed:
             while not self._stopping:
-                self._waiting = deque(one for one in self._waiting if not one.generation.cancelled)
-                while self._waiting and len(self._running) < self._parallel:
-                    self._running.append(self._waiting.popleft())
+                for answer in [one for one in self._running if one.generation.cancelled]:
+                    self._remove(answer)
+                self._waiting = deque(one for one in self._waiting if not self._gave_up(one))
+                self._start_waiting()
+                self._cache_bytes_used = self._count_bytes()
                 if self._running:
                     return True
                 self._changed.wait()
         return False
 
-    def _step(self, request: _Request) -> bool:
-        """Generate one token of one request; true when it was the last."""
-        generation = request.generation
+    def _gave_up(self, waiting: _Answer) -> bool:
+        if waiting.generation.cancelled:
+            self._leave(waiting.question)
+        return waiting.generation.cancelled
+
+    def _start_waiting(self) -> None:
+        if not self._waiting:
+            return
+        running = set(self._running)
+        present = {one.client for one in [*self._running, *self._waiting]}
+        self._last_start = {client: when for client, when in self._last_start.items() if client in present}
+        for answer in in_turns([*self._running, *self._waiting], lambda one: one.client, self._last_start):
+            if answer in running:
+                continue
+            if len(self._running) >= self._parallel or not self._make_room(answer):
+                return
+            self._waiting.remove(answer)
+            self._running.append(answer)
+            self._starts += 1
+            self._last_start[answer.client] = self._starts
+            self._start(answer)
+
+    def _make_room(self, answer: _Answer) -> bool:
+        """Drop kept rows until everything that this answer and the running ones may need fits; false if it cannot."""
+        questions = {one.question: one.question.length for one in [*self._running, answer]}
+        rows = sum(questions.values()) + sum(one.tokens_left for one in [*self._running, answer])
+        free = self._cache_bytes - rows * self._decoder.shape.row_bytes
+        if free < 0 and self._running:
+            return False
+        self._kept.shrink(max(free, 0))
+        return True
+
+    def _start(self, answer: _Answer) -> None:
+        answer.generation.begin()
+        question = answer.question
+        if question.cache is None:
+            question.keys = block_keys(question.prompt, self._decoder.block)
+            found = self._kept.find(question.keys, question.length - 1)  # the last row's logits are needed
+            question.cache = found[0].copy(found[1]) if found else KeyValueCache(self._decoder.shape)
+            question.rows = torch.from_numpy(question.prompt.embeds)
+
+    def _step(self) -> None:
+        """Compute one step for all running answers, and hand over their tokens.
+
+        A function of its own, so that no local variable keeps a question and its cache while the worker waits.
+        """
+        for answer in [one for one in self._running if one.cache is None and one.question.logits is not None]:
+            self._first_token(answer)  # it started after its prompt had been read for another sample
+        plan = self._plan()
+        self.steps += bool(plan)
+        for batch in [plan] if self._decoder.packed else [[one] for one in plan]:
+            if self._stopping:
+                return
+            for (owner, segment), outcome in zip(batch, self._run(batch), strict=True):
+                if isinstance(outcome, Exception):
+                    self._fail(owner, outcome)
+                elif isinstance(owner, _Answer):
+                    self._take(owner, outcome)
+                elif segment.cache.length == owner.length:
+                    self._has_read(owner, outcome)
+
+    def _plan(self) -> list[_Work]:
+        """Return the last token of every answer that has one, and the prompt rows whose turn it is."""
+        plan = []
+        for answer in self._running:
+            if answer.cache is not None:
+                plan.append(_Work(answer, Segment(cache=answer.cache, rows=answer.token)))
+        questions = in_turns({one.question: None for one in self._running}, lambda one: one.prompt.client)
+        unread = [one for one in questions if one.unread]
+        shares = share_rows([one.unread for one in unread], budget=STEP_ROWS, block=self._decoder.block)
+        for question, count in zip(unread, shares, strict=True):
+            if count:
+                assert question.cache is not None and question.rows is not None
+                begin = question.cache.length
+                rows = question.rows[begin : begin + count]
+                plan.append(_Work(question, Segment(cache=question.cache, rows=rows)))
+        return plan
+
+    def _run(self, batch: Sequence[_Work]) -> Sequence[Tensor | Exception]:
+        """Run a batch; if that fails, each segment alone, so that only those fail whose fault it is."""
+        segments = [one.segment for one in batch]
         try:
-            with torch.inference_mode():
-                logits = self._prefill(request) if request.prompt is not None else self._decode_one(request)
-                token = request.sampler.sample(logits)
+            return self._decoder.run(segments) if segments else ()
         except Exception as error:
-            limit = memory_limit_error(error, "another token of a question", reason="ENGINE_MEMORY")
-            if limit is None:
-                log.exception("a step failed")
-            generation.fail(limit or error)
-            return True
+            if out_of_memory(error):
+                self._kept.shrink(0)
+        outcomes: list[Tensor | Exception] = []
+        for segment in segments:
+            try:
+                outcomes += self._decoder.run([segment])
+            except Exception as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _has_read(self, question: _Question, logits: Tensor) -> None:
+        assert question.cache is not None
+        question.rows = None
+        question.logits = logits
+        self._kept.add(question.keys, question.cache)
+        for answer in [one for one in self._running if one.question is question]:
+            self._first_token(answer)
+
+    def _first_token(self, answer: _Answer) -> None:
+        question = answer.question
+        assert question.cache is not None and question.logits is not None
+        answer.cache = question.cache.fork() if answer.shares else question.cache
+        answer.generation.prefilled()
+        self._take(answer, question.logits)
+
+    def _take(self, answer: _Answer, logits: Tensor) -> None:
+        """Sample a token from logits [V]."""
+        try:
+            token = answer.sampler.sample(logits)
+        except Exception as error:
+            self._fail(answer, error)
+            return
+        finish: Finish | None = None
         if token in self._stop_tokens:
-            generation.end(Finish.STOP)
-            return True
-        generation.put(token)
-        request.token = token
-        request.tokens_left -= 1
-        if request.tokens_left == 0:
-            generation.end(Finish.LENGTH)
-        return request.tokens_left == 0
+            finish = Finish.STOP
+        else:
+            answer.generation.put(token)
+            answer.token = token
+            answer.tokens_left -= 1
+            if answer.tokens_left == 0:
+                finish = Finish.LENGTH
+        if finish is not None:
+            answer.generation.end(finish)
+            self._remove(answer)
 
-    def _prefill(self, request: _Request) -> Tensor:
-        """Read the prompt [T, H] → logits [V] of the first token."""
-        assert request.prompt is not None
-        request.generation.begin()
-        request.cache = DynamicCache(config=self._model.config)
-        embeds = torch.from_numpy(request.prompt.embeds).to(self._model.device, self._model.dtype)[None]  # [1, T, H]
-        request.prompt = None
-        logits = self._forward(request.cache, inputs_embeds=embeds)
-        request.generation.prefilled()
-        return logits
+    def _fail(self, owner: _Question | _Answer, error: Exception) -> None:
+        limit = memory_limit_error(error, "another token of a question", reason="ENGINE_MEMORY")
+        if limit is None:
+            log.error("a step failed", exc_info=error)
+        with self._changed:
+            if isinstance(owner, _Question):  # its waiting samples would fail in the same way
+                waiting = [one for one in self._waiting if one.question is owner]
+                self._waiting = deque(one for one in self._waiting if one.question is not owner)
+                failed = [*(one for one in self._running if one.question is owner), *waiting]
+            else:
+                failed = [owner]
+        for answer in failed:
+            answer.generation.fail(limit or error)
+            self._remove(answer)
 
-    def _decode_one(self, request: _Request) -> Tensor:
-        """Read the last token → logits [V] of the next one."""
-        ids = torch.tensor([[request.token]], device=self._model.device)  # [1, 1]
-        return self._forward(request.cache, input_ids=ids)
+    def _remove(self, answer: _Answer) -> None:
+        """Forget an answer that has ended, and its question with the last one."""
+        if answer in self._running:
+            self._running.remove(answer)
+        answer.cache = None
+        self._leave(answer.question)
 
-    def _forward(self, cache: DynamicCache, **inputs: Tensor) -> Tensor:
-        output = self._model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
-        logits: Tensor = output.logits[0, -1].float().cpu()  # [V]; waits for a GPU, so that measured times are right
-        return logits
+    def _leave(self, question: _Question) -> None:
+        question.unfinished -= 1
+        if question.unfinished == 0 and question.cache is not None:
+            self._kept.release(question.cache)
+            question.cache = question.rows = question.logits = None
+
+    def _count_bytes(self) -> int:
+        caches = {one.question.cache for one in self._running} | {one.cache for one in self._running}
+        return sum(cache.nbytes for cache in caches if cache is not None) + self._kept.idle_bytes
+
+
+def _count_active(answers: Iterable[_Answer]) -> int:
+    """Count those that are neither cancelled nor ended; the others are removed before the next step."""
+    return sum(answer.active for answer in answers)

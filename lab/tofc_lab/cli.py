@@ -40,6 +40,7 @@ class Lab(Commands):
 app = Program(
     "tofc-lab",
     cls=Lab,
+    context_settings={"auto_envvar_prefix": "TOFC_LAB"},  # --out of train-codec is TOFC_LAB_TRAIN_CODEC_OUT too
     help="Split and verify checkpoints, train a codec for one, train nano, and measure.\n\n"
     "For a checkpoint of your own: verify → train-codec → split. For nano: assets → nano → evaluate → tables.",
     epilog=EXIT_CODES,

@@ -35,7 +35,7 @@ def test_the_options_and_their_variables_stay() -> None:
     packets = "feature-codec preset features budget-bytes dtype threads"
     others = (
         "server wait token-file tls tls-ca tls-cert tls-key mode codec quality scale max-tokens temperature top-p "
-        "top-k seed timeout show-thinking json"
+        "top-k seed timeout show-thinking json trace"
     )
     shared |= {f"--{name}": f"TOFC_DEVICE_{name.upper().replace('-', '_')}" for name in packets.split()}
     assert names("inspect") == {**shared, "--out": "TOFC_DEVICE_INSPECT_OUT"}
@@ -54,7 +54,7 @@ def test_defaults_stay() -> None:
         "mode": "features",
         "max_tokens": 0,
         "timeout_s": 300.0,
-        **dict.fromkeys(("as_json", "show_thinking", "tls"), False),
+        **dict.fromkeys(("as_json", "show_thinking", "tls", "trace"), False),
     }
 
 

@@ -37,7 +37,7 @@ class Job:
     views: dict[str, int]  # name of an array [N, D] in views.npz → n
 
     def save(self, folder: Path, arrays: dict[str, NDArray[np.float32]]) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "job.json").write_text(json.dumps(vars(self)))
         np.savez(folder / "views.npz", **{name: arrays[name] for name in self.views})
 
@@ -49,10 +49,10 @@ class Job:
         }
 
 
-def jobs(folder: Path) -> dict[str, Job]:
-    """Return the jobs of a folder, by the names of their folders."""
-    paths = sorted(folder.glob("*/job.json"))
-    return {path.parent.name: Job(**json.loads(path.read_text())) for path in paths}
+def run_jobs(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """Do the jobs in a folder and the folders in it; return their results by the names of the jobs' own folders."""
+    paths = sorted(folder.glob("**/job.json"))
+    return {path.parent.name: Job(**json.loads(path.read_text())).run(path.parent) for path in paths}
 
 
 def digest(codec: Codec, packet: bytes) -> str:
@@ -125,7 +125,7 @@ def tower_packets(dtypes: list[str], device: str = "cpu") -> dict[str, dict[str,
 def main(folder: str, *dtypes: str) -> None:
     report = {
         "tower_packets": tower_packets(list(dtypes)),
-        "jobs": {name: job.run(Path(folder, name)) for name, job in jobs(Path(folder)).items()},
+        "jobs": run_jobs(Path(folder)),
     }
     report["settings"] = settings()
     if dtypes:

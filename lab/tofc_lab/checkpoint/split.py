@@ -2,10 +2,11 @@
 
     model-*.safetensors ─ names, shapes, types checked ─ hashed ─┬─ vision_model.* ──────────── device/
     config, tokenizer, codecs                                    └─ vit_large_projector, rest ─ server/
+    rest ─ what it says after a few texts ───────────────────────── server/probe.json
 
-Promises that weights are streamed: only a few megabytes are in memory, whatever the model's size; that a half appears
-complete or not at all; and that an interrupted split resumes with the next file. Leaves opening the halves to
-`tofc.model.checkpoint`.
+Promises that weights are streamed: a few megabytes are in memory, or one layer while the identity probe is computed,
+whatever the model's size; that a half appears complete or not at all; and that an interrupted split resumes with the
+next file. Leaves opening the halves to `tofc.model.checkpoint`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from tofc.codec.files import load_weights
 from tofc.errors import CheckpointError, UsageError
-from tofc.model import tensor_files
+from tofc.model import identity_probe, tensor_files
 from tofc.model.checkpoint import FORMAT, Checkpoint, Side, model_hash
 from tofc.model.config import SplitConfig, read_json
 from tofc.model.feature_codecs import (
@@ -115,8 +116,8 @@ def split(
     for side in SIDES:
         if side in missing:
             _write_half(whole, folders, out, side, record, shard_bytes, progress)
-        elif read_json(out / side / "split.json") != {**record, "side": side}:
-            _put_codecs(folders, out / side, side, record)
+        elif read_json(out / side / "split.json") != {**record, "side": side} or _lacks_probe(out / side, side):
+            _put_codecs(whole, folders, out / side, side, record)
     (out / ".split.json").unlink()
     return Halves(device=out / "device", server=out / "server", model_id=model_id, codec_id=codec_id, codecs=others)
 
@@ -192,13 +193,26 @@ def _write_half(
         for name in TOKENIZER_FILES:
             if (whole.path / name).exists():
                 shutil.copyfile(whole.path / name, partial / name)
-    _put_codecs(codecs, partial, side, record)
+    _put_codecs(whole, codecs, partial, side, record)
     Checkpoint.open(partial, side)
     partial.rename(out / side)
 
 
-def _put_codecs(codecs: Mapping[str, Path], half: Path, side: Side, record: Mapping[str, Any]) -> None:
-    """Write the codecs, split.json and the sums of small files. A half where this was interrupted cannot be opened."""
+def _lacks_probe(half: Path, side: Side) -> bool:
+    return side == "server" and not (half / identity_probe.FILE).exists()  # split by an earlier version
+
+
+def _put_codecs(
+    whole: Checkpoint, codecs: Mapping[str, Path], half: Path, side: Side, record: Mapping[str, Any]
+) -> None:
+    """Write the codecs, the server's identity probe, split.json and the sums of small files.
+
+    A half where this was interrupted cannot be opened.
+    """
+    if _lacks_probe(half, side):
+        from tofc_lab.checkpoint.probe import probe_of  # imports torch
+
+        probe_of(whole, record["model_id"]).write(half)
     shutil.rmtree(half / FOLDER, ignore_errors=True)
     for name, folder in codecs.items():
         target = half if name == DEFAULT else half / FOLDER / name

@@ -44,6 +44,21 @@ def split(
     say(f"model {halves.model_id} codec {', '.join(codecs)}")
 
 
+@app.command(rich_help_panel=PANEL)
+def probe(
+    model: Annotated[Path, typer.Argument(help="Folder of a whole checkpoint, or of its server half.")],
+) -> None:
+    """Write probe.json, by which a server recognises its model in an engine elsewhere; `split` writes it too."""
+    from tofc.model.checkpoint import Checkpoint
+    from tofc.model.identity_probe import FILE
+    from tofc_lab.checkpoint.probe import compute_probe
+
+    whole = (model / "config.json").exists() and not (model / "split.json").exists()
+    checkpoint = Checkpoint.open(model, None if whole else "server")
+    compute_probe(checkpoint, checkpoint.model_id).write(checkpoint.path)
+    say(f"written: {checkpoint.path / FILE}, of the model {checkpoint.model_id}")
+
+
 def _named_codec(argument: str) -> tuple[str, Path]:
     """Split [NAME=]FOLDER. A folder that would be taken for that is written as ./NAME=FOLDER.
 

@@ -26,6 +26,7 @@ from tofc.client.local import LocalServer
 from tofc.client.options import Asking, errors_name_keywords
 from tofc.client.source import PictureSource, read_source
 from tofc.errors import CallError, UsageError
+from tofc.tracing import OFF, open_tracer
 
 
 class Connection:
@@ -50,6 +51,7 @@ class Connection:
         self._opening = asyncio.Lock()
         self._session: Session | None = None
         self._local: LocalServer | None = None
+        self._tracer = OFF
 
     def encoder(self) -> Encoder:
         """Return the encoder, opened from the model's configuration; no weights are read. Any thread may call it."""
@@ -117,6 +119,7 @@ class Connection:
             finally:
                 if local is not None:
                     await local.stop()
+                await asyncio.to_thread(self._tracer.close)
 
     async def _opened(self) -> Session:
         self._check_open()
@@ -132,7 +135,8 @@ class Connection:
                 if not targets:
                     self._local = self._local or await self._start_local()
                     targets = (self._local.target,)
-                self._session = Session(targets, encoder, wait_s=self._wait_s)
+                self._tracer = open_tracer("tofc")
+                self._session = Session(targets, encoder, wait_s=self._wait_s, tracer=self._tracer)
             return self._session
 
     def _check_open(self) -> None:

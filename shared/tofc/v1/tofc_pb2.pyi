@@ -208,7 +208,7 @@ class ViewAck(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request", "without_pictures")
+    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request", "without_pictures", "traceparent")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +218,7 @@ class Ask(_message.Message):
     THINKING_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_REQUEST_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request: int
     refs: _containers.RepeatedScalarFieldContainer[int]
     question: str
@@ -227,7 +228,8 @@ class Ask(_message.Message):
     thinking: bool
     previous_request: int
     without_pictures: bool
-    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ..., without_pictures: bool = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ..., without_pictures: bool = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "text")

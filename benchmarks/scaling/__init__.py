@@ -1,0 +1,1 @@
+"""From measured pieces to many devices: arithmetic, and a simulation of where a cluster saturates (docs/scaling.md)."""

@@ -1,0 +1,106 @@
+"""The keys and values of one prompt or answer, all layers in one tensor that grows.
+
+    prompt's cache  [layers, 2, kv heads, rows, D] ←─ fork ─ sample's cache: its own rows, after those of the prompt
+                                                    └ fork ─ sample's cache
+
+Promises that a failed step leaves a cache as it was: `write` does not count rows, `advance` does, after all layers.
+Leaves to `prefix_cache` which caches are kept, and to `schedule` how much memory they may take together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GROWTH = 64  # rows: the least by which a cache grows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheShape:
+    """What the caches of one model have in common."""
+
+    layers: int
+    heads: int  # of keys and values
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype, device: torch.device) -> CacheShape:
+        """Return the shape for the configuration of a Qwen3."""
+        return cls(
+            layers=config.num_hidden_layers,
+            heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            dtype=dtype,
+            device=device,
+        )
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's keys and values in all layers."""
+        return self.layers * 2 * self.heads * self.head_dim * self.dtype.itemsize
+
+    def empty(self, rows: int) -> Tensor:
+        """Allocate [layers, 2, kv heads, rows, D]."""
+        return torch.empty(self.layers, 2, self.heads, rows, self.head_dim, dtype=self.dtype, device=self.device)
+
+
+class KeyValueCache:
+    """Holds the keys and values of rows 0 … `length` - 1; a fork shares those of the cache it was made from."""
+
+    def __init__(self, shape: CacheShape, *, shared: KeyValueCache | None = None) -> None:
+        self._shape = shape
+        self._shared = shared
+        self._before: int = shared.length if shared is not None else 0  # shared rows, which nobody changes any more
+        self._own = shape.empty(0)  # [layers, 2, kv heads, capacity, D]
+        self.length: int = self._before
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that are its own, and of the room for more."""
+        return self._own.shape[3] * self._shape.row_bytes
+
+    def fork(self) -> KeyValueCache:
+        """Return a cache that continues after these rows without copying them; nothing may be added to this one."""
+        return KeyValueCache(self._shape, shared=self)
+
+    def copy(self, rows: int) -> KeyValueCache:
+        """Return a cache with a copy of the first `rows` rows."""
+        made = KeyValueCache(self._shape)
+        made._own = torch.cat([self.read(layer, rows)[None] for layer in range(self._shape.layers)])
+        made.length = rows
+        return made
+
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` more rows."""
+        used = self.length - self._before
+        capacity = self._own.shape[3]
+        if used + rows > capacity:
+            grown = self._shape.empty(max(used + rows, capacity + max(GROWTH, capacity // 2)))
+            grown[:, :, :, :used] = self._own[:, :, :, :used]
+            self._own = grown
+
+    def shrink(self, rows: int) -> None:
+        """Forget what comes after the first `rows` rows, and the room for more."""
+        self._own = self._own[:, :, :, : rows - self._before].clone()
+        self.length = rows
+
+    def write(self, layer: int, rows: Tensor) -> None:
+        """Store keys and values [2, kv heads, n, D] of one layer after the rows that are counted already."""
+        used = self.length - self._before
+        self._own[layer, :, :, used : used + rows.shape[2]] = rows
+
+    def advance(self, rows: int) -> None:
+        """Count rows that were written in all layers."""
+        self.length += rows
+
+    def read(self, layer: int, rows: int) -> Tensor:
+        """Return keys and values [2, kv heads, rows, D] of one layer, also of rows that are not counted yet."""
+        own = self._own[layer, :, :, : rows - self._before]
+        if self._shared is None:
+            return own
+        return torch.cat([self._shared.read(layer, self._before), own], dim=2)

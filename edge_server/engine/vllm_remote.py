@@ -1,0 +1,252 @@
+"""vLLM in other processes or on other machines, asked over HTTP with rows instead of tokens.
+
+    submit ─→ choose an engine ─→ POST /v1/completions, streamed ─→ Generation
+                    ↑ it broke off: ask for the rest at another one, after the rows of the tokens already said
+
+Promises that every token is said once, whatever happens to engines; that closing an answer closes its connection, which
+frees the engine; and that no message to a device contains an engine's address. Leaves batching, caches and the order of
+requests to vLLM, and which engines are usable to `endpoints`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import httpx2
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt
+from edge_server.engine.completion_request import PATH, CompletionFormat, cache_salt, session_id
+from edge_server.engine.completion_stream import read_pieces
+from edge_server.engine.endpoints import Endpoint, Endpoints
+from edge_server.engine.engine_check import Check
+from edge_server.engine.faults import BrokenOffError, NonsenseError, RefusedError
+from edge_server.engine.samples import Sample, count, make_samples
+from edge_server.engine.sampling import SamplingParams
+from tofc.errors import CallError, InternalError, LimitError, UnavailableError
+from tofc.model.identity_probe import IdentityProbe
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # at one answer: a request that kills its engine must not kill them all
+SILENCE_S = 120.0  # without a byte of a stream, after which its engine counts as gone
+KEEP_IDLE_S = 2.0  # vLLM closes idle connections after 5 s
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteModel:
+    """What the engines run, as this server knows it."""
+
+    probe: IdentityProbe
+    form: CompletionFormat
+    embed: Callable[[Sequence[int]], NDArray[np.float32]]  # token ids [T] → rows [T, H]
+    vocabulary: int
+    max_positions: int
+
+
+class VllmRemoteEngine(Engine):
+    """Asks engines that `find_engines` has found, with the API key `key`."""
+
+    name = "vllm-remote"
+    keeps_prompts = True
+    recovers = True
+
+    def __init__(
+        self, engines: Sequence[Endpoint], key: str | None, model: RemoteModel, *, parallel: int = 8, queue: int = 32
+    ) -> None:
+        self.max_positions = min(model.max_positions, *(one.max_positions for one in engines if one.max_positions))
+        self._model = model
+        self._stop_tokens = frozenset(model.form.stop_tokens)
+        self._allowed, self._parallel = parallel + queue, parallel
+        self._client, self._checking = make_client(key, KEEP_IDLE_S), make_client(key)
+        check = Check(self._checking, model.probe, model.form, model.embed)
+        self._endpoints = Endpoints(engines, check, self._health_changed)
+        self._endpoints.max_positions = self.max_positions
+        self._running: dict[asyncio.Task[None], list[Sample]] = {}
+        self._stopping = False
+        self._on_health: list[HealthCallback] = []
+
+    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
+        if self._stopping:
+            raise _stopping()
+        self._endpoints.start()
+        if not self._endpoints.alive:
+            raise _lost()
+        taken = sum(len(one.generations) for one in self._open())
+        if taken + samples > self._allowed:
+            raise LimitError(
+                f"{taken} questions are running or waiting, which is as many as this server takes; ask again in a few "
+                "seconds",
+                reason="ENGINE_BUSY",
+            )
+        positions = self.max_positions - len(prompt.embeds)
+        asked, generations = make_samples(sampling, samples, positions=positions, on_close=lambda: self._closed(task))
+        task = asyncio.get_running_loop().create_task(self._follow(prompt, asked, ATTEMPTS))
+        self._running[task] = asked
+        task.add_done_callback(self._answered)
+        return generations
+
+    def load(self) -> EngineLoad:
+        """Return this server's own answers; other servers may ask the same engines."""
+        running, waiting = count(self._open())
+        return EngineLoad(
+            running=running,
+            running_allowed=self._parallel,
+            waiting=waiting,
+            waiting_allowed=self._allowed - self._parallel,
+        )
+
+    def watch(self, on_health: HealthCallback) -> None:
+        self._on_health.append(on_health)
+        self._endpoints.start()
+
+    async def stop(self) -> None:
+        """End all answers, which fail with UnavailableError, and close all connections."""
+        self._stopping = True
+        for task in list(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._endpoints.stop()
+        await self._client.aclose()
+        await self._checking.aclose()
+
+    def _open(self) -> list[Sample]:
+        return [one for samples in self._running.values() for one in samples if one.open]
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        """Cancel a request when nobody waits for any of its samples; vLLM cannot end one of them alone."""
+        if not any(one.open for one in self._running.get(task, ())):
+            task.cancel()
+
+    def _health_changed(self) -> None:
+        for tell in self._on_health:
+            tell(None if self._endpoints.alive else _lost())
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        """Fail the samples that have not ended: here, because a task that is cancelled early never runs."""
+        error = _stopping() if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, CallError):
+            log.error("an answer failed", exc_info=error)
+        for one in self._running.pop(task):
+            if one.open:
+                one.fail(error if isinstance(error, CallError) else InternalError())
+
+    async def _follow(self, prompt: Prompt, samples: list[Sample], attempts: int) -> None:
+        """Ask engine after engine until the samples have ended. Raises UnavailableError, InternalError."""
+        avoid: set[str] = set()
+        for attempt in range(attempts):
+            samples = [one for one in samples if one.open]
+            if len(samples) > 1 and any(one.said for one in samples):  # they go on from different tokens
+                following = [self._follow(prompt, [one], attempts - attempt) for one in samples]
+                for one, failed in zip(samples, await asyncio.gather(*following, return_exceptions=True), strict=True):
+                    if isinstance(failed, CallError):
+                        one.fail(failed)  # itself only
+                    elif failed is not None:
+                        raise failed
+                return
+            if not samples:
+                return
+            endpoint = await self._endpoints.choose(session_id(prompt), avoid)
+            if endpoint is None:
+                raise _lost()
+            endpoint.requests += 1
+            try:
+                await self._ask(endpoint, prompt, samples)
+                return
+            except BrokenOffError as error:
+                log.warning("an answer of the engine %s broke off: %s", endpoint.url, error)
+                avoid.add(endpoint.url)
+                self._endpoints.report(endpoint, str(error))
+            except RefusedError as error:
+                log.error("the engine %s: %s", endpoint.url, error)
+                if isinstance(error, NonsenseError):
+                    self._endpoints.report(endpoint, str(error))
+                break
+            finally:
+                endpoint.requests -= 1
+        raise InternalError("the engine that runs the model failed; the server's log says why", reason="ENGINE_FAILED")
+
+    async def _ask(self, endpoint: Endpoint, prompt: Prompt, samples: list[Sample]) -> None:
+        """Hand on what one engine says, to several samples only from their beginning.
+
+        Raises BrokenOffError, RefusedError.
+        """
+        first = samples[0]
+        if not first.tokens_left:  # only the end was lost
+            first.end(Finish.LENGTH)
+            return
+        rows = np.concatenate([prompt.embeds, self._model.embed(first.said)]) if first.said else prompt.embeds
+        body = await asyncio.to_thread(
+            self._model.form.answer,
+            rows,
+            replace(first.sampling, max_tokens=first.tokens_left),
+            len(samples),
+            model=endpoint.model,
+            salt=cache_salt(prompt, self._model.probe.model_id),
+        )
+        headers = {"content-type": "application/json", "x-session-id": session_id(prompt)}
+        for one in samples:
+            one.begin()
+        lost = asyncio.timeout(None)
+        endpoint.streams.add(lost)
+        try:
+            async with (
+                lost,
+                self._client.stream("POST", endpoint.url + PATH, content=body, headers=headers) as response,
+            ):
+                async for piece in read_pieces(response, samples=len(samples), vocabulary=self._model.vocabulary):
+                    samples[piece.index].take(
+                        piece.tokens, piece.finish, stop_token=piece.stop_token, stop_tokens=self._stop_tokens
+                    )
+        except TimeoutError:
+            raise BrokenOffError("its engine was lost") from None
+        except httpx2.HTTPError as error:
+            raise BrokenOffError(f"{type(error).__name__}: {error}") from None
+        finally:
+            endpoint.streams.discard(lost)
+        if any(one.open for one in samples):
+            raise BrokenOffError("the stream ended before the answer")
+
+
+def make_client(key: str | None, keep_idle_s: float = 0.0) -> httpx2.AsyncClient:
+    """Return a client for engines; `key` is their API key. It takes no proxy from the environment.
+
+    An idle connection is kept for `keep_idle_s`. Without, no request can fail because the engine has just closed one.
+    """
+    return httpx2.AsyncClient(
+        headers={"authorization": f"Bearer {key}"} if key else {},
+        limits=httpx2.Limits(
+            max_connections=None, max_keepalive_connections=64 if keep_idle_s else 0, keepalive_expiry=keep_idle_s
+        ),
+        timeout=httpx2.Timeout(SILENCE_S, connect=5.0),
+        trust_env=False,
+        verify=ssl.create_default_context(),
+    )
+
+
+async def find_engines(urls: Sequence[str], key: str | None, model: RemoteModel) -> list[Endpoint]:
+    """Look at all engines once.
+
+    Raises UsageError for one that cannot be used or runs another model, UnavailableError if none answers.
+    """
+    found = [Endpoint(url=url) for url in urls]
+    async with make_client(key) as client:
+        endpoints = Endpoints(found, Check(client, model.probe, model.form, model.embed))
+        await endpoints.first_look()
+    if not endpoints.alive:
+        problems = "; ".join(f"{one.url}: {one.problem}" for one in found)
+        raise UnavailableError(f"no engine answers ({problems}); start vLLM there, then this server")
+    return found
+
+
+def _lost() -> UnavailableError:
+    return UnavailableError("the engine that runs the model was lost; ask again in a moment", reason="ENGINE_LOST")
+
+
+def _stopping() -> UnavailableError:
+    return UnavailableError("the server is stopping; try again later", reason="STOPPING")
