@@ -43,7 +43,15 @@ async def compare(options: list[str], chosen: argparse.Namespace, *, tokens: int
         for count in chosen.clients:
             each = max(chosen.questions, -(-(LEAST if tokens else LEAST_SHORT) // count))
             rows.append(
-                await clients.measure(served, material, clients=count, tokens=tokens, each=each, seed=chosen.seed)
+                await clients.measure(
+                    served,
+                    material,
+                    clients=count,
+                    tokens=tokens,
+                    each=each,
+                    at_once=chosen.at_once,
+                    seed=chosen.seed,
+                )
             )
             print(json_text.dumps(rows[-1]), file=sys.stderr)
     return {"rows": rows, **ratios(rows)}
@@ -97,7 +105,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=NANO)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--tokens", type=int, default=64, help="of every answer of the first table")
-    parser.add_argument("--questions", type=int, default=2, help="of each client, one after another")
+    parser.add_argument("--questions", type=int, default=2, help="of each client")
+    parser.add_argument("--at-once", type=int, default=1, help="questions that each client has in flight")
     parser.add_argument("--engine", choices=["embedded", "vllm-remote"], default="embedded")
     parser.add_argument("--engine-url", default="", help="of --engine vllm-remote")
     parser.add_argument("--serve", default="", help="more options of `edge-server serve`, in one word")

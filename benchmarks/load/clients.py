@@ -70,16 +70,17 @@ async def ask(seen: Seen, session: Session, picture: Picture, question: str, sam
 
 
 async def measure(
-    served: Served, material: Material, *, clients: int, tokens: int, each: int, seed: int
+    served: Served, material: Material, *, clients: int, tokens: int, each: int, at_once: int, seed: int
 ) -> dict[str, Any]:
-    """Return one row: `clients` ask `each` questions one after another, for answers of at most `tokens` (0: all)."""
+    """Return one row: `clients` ask `each` questions, `at_once` at a time, for answers of at most `tokens` (0: all)."""
     random = Random(seed)
     sampling = Sampling(temperature=0.0, max_tokens=tokens)
     seen = Seen()
 
     async def client(session: Session, questions: Sequence[tuple[Picture, str]]) -> None:
-        for picture, question in questions:
-            await ask(seen, session, picture, question, sampling)
+        for first in range(0, each, at_once):
+            chosen = questions[first : first + at_once]
+            await asyncio.gather(*(ask(seen, session, picture, text, sampling) for picture, text in chosen))
 
     async with AsyncExitStack() as stack:
         sessions = [
