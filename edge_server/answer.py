@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from edge_server.assemble import PictureRows
+from edge_server.assemble import Assembled, Assembler, PictureRows
 from edge_server.conversations import Conversations
 from edge_server.engine.base import Finish, Generation
 from edge_server.engine.sampling import SamplingParams
@@ -71,6 +71,7 @@ class QuestionJob:
     """A question that was accepted. Whoever accepted it holds its pictures until `task` is done."""
 
     number: int
+    client: str = ""  # who asks: see `Prompt`
     turns: list[Turn]
     sampling: SamplingParams
     thinking: bool = False  # whether to send the model's thinking too
@@ -147,7 +148,7 @@ class QuestionJob:
         await self._wait_for_views(runtime.picture_timeout_s)
         rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
         assembled = await asyncio.get_running_loop().run_in_executor(
-            runtime.pool, backend.assembler.prompt, self.turns, rows, self._max_prompt(backend.engine.max_positions)
+            runtime.pool, self._assemble, backend.assembler, rows, self._max_prompt(backend.engine.max_positions)
         )
         self._prompt_tokens, self._visual_tokens = len(assembled.prompt.embeds), assembled.visual_tokens
         think_tokens = backend.think_tokens
@@ -166,6 +167,12 @@ class QuestionJob:
         if generation.finish is None:
             raise InternalError("the engine ended the answer without saying why; ask again")
         return generation.finish
+
+    def _assemble(self, assembler: Assembler, rows: Sequence[PictureRows], max_rows: int) -> Assembled:
+        """Make the prompt, and say whose it is and what it is about."""
+        assembled = assembler.prompt(self.turns, rows, max_rows)
+        pictures = " ".join(picture.picture_id.hex() for picture in self.pictures)
+        return replace(assembled, prompt=replace(assembled.prompt, client=self.client, pictures=pictures))
 
     def _max_prompt(self, positions: int) -> int:
         """Return how many tokens the prompt may have, out of the model's `positions`.

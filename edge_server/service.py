@@ -121,8 +121,10 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         token = find_token(self._tokens(), context.invocation_metadata() or ()) if self._tokens else None
         if self._tokens and token is None:  # revoked after the call was accepted
             return _revoked()
+        device = self._device(token, context)
         session = ServerSession(
-            name=f"session {next(self._numbers)} ({self._client(token, context)})",
+            name=f"session {next(self._numbers)} ({', '.join([*device, context.peer()])})",
+            client=f"device {device[0]}" if device else "",
             identity=self._identity,
             limits=self._limits,
             pictures=self.pictures,
@@ -143,12 +145,12 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             if not any(self._slots):
                 self._empty.set()
 
-    def _client(self, token: Token | None, context: grpc.aio.ServicerContext[Any, Any]) -> str:
-        """Describe a client for the log: its device's name, from its token or else its certificate, and its address."""
+    def _device(self, token: Token | None, context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
+        """Return the name of a client's device, from its token or else its certificate; nothing if it has none."""
         names = [token.name] if token is not None else []
         if self.settings.tls_client_ca is not None:
             names += [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", ())]
-        return ", ".join([*[name for name in names if name][:1], context.peer()])
+        return [name for name in names if name][:1]
 
     async def GetServerInfo(
         self,

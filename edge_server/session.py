@@ -53,12 +53,16 @@ PARTS_PER_TURN = 64  # parts of a request that are handled before other sessions
 
 
 class ServerSession:
-    """Serves one stream; `run` returns when it has ended. `name` identifies it in the log."""
+    """Serves one stream; `run` returns when it has ended. `name` identifies it in the log.
+
+    `client` identifies whose it is, if several sessions may be of one client; else each is of a client of its own.
+    """
 
     def __init__(
         self,
         *,
         name: str,
+        client: str = "",
         identity: ServerIdentity,
         limits: SessionLimits,
         pictures: PictureCache,
@@ -69,6 +73,7 @@ class ServerSession:
     ) -> None:
         """`on_hello` is called after Hello, and may refuse the session by raising CallError."""
         self._name = name
+        self._client = client or name
         self._identity = identity
         self._limits = limits
         self._pictures = pictures
@@ -294,6 +299,7 @@ class ServerSession:
         pictures, evicted = self._uploads.hold(list(ask.refs))
         return QuestionJob(
             number=ask.request,
+            client=self._client,
             turns=turns,
             sampling=sampling,
             thinking=ask.thinking,
