@@ -77,17 +77,16 @@ def compare(seen: dict[str, list[Report]]) -> dict[str, Any]:
     medians: dict[str, dict[str, float]] = {}
     for name, reports in seen.items():
         assert all(report.views == report.views_sent == VIEWS for report in reports)
-        last_view = [one.timings["server_first_token"] - one.timings["server_prefill"] for one in reports]
+        waited = [one.timings["server_first_token"] - one.timings["server_wait"] for one in reports]
         medians[name] = {
-            "first token on the device": statistics.median(one.timings["first_token"] for one in reports),
+            "first token after the last view": statistics.median(waited),
             "prefill after the last view": statistics.median(one.timings["server_prefill"] for one in reports),
-            "until the prompt was complete": statistics.median(last_view),
+            "first token on the device": statistics.median(one.timings["first_token"] for one in reports),
         }
     first, second = medians.values()
     return {
         **{name: {key: round(ms, 1) for key, ms in found.items()} for name, found in medians.items()},
-        "ratio of the first token": round(first["first token on the device"] / second["first token on the device"], 3),
-        "ratio of the prefill": round(first["prefill after the last view"] / second["prefill after the last view"], 3),
+        "ratios": {name: round(first[name] / second[name], 3) for name in first},
         "prompt tokens": next(iter(seen.values()))[0].usage["prompt_tokens"],
     }
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from device_client import batch
 from device_client.exit_codes import REFUSED, exit_code
+from device_client.fake import FakeEncoder
 from device_client.session import Session
 from tests.client.conftest import Begin, FakeServer
+from tests.client.test_batch import read, run, write
+from tests.client.test_cli import ask, command
 from tofc.errors import LimitError
 
 BUSY = LimitError("8 questions are being answered; ask again", reason="ENGINE_BUSY", retry_after_s=2.0)
@@ -81,3 +86,35 @@ async def test_a_full_server_is_tried_again_when_it_says(server: FakeServer, beg
 
     report = await begin(sleep=sleep, wait_s=60.0).ask([], "there?").result()
     assert report.answer == "yes to there?" and len(pauses_s) == 1 and 7.0 <= pauses_s[0] <= 8.4
+
+
+async def test_a_line_of_a_batch_waits_and_then_fails_and_the_batch_goes_on(
+    server: FakeServer, begin: Begin, small: Path, tmp_path: Path
+) -> None:
+    waits = Waits(server, BUSY, until=100)
+    questions = tmp_path / "q.jsonl"
+    write(questions, *({"image": str(small), "question": text} for text in ("fail?", "and now?")))
+    answered, warnings = await run(waits.session(begin, wait_s=10.0), batch.read_lines(questions), tmp_path / "out")
+    assert answered == [False, True] and len(waits.logged) == 1 and len(waits.pauses_s) > 1
+    assert warnings == ["line 1: 8 questions are being answered; ask again"]
+    first, second = read(tmp_path / "out")
+    assert first["error"] == BUSY.message and second["answer"] == "yes to and now?"
+
+
+def test_a_command_tells_the_user_on_stderr_and_json_stays_json(
+    serving: FakeServer, encoders: list[FakeEncoder], small: Path
+) -> None:
+    serving.fail = LimitError("wait", reason="ENGINE_BUSY", retry_after_s=0.001)
+    serving.failures = 2
+    result = ask(serving, small, "fail?", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["refusals"] == 2
+    (told,) = result.stderr.splitlines()
+    assert told.startswith(f"device-client: the server at 127.0.0.1:{serving.port} is busy; asking again in 0.001")
+    serving.failures = None
+    result = ask(serving, small, "fail?", "--wait", 0)
+    assert (result.exit_code, result.stdout, result.stderr) == (REFUSED, "", "device-client: wait\n")
+
+
+def test_servers_may_come_from_the_environment() -> None:
+    result = command("ask", "cat.png", "why?", TOFC_DEVICE_SERVER="127.0.0.1:1,127.0.0.1:0")
+    assert result.exit_code == 2 and "--server must have a port above 0, got 127.0.0.1:0" in result.stderr
