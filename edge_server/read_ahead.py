@@ -23,7 +23,6 @@ from tofc.errors import CallError
 
 log = logging.getLogger(__name__)
 
-LEAST_ROWS = 16  # new ones, below which a step of the engine is not worth it
 ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0)
 
 Assemble = Callable[[Sequence[PictureRows]], Prompt | None]  # the prompt so far; runs in a worker thread
@@ -43,7 +42,7 @@ async def reading_ahead(
     runtime: Runtime, client: str, pictures: Sequence[HeldPicture], assemble: Assemble
 ) -> AsyncIterator[None]:
     """Read ahead while the block waits for views. Ends with the block, after a step that has begun."""
-    if not runtime.backend.engine.keeps_prompts or all(picture.complete for picture in pictures):
+    if not runtime.backend.engine.read_ahead_rows or all(picture.complete for picture in pictures):
         yield
         return
     task = asyncio.create_task(_ReadAhead(runtime, client, pictures, assemble).run())
@@ -85,10 +84,11 @@ class _ReadAhead:
     async def _step(self) -> None:
         rows = rows_so_far(self._pictures)
         prompt = await asyncio.get_running_loop().run_in_executor(self._runtime.pool, self._assemble, rows)
-        if prompt is None or len(prompt.embeds) - self._read < LEAST_ROWS:
+        engine = self._runtime.backend.engine
+        if prompt is None or len(prompt.embeds) - self._read < engine.read_ahead_rows:
             return
         self._read = len(prompt.embeds)
-        generation = self._runtime.backend.engine.submit(prompt, ONE_TOKEN)
+        generation = engine.submit(prompt, ONE_TOKEN)
         try:
             async for _ in generation:
                 pass

@@ -104,7 +104,7 @@ class TransformersEngine(Engine):
     """
 
     name = "transformers"
-    keeps_prompts = True
+    read_ahead_rows = 16
     recovers = False
 
     def __init__(

@@ -28,8 +28,8 @@ VIEWS = [bytes([65 + number]) * 20 for number in range(5)]  # of a picture of 2 
 class NotingEngine(FakeEngine):
     """Keeps prompts, as a real engine says, and notes how each was to be sampled."""
 
-    def __init__(self, *, keeps_prompts: bool = True, gate: asyncio.Event | None = None) -> None:
-        super().__init__(lambda prompt: list(prompt_bytes(prompt))[-1:], keeps_prompts=keeps_prompts, gate=gate)
+    def __init__(self, *, rows: int = 16, gate: asyncio.Event | None = None) -> None:
+        super().__init__(lambda prompt: list(prompt_bytes(prompt))[-1:], read_ahead_rows=rows, gate=gate)
         self.submitted: list[tuple[Prompt, SamplingParams]] = []
         self.error: Exception | None = None
 
@@ -85,7 +85,7 @@ async def test_only_views_without_a_gap_before_them_are_read(serve: Serve, conne
 @pytest.mark.parametrize("why", ["the engine keeps nothing", "others wait", "too few rows"])
 async def test_nothing_is_read_ahead_where_it_does_not_help(serve: Serve, connect: Connect, why: str) -> None:
     gate = asyncio.Event()
-    engine = NotingEngine(keeps_prompts=why != "the engine keeps nothing", gate=gate)
+    engine = NotingEngine(rows=0 if why == "the engine keeps nothing" else 16, gate=gate)
     server = await serve(fake_backend(engine=engine), engine_parallel=1)
     client, other = connect(server), connect(server)
     await announced(client)
