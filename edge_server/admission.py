@@ -22,6 +22,7 @@ from tofc.errors import CallError, LimitError
 MEASURED = 32  # the last answers, whose times the estimates are made from
 UNMEASURED_S = 1.0  # the estimate before any answer
 MIN_RETRY_S, MAX_RETRY_S = 0.2, 30.0
+PROMISES = 8  # refused questions of one client that lengthen the wait of others
 #: reasons of errors that may be gone after some questions have been answered
 PASSING = frozenset({"ENGINE_BUSY", "ENGINE_MEMORY", "NO_MEMORY", "CACHE_FULL"})
 
@@ -40,6 +41,7 @@ class Admission:
         # By client, in the order in which their first waiting question came; their questions in the order of asking.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._times_s: deque[float] = deque(maxlen=MEASURED)  # how long the last questions held their places
+        self._returns: dict[str, deque[float]] = {}  # by client: when those that were refused will ask again
 
     @property
     def running(self) -> int:
@@ -62,9 +64,31 @@ class Admission:
         return max(self._places // 2, 1)
 
     def retry_after_s(self) -> float:
-        """Estimate the seconds until the questions that wait now have been answered, from the last answers' times."""
+        """Estimate the seconds until those that wait now, or were told to come back, have been answered.
+
+        It follows from the times of the last answers. Counting those that will come back keeps them from coming
+        together, when only a few could be taken.
+        """
+        now = self._clock()
+        for client in list(self._returns):
+            returns = deque((when for when in self._returns[client] if when > now), maxlen=PROMISES)
+            if returns:
+                self._returns[client] = returns
+            else:
+                del self._returns[client]
+        ahead = self.waiting + sum(map(len, self._returns.values()))
         mean_s = sum(self._times_s) / len(self._times_s) if self._times_s else UNMEASURED_S
-        return min(max(mean_s * (self.waiting + 1) / self._places, MIN_RETRY_S), MAX_RETRY_S)
+        return min(max(mean_s * (ahead + 1) / self._places, MIN_RETRY_S), MAX_RETRY_S)
+
+    def _refuse(self, client: str) -> LimitError:
+        after_s = self.retry_after_s()
+        self._returns.setdefault(client, deque(maxlen=PROMISES)).append(self._clock() + after_s)
+        return LimitError(
+            f"{self.running} questions are being answered and {self.waiting} wait, which is as many as this server "
+            "takes, some of them from this device; ask again when one is answered",
+            reason="ENGINE_BUSY",
+            retry_after_s=after_s,
+        )
 
     def advise(self, error: CallError) -> CallError:
         """Return the error, with the time after which to ask again if its cause passes as questions are answered."""
@@ -76,12 +100,7 @@ class Admission:
     async def place(self, client: str) -> AsyncIterator[Callable[[], None]]:
         """Hold a place until the block ends or the yielded function is called. Raises LimitError (ENGINE_BUSY)."""
         if self.waiting >= self._queue and (self._held[client] or client in self._waiting):
-            raise LimitError(
-                f"{self.running} questions are being answered and {self.waiting} wait, which is as many as this server "
-                "takes, some of them from this device; ask again when one is answered",
-                reason="ENGINE_BUSY",
-                retry_after_s=self.retry_after_s(),
-            )
+            raise self._refuse(client)
         await self._acquire(client)
         started, release = self._clock(), self._releaser(client)
         try:

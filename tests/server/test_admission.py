@@ -148,6 +148,22 @@ async def test_the_time_to_come_back_follows_from_the_last_answers() -> None:
     assert quick.retry_after_s() == MIN_RETRY_S
 
 
+async def test_refused_questions_come_back_one_after_another() -> None:
+    clock = Clock()
+    admission = Admission(2, queue=1, clock=clock)
+    kept = [Asker(admission, client) for client in ("a", "b", "c")]
+    await settled()
+    told = []
+    for client in ("a", "b", "a", "c", *("a",) * 20):
+        with pytest.raises(LimitError) as refused:
+            await Asker(admission, client).task
+        told.append(refused.value.retry_after_s)
+    assert told[:4] == [1.0, 1.5, 2.0, 2.5], "each after those that were told before"
+    assert told[-1] == told[-2] == (1 + 2 + 8 + 1) / 2, "one client does not delay others without end"
+    clock.now_s = 100.0
+    assert admission.retry_after_s() == 1.0 and len(kept) == 3
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
