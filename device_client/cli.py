@@ -260,7 +260,7 @@ OpenSession = Callable[[Encoder | EncoderThread], Session]
 
 
 def _session_opener(server: ServerOptions, tracer: Tracer) -> OpenSession:
-    return partial(Session, server.target(), wait_s=server.wait_s, log=log, tracer=tracer)
+    return partial(Session, server.targets(), wait_s=server.wait_s, log=log, tracer=tracer)
 
 
 def _run(work: Coroutine[Any, Any, T], tracer: Tracer) -> T:

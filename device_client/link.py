@@ -88,8 +88,15 @@ class Link:
     """An open connection. Made by `open`; ended by `close` or by the other side (`failure`)."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, stream: Stream, welcome: pb.Welcome, meter: Meter | None, window: SendWindow
+        self,
+        address: str,
+        channel: grpc.aio.Channel,
+        stream: Stream,
+        welcome: pb.Welcome,
+        meter: Meter | None,
+        window: SendWindow,
     ) -> None:
+        self.address = address
         self.welcome = welcome
         self.failure: Exception | None = None  # a CallError, unless it is a defect
         # By request, in flight as the server counts them; None: cancelled, but the server has not ended it yet.
@@ -129,7 +136,7 @@ class Link:
                 stream, hello, dialled=dialled, security=target.security, connect_s=target.connect_s
             )
             window = SendWindow(ping_timeout_s=target.keepalive.timeout_ms / 1e3)
-            return cls(channel, stream, welcome, await attach(target.address), window)
+            return cls(target.address, channel, stream, welcome, await attach(target.address), window)
         except BaseException:
             await channel.close()
             raise

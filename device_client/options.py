@@ -8,7 +8,7 @@ options mean to `encoder`, `session` and `link`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
 from device_client.picture import ImageForm
 from device_client.rate import RateChoice
+from device_client.servers import Servers
 from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.model.shipped import NANO
@@ -36,16 +37,23 @@ class ServerOptions:
     """Where the server is, how the connection is protected, and how long to wait for it."""
 
     server: Annotated[
-        str, Option(envvar="TOFC_DEVICE_SERVER", help="Address of the edge server.", metavar="HOST:PORT")
-    ] = f"127.0.0.1:{DEFAULT_PORT}"
+        list[str],
+        Option(
+            envvar="TOFC_DEVICE_SERVER",
+            help="Address of the edge server. Repeat the option, or separate addresses by commas, to name several "
+            "servers of one model: this device asks one of them, always the same, and the others while that one "
+            "cannot serve.",
+            metavar="HOST:PORT",
+        ),
+    ] = field(default_factory=lambda: [f"127.0.0.1:{DEFAULT_PORT}"])
     wait_s: Annotated[
         float | None,
         Option(
             "--wait",
             envvar="TOFC_DEVICE_WAIT",
-            help="Seconds to wait for a server that is not running yet, is loading its model or is full; 0: do not "
-            "wait.",
-            show_default="no limit while it loads its model, otherwise 0",
+            help="Seconds to wait for a server that is not running yet, is loading its model, is full or is busy; 0: "
+            "do not wait.",
+            show_default="no limit while it loads its model, --timeout while it is busy, otherwise 0",
             metavar="S",
         ),
     ] = None
@@ -91,14 +99,20 @@ class ServerOptions:
     ] = False
 
     def __post_init__(self) -> None:
-        if split_address(self.server)[1] == 0:
-            raise UsageError(
-                f"--server must have a port above 0, got {self.server}; write for instance 127.0.0.1:50061"
-            )
+        for address in self.addresses:
+            if split_address(address)[1] == 0:
+                raise UsageError(
+                    f"--server must have a port above 0, got {address}; write for instance 127.0.0.1:50061"
+                )
         if self.wait_s is not None and not self.wait_s >= 0:
             raise UsageError(f"--wait must be 0 or more seconds, got {self.wait_s:g}")
 
-    def target(self) -> Target:
+    @property
+    def addresses(self) -> list[str]:
+        """The servers' addresses, as they were given."""
+        return [address for given in self.server for address in given.replace(",", " ").split() or [given]]
+
+    def targets(self) -> list[Target]:
         """Read the files and return where and how to connect. Raises UsageError, CredentialsError, OSError."""
         security = load_client_security(
             token_file=self.token_file,
@@ -108,7 +122,9 @@ class ServerOptions:
             tls_key=self.tls_key,
             warn=lambda text: note(f"device-client: {text}"),
         )
-        return Target(address=self.server, security=security)
+        targets = [Target(address=address, security=security) for address in self.addresses]
+        _ = Servers(targets=tuple(targets))  # it checks them
+        return targets
 
     def tracer(self) -> Tracer:
         """Return where spans go. Raises UsageError if they are wanted and OpenTelemetry is not installed."""
@@ -318,10 +334,10 @@ def encoder_opener(packets: PacketOptions, image: ImageOptions) -> Callable[[], 
     """Check that the options go together and return what opens their encoder. Raises UsageError, ImageCodecError."""
     if image.mode == "features":
         return packets.open_encoder
-    for field in fields(packets):
-        value = getattr(packets, field.name)
-        if field.name != "model" and value is not None:
-            option = "--" + field.name.replace("_", "-")
+    for one in fields(packets):
+        value = getattr(packets, one.name)
+        if one.name != "model" and value is not None:
+            option = "--" + one.name.replace("_", "-")
             raise UsageError(
                 f"{option} {value} belongs to --mode features; leave out {option} or --mode image (--quality makes an "
                 "image file smaller)"

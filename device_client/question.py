@@ -60,6 +60,8 @@ class PendingQuestion:
     attempts: int = 1
     losses: int = 0  # links lost
     fruitless_losses: int = 0  # the last losses in a row before which no upload had progressed
+    refusals: int = 0  # by a server that was busy and said when to ask again
+    waited_s: float = 0.0  # until it was asked again
     submission: Submission | None = None
     previous_request: int = 0  # the request that this question continues; 0: all turns were sent
     uploads: dict[int, tuple[Picture, PictureUpload]] = field(default_factory=dict)  # of this attempt, by ref
@@ -74,6 +76,11 @@ class PendingQuestion:
     def uploading(self) -> bool:
         """Return whether an upload of one of its pictures still runs."""
         return any(not (upload.complete or upload.failed) for _, upload in self.uploads.values())
+
+    @property
+    def link_ended(self) -> bool:
+        """Return whether the link of this attempt has ended, so that asking again takes another one."""
+        return self.submission is not None and self.submission.link.failure is not None
 
     @property
     def progressed(self) -> bool:

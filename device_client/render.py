@@ -36,6 +36,8 @@ def cost_line(report: Report, comparison: Comparison | None) -> str:
     parts.append(_times(report.timings))
     if report.reconnects:
         parts.append(f"link lost {report.reconnects}×, repaired")
+    if report.refusals:
+        parts.append(f"server busy {report.refusals}×, asked again")
     if report.finish_reason == "length" and not report.unanswered:
         parts.append("the answer was cut at the token limit")
     return " | ".join(parts)

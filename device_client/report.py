@@ -41,6 +41,7 @@ class Report:
     views_sent: int
     features: int  # visual features of its pictures that the model saw
     reconnects: int  # how often the link was lost meanwhile
+    refusals: int  # how often the server was busy, and was asked again
     timings: dict[str, float] = field(default_factory=dict)  # ms
     usage: dict[str, int] = field(default_factory=dict)
     feature_codec: str | None = DEFAULT  # its name in the model's checkpoint; None with mode image
@@ -120,6 +121,7 @@ def build_report(
         views_sent=sum(stats.n_views for stats in question.upload_stats),
         features=done.usage.visual_tokens,
         reconnects=question.losses,
+        refusals=question.refusals,
         timings={stage: round(ms, 2) for stage, ms in timings.items()},
         usage={
             "prompt_tokens": done.usage.prompt_tokens,

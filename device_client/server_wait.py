@@ -58,7 +58,9 @@ class ServerWait:
             pause_s = min(max_pause_s, left_s)
         elif not lost:
             waited = f" (waited {self.wait_s:g} s)" if self.wait_s else ""
-            raise type(error)(f"{error.message}{waited}", reason=error.reason) from None
+            raise type(error)(
+                f"{error.message}{waited}", reason=error.reason, retry_after_s=error.retry_after_s
+            ) from None
         elif self._unreached >= self.connects:
             raise LinkLostError(
                 f"{self.address} was lost and did not come back in {self._unreached} tries ({error.message})"

@@ -1,4 +1,4 @@
-"""Questions about pictures to one server: submit, receive, and ask again when a link is lost.
+"""Questions about pictures to a server, or one of several: submit, receive, and ask again when a link is lost.
 
     ask ─ PendingQuestion ─→ submit ─→ events ─┬─ Token, Done ──→ Delta … Report
                                ↑               ├─ NeedPicture ──→ upload again
@@ -40,6 +40,7 @@ from device_client.question import PendingQuestion, Submission, check_text
 from device_client.report import Report, build_report, spent
 from device_client.retry_policy import RetryPolicy
 from device_client.sampling import Sampling
+from device_client.servers import Servers, named
 from device_client.spans import end_span
 from device_client.transcript import Delta
 from device_client.uploads import Uploads
@@ -75,28 +76,34 @@ class Answer:
 
 
 class Session:
-    """A session with one server, which outlasts lost links. Questions may be asked at the same time."""
+    """A session with a server, or one of several, which outlasts lost links. Questions may be asked at one time."""
 
     def __init__(
         self,
-        target: Target,
+        target: Target | Sequence[Target],
         encoder: Encoder | EncoderThread,
         *,
         retry: RetryPolicy = RETRY_POLICY,
         wait_s: float | None = None,
         log: Callable[[str], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        device: str | None = None,
         tracer: Tracer = OFF,
     ) -> None:
         """Prepare a session; nothing is connected or loaded yet.
 
-        `wait_s`: how long to wait for a server that is not ready. None: while it loads its model, and for no other
-        reason. `log` gets a line for the user when such a wait starts.
+        Of several targets the one that `device` (None: this machine and its token) is assigned to is asked, and another
+        one while that one cannot serve.
+        `wait_s`: how long to wait for a server that is not ready. None: while it loads its model or is busy with other
+        questions, and for no other reason. `log` gets a line for the user when such a wait starts.
         """
         self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)
         self._policy = retry
         self._sleep = sleep
-        self._connection = Connection(target, self.encoder.encoder, policy=retry, wait_s=wait_s, log=log, sleep=sleep)
+        self._log = log
+        self._connection = Connection(
+            Servers.of(target, device), self.encoder.encoder, policy=retry, wait_s=wait_s, log=log, sleep=sleep
+        )
         self._uploads = Uploads(self.encoder)
         self._tracer = tracer
         self._load_reported = False
@@ -122,9 +129,9 @@ class Session:
 
     async def connect(self, timeout_s: float | None = None) -> pb.Welcome:
         """Connect now instead of at the first question; return the server's Welcome. Raises as `Link.open`."""
-        address = self._connection.target.address
+        servers = self._connection.servers
         late = UnavailableError(
-            f"{address} could not be reached within {timeout_s or 0:g} s; check that it is running, or allow more time"
+            f"{servers} could not be reached within {timeout_s or 0:g} s; check that it is running, or allow more time"
         )
         with self._connection.deadline(timeout_s) as deadline:
             async with deadline.within(late):
@@ -204,16 +211,20 @@ class Session:
                     raise event
                 return event
             except CallError as error:
-                step = next_step(error, question, closed=self._connection.closed)
+                left_s = self._connection.patience_s(deadline, question.waited_s)
+                others = self._connection.servers.several
+                step = next_step(error, question, closed=self._connection.closed, left_s=left_s, others=others)
                 if isinstance(step, Raise):
+                    if others:
+                        raise named(submission.link.address, error) from None
                     raise
                 await self._recover(question, submission, error, step)
 
     async def _reserve(self, question: PendingQuestion, deadline: Deadline) -> Submission:
         """Wait for a link and for a place among its questions. Raises if there is no link, or none in time."""
-        address, timeout_s = self._connection.target.address, deadline.timeout_s or 0
+        servers, timeout_s = self._connection.servers, deadline.timeout_s or 0
         not_back = LinkLostError(
-            f"{address} was lost and did not come back within {timeout_s:g} s; ask again, or allow more time",
+            f"{servers} was lost and did not come back within {timeout_s:g} s; ask again, or allow more time",
             reason=NOT_BACK,
         )
         async with deadline.within(_late(deadline) if self._connection.current is None else not_back):
@@ -257,10 +268,19 @@ class Session:
             submission.link.end(error)
         self._release(question, cancel=False)
         question.attempts += 1
+        pause_s = 0.0
         if isinstance(step, Retry):
             question.losses += 1
             question.fruitless_losses = step.fruitless_losses
-            await self._sleep(self._policy.pause_s(max(step.fruitless_losses, 1)))
+            pause_s = self._policy.pause_s(max(step.fruitless_losses, 1))
+        if step.after_s:
+            pause_s = self._policy.busy_pause_s(step.after_s)
+            if not question.refusals:  # told once: a person need not see every try
+                self._log(f"the server at {submission.link.address} is busy; asking again in {pause_s:.2g} s")
+            question.refusals += 1
+            question.waited_s += pause_s
+        if step.after_s or isinstance(step, Retry):
+            await self._sleep(pause_s)
 
     def _upload_again(self, ref: int, question: PendingQuestion) -> None:
         if ref not in question.uploads:

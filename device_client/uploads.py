@@ -19,12 +19,14 @@ class Uploads:
         self._encoder = encoder
         self._link: Link | None = None
         self._by_id: dict[bytes, PictureUpload] = {}  # over this link
-        self._known: set[bytes] = set()  # pictures of which the server had something, over an earlier link
+        self._known: set[tuple[str, bytes]] = set()  # what servers had something of over earlier links, by address
 
     def ensure(self, link: Link, picture: Picture) -> tuple[PictureUpload, UploadStats | None]:
         """Return the picture's upload over `link`, and its stats if it had to be started now."""
         if link is not self._link:
-            self._known |= {key for key, one in self._by_id.items() if one.complete or one.acknowledged}
+            if self._link is not None:
+                arrived = [key for key, one in self._by_id.items() if one.complete or one.acknowledged]
+                self._known |= {(self._link.address, key) for key in arrived}
             self._link, self._by_id = link, {}
         upload = self._by_id.get(picture.picture_id)
         if upload is None:
@@ -32,4 +34,4 @@ class Uploads:
             self._by_id[picture.picture_id] = upload
         elif not upload.failed:
             return upload, None
-        return upload, upload.start(picture, await_state=picture.picture_id in self._known)
+        return upload, upload.start(picture, await_state=(link.address, picture.picture_id) in self._known)

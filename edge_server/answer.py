@@ -11,16 +11,19 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
-from edge_server.assemble import Assembled, Assembler, PictureRows
+from edge_server.assemble import Assembled, PictureRows
+from edge_server.backend import Backend
 from edge_server.conversations import Conversations
-from edge_server.engine.base import Finish, Generation
+from edge_server.engine.base import Finish, Generation, Prompt
 from edge_server.engine.sampling import SamplingParams
 from edge_server.memory_errors import memory_limit_error
 from edge_server.observer import EndedQuestion
 from edge_server.outbox import Outbox
 from edge_server.picture_cache import HeldPicture
+from edge_server.read_ahead import reading_ahead
 from edge_server.reasoning import Delta, ReasoningParser
 from edge_server.runtime import Runtime
 from edge_server.settings import MAX_TURNS, SessionLimits
@@ -72,7 +75,6 @@ class QuestionJob:
     """A question that was accepted. Whoever accepted it holds its pictures until `task` is done."""
 
     number: int
-    client: str = ""  # who asks: see `Prompt`
     turns: list[Turn]
     sampling: SamplingParams
     thinking: bool = False  # whether to send the model's thinking too
@@ -80,6 +82,7 @@ class QuestionJob:
     evicted: list[int]  # refs of the pictures that the client must send again
     deadline_ms: int
     conversations: Conversations  # where the question is kept once it is answered
+    client: str = ""  # whose it is: places of the engine are shared among clients, see also `Prompt`
     traceparent: str = ""
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
@@ -90,6 +93,7 @@ class QuestionJob:
     _parser: ReasoningParser | None = None
     _answer: str = ""  # the text sent so far, without thinking
     _views_ms: float = 0.0
+    _place_ms: float = 0.0  # spent waiting for a place of the engine
     _first_token_ms: float = 0.0
     _generation: Generation | None = None
 
@@ -127,15 +131,15 @@ class QuestionJob:
             await outbox.send(done=self._done(reason))
             outcome = pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
         except CallError as error:
-            outcome, failure = "error", error
-            await self._fail(error, outbox)
+            outcome, failure = "error", runtime.admission.advise(error)
+            await self._fail(failure, outbox)
         except Exception as error:
             sent: CallError | None = memory_limit_error(error, f"question {self.number} of {session}")
             if sent is None:  # a defect
                 log.exception("%s question %d failed", session, self.number)
                 sent = InternalError()
-            outcome, failure = "error", sent
-            await self._fail(sent, outbox)
+            outcome, failure = "error", runtime.admission.advise(sent)
+            await self._fail(failure, outbox)
         finally:
             self._note_end(runtime, session, outcome, failure)
 
@@ -151,7 +155,7 @@ class QuestionJob:
             new_tokens=self._new_tokens,
             thinking_tokens=self._thinking_tokens,
             views_s=self._views_ms / 1e3,
-            queue_s=engine.wait_ms / 1e3 if engine else 0.0,
+            queue_s=(self._place_ms + (engine.wait_ms if engine else 0.0)) / 1e3,
             prefill_s=engine.prefill_ms / 1e3 if engine else 0.0,
             first_token_s=self._first_token_ms / 1e3,
             total_s=self._elapsed_ms() / 1e3,
@@ -173,17 +177,15 @@ class QuestionJob:
         backend = runtime.backend
         for ref in self.evicted:
             await outbox.send(need_picture=pb.NeedPicture(request=self.number, ref=ref))
-        await self._wait_for_views(runtime.picture_timeout_s)
-        rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
-        assembled = await asyncio.get_running_loop().run_in_executor(
-            runtime.pool, self._assemble, backend.assembler, rows, self._max_prompt(backend.engine.max_positions)
-        )
-        self._prompt_tokens, self._visual_tokens = len(assembled.prompt.embeds), assembled.visual_tokens
-        think_tokens = backend.think_tokens
-        inside = think_tokens is not None and think_tokens.left_open(assembled.ids, backend.decode)
-        self._parser = parser = ReasoningParser(backend.decode, think_tokens, inside=inside)
-        async with runtime.admission.slot(session) as release:
-            self._generation = generation = backend.engine.submit(assembled.prompt, self.sampling)
+        client = self.client or session
+        async with reading_ahead(runtime, client, self.pictures, partial(self._beginning, backend, client)):
+            await self._wait_for_views(runtime.picture_timeout_s)
+        started = time.perf_counter()
+        async with runtime.admission.place(client) as release:
+            self._place_ms = (time.perf_counter() - started) * 1e3
+            prompt, parser = await self._assemble(runtime, client)  # not before: rows take memory
+            self._generation = generation = backend.engine.submit(prompt, self.sampling)
+            del prompt
             generation.on_finished(release)  # a client that reads slowly must not hold the slot
             try:
                 async for token in generation:
@@ -196,11 +198,30 @@ class QuestionJob:
             raise InternalError("the engine ended the answer without saying why; ask again")
         return generation.finish
 
-    def _assemble(self, assembler: Assembler, rows: Sequence[PictureRows], max_rows: int) -> Assembled:
-        """Make the prompt, and say whose it is and what it is about."""
-        assembled = assembler.prompt(self.turns, rows, max_rows)
-        pictures = " ".join(picture.picture_id.hex() for picture in self.pictures)
-        return replace(assembled, prompt=replace(assembled.prompt, client=self.client, pictures=pictures))
+    def _beginning(self, backend: Backend, client: str, rows: Sequence[PictureRows]) -> Prompt | None:
+        """Return the prompt up to the first missing view."""
+        most = self._max_prompt(backend.engine.max_positions)
+        prompt = backend.assembler.beginning(self.turns, rows, most)
+        return None if prompt is None else self._owned(prompt, client)
+
+    def _whole(self, backend: Backend, client: str, rows: Sequence[PictureRows]) -> Assembled:
+        assembled = backend.assembler.prompt(self.turns, rows, self._max_prompt(backend.engine.max_positions))
+        return replace(assembled, prompt=self._owned(assembled.prompt, client))
+
+    def _owned(self, prompt: Prompt, client: str) -> Prompt:
+        """Return the prompt with its client and its pictures, by which an engine finds what it kept of earlier ones."""
+        return replace(prompt, client=client, pictures=" ".join(one.picture_id.hex() for one in self.pictures))
+
+    async def _assemble(self, runtime: Runtime, client: str) -> tuple[Prompt, ReasoningParser]:
+        backend = runtime.backend
+        rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
+        loop = asyncio.get_running_loop()
+        assembled = await loop.run_in_executor(runtime.pool, self._whole, backend, client, rows)
+        self._prompt_tokens, self._visual_tokens = len(assembled.prompt.embeds), assembled.visual_tokens
+        think_tokens = backend.think_tokens
+        inside = think_tokens is not None and think_tokens.left_open(assembled.ids, backend.decode)
+        self._parser = ReasoningParser(backend.decode, think_tokens, inside=inside)
+        return assembled.prompt, self._parser
 
     def _max_prompt(self, positions: int) -> int:
         """Return how many tokens the prompt may have, out of the model's `positions`.
@@ -266,7 +287,7 @@ class QuestionJob:
             unanswered=self._parser is not None and self._parser.unanswered,
             timing=pb.Timing(
                 decode_us=_us(sum(picture.decode_ms for picture in distinct)),
-                wait_us=_us(self._views_ms + (engine.wait_ms if engine else 0.0)),
+                wait_us=_us(self._views_ms + self._place_ms + (engine.wait_ms if engine else 0.0)),
                 prefill_us=_us(engine.prefill_ms if engine else 0.0),
                 first_token_us=_us(self._first_token_ms),
                 total_us=_us(self._elapsed_ms()),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureRows:
-    """A complete picture as a prompt needs it: its crop grid, and each view's rows, the global view last."""
+    """A picture as a prompt needs it: its crop grid, and each view's rows, the global view last."""
 
     rows: int
     columns: int
@@ -56,6 +56,12 @@ class Assembler(Protocol):
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Assembled:
         """Make a prompt of at most `max_rows` rows. Raises InvalidRequestError (PROMPT_TOO_LONG)."""
+
+    def beginning(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Prompt | None:
+        """Return the prompt up to the first view that is missing: pictures may have their first views only.
+
+        None if it is longer than `max_rows`, or if no view is missing.
+        """
 
 
 def too_long(length: int, max_rows: int) -> InvalidRequestError:
@@ -146,3 +152,24 @@ class SplitAssembler:
         if visual:
             embeds[tokens.feature_positions] = np.concatenate([view for one in pictures for view in one.views])
         return Assembled(prompt=Prompt(embeds=embeds), ids=tokens.ids, visual_tokens=visual)
+
+    def beginning(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Prompt | None:
+        """See `Assembler`. A view that is missing is laid out with one feature: the tokens before it stay the same."""
+        layouts = []
+        for one in pictures:
+            counts = [len(view) for view in one.views] + [1] * (one.rows * one.columns + 1 - len(one.views))
+            layouts.append(
+                PictureLayout(rows=one.rows, columns=one.columns, crops=tuple(counts[:-1]), whole=counts[-1])
+            )
+        views = [view for one in pictures for view in one.views]
+        ready = sum(map(len, views))
+        tokens = build(self._tokenizer, turns, layouts)
+        if not ready < len(tokens.feature_positions):
+            return None
+        end = int(tokens.feature_positions[ready])
+        if not 0 < end <= max_rows:
+            return None
+        embeds = self._embed(tokens.ids[:end])  # [end, H]
+        if views:
+            embeds[tokens.feature_positions[:ready]] = np.concatenate(views)
+        return Prompt(embeds=embeds)

@@ -44,6 +44,13 @@ class FakeAssembler:
         prompt = Prompt(embeds=embeds)
         return Assembled(prompt=prompt, ids=prompt_bytes(prompt), visual_tokens=sum(len(view) for view in views))
 
+    def beginning(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Prompt | None:
+        """See `Assembler`."""
+        views = [view for picture in pictures for view in picture.views]
+        missing = any(len(one.views) <= one.rows * one.columns for one in pictures)
+        rows = sum(map(len, views))
+        return Prompt(embeds=np.concatenate(views)) if missing and 0 < rows <= max_rows else None
+
 
 class FakeViewEncoder:
     """Turns a view into rows [1, 1]: the mean of its red. `before` is called in the worker thread before each view."""

@@ -113,8 +113,8 @@ class Metrics(Observer):
         self._waiting_allowed = gauge("tofc_engine_waiting_limit", "Most prompts that wait in the engine.")
         self._kv_bytes = gauge("tofc_engine_cache_bytes", "Bytes of keys and values; 0: the engine does not tell.")
         self._kv_allowed = gauge("tofc_engine_cache_limit_bytes", "Most bytes of keys and values.")
-        self._admitted = gauge("tofc_admission_admitted", "Questions that hold a slot of the engine.")
-        self._admission_waiting = gauge("tofc_admission_waiting", "Questions that wait for a slot of the engine.")
+        self._admitted = gauge("tofc_admission_admitted", "Questions that hold a place of the engine.")
+        self._admission_waiting = gauge("tofc_admission_waiting", "Questions that wait for a place of the engine.")
 
         self._pictures = counter("tofc_pictures", "Pictures that sessions announced.", ("form",))
         self._received = counter("tofc_received_bytes", "Bytes of packets and image files received.", ("form",))
@@ -187,7 +187,7 @@ class Metrics(Observer):
         self._sessions_allowed.set(now.sessions_allowed)
         self._read_cache(now.pictures)
         if now.admission is not None:
-            self._admitted.set(now.admission.admitted)
+            self._admitted.set(now.admission.running)
             self._admission_waiting.set(now.admission.waiting)
         if now.backend is not None:
             engine = now.backend.engine

@@ -14,6 +14,7 @@ one cache serves sessions of several codecs. It is made with the cache's key, wh
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import secrets
 import time
@@ -62,6 +63,7 @@ class HeldPicture:
         self._views: list[NDArray[np.float32] | None] = [None] * (rows * columns + 1)
         self._missing = len(self._views)
         self._settled = asyncio.Event()  # complete, or failed with `_error`
+        self._more = asyncio.Event()  # another view is there, or settled; replaced by a new one each time
         self._error: LimitError | None = None
 
     @property
@@ -83,6 +85,11 @@ class HeldPicture:
     def views(self) -> list[NDArray[np.float32]]:
         """Rows [n, H] of every view of a complete picture."""
         return [view for view in self._views if view is not None]
+
+    @property
+    def leading_views(self) -> list[NDArray[np.float32]]:
+        """Rows [n, H] of the views before the first one that is missing."""
+        return [view for view in itertools.takewhile(lambda view: view is not None, self._views) if view is not None]
 
     @property
     def view_indexes(self) -> list[int]:
@@ -112,6 +119,19 @@ class HeldPicture:
                 self._error.message, reason=self._error.reason
             )  # one for each waiter, as it gets a traceback
 
+    async def wait_for_more(self) -> None:
+        """Wait until another view is there. Raises as `wait`, and returns at once for a complete picture."""
+        more = self._more
+        if not self._settled.is_set():
+            await more.wait()
+        if self._settled.is_set():
+            await self.wait()
+
+    def _tell(self) -> None:
+        """Wake those that wait for another view."""
+        self._more.set()
+        self._more = asyncio.Event()
+
     def _fill(self, index: int, view: NDArray[np.float32], decode_ms: float) -> None:
         self._views[index] = view
         self._missing -= 1
@@ -121,6 +141,7 @@ class HeldPicture:
         self.decoded_s = min(self.decoded_s[0], now_s - decode_ms / 1e3), now_s
         if self.complete:
             self._settled.set()
+        self._tell()
 
 
 class PictureCache:
@@ -227,6 +248,7 @@ class PictureCache:
         """Drop a picture that does not fit into memory; questions that wait for it get `error`."""
         picture._error = error
         picture._settled.set()
+        picture._tell()
         self._drop(picture)
 
     def drop_if_unused(self, picture: HeldPicture, *, keep: bool = False) -> None:

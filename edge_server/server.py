@@ -135,7 +135,8 @@ class RunningServer:
             self._image_decoder = ImageDecodeQueue(
                 encoder=backend.view_encoder, pictures=self.service.pictures, max_pixels=settings.limits.image_pixels
             )
-        self._admission = Admission(settings.engine_parallel + settings.engine_queue)
+        places = min(settings.engine_parallel, backend.engine.load().running_allowed)
+        self._admission = Admission(places, settings.engine_queue)
         self.service.open(
             ServerIdentity(version=software_version(), model_id=backend.model_id, codecs=backend.codecs),
             Runtime(

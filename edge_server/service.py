@@ -143,8 +143,8 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             return _revoked()
         device = self._device(token, context)
         session = ServerSession(
-            name=f"session {next(self._numbers)} ({', '.join([*device, context.peer()])})",
-            client=f"device {device[0]}" if device else "",
+            name=f"session {next(self._numbers)} ({', '.join(filter(None, (device, context.peer())))})",
+            client=f"device {device}" if device else "",
             identity=self._identity,
             limits=self._limits,
             pictures=self.pictures,
@@ -165,12 +165,12 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             if not any(self._slots):
                 self._empty.set()
 
-    def _device(self, token: Token | None, context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
-        """Return the name of a client's device, from its token or else its certificate; nothing if it has none."""
+    def _device(self, token: Token | None, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        """Return the name of a client's device, from its token or else its certificate; empty if it has none."""
         names = [token.name] if token is not None else []
         if self.settings.tls_client_ca is not None:
             names += [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", ())]
-        return [name for name in names if name][:1]
+        return next(filter(None, names), "")
 
     async def GetServerInfo(
         self,
@@ -198,14 +198,13 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
         )
 
     def _load(self, admission: Admission) -> pb.Load:
-        """Return how busy the server is. Of the questions that hold a slot, `engine_parallel` run and the rest wait."""
-        running = min(admission.admitted, self.settings.engine_parallel)
+        """Return how busy the server is."""
         return pb.Load(
             sessions_open=self._slots.sessions,
             sessions_allowed=self.settings.sessions,
-            questions_running=running,
-            questions_running_allowed=self.settings.engine_parallel,
-            questions_waiting=admission.admitted - running + admission.waiting,
+            questions_running=admission.running,
+            questions_running_allowed=admission.places,
+            questions_waiting=admission.waiting,
             questions_waiting_allowed=self.settings.engine_queue,
         )
 

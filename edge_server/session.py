@@ -71,7 +71,11 @@ class ServerSession:
         hello_timeout_s: float,
         on_hello: Callable[[ServerSession], None] = lambda _: None,
     ) -> None:
-        """`on_hello` is called after Hello, and may refuse the session by raising CallError."""
+        """Prepare to serve a stream; `run` does.
+
+        `client`: the device, if it is known by name. `on_hello` is called after Hello, and may refuse the session by
+        raising CallError.
+        """
         self._name = name
         self._client = client or name
         self._identity = identity
@@ -121,7 +125,7 @@ class ServerSession:
                     await self._serve(requests, group)
                     watch.cancel()
             except BaseExceptionGroup as failures:
-                error = self._choose_error(failures)
+                error = self._runtime.admission.advise(self._choose_error(failures))
                 _clear_frames(failures)
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
@@ -268,7 +272,7 @@ class ServerSession:
             question = self._accept(ask)
         except CallError as error:
             self._observer.error("question", error)
-            await self._outbox.send(error=to_message(error, ask.request))
+            await self._outbox.send(error=to_message(self._runtime.admission.advise(error), ask.request))
             return
         self._questions[question.number] = question
         question.task = group.create_task(question.run(self._runtime, self._outbox, self._name))
@@ -311,7 +315,6 @@ class ServerSession:
         pictures, evicted = self._uploads.hold(list(ask.refs))
         return QuestionJob(
             number=ask.request,
-            client=self._client,
             turns=turns,
             sampling=sampling,
             thinking=ask.thinking,
@@ -319,6 +322,7 @@ class ServerSession:
             evicted=evicted,
             deadline_ms=ask.deadline_ms,
             conversations=self._conversations,
+            client=self._client,
             traceparent=ask.traceparent,
         )
 

@@ -103,7 +103,7 @@ class ServerSettings:
     engine_private_network: bool = False  # whether http:// beyond this machine is safe
     limits: SessionLimits = SessionLimits()
     sessions: int = 64
-    engine_queue: int = 32  # questions that wait in the engine; beyond it one of each session waits in `admission`
+    engine_queue: int = 32  # questions that wait for the engine; beyond it each client may still have one
     engine_parallel: int = 32  # questions that are answered at once
     engine_cache_bytes: int = 4096 * MIB  # of keys and values: of running questions, the rest of earlier prompts
     cache_bytes: int = 512 * MIB  # of decoded pictures

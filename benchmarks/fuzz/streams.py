@@ -237,7 +237,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
         ServerIdentity(version="1.0", model_id=backend.model_id, codecs=backend.codecs),
         Runtime(
             backend=backend,
-            admission=Admission(40),
+            admission=Admission(8, 32),
             pool=_InlineExecutor(),
             picture_timeout_s=60.0,
         ),

@@ -171,6 +171,9 @@ class Engine(ABC):
     """As GetServerInfo returns it."""
     max_positions: int
     """How many tokens prompt and answer may have together."""
+    read_ahead_rows: int = 0
+    """The fewest new rows of a prompt that are worth reading before the rest is there; 0: none, as the engine does not
+    keep what it read of a client's earlier prompts."""
     recovers: bool
     """Whether it may answer again after it was lost; if not, the server ends."""
 

@@ -32,7 +32,9 @@ class FakeEngine(Engine):
         queue: int = 32,
         max_positions: int = 65536,
         step_s: float = 0.0,
+        read_ahead_rows: int = 0,
     ) -> None:
+        self.read_ahead_rows = read_ahead_rows
         self.max_positions = max_positions
         self.steps = 0
         self.cancelled = 0

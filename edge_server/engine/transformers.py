@@ -105,6 +105,7 @@ class TransformersEngine(Engine):
     """
 
     name = "transformers"
+    read_ahead_rows = 16
     recovers = False
 
     def __init__(

@@ -41,6 +41,7 @@ class VllmEngine(Engine):
     """Runs a checkpoint's server half."""
 
     name = "vllm"
+    read_ahead_rows = 32
     recovers = False
 
     def __init__(self, llm: AsyncLLM, stop_tokens: Sequence[int], *, model_id: str, parallel: int, queue: int) -> None:

@@ -53,6 +53,7 @@ class VllmRemoteEngine(Engine):
     """Asks engines that `find_engines` has found, with the API key `key`."""
 
     name = "vllm-remote"
+    read_ahead_rows = 256  # all rows are sent again with each request
     recovers = True
 
     def __init__(

@@ -143,10 +143,13 @@ class CallError(Error):
     """For machines, in UPPER_SNAKE_CASE; docs/protocol.md lists them."""
     sentence: ClassVar[str] = "The call failed for a reason that this version does not know; look at the server's log."
     """The message where none is given."""
+    retry_after_s: float | None
+    """Seconds after which the same request may succeed, as the server estimates; None: it did not say."""
 
-    def __init__(self, message: str = "", *, reason: str = "") -> None:
+    def __init__(self, message: str = "", *, reason: str = "", retry_after_s: float | None = None) -> None:
         self.message = message or self.sentence
         self.reason = reason or type(self).reason
+        self.retry_after_s = retry_after_s
         super().__init__(self.message)
 
 

@@ -60,6 +60,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.done: dict[str, Any] = {}  # fields of Done, instead of the defaults
         self.lose: list[int] = []  # for each session in turn: the tokens after which its link is cut
         self.fail: CallError | None = None  # the error of questions that contain "fail"
+        self.failures: int | None = None  # how many of them fail; None: all
         self.acking = asyncio.Event()
         self.acking.set()
         self.answering = asyncio.Event()
@@ -194,7 +195,9 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                 elif message.previous_request and (session, message.previous_request) not in self.conversations:
                     gone = UnknownReferenceError(reason="CONVERSATION_GONE")
                     await send(error=to_message(gone, message.request))
-                elif self.fail is not None and "fail" in message.question:
+                elif self.fail is not None and "fail" in message.question and self.failures != 0:
+                    if self.failures is not None:
+                        self.failures -= 1
                     await send(error=to_message(self.fail, message.request))
                 else:
                     earlier = self.conversations[session, message.previous_request] if message.previous_request else []

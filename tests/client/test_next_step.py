@@ -49,6 +49,9 @@ LAST = {"attempts": POLICY.attempts}
 
 MISSING = UnknownReferenceError(reason="VIEWS_MISSING")
 GONE = UnknownReferenceError(reason="CONVERSATION_GONE")
+BUSY = LimitError(reason="ENGINE_BUSY", retry_after_s=2.0)
+NO_MEMORY = LimitError(reason="CACHE_FULL", retry_after_s=2.0)
+ENDED = {"submission": SimpleNamespace(link=SimpleNamespace(failure=NO_MEMORY))}
 USED_UP = LimitError(reason="SESSION_USED_UP")
 
 CASES: list[tuple[str, CallError, dict[str, Any], Step]] = [
@@ -70,6 +73,16 @@ CASES: list[tuple[str, CallError, dict[str, Any], Step]] = [
     ("session used up, progress", USED_UP, MOVING, Retry(fruitless_losses=0, end_session=True)),
     ("session used up again and again", USED_UP, LOST[3], Raise()),
     ("session used up, attempts used up", USED_UP, LAST, Raise()),
+    # The server is busy.
+    ("busy", BUSY, {}, AskAgain(after_s=2.0)),
+    ("busy for a day", LimitError(reason="ENGINE_BUSY", retry_after_s=86_400.0), {}, AskAgain(after_s=60.0)),
+    ("busy again and again", BUSY, {"refusals": 9}, AskAgain(after_s=2.0)),
+    ("busy, attempts used up", BUSY, LAST, Raise()),
+    ("busy, without a time to come back", LimitError(reason="ENGINE_BUSY"), {}, Raise()),
+    ("no memory now", NO_MEMORY, {}, AskAgain(after_s=2.0)),
+    ("no memory, last time but one", NO_MEMORY, {"refusals": 2}, AskAgain(after_s=2.0)),
+    ("no memory, too often", NO_MEMORY, {"refusals": 3}, Raise()),
+    ("no memory for an announcement, which ends the link", NO_MEMORY, ENDED, Retry(fruitless_losses=0, after_s=2.0)),
     # The link is lost.
     ("link lost", LinkLostError(), {}, Retry(fruitless_losses=1)),
     ("server unreachable", UnavailableError(), {}, Retry(fruitless_losses=1)),
@@ -135,3 +148,22 @@ def test_next_step(error: CallError, state: dict[str, Any], step: Step) -> None:
 )
 def test_a_session_that_its_user_closed_is_not_repaired(error: CallError, step: Step) -> None:
     assert next_step(error, question(CONTINUING), closed=True) == step
+
+
+@pytest.mark.parametrize(
+    ("left_s", "step"), [(2.4, Raise()), (2.5, AskAgain(after_s=2.0)), (None, AskAgain(after_s=2.0))]
+)
+def test_a_busy_server_is_not_waited_for_beyond_the_time_that_is_left(left_s: float | None, step: Step) -> None:
+    assert next_step(BUSY, question({}), left_s=left_s) == step
+
+
+@pytest.mark.parametrize("reason", ["STOPPING", "ENGINE_LOST"])
+def test_a_server_that_cannot_serve_is_left_if_there_are_others(reason: str) -> None:
+    error = UnavailableError(reason=reason)
+    assert next_step(error, question({}), others=True) == Retry(fruitless_losses=1, end_session=True)
+    assert next_step(error, question({})) == Retry(fruitless_losses=1)
+    assert next_step(LinkLostError(), question({}), others=True) == Retry(fruitless_losses=1)
+
+
+def test_a_busy_server_is_not_asked_again_in_a_session_that_its_user_closed() -> None:
+    assert next_step(BUSY, question({}), closed=True) == Raise()

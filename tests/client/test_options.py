@@ -50,7 +50,7 @@ def test_defaults_stay() -> None:
     given = {name: one.default for name, one in found.items() if one.default is not None and name != "help"}
     assert given == {
         "model": NANO,
-        "server": "127.0.0.1:50061",
+        "server": ["127.0.0.1:50061"],
         "mode": "features",
         "max_tokens": 0,
         "timeout_s": 300.0,
@@ -69,6 +69,25 @@ def test_commands_share_the_groups_and_nothing_is_written_twice() -> None:
     shared = [field.name for group in SHARED for field in fields(group)]
     assert len(shared) == len(set(shared)) and set(shared) <= options("ask").keys() & options("chat").keys()
     assert {field.name for field in fields(PacketOptions)} <= options("inspect").keys()
+
+
+@pytest.mark.parametrize("given", [["a:1", "b:2"], ["a:1,b:2"], ["a:1, b:2"], ["a:1 b:2"]])
+def test_several_servers_are_named_by_repeating_the_option_or_in_one_value(given: list[str]) -> None:
+    assert [target.address for target in ServerOptions(server=given).targets()] == ["a:1", "b:2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a:1", "b:0"], "--server must have a port above 0, got b:0"),
+        (["a:1,a:1"], "--server a:1 is given 2 times"),
+        ([""], "HOST:PORT"),
+        ([], "give at least one server"),
+    ],
+)
+def test_servers_that_cannot_be_are_refused(given: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ServerOptions(server=given).targets()
 
 
 @pytest.mark.parametrize("command", ["ask", "chat"])

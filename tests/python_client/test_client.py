@@ -213,7 +213,7 @@ def test_options_that_are_not_allowed_are_refused_at_once(options: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"address": 50061}, "address must be a str, got 50061"),
+        ({"address": 50061}, "address must be a str or a list of them, got 50061"),
         ({"features": "12"}, "features must be a whole number, got '12'"),
         ({"budget_bytes": 1.5}, "budget_bytes must be a whole number, got 1.5"),
         ({"timeout_s": "3"}, "timeout_s must be a number, got '3'"),

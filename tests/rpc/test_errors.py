@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc.status_pb2 import Status as RichStatus
 
 from tofc import errors
 from tofc.errors import CallError, InvalidRequestError, LimitError, Status, TokenError
@@ -27,13 +28,15 @@ def test_the_table_holds_every_status_once() -> None:
         assert kind().message == kind.sentence
 
 
+@pytest.mark.parametrize("after_s", [None, 0.001, 2.5])
 @pytest.mark.parametrize("kind", list(BY_STATUS.values()))
-def test_an_error_survives_the_stream(kind: type[CallError]) -> None:
-    error = kind("the value is 3, allowed is 2; send less", reason="TOO_MUCH")
+def test_an_error_survives_the_stream(kind: type[CallError], after_s: float | None) -> None:
+    error = kind("the value is 3, allowed is 2; send less", reason="TOO_MUCH", retry_after_s=after_s)
     message = to_message(error, request=7)
     assert message.request == 7
     found = from_message(message)
     assert type(found) is kind
+    assert found.retry_after_s == after_s
     assert (found.status, found.reason, found.message, str(found)) == (
         *(error.status, "TOO_MUCH"),
         *(error.message, error.message),
@@ -86,7 +89,7 @@ async def called(channel: grpc.aio.Channel, arity: str, metadata: Any) -> bytes:
 @pytest.mark.parametrize("arity", ["UU", "SU", "US", "SS"])
 async def test_an_aborted_call_keeps_its_reason(arity: str) -> None:
     server = make_server()
-    server.add_generic_rpc_handlers((arities(LimitError("full; wait", reason="FULL")),))
+    server.add_generic_rpc_handlers((arities(LimitError("full; wait", reason="FULL", retry_after_s=1.5)),))
     port = bind(server, "127.0.0.1", 0)
     await server.start()
     async with dial(f"127.0.0.1:{port}") as channel:
@@ -94,7 +97,9 @@ async def test_an_aborted_call_keeps_its_reason(arity: str) -> None:
             await called(channel, arity, ())
     found = from_call(failed.value)
     assert type(found) is LimitError
-    assert (found.reason, found.message) == ("FULL", "full; wait")
+    assert (found.reason, found.message, found.retry_after_s) == ("FULL", "full; wait", 1.5)
+    (details,) = [value for key, value in failed.value.trailing_metadata() if key == "grpc-status-details-bin"]
+    assert b"google.rpc.RetryInfo" in details, "which clients of other languages read too"
     await server.stop(0)
 
 
@@ -142,3 +147,11 @@ def test_messages_are_shortened_on_both_sides(length: int) -> None:
 @pytest.mark.parametrize("reason", ["\x1b]52;c;\x07", "A" * 65, "no reason", "É"])
 def test_a_malformed_reason_is_left_out(reason: str) -> None:
     assert from_message(pb.Error(status=3, reason=reason)).reason == InvalidRequestError.reason
+
+
+@pytest.mark.parametrize("details", [b"\xff", RichStatus(code=8, message="another message").SerializeToString()])
+def test_details_that_cannot_be_used_are_ignored(details: bytes) -> None:
+    trailing = grpc.aio.Metadata((REASON_METADATA, "FULL"), ("grpc-status-details-bin", details))
+    error = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), trailing, details="full")
+    found = from_call(error)
+    assert (type(found), found.reason, found.message, found.retry_after_s) == (LimitError, "FULL", "full", None)

@@ -31,25 +31,27 @@ async def test_info_shows_the_load(serve: Serve, connect: Connect) -> None:
         "sessions: 0 open (at most 5)",
         "questions: 0 running (at most 2), 0 waiting (at most 1)",
     ]
-    first, second = connect(server), connect(server)
-    for client in (first, second):
+    first, second, third = (connect(server) for _ in range(3))
+    for client in (first, second, third):
         await client.hello()
-    for number in (1, 2, 3):  # two run, one waits
-        await first.ask(number, "?")
-    await until(lambda: len(engine.prompts) == 3)
-    await second.ask(1, "?")  # waits beyond the queue, for a slot
-    await until(lambda: server.service._runtime is not None and server.service._runtime.admission.waiting)
+    await first.ask(1, "?")
+    await until(lambda: len(engine.prompts) == 1)
+    await second.ask(1, "?")
+    await until(lambda: len(engine.prompts) == 2)
+    await first.ask(2, "?")
+    await third.ask(1, "?")  # waits beyond the queue
+    await until(lambda: server.service._runtime is not None and server.service._runtime.admission.waiting == 2)
     code, lines = await info(server.address)
     assert code == 0
     assert lines[5:7] == [
-        "sessions: 2 open (at most 5)",
+        "sessions: 3 open (at most 5)",
         "questions: 2 running (at most 2), 2 waiting (at most 1)",
     ]
     gate.set()
     assert (await second.answer(1))[0] == "?"
     await second.end()
-    await until(lambda: server.service._slots.sessions == 1)
-    assert "sessions: 1 open (at most 5)" in (await info(server.address))[1]
+    await until(lambda: server.service._slots.sessions == 2)
+    assert "sessions: 2 open (at most 5)" in (await info(server.address))[1]
 
 
 async def test_without_a_token_nothing_is_shown(serve: Serve, tmp_path: Path) -> None:

@@ -77,19 +77,12 @@ async def test_cancel_of_one_leaves_the_other(
 
 async def test_too_many_in_flight(serve: Serve, connect: Connect, engine: FakeEngine, gate: asyncio.Event) -> None:
     server = await serve(fake_backend(engine=engine), limits=SessionLimits(questions_in_flight=2))
-    one, two = connect(server), connect(server)
+    one = connect(server)
     await one.hello()
-    await two.hello()
     for request in (1, 2, 3):
         await one.ask(request, "?")
     error = await one.expect("error")
     assert (error.request, error.status, error.reason) == (3, 8, "TOO_MANY_QUESTIONS")
-    while len(engine.prompts) < 2:
-        await asyncio.sleep(0)
-    await two.ask(1, "!")
-    await two.ask(2, "!")
-    error = await two.expect("error")  # the engine's own queue holds three
-    assert (error.status, error.reason) == (8, "ENGINE_BUSY")
     gate.set()
     await one.call.done_writing()
     finished = set()

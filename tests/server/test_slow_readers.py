@@ -53,7 +53,7 @@ class Unread:
 def runtime() -> Runtime:
     return Runtime(
         backend=fake_backend(),
-        admission=Admission(40),
+        admission=Admission(8, 32),
         pool=ThreadPoolExecutor(1),
         picture_timeout_s=ANSWERED,
     )

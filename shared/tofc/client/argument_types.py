@@ -21,7 +21,8 @@ _FILE: tuple[str, _Types] = ("a path (str or pathlib.Path)", (str, PathLike))
 _TYPES = {
     **dict.fromkeys(("max_tokens", "top_k", "seed", "features", "budget_bytes", "threads", "quality"), _WHOLE),
     **dict.fromkeys(("temperature", "top_p", "timeout_s", "wait_s", "scale"), _NUMBER),
-    **dict.fromkeys(("address", "question", "token"), _TEXT),
+    "address": ("a str or a list of them", (str, list, tuple)),
+    **dict.fromkeys(("question", "token"), _TEXT),
     **dict.fromkeys(("thinking", "tls"), _FLAG),
     **dict.fromkeys(("model", "token_file", "tls_ca", "tls_cert", "tls_key"), _FILE),
 }

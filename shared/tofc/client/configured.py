@@ -7,6 +7,7 @@ the token and the certificates are read for that. Leaves the checks of pictures'
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -15,6 +16,7 @@ from typing import Literal
 
 from device_client.link import Target
 from device_client.options import ImageOptions, PacketOptions, encoder_opener
+from device_client.servers import Servers
 from tofc.client.argument_types import check_types
 from tofc.client.connection import Connection
 from tofc.client.local import LocalServer
@@ -38,7 +40,7 @@ class Configured:
 
     def __init__(
         self,
-        address: str = f"127.0.0.1:{DEFAULT_PORT}",
+        address: str | Sequence[str] = f"127.0.0.1:{DEFAULT_PORT}",
         *,
         model: File = NANO,
         mode: Mode = "features",
@@ -65,7 +67,8 @@ class Configured:
 
         Args:
             address: "HOST:PORT" of an edge server, or ":local:" for a private one in this process, which needs the
-                extra `server`.
+                extra `server`. A list names several servers of one model: this device asks one of them, always the
+                same, and the others while that one cannot serve.
             model: folder of the server's model, whole or only its device half; for ":local:" whole.
             mode: "features" sends packets of the vision tower's features; "image" sends compressed image files, for
                 comparison, to a server that allows them.
@@ -122,7 +125,7 @@ class Configured:
         if address == LOCAL and security != ClientSecurity():
             raise UsageError(f"{LOCAL} needs no token and no TLS: nobody else can call it; leave them out")
         self._connection = Connection(
-            target=None if address == LOCAL else Target(address=_checked(address), security=security),
+            targets=() if address == LOCAL else _targets(address, security),
             start_local=partial(
                 LocalServer.start,
                 Path(model),
@@ -176,7 +179,19 @@ def _path(file: File | None) -> Path | None:
     return None if file is None else Path(file)
 
 
+def _targets(address: str | Sequence[str], security: ClientSecurity) -> tuple[Target, ...]:
+    addresses = [address] if isinstance(address, str) else list(address)
+    targets = tuple(Target(address=_checked(one), security=security) for one in addresses)
+    with errors_name_keywords():
+        _ = Servers(targets=targets)  # it checks them
+    return targets
+
+
 def _checked(address: str) -> str:
+    if not isinstance(address, str):
+        raise TypeError(f"address must be a str or a list of them, got {address!r:.80} among them")
+    if address == LOCAL:
+        raise UsageError(f"{LOCAL} is a server for this client alone; give it alone, or leave it out")
     if split_address(address)[1] == 0:
         raise UsageError(f"address {address!r} has port 0, which nobody listens on; write for instance 127.0.0.1:50061")
     return address

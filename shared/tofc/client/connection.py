@@ -30,17 +30,17 @@ from tofc.tracing import OFF, open_tracer
 
 
 class Connection:
-    """The connection to `target`, or, if that is None, to a private server that `start_local` starts."""
+    """The connection to one of `targets`, or, if there are none, to a private server that `start_local` starts."""
 
     def __init__(
         self,
         *,
-        target: Target | None,
+        targets: Sequence[Target],
         start_local: Callable[[], Coroutine[Any, Any, LocalServer]],
         open_encoder: Callable[[], Encoder],
         wait_s: float | None,
     ) -> None:
-        self._target = target
+        self._targets = targets
         self._start_local = start_local
         self._open_encoder = open_encoder
         self._wait_s = wait_s
@@ -131,12 +131,12 @@ class Connection:
             self._check_open()
             if self._session is None:
                 encoder = await asyncio.to_thread(self.encoder)
-                target = self._target
-                if target is None:
+                targets = self._targets
+                if not targets:
                     self._local = self._local or await self._start_local()
-                    target = self._local.target
+                    targets = (self._local.target,)
                 self._tracer = open_tracer("tofc")
-                self._session = Session(target, encoder, wait_s=self._wait_s, tracer=self._tracer)
+                self._session = Session(targets, encoder, wait_s=self._wait_s, tracer=self._tracer)
             return self._session
 
     def _check_open(self) -> None:

@@ -1,0 +1,1 @@
+"""Many devices at once: questions and tokens a second, times to the first token, memory."""
