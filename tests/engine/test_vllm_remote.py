@@ -332,6 +332,28 @@ async def test_an_engine_that_hangs_is_left_when_it_stops_answering_its_health(v
     assert [one["max_tokens"] for one in second.requests] == [1]
 
 
+async def test_answers_behind_a_router_go_on_while_it_does_not_answer_the_probe(vllm: Serve, remote: Connect) -> None:
+    gate = asyncio.Event()
+    server = await vllm(slow([7, 8, 9], gate=gate))
+    engine = await remote(server)
+    told: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
+    engine.watch(told.put_nowait)
+    params = SamplingParams(max_tokens=3)
+    going_on = asyncio.create_task(collect(engine.submit(Prompt(embeds=prompts()[0]), params)))
+    while not server.requests:
+        await asyncio.sleep(0)
+    server.probes_to_fail = 12
+    server.faults.append(Fault(status=503))
+    broken = asyncio.create_task(collect(engine.submit(Prompt(embeds=prompts()[1]), params)))
+    while server.probes_to_fail:
+        await asyncio.sleep(0.001)
+    gate.set()
+    assert await going_on == await broken == [7, 8, 9]
+    assert told.empty()
+    sessions = [headers["x-session-id"] for headers in server.headers]
+    assert sessions[1:] == [sessions[0], f"{sessions[0]}-1"]
+
+
 async def test_another_model_is_refused_at_the_start_and_after_a_loss(
     vllm: Serve, remote: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
