@@ -40,14 +40,12 @@ class Compute:
         if self.device == "cpu":
             return
         use_passive_waiting()
-        from tofc.model.torch_devices import torch_devices
+        from tofc.model.torch_devices import check_device
 
         try:
-            found = torch_devices()
+            check_device(self.device)
         except ImportError as error:
             raise EncoderError(f"--device {self.device} needs torch: {install('device')}") from error
-        if self.device not in found:
-            raise UsageError(f"--device {self.device} does not exist; torch finds on this machine: {', '.join(found)}")
 
     def dtype_of(self, checkpoint: Checkpoint) -> str:
         """Return the type that the tower computes in; a checkpoint not stored in bfloat16 computes in float32."""

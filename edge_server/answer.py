@@ -82,7 +82,7 @@ class QuestionJob:
     evicted: list[int]  # refs of the pictures that the client must send again
     deadline_ms: int
     conversations: Conversations  # where the question is kept once it is answered
-    client: str = ""  # whose it is: places of the engine are shared among clients
+    client: str = ""  # whose it is: places of the engine are shared among clients, see also `Prompt`
     traceparent: str = ""
     task: asyncio.Task[None] | None = None
     cancelled: bool = False

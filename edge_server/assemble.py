@@ -126,11 +126,8 @@ class SplitAssembler:
         rows += codec.grid_embedding(parsed.grid, parsed.positions)
         return rows
 
-    def embed_features(
-        self, features: NDArray[np.float32], grid: int, cells: NDArray[np.integer]
-    ) -> NDArray[np.float32]:
-        """Turn features [n, D] of cells [n] of a grid into rows [n, H], with the grid embedding of the first codec."""
-        rows = self._projector.project(features)
+    def add_grid(self, rows: NDArray[np.float32], grid: int, cells: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Add the grid embedding of the first codec to rows [n, H] of cells [n] of a grid, in place."""
         rows += next(iter(self._codecs.values())).grid_embedding(grid, cells)
         return rows
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edge_server.assemble import Assembler, SplitAssembler
 from edge_server.detokenizer import Decode
@@ -18,19 +19,23 @@ from edge_server.engine.base import Engine
 from edge_server.engine_loading import load_engine
 from edge_server.handshake import KnownCodec
 from edge_server.image_decoding import TowerViewEncoder, ViewEncoder
+from edge_server.placement import compute_dtype, out_of_memory_said, require_networks_memory
 from edge_server.reasoning import ThinkTokens
 from edge_server.settings import ServerSettings
 from edge_server.token_embedding import TokenEmbedding
 from tofc.codec.blas_threads import use_one_blas_thread
 from tofc.codec.codec import Codec
-from tofc.errors import CheckpointError, CodecError, UsageError
+from tofc.errors import CheckpointError, CodecError
 from tofc.model.checkpoint import Checkpoint, Side
 from tofc.model.feature_codecs import DEFAULT, codec_folder, codec_names
 from tofc.model.generation import GREEDY, GenerationConfig, stop_tokens
 from tofc.model.projector import Projector
 from tofc.model.prompt import load_tokenizer
-from tofc.model.torch_devices import torch_devices
+from tofc.model.torch_devices import check_device
 from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +60,10 @@ def load(settings: ServerSettings) -> Backend:
     as reading the decoder, and for a whole checkpoint (not a half) also as long as hashing it.
     """
     use_passive_waiting()
-    if settings.needs_torch and settings.device not in (found := torch_devices()):
-        raise UsageError(f"--device must be one that torch finds here ({', '.join(found)}), got {settings.device!r}")
+    if settings.needs_torch:
+        check_device(settings.device)
     checkpoint = _open(settings)
+    require_networks_memory(checkpoint, settings)
     tokenizer = load_tokenizer(checkpoint)
     generation_config = GenerationConfig.read(checkpoint.path)
     use_one_blas_thread()
@@ -65,10 +71,11 @@ def load(settings: ServerSettings) -> Backend:
         set_torch_threads(settings.engine_threads)
     codecs = _load_codecs(checkpoint, settings)
     engine = load_engine(settings, checkpoint, stop_tokens(checkpoint, tokenizer.eos_token_id))
+    projector = Projector(checkpoint)
     assembler = SplitAssembler(
         config=checkpoint.config,
         codecs={known.codec_id: codec for known, codec in codecs.items() if codec is not None},
-        projector=Projector(checkpoint),
+        projector=projector,
         tokenizer=tokenizer,
         embed=TokenEmbedding(checkpoint),
     )
@@ -85,7 +92,7 @@ def load(settings: ServerSettings) -> Backend:
         decode=decode,
         think_tokens=ThinkTokens.of(tokenizer.get_added_vocab()),
         generation_config=generation_config,
-        view_encoder=_view_encoder(checkpoint, assembler, settings) if settings.take_images else None,
+        view_encoder=_view_encoder(checkpoint, projector, assembler, settings) if settings.take_images else None,
     )
 
 
@@ -124,10 +131,14 @@ def _load_codecs(checkpoint: Checkpoint, settings: ServerSettings) -> dict[Known
     return found
 
 
-def _view_encoder(checkpoint: Checkpoint, assembler: SplitAssembler, settings: ServerSettings) -> TowerViewEncoder:
-    import torch
-
+def _view_encoder(
+    checkpoint: Checkpoint,
+    projector: Projector,
+    assembler: SplitAssembler,
+    settings: ServerSettings,
+) -> TowerViewEncoder:
     from tofc.model.tower import Tower
 
-    tower = Tower(checkpoint, getattr(torch, settings.dtype), settings.device)
-    return TowerViewEncoder(checkpoint.config.rule, tower, assembler.embed_features)
+    with out_of_memory_said("the vision tower", checkpoint, settings):
+        tower = Tower(checkpoint, compute_dtype(checkpoint, settings), settings.device)
+        return TowerViewEncoder(checkpoint.config.rule, tower, projector, assembler.add_grid)

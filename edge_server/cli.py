@@ -116,7 +116,11 @@ def serve(
         str, typer.Option(envvar=_variable("DEVICE"), help="Where the model runs: cpu, cuda, cuda:1, …")
     ] = BASE.device,
     dtype: Annotated[
-        str, typer.Option(envvar=_variable("DTYPE"), help="Number format of the model: float32, bfloat16 or float16.")
+        str,
+        typer.Option(
+            envvar=_variable("DTYPE"),
+            help="Number format of the model: float32, bfloat16, float16; auto: float32 on a CPU, else as stored.",
+        ),
     ] = BASE.dtype,
     engine: Annotated[
         str,

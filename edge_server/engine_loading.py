@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_server.engine.base import Engine
+from edge_server.placement import compute_dtype, out_of_memory_said
 from edge_server.settings import ServerSettings
 from edge_server.token_embedding import TABLE, TokenEmbedding
 from tofc.errors import CheckpointError, UsageError
 from tofc.install import install
 from tofc.model.checkpoint import Checkpoint
-from tofc.out_of_memory import out_of_memory
 from tofc.rpc.tokens import read_tokens
 from tofc.secret_file import check_private
 
@@ -47,24 +47,16 @@ def load_engine(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: S
 
 
 def _embedded(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: Sequence[int]) -> Engine:
-    import torch
-
     from edge_server.engine.probe import is_exact
     from edge_server.engine.qwen3 import load_qwen3
     from edge_server.engine.transformers import TransformersEngine
 
-    try:
-        model = load_qwen3(checkpoint, device=settings.device, dtype=getattr(torch, settings.dtype))
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"the decoder in {checkpoint.path} could not be loaded on {settings.device} in {settings.dtype} ({error}); "
-            "use --dtype bfloat16, or a device with more memory"
-        ) from error
+    dtype = compute_dtype(checkpoint, settings)
+    with out_of_memory_said("the decoder", checkpoint, settings):
+        model = load_qwen3(checkpoint, device=settings.device, dtype=dtype)
     packed = is_exact(model)
     if not packed:
-        log.info("answers take turns: on this machine a shared forward in %s would change their bits", settings.dtype)
+        log.info("answers take turns: on this machine a shared forward in %s would change their bits", dtype)
     return TransformersEngine(
         model,
         stop_tokens,

@@ -29,6 +29,7 @@ from tofc.model.views import ViewRule, plan, views
 from tofc.v1 import tofc_pb2 as pb
 
 if TYPE_CHECKING:
+    from tofc.model.projector import Projector
     from tofc.model.tower import Tower
 
 T = TypeVar("T")
@@ -52,21 +53,31 @@ class ViewEncoder(Protocol):
 
 
 class TowerViewEncoder:
-    """The vision tower of a checkpoint. `embed_features` turns features [N, D], grid, cells [N] into rows [N, H]."""
+    """The vision tower of a checkpoint, with the projector on its device.
+
+    `add_grid` adds the grid embedding to rows [N, H] of all cells [N] of a grid, in place.
+    """
 
     def __init__(
         self,
         rule: ViewRule,
         tower: Tower,
-        embed_features: Callable[[NDArray[np.float32], int, NDArray[np.integer]], NDArray[np.float32]],
+        projector: Projector,
+        add_grid: Callable[[NDArray[np.float32], int, NDArray[np.integer]], NDArray[np.float32]],
     ) -> None:
+        """Copy the projector's weights to the tower's device, unless that is the CPU."""
         self.rule = rule
         self._tower = tower
-        self._embed_features = embed_features
+        self._projector = None if tower.device.type == "cpu" else projector.on(tower.device)
+        self._project_on_cpu = projector.project
+        self._add_grid = add_grid
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        features = self._tower.encode(pixels[None])[0]  # [N, D]
-        return self._embed_features(features, self._tower.config.grid(pixels.shape[-1]), np.arange(len(features)))
+        if self._projector is None:
+            rows = self._project_on_cpu(self._tower.encode(pixels[None])[0])  # [N, H]
+        else:
+            rows = self._projector(self._tower.features(pixels[None])[0])
+        return self._add_grid(rows, self._tower.config.grid(pixels.shape[-1]), np.arange(len(rows)))
 
 
 def check_image(announced: pb.Picture, limits: SessionLimits, rule: ViewRule | None) -> None:

@@ -53,7 +53,10 @@ PARTS_PER_TURN = 64  # parts of a request that are handled before other sessions
 
 
 class ServerSession:
-    """Serves one stream; `run` returns when it has ended. `name` identifies it in the log."""
+    """Serves one stream; `run` returns when it has ended. `name` identifies it in the log.
+
+    `client` identifies whose it is, if several sessions may be of one client; else each is of a client of its own.
+    """
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from tofc.text import read_pem
 from tofc.v1 import tofc_pb2 as pb
 
 MIB = 1024 * 1024
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENGINES = ("embedded", "vllm-remote", "vllm")
 IMAGE_BYTES = 8 * MIB  # with `--take-images`: a photograph of good quality
 IMAGE_PIXELS = 25_000_000
@@ -94,7 +94,7 @@ class ServerSettings:
     token_file: Path | None = None
     feature_codec: str | None = None  # the only codec that is served; None: all of the checkpoint
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = "auto"  # float32 on a CPU, elsewhere as the checkpoint is stored
     trace: bool = False  # send traces, also if OTEL_EXPORTER_OTLP_ENDPOINT is not set
     engine: str = "embedded"
     engine_urls: tuple[str, ...] = ()  # of vllm-remote

@@ -156,6 +156,7 @@ class Endpoints:
         if state is State.DOWN:
             for stream in endpoint.streams:
                 stream.reschedule(asyncio.get_running_loop().time())
+            endpoint.streams.clear()
         if told[0] is not state:
             self._changed.set()
             self._changed = asyncio.Event()

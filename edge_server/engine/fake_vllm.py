@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.base import Engine, Finish, Generation, Prompt
+from edge_server.engine.samples import GREEDY
 from edge_server.engine.sampling import SamplingParams
 from tofc.errors import CallError
 
@@ -130,7 +131,7 @@ class FakeVllm:
         if fault is not None and fault.status != 200:
             await send.json(fault.status, {"error": {"message": "as scripted", "code": fault.status}})
             return
-        if asked["temperature"] == 0.0 and asked["n"] > 1:
+        if asked["temperature"] < GREEDY and asked["n"] > 1:
             await send.json(400, {"error": {"message": "n must be 1 when using greedy sampling", "code": 400}})
             return
         sampling = SamplingParams(

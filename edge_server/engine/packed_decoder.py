@@ -53,13 +53,13 @@ class _Piece:
     begin: int  # in the packed rows
     end: int
     length: int  # rows of the cache that the last of them sees
-    mask: Tensor | None  # [groups × rows, length]; None: each sees all
+    mask: Tensor | None  # [groups × rows, length], added to the scores; None: each row sees all
 
 
 class PackedStep:
     """Computes the attention of one packed forward, request by request."""
 
-    def __init__(self, segments: Sequence[Segment], block: int, groups: int, device: torch.device) -> None:
+    def __init__(self, segments: Sequence[Segment], block: int, groups: int, shape: CacheShape) -> None:
         self._segments = segments
         self._pieces: list[_Piece] = []
         self.positions: list[int] = []
@@ -71,7 +71,8 @@ class PackedStep:
                 rows = until - start
                 mask = None
                 if rows > 1:
-                    mask = torch.ones(rows, until, dtype=torch.bool, device=device).tril(start).repeat(groups, 1)
+                    hidden = torch.full((rows, until), -torch.inf, dtype=shape.dtype, device=shape.device)
+                    mask = hidden.triu(start + 1).repeat(groups, 1)
                 self._pieces.append(_Piece(cache=segment.cache, begin=begin, end=begin + rows, length=until, mask=mask))
                 begin, start = begin + rows, until
 
@@ -149,7 +150,7 @@ class PackedDecoder:
             return [logits for segment in segments for logits in self._forward([segment])]
 
     def _forward(self, segments: Sequence[Segment]) -> list[Tensor]:
-        step = PackedStep(segments, self.block, self._groups, self.shape.device)
+        step = PackedStep(segments, self.block, self._groups, self.shape)
         for segment in segments:
             segment.cache.reserve(segment.count)
         padding = max(0, self._min_rows - len(step.positions))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from edge_server.engine.base import Prompt
 from edge_server.engine.kv_cache import KeyValueCache
+from tofc.out_of_memory import out_of_memory
 
 KEY_BYTES = 16
 
@@ -84,7 +85,12 @@ class PrefixCache:
             entry.in_use = False
             self._drop_if_useless(entry)
             if entry.current:
-                cache.shrink(len(entry.keys) * self._block)
+                try:
+                    cache.shrink(len(entry.keys) * self._block)
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    self._remove(entry)
 
     def shrink(self, limit: int) -> None:
         """Drop what is not in use until at most `limit` bytes of it are left."""

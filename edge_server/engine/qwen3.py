@@ -24,7 +24,7 @@ CACHE = "cache" if "cache" in inspect.signature(Qwen3ForCausalLM.forward).parame
 def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Qwen3ForCausalLM:
     """Load the decoder in evaluation mode.
 
-    Raises CheckpointError if tensors are missing or superfluous, ResourceError if a CPU's memory is too small.
+    Raises CheckpointError if tensors are missing or superfluous, ResourceError if memory is too small.
     """
     require_decoder_memory(checkpoint, device, dtype)
     config = Qwen3Config(**checkpoint.config.text)
@@ -45,8 +45,6 @@ def load_qwen3(checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtyp
 
 
 def require_decoder_memory(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> None:
-    """Check that the decoder fits into a CPU's free memory; accelerators check it themselves. Raises ResourceError."""
-    if torch.device(device).type == "cpu":
-        require_memory(
-            checkpoint.parameter_count(DECODER) * dtype.itemsize, f"the decoder in {str(dtype).removeprefix('torch.')}"
-        )
+    """Check that the decoder fits into the free memory of a device. Raises ResourceError."""
+    size = checkpoint.parameter_count(DECODER) * dtype.itemsize
+    require_memory(size, f"the decoder in {str(dtype).removeprefix('torch.')}", device)

@@ -12,9 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from edge_server.engine.base import Finish, Generation, sample_params
+from edge_server.engine.base import Finish, Generation, Prompt, answer_limit, sample_params
 from edge_server.engine.faults import BrokenOffError, NonsenseError
 from edge_server.engine.sampling import SamplingParams
+from tofc.errors import InvalidRequestError
+
+MAX_TEMPERATURE = 2.0  # vLLM's
+GREEDY = 1e-5  # a temperature below it is 0 for vLLM
 
 
 @dataclass(eq=False, kw_only=True)
@@ -87,12 +91,20 @@ class Sample:
 
 
 def make_samples(
-    sampling: SamplingParams, samples: int, *, positions: int, on_close: Callable[[], None]
+    prompt: Prompt, sampling: SamplingParams, samples: int, *, max_positions: int, on_close: Callable[[], None]
 ) -> tuple[list[Sample], list[Generation]]:
-    """Make the samples to ask an engine for, and the generations that they feed, of at most `positions` tokens."""
-    params = sample_params(replace(sampling, max_tokens=min(sampling.max_tokens, positions)), samples)
+    """Make the samples to ask vLLM for, and the generations that they feed.
+
+    Raises InvalidRequestError for a prompt that leaves no room, and for a temperature that vLLM does not take.
+    """
+    if sampling.temperature > MAX_TEMPERATURE:
+        raise InvalidRequestError(
+            f"temperature must be 0 (greedy) to {MAX_TEMPERATURE:g} on this server, whose engine is vLLM, got "
+            f"{sampling.temperature:g}"
+        )
+    params = sample_params(replace(sampling, max_tokens=answer_limit(prompt, sampling, max_positions)), samples)
     generations = [Generation(on_close=on_close) for _ in params]
-    if sampling.temperature == 0.0:
+    if sampling.temperature < GREEDY:
         return [Sample(generations=generations, sampling=params[0])], generations
     pairs = zip(generations, params, strict=True)
     return [Sample(generations=[one], sampling=own) for one, own in pairs], generations

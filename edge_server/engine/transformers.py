@@ -55,10 +55,11 @@ class _Question:
     prompt: Prompt
     length: int  # rows of the prompt
     unfinished: int  # samples
+    unstarted: int  # samples that wait
     keys: Sequence[bytes] = ()  # of its blocks, see `prefix_cache`
     rows: Tensor | None = None  # [T, H] while it is read
     cache: KeyValueCache | None = None  # from its first sample's start on
-    logits: Tensor | None = None  # [V] after its last row
+    logits: Tensor | None = None  # [V] after its last row, for samples that start later
 
     @property
     def unread(self) -> int:
@@ -139,7 +140,7 @@ class TransformersEngine(Engine):
 
     def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
         tokens_left = answer_limit(prompt, sampling, self.max_positions)
-        question = _Question(prompt=prompt, length=len(prompt.embeds), unfinished=samples)
+        question = _Question(prompt=prompt, length=len(prompt.embeds), unfinished=samples, unstarted=samples)
         answers = [
             _Answer(
                 question=question,
@@ -260,11 +261,23 @@ class TransformersEngine(Engine):
     def _start(self, answer: _Answer) -> None:
         answer.generation.begin()
         question = answer.question
+        question.unstarted -= 1
         if question.cache is None:
             question.keys = block_keys(question.prompt, self._decoder.block)
-            found = self._kept.find(question.keys, question.length - 1)  # the last row's logits are needed
-            question.cache = found[0].copy(found[1]) if found else KeyValueCache(self._decoder.shape)
+            question.cache = self._begin_with_kept(question)
             question.rows = torch.from_numpy(question.prompt.embeds)
+
+    def _begin_with_kept(self, question: _Question) -> KeyValueCache:
+        """Return a cache with those rows of a prompt that an earlier one left; its last row is always computed."""
+        found = self._kept.find(question.keys, question.length - 1)
+        if found is not None:
+            cache, rows = found
+            try:
+                return cache.copy(rows)
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+        return KeyValueCache(self._decoder.shape)
 
     def _step(self) -> None:
         """Compute one step for all running answers, and hand over their tokens.
@@ -272,7 +285,10 @@ class TransformersEngine(Engine):
         A function of its own, so that no local variable keeps a question and its cache while the worker waits.
         """
         for answer in [one for one in self._running if one.cache is None and one.question.logits is not None]:
-            self._first_token(answer)  # it started after its prompt had been read for another sample
+            assert answer.question.logits is not None
+            self._first_token(answer, answer.question.logits)  # its prompt was read for another sample
+            if not answer.question.unstarted:
+                answer.question.logits = None
         plan = self._plan()
         self.steps += bool(plan)
         for batch in [plan] if self._decoder.packed else [[one] for one in plan]:
@@ -322,17 +338,17 @@ class TransformersEngine(Engine):
     def _has_read(self, question: _Question, logits: Tensor) -> None:
         assert question.cache is not None
         question.rows = None
-        question.logits = logits
+        question.logits = logits.clone() if question.unstarted else None  # alone, not with those of the whole step
         self._kept.add(question.keys, question.cache)
         for answer in [one for one in self._running if one.question is question]:
-            self._first_token(answer)
+            self._first_token(answer, logits)
 
-    def _first_token(self, answer: _Answer) -> None:
+    def _first_token(self, answer: _Answer, logits: Tensor) -> None:
         question = answer.question
-        assert question.cache is not None and question.logits is not None
+        assert question.cache is not None
         answer.cache = question.cache.fork() if answer.shares else question.cache
         answer.generation.prefilled()
-        self._take(answer, question.logits)
+        self._take(answer, logits)
 
     def _take(self, answer: _Answer, logits: Tensor) -> None:
         """Sample a token from logits [V]."""

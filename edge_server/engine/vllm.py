@@ -88,8 +88,9 @@ class VllmEngine(Engine):
                 "seconds",
                 reason="ENGINE_BUSY",
             )
-        positions = self.max_positions - len(prompt.embeds)
-        asked, generations = make_samples(sampling, samples, positions=positions, on_close=lambda: self._closed(task))
+        asked, generations = make_samples(
+            prompt, sampling, samples, max_positions=self.max_positions, on_close=lambda: self._closed(task)
+        )
         task = asyncio.get_running_loop().create_task(self._answer(prompt, asked))
         self._running[task] = asked
         task.add_done_callback(self._answered)

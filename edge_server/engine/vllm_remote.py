@@ -84,8 +84,9 @@ class VllmRemoteEngine(Engine):
                 "seconds",
                 reason="ENGINE_BUSY",
             )
-        positions = self.max_positions - len(prompt.embeds)
-        asked, generations = make_samples(sampling, samples, positions=positions, on_close=lambda: self._closed(task))
+        asked, generations = make_samples(
+            prompt, sampling, samples, max_positions=self.max_positions, on_close=lambda: self._closed(task)
+        )
         task = asyncio.get_running_loop().create_task(self._follow(prompt, asked, ATTEMPTS))
         self._running[task] = asked
         task.add_done_callback(self._answered)
@@ -140,16 +141,18 @@ class VllmRemoteEngine(Engine):
         """Ask engine after engine until the samples have ended. Raises UnavailableError, InternalError."""
         avoid: set[str] = set()
         for attempt in range(attempts):
-            samples = [one for one in samples if one.open]
+            wanted = [number for number, one in enumerate(samples) if one.open]
+            if not wanted:
+                return
+            samples = samples[wanted[0] : wanted[-1] + 1]  # closed ones in between too: vLLM counts the seeds
             if len(samples) > 1 and any(one.said for one in samples):  # they go on from different tokens
-                following = [self._follow(prompt, [one], attempts - attempt) for one in samples]
-                for one, failed in zip(samples, await asyncio.gather(*following, return_exceptions=True), strict=True):
+                going_on = [one for one in samples if one.open]
+                following = [self._follow(prompt, [one], attempts - attempt) for one in going_on]
+                for one, failed in zip(going_on, await asyncio.gather(*following, return_exceptions=True), strict=True):
                     if isinstance(failed, CallError):
                         one.fail(failed)  # itself only
                     elif failed is not None:
                         raise failed
-                return
-            if not samples:
                 return
             endpoint = await self._endpoints.choose(session_id(prompt), avoid)
             if endpoint is None:

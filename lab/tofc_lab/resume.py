@@ -30,7 +30,7 @@ def fingerprint(path: Path) -> str:
 def check(path: Path, settings: Settings) -> None:
     """Raise `UsageError` if there is a checkpoint that was trained with other settings."""
     if path.exists():
-        _check(path, torch.load(path, weights_only=True, mmap=True), settings)
+        _check(path, torch.load(path, weights_only=True, mmap=True, map_location="cpu"), settings)
 
 
 def save(path: Path, state: dict[str, Any], settings: Settings = NONE) -> None:
@@ -41,10 +41,10 @@ def save(path: Path, state: dict[str, Any], settings: Settings = NONE) -> None:
 
 
 def load(path: Path, settings: Settings = NONE) -> dict[str, Any] | None:
-    """Load what `save` wrote; None if there is no file. Raises `UsageError` if it has other settings."""
+    """Load what `save` wrote, on the CPU; None if there is no file. Raises `UsageError` if it has other settings."""
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")  # from whichever device it was
     _check(path, state, settings)
     return state
 

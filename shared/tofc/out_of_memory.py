@@ -13,7 +13,8 @@ import re
 
 _MESSAGES = re.compile(
     r"out of memory|not enough memory|can(no|')t allocate|failed to allocate|memory allocation|bad_alloc|"
-    r"can't start new thread",
+    r"can't start new thread|"
+    r"out_of_memory|out_of_(device|host)_memory|alloc_failed|insufficient_resources|invalid buffer size",  # of GPUs
     re.I,
 )
 
@@ -25,6 +26,8 @@ def out_of_memory(error: BaseException) -> bool:
     True
     >>> out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     False
+    >>> out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    True
     """
     if isinstance(error, BaseExceptionGroup):
         return all(out_of_memory(one) for one in error.exceptions)

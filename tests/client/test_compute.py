@@ -26,8 +26,11 @@ def command(*arguments: object) -> Result:
     [
         (["--dtype", "int4"], "--dtype must be one of float32, bfloat16, int8, got int4"),
         (["--dtype", "int8", "--device", "cuda"], "--dtype int8 is for the CPU; with --device cuda use bfloat16"),
-        (["--device", "cuda:99"], "--device cuda:99 does not exist; torch finds on this machine: cpu"),
-        (["--device", "toaster"], "--device toaster does not exist; torch finds on this machine: cpu"),
+        (
+            ["--device", "cuda:99"],
+            "--device must be one that torch finds here (cpu), got 'cuda:99': this torch is a CPU build",
+        ),
+        (["--device", "toaster"], "--device must be one that torch finds here (cpu), got 'toaster'"),
     ],
 )
 def test_a_choice_that_is_not_allowed_is_one_line(

@@ -8,13 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from edge_server.engine.base import Engine, Prompt
+from edge_server.engine.completion_request import CompletionFormat
 from edge_server.engine.fake import FakeEngine
+from edge_server.engine.fake_vllm import FakeVllm
+from edge_server.engine.probe import is_exact
 from edge_server.engine.qwen3 import load_qwen3
 from edge_server.engine.transformers import TransformersEngine
+from edge_server.engine.vllm_remote import VllmRemoteEngine, find_engines
 from tests.engine.nano import LONG, Nano
+from tests.engine.remote import knows_the_probe, remote_model
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.shipped import NANO
 
@@ -50,9 +56,20 @@ def _embedded(packed: bool) -> Callable[[Nano], EngineUnderTest]:
 
             engine._plan = defect  # type: ignore[attr-defined]
 
-        return EngineUnderTest(make=make, kill=kill, steps=lambda engine: engine.steps)  # type: ignore[attr-defined]
+        return EngineUnderTest(
+            make=make,
+            kill=kill,
+            steps=lambda engine: engine.steps,  # type: ignore[attr-defined]
+            exact_company=not packed or _packs_exactly(),
+        )
 
     return entry
+
+
+@cache
+def _packs_exactly() -> bool:
+    """Return whether this machine's packed forwards are exact; a server packs only where they are."""
+    return is_exact(load_qwen3(Checkpoint.open(NANO, "server")))
 
 
 def _fake(nano: Nano) -> EngineUnderTest:
@@ -74,9 +91,43 @@ def _fake(nano: Nano) -> EngineUnderTest:
     return EngineUnderTest(make=make, kill=kill, steps=lambda engine: engine.steps, samples=False)  # type: ignore[attr-defined]
 
 
+class _BehindHttp(VllmRemoteEngine):
+    """Asks a fake vLLM, which is stopped with it."""
+
+    server: FakeVllm
+    inner: Engine
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self.server.kill()
+        await self.inner.stop()
+
+
+def _vllm_remote(nano: Nano) -> EngineUnderTest:
+    async def make(*, stops: bool = True, parallel: int = 16, queue: int = 64) -> Engine:
+        stop_tokens = sorted(nano.stop_tokens) if stops else []
+        inner = TransformersEngine(
+            load_qwen3(Checkpoint.open(NANO, "server")), stop_tokens, parallel=parallel, queue=queue
+        )
+        server = FakeVllm(inner, knows_the_probe, stop_token=min(nano.stop_tokens))
+        await server.start()
+        model = remote_model(form=CompletionFormat(dtype="float32", stop_tokens=stop_tokens))
+        found = await find_engines([server.url], None, model)
+        engine = _BehindHttp(found, None, model, parallel=parallel, queue=queue)
+        engine.server, engine.inner = server, inner
+        return engine
+
+    async def kill(engine: Engine) -> None:
+        assert isinstance(engine, _BehindHttp)
+        await engine.server.kill()
+
+    return EngineUnderTest(make=make, kill=kill)
+
+
 #: name → what the suite needs to know
 ENGINES: dict[str, Callable[[Nano], EngineUnderTest]] = {
     "fake": _fake,
     "embedded, packed": _embedded(packed=True),
     "embedded, in turns": _embedded(packed=False),
+    "vllm-remote": _vllm_remote,
 }

@@ -64,7 +64,7 @@ def test_logits_are_bit_equal_alone_and_in_company(model: Qwen3ForCausalLM, nano
 
 
 def test_products_that_depend_on_company_are_noticed(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer: Any = model.model.layers[2].mlp.down_proj
+    layer: Any = model.model.layers[0].mlp.down_proj
     forward = layer.forward
 
     def rounded(rows: Tensor) -> Tensor:  # the last row, if there are many, a little different
@@ -75,6 +75,7 @@ def test_products_that_depend_on_company_are_noticed(model: Qwen3ForCausalLM, mo
 
     monkeypatch.setattr(layer, "forward", rounded)
     assert not is_exact(model)
+    assert model.config.num_hidden_layers == 4
 
 
 def test_rotary_embeddings_that_depend_on_the_length_are_not_exact(

@@ -30,7 +30,7 @@ from edge_server.settings import ServerSettings
 from tests.engine.remote import STOP, THINGS, as_prompts, collect, knows_the_probe, nano, prompts, remote_model
 from tests.server.raw_client import ANSWERED
 from tofc.client import AsyncClient
-from tofc.errors import InternalError, LimitError, SecurityError, UnavailableError, UsageError
+from tofc.errors import InternalError, InvalidRequestError, LimitError, SecurityError, UnavailableError, UsageError
 from tofc.model.shipped import NANO
 
 EXAMPLE = NANO / "example.jpg"
@@ -188,6 +188,12 @@ async def test_closing_an_answer_frees_the_engine(vllm: Serve, remote: Connect) 
         await slow_engine.idle.wait()
     assert slow_engine.cancelled == 2
     assert (engine.load().running, engine.load().waiting) == (0, 0)
+
+
+async def test_a_temperature_that_vllm_does_not_take_is_refused(vllm: Serve, remote: Connect) -> None:
+    engine = await remote(await vllm(slow([7])))
+    with pytest.raises(InvalidRequestError, match=r"temperature must be 0 .greedy. to 2 on this server.* got 2\.5"):
+        engine.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=1, temperature=2.5))
 
 
 async def test_a_full_engine_refuses(vllm: Serve, remote: Connect) -> None:

@@ -59,15 +59,16 @@ def on_the_device(half: Path, size: tuple[int, int]) -> list[NDArray[np.float32]
 
 def on_the_server(half: Path, size: tuple[int, int], features: list[NDArray[np.float32]]) -> Assembled:
     checkpoint = Checkpoint.open(half, "server")
+    projector = Projector(checkpoint)
     assembler = SplitAssembler(
         config=checkpoint.config,
         codecs={"id": Codec.load(half)},
-        projector=Projector(checkpoint),
+        projector=projector,
         tokenizer=load_tokenizer(checkpoint),
         embed=TokenEmbedding(checkpoint),
     )
     cut = plan(*size, checkpoint.config.rule)
-    rows = [assembler.embed_features(one, round(len(one) ** 0.5), np.arange(len(one))) for one in features]
+    rows = [assembler.add_grid(projector.project(one), round(len(one) ** 0.5), np.arange(len(one))) for one in features]
     picture = PictureRows(rows=cut.rows, columns=cut.columns, views=rows)
     return assembler.prompt([Turn(role="user", text=QUESTION)], [picture], 10_000)
 

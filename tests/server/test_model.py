@@ -23,11 +23,12 @@ from edge_server.settings import ServerSettings, SessionLimits
 from tests.server.conftest import Connect
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_features, fake_weights
-from tofc.errors import CheckpointError, CorruptPacketError, InvalidRequestError
+from tofc.errors import CheckpointError, CorruptPacketError, InvalidRequestError, ResourceError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.generation import stop_tokens
 from tofc.model.projector import Projector
 from tofc.model.prompt import Turn, load_tokenizer
+from tofc.model.released_names import DECODER, VISION
 from tofc.model.tower import Tower
 from tofc.v1 import tofc_pb2 as pb
 from tofc_lab.checkpoint import fake as lab_fake
@@ -186,6 +187,37 @@ async def test_images_need_the_whole_checkpoint(folder: Path, tmp_path: Path) ->
         with pytest.raises(CheckpointError, match=f"is the {half} half of a model; --take-images needs tower and dec"):
             backends.load(ServerSettings(model=path, limits=taking))
     assert backends.load(ServerSettings(model=tmp_path)).view_encoder is None
+
+
+def test_tower_and_decoder_must_fit_together_before_either_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loading(*_: Any, **__: Any) -> None:
+        raise AssertionError("the decoder was read")
+
+    checkpoint = Checkpoint.open(folder)
+    decoder, tower = (4 * checkpoint.parameter_count(one) for one in (DECODER, VISION))
+    monkeypatch.setattr("edge_server.engine.qwen3.load_qwen3", loading)
+    monkeypatch.setattr("tofc.model.resources.free_memory_bytes", lambda: decoder + tower - 1)
+    taking = SessionLimits(image_bytes=1, image_pixels=1)
+    with pytest.raises(ResourceError, match=r"with the vision tower, which --take-images needs, in float32 needs"):
+        backends.load(ServerSettings(model=folder, limits=taking))
+    with pytest.raises(AssertionError, match="was read"):
+        backends.load(ServerSettings(model=folder))
+
+
+@pytest.mark.parametrize("what", ["the decoder", "the vision tower"])
+def test_memory_that_runs_out_while_loading_is_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    where = {"the decoder": "edge_server.engine.qwen3.load_qwen3", "the vision tower": "tofc.model.tower.Tower"}
+    monkeypatch.setattr(where[what], full)
+    taking = SessionLimits(image_bytes=1, image_pixels=1)
+    with pytest.raises(CheckpointError, match=f"^{what} in .* could not be loaded on cpu in float32 .*; use --dtype"):
+        backends.load(ServerSettings(model=folder, limits=taking))
 
 
 async def test_an_image_gives_every_feature_projected_with_its_grid_embedding(folder: Path, codec: Codec) -> None:

@@ -199,7 +199,7 @@ def test_wrong_use_of_the_commands_is_explained(tmp_path: Path) -> None:
         (["serve", "--port", "0", "--device", "cuda:99"], "got 'cuda:99'"),
         (
             ["serve", "--port", "0", "--dtype", "float8"],
-            "--dtype must be one of float32, bfloat16, float16, got 'float8'",
+            "--dtype must be one of auto, float32, bfloat16, float16, got 'float8'",
         ),
         (["serve", "--token-file", str(tmp_path / "none")], f"--token-file {tmp_path / 'none'} does not exist"),
         (["info", "example.org:1"], "dialling 'example.org' needs TLS and a token"),

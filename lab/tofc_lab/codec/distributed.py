@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tofc.errors import UsageError
+
 TIMEOUT = timedelta(days=1)  # rank 0 does some work alone; torch's default ends the others after minutes
 
 
@@ -38,10 +40,16 @@ class ProcessGroup:
         return cls(Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)]))
 
     def device(self, wanted: str) -> torch.device:
-        """Return this process's device: its own GPU where each has one."""
-        if self._accelerator and wanted == "cuda":
-            return torch.device(self._accelerator.device)
-        return torch.device(wanted)
+        """Return this process's device: its own GPU where each has one. Raises `UsageError` for one GPU by number."""
+        if self._accelerator is None:
+            return torch.device(wanted)
+        if ":" in wanted:
+            raise UsageError(
+                f"--device {wanted} would put all {self.size} processes on one device; use --device "
+                f"{wanted.partition(':')[0]}, which gives each its own"
+            )
+        own = torch.device(self._accelerator.device)
+        return own if own.type == wanted else torch.device(wanted)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Replace the tensors by those of rank 0, in place: computed separately, they may differ in the last bit."""

@@ -21,6 +21,7 @@ from tofc.codec.context.weights import ContextWeights
 from tofc_lab.codec.compressai_parts import GaussianConditional
 from tofc_lab.codec.context import ContextModel
 from tofc_lab.codec.places import Places
+from tofc_lab.codec.sensitivity import in_float64
 
 SCALES = 20  # of the conditional distribution, geometric
 SCALE_MIN, SCALE_MAX = 0.12, 12.0  # in quantisation steps
@@ -80,9 +81,9 @@ class CodecModel(nn.Module):
         """
         self.mean.copy_(x.mean(0))
         self.spread.copy_((x - self.mean).std())
-        centred = ((x - self.mean) / self.spread).double()
+        centred = in_float64((x - self.mean) / self.spread)
         covariance = centred.T @ centred / len(x)
-        w = measure.double()
+        w = in_float64(measure)
         values, vectors = torch.linalg.eigh(w @ covariance @ w.T)
         u, power = vectors[:, -self.components :].flip(1), values[-self.components :].flip(0)  # [D, M]
         unit = power[:24].mean().sqrt()
@@ -95,10 +96,11 @@ class CodecModel(nn.Module):
     def continue_from(self, weights: ContextWeights, x: Tensor, bits: Sequence[float]) -> None:
         """Initialise with another codec's transform, and its finest steps scaled so that x [T, D] costs `bits` [Q]."""
         assert weights.analysis is not None and weights.synthesis is not None
+        device = self.mean.device
         self.mean.copy_(torch.tensor(weights.mean))
         self.spread.copy_((x - self.mean).std())
-        self.analysis.copy_(torch.tensor(weights.analysis) * self.spread)
-        self.synthesis.copy_(torch.tensor(weights.synthesis) / self.spread)
+        self.analysis.copy_(torch.tensor(weights.analysis, device=device) * self.spread)
+        self.synthesis.copy_(torch.tensor(weights.synthesis, device=device) / self.spread)
         self.log_step.copy_(torch.tensor(weights.step[-1]).log())
         self.space_steps(x, bits)
 
@@ -116,7 +118,7 @@ class CodecModel(nn.Module):
             for _ in range(24):
                 middle = (low + high) / 2
                 q = (self.quantise(x, quality) / math.exp(middle)).round().long()
-                counts = [torch.unique(column, return_counts=True)[1].double() / len(q) for column in q.T]
+                counts = [in_float64(torch.unique(column, return_counts=True)[1]) / len(q) for column in q.T]
                 cost = sum(float(-(p * p.log2()).sum()) for p in counts) / ALONE
                 low, high = (middle, high) if cost > wanted else (low, middle)
             self.log_step[quality] += (low + high) / 2

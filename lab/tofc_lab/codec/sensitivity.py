@@ -18,7 +18,7 @@ from tofc_lab.codec.source import B, Source
 
 
 def sensitivity(source: Source[B], noise: FeatureNoise, *, batches: int = 40, seed: int = 0) -> Tensor:
-    """Return the matrix F [D, D], scaled to a trace of D, on the features' device."""
+    """Return the matrix F [D, D], scaled to a trace of D, in float64 where `in_float64` puts it."""
     fisher: Tensor | None = None
     for index in range(batches):
         packed = source.noisy(index, noise)
@@ -28,10 +28,15 @@ def sensitivity(source: Source[B], noise: FeatureNoise, *, batches: int = 40, se
         generator = torch.Generator(probabilities.device).manual_seed((seed << 20) + index)
         answers = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, answers, reduction="sum"), x)
-        product = (gradient.T @ gradient).double()
+        product = in_float64(gradient.T @ gradient)
         fisher = product if fisher is None else fisher + product
     assert fisher is not None, "batches is at least 1"
     return fisher * (len(fisher) / fisher.trace())
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """Return a tensor in float64: on its device, or on the CPU if that is Apple's, which has no such type."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def root(metric: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from tofc_lab.codec.distributed import ProcessGroup
 from tofc_lab.codec.entropy_model_trainer import EntropyModelTrainer
 from tofc_lab.codec.feature_noise import PcaNoise
 from tofc_lab.codec.model import CodecModel
-from tofc_lab.codec.sensitivity import root, sensitivity
+from tofc_lab.codec.sensitivity import in_float64, root, sensitivity
 from tofc_lab.codec.source import B, Source
 from tofc_lab.progress import Log, print_now
 from tofc_lab.resume import NONE, Settings
@@ -228,7 +228,8 @@ def _initialise(
         return torch.zeros(0)
     with torch.enable_grad():
         fisher = sensitivity(source, PcaNoise.fit(seen.numpy()), batches=recipe.measured, seed=seed)
-    plain = source.projector.T.double() @ source.projector.double()
-    measure = root(fisher + recipe.plain * plain * (len(plain) / plain.trace())).float()
+    projector = in_float64(source.projector)
+    plain = projector.T @ projector
+    measure = root(fisher + recipe.plain * plain * (len(plain) / plain.trace())).float().to(device)
     model.start_from(seen.to(device), measure, recipe.bits)
     return measure

@@ -9,7 +9,7 @@ import typer
 
 from tofc.model.feature_codecs import DEFAULT, is_name
 from tofc.terminal import say
-from tofc_lab.commands.options import Dtype, Offline, Seed, byte_bars
+from tofc_lab.commands.options import BY_DEVICE, Device, Dtype, Offline, Seed, byte_bars, chosen_dtype
 
 app = typer.Typer()
 PANEL = "Checkpoints"
@@ -80,7 +80,8 @@ def verify(
         Path | None,
         typer.Option(help="vLLM's answer about this picture, written by `python -m tofc_lab.verify.vllm_answer`."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Number type of the networks.")] = "float32",
+    device: Device = "cpu",
+    dtype: Annotated[Dtype | None, typer.Option(help="Number type of the networks.", show_default=BY_DEVICE)] = None,
     offline: Offline = False,
 ) -> None:
     """Compare each part of device and server with an independent implementation; exit code 1 if one differs."""
@@ -94,10 +95,12 @@ def verify(
     from tofc_lab.verify.whole_model import quiet
 
     with quiet():
+        folder = locate(model, offline=offline)
         outcomes = verify(
-            locate(model, offline=offline),
+            folder,
             picture,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, chosen_dtype(dtype, device, folder)),
+            compute=device,
             torchvision=torchvision,
             vllm=vllm,
         )
@@ -111,7 +114,8 @@ def view_features(
     model: Annotated[str, typer.Argument(help="A whole checkpoint, the device half, or the folder of both halves.")],
     picture: Annotated[Path, typer.Argument(help="A picture.")],
     out: Annotated[Path, typer.Option(help="The .npz file to write.")],
-    dtype: Annotated[Dtype, typer.Option(help="Number type of the tower.")] = "float32",
+    device: Device = "cpu",
+    dtype: Annotated[Dtype | None, typer.Option(help="Number type of the tower.", show_default=BY_DEVICE)] = None,
     offline: Offline = False,
 ) -> None:
     """Write pixels, features and projected features of each view, to compare with other implementations."""
@@ -120,7 +124,9 @@ def view_features(
     from tofc_lab.checkpoint.hub import locate
     from tofc_lab.verify.view_features import write
 
-    write(locate(model, offline=offline), picture, out, dtype=getattr(torch, dtype), log=say)
+    folder = locate(model, offline=offline)
+    chosen = getattr(torch, chosen_dtype(dtype, device, folder))
+    write(folder, picture, out, dtype=chosen, compute=device, log=say)
     say(f"{out} {out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -14,7 +14,7 @@ import typer
 
 from tofc.errors import UsageError
 from tofc.terminal import say
-from tofc_lab.commands.options import JsonFile, Offline, Seed, named_bar, writable
+from tofc_lab.commands.options import Device, JsonFile, Offline, Seed, chosen_dtype, named_bar, writable
 
 app = typer.Typer()
 Number = TypeVar("Number", int, float)
@@ -26,8 +26,12 @@ Questions = Annotated[
     Path | None,
     typer.Option(help='One question per line, or .jsonl of {"image", "question"}.', show_default="general questions"),
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-NetworkDtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Number type of tower and decoder.")]
+NetworkDtype = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(
+        help="Number type of tower and decoder.", show_default="float32; not on a CPU: bfloat16, if stored so"
+    ),
+]
 Tokens = Annotated[int, typer.Option(help="First tokens of each answer that the codec must preserve.", min=1)]
 Judged = Annotated[
     int,
@@ -55,7 +59,7 @@ def train_codec(
     questions: Questions = None,
     offline: Offline = False,
     device: Device = "cpu",
-    dtype: NetworkDtype = "float32",
+    dtype: NetworkDtype = None,
     steps: Annotated[
         int | None,
         typer.Option(help="Training steps through the decoder.", min=0, show_default="by the pictures, up to 1200"),
@@ -132,14 +136,15 @@ def train_codec(
     else:
         follows = {"steps": steps, "entropy_steps": entropy_steps}
     recipe = {"steps": steps, "entropy_steps": entropy_steps, "components": components, "bits": targets}
+    folder = locate(model, offline=offline)
     job = Job(
-        model=locate(model, offline=offline),
+        model=folder,
         data=data,
         run=run,
         out=out or run / ("quick" if quick else "codec"),
         questions=questions,
         device=device,
-        dtype=dtype,
+        dtype=_network_dtype(dtype, device, folder),
         seed=seed,
         tokens=tokens or 32,
         most_held_out=judged,
@@ -169,7 +174,7 @@ def judge_codec(
     questions: Questions = None,
     offline: Offline = False,
     device: Device = "cpu",
-    dtype: NetworkDtype = "float32",
+    dtype: NetworkDtype = None,
     tokens: Tokens = 32,
     judged: Judged = 100,
     beside: Annotated[Path | None, typer.Option(help="Another codec's report.json, to compare bytes with.")] = None,
@@ -179,18 +184,25 @@ def judge_codec(
     from tofc_lab.distillation.experiment import Job
     from tofc_lab.distillation.judge import judge_codec
 
+    folder = locate(model, offline=offline)
     job = Job(
-        model=locate(model, offline=offline),
+        model=folder,
         data=data,
         run=run,
         out=writable(out),
         questions=questions,
         device=device,
-        dtype=dtype,
+        dtype=_network_dtype(dtype, device, folder),
         tokens=tokens,
         most_held_out=judged,
     )
     judge_codec(job, codec, beside, named_bar, say)
+
+
+def _network_dtype(given: str | None, device: str, model: Path) -> str:
+    """Return the number type of tower and decoder: float16 has too small a range to train through."""
+    found = chosen_dtype(given, device, model)
+    return "bfloat16" if found == "float16" else found
 
 
 def _ascending(bits: str | None) -> tuple[float, ...] | None:

@@ -25,9 +25,13 @@ from rich.progress import (
 )
 
 from tofc.errors import UsageError
+from tofc.model.torch_devices import check_device, default_dtype
 from tofc_lab.progress import ByteProgress
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Annotated[str, typer.Option(help="Where the networks compute: cpu, cuda, cuda:1, …")]
+#: what `--help` says about a number type that follows device and checkpoint, see `chosen_dtype`
+BY_DEVICE = "float32; not on a CPU: as stored"
 Assets = Annotated[
     Path, typer.Option(help="Folder of fonts and photographs (`tofc-lab assets`).", envvar="TOFC_LAB_ASSETS")
 ]
@@ -40,6 +44,19 @@ JsonFile = Annotated[Path, typer.Option(help="JSON file to write.")]
 WholeCheckpoint = Annotated[Path, typer.Argument(help="Folder of a whole checkpoint.")]
 #: Defaults of these options. NANO and RESULTS are relative: these commands run in a checkout.
 ASSETS, RUN, NANO, RESULTS = Path("runs/assets"), Path("runs/nano"), Path("models/nano"), Path("benchmarks/results")
+
+
+def chosen_dtype(given: str | None, device: str, model: Path) -> str:
+    """Return a number type: the one given, float32 on a CPU, elsewhere as the checkpoint's tower is stored.
+
+    Raises `UsageError` for a device that torch does not find, `CheckpointError`.
+    """
+    check_device(device)
+    if given is not None or device == "cpu":
+        return given or "float32"
+    from tofc.model.checkpoint import Checkpoint
+
+    return default_dtype(device, Checkpoint.open(model, "device").stored["vision_model.conv1.weight"].dtype)
 
 
 def features_bar(chunks: Iterable[Any], total: int) -> Iterable[Any]:

@@ -25,7 +25,7 @@ from tofc.model.checkpoint import Checkpoint
 from tofc.model.feature_codecs import check_codec_model
 from tofc.model.generation import stop_tokens
 from tofc.model.prompt import load_tokenizer
-from tofc.model.torch_devices import torch_devices
+from tofc.model.torch_devices import check_device
 from tofc.model.tower import Tower
 from tofc_lab.codec.distributed import ProcessGroup
 from tofc_lab.codec.entropy_model_trainer import BATCH as ENTROPY_BATCH
@@ -62,8 +62,7 @@ class Job:
     follow: frozenset[str] = frozenset()  # settings of the recipe that follow the amount of data (`amount`)
 
     def __post_init__(self) -> None:
-        if self.device not in (found := torch_devices()):
-            raise UsageError(f"--device must be one of {', '.join(found)} on this machine, got {self.device}")
+        check_device(self.device)
 
     def sized(self, amount: Amount, processes: int) -> Self:
         """Return the job with the settings of `follow` chosen for an amount of data."""

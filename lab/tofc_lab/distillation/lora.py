@@ -7,8 +7,9 @@ the weights of a new checkpoint, so that a server needs no support for them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,9 +62,17 @@ class Adapters:
             for layer in self.layers.values():
                 layer.enable_adapters(True)
 
-    def deltas(self) -> dict[str, Tensor]:
-        """Return what the adapters add to the decoder's tensors, by released name."""
-        return {f"{name}.weight": layer.get_delta_weight("default").detach() for name, layer in self.layers.items()}
+    def deltas(self) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that compute what the adapters add to the decoder's tensors, by released name.
+
+        Each result is a float32 matrix of the weight's size, on the CPU; all together they may be larger than a GPU.
+        """
+        return {f"{name}.weight": partial(_delta, layer) for name, layer in self.layers.items()}
+
+
+def _delta(layer: Any) -> Tensor:
+    found: Tensor = layer.get_delta_weight("default")
+    return found.detach().float().cpu()
 
 
 def require_disk_for(checkpoint: Checkpoint, out: Path) -> None:
@@ -73,8 +82,8 @@ def require_disk_for(checkpoint: Checkpoint, out: Path) -> None:
     require_disk(size, out, "the adapted model", over=(out / file.name for file in files))
 
 
-def merge(checkpoint: Checkpoint, deltas: dict[str, Tensor], out: Path) -> str:
-    """Write a whole checkpoint with `deltas` added to its weights, file by file, and return its model's id.
+def merge(checkpoint: Checkpoint, deltas: Mapping[str, Callable[[], Tensor]], out: Path) -> str:
+    """Write a whole checkpoint with `deltas` added to its weights, one after another, and return its model's id.
 
     Raises `CheckpointError` if a tensor to add to is missing, `ResourceError` if the disk is too small.
     """
@@ -91,7 +100,7 @@ def merge(checkpoint: Checkpoint, deltas: dict[str, Tensor], out: Path) -> str:
         for name, delta in deltas.items():
             if checkpoint.stored[name].file == file:
                 stored = tensors[checkpoint.stored[name].stored_name]
-                tensors[checkpoint.stored[name].stored_name] = (stored.float() + delta.float().cpu()).to(stored.dtype)
+                tensors[checkpoint.stored[name].stored_name] = (stored.float() + delta()).to(stored.dtype)
         save_file(tensors, out / file.name, {"format": "pt"})
         (out / file.name).chmod(0o644)  # safetensors makes it readable for its owner alone
     return Checkpoint.open(out).model_id

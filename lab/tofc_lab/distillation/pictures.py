@@ -20,8 +20,9 @@ from tofc.model.config import SplitConfig
 from tofc.model.open_image import open_image
 from tofc.model.resources import require_disk
 from tofc.model.tower import Tower
-from tofc.model.views import plan, views
+from tofc.model.views import View, ViewPlan, plan, views
 from tofc_lab.codec.distributed import ProcessGroup
+from tofc_lab.prefetch import prefetched
 from tofc_lab.progress import Log, Progress
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
@@ -85,15 +86,21 @@ def encode_all(
     # Divided among the processes by all pictures, not by those in `todo`: other processes are writing files already.
     mine = [one for one in sorted(pictures)[processes.rank :: processes.size] if one in todo]
     tower = open_tower() if mine else None
-    for digest in progress(mine, len(mine)):
-        assert tower is not None
+
+    def read(digest: str) -> tuple[ViewPlan, list[View]] | ImageError:
         try:
             image = open_image(todo[digest])
-            cut, seen = plan(*image.size, config.rule), views(image, config.rule)
+            return plan(*image.size, config.rule), views(image, config.rule)
         except ImageError as error:
-            warn(f"left out: {error}")
+            return error
+
+    for digest, found in zip(progress(mine, len(mine)), prefetched(mine, read), strict=True):
+        assert tower is not None
+        if isinstance(found, ImageError):
+            warn(f"left out: {found}")
             continue
-        features = [tower.encode(view.pixels[None])[0].astype(np.float16) for view in seen]
+        cut, seen = found
+        features = [view.astype(np.float16) for view in tower.encode_views([view.pixels for view in seen])]
         if not all(np.isfinite(view).all() for view in features):
             raise UsageError(f"the features of {todo[digest]} exceed half precision; are the weights intact?")
         sides = [config.grid(view.pixels.shape[-1]) for view in seen]

@@ -82,6 +82,7 @@ def _train_context(job: Job, experiment: Experiment, log: Log) -> None:
     """Train a codec with a context model through the decoder, and write it, with counted tables, to `run/counted`."""
     teacher = experiment.teacher
     if job.lora:
+        torch.manual_seed(job.seed)  # of the adapters' first values
         teacher.adapt(job.lora)
     source = DistillationSource(
         teacher,
@@ -148,11 +149,6 @@ def _finish(job: Job, experiment: Experiment, log: Log) -> None:
     if experiment.processes.rank:
         return
     weights = replace(weights, config=config)
-    model_id = experiment.model_id
-    if (adapters := experiment.teacher.adapters) is not None:
-        log("writing the adapted model")
-        model_id = lora.merge(experiment.checkpoint, adapters.deltas(), job.out / "model")
-    weights.save(job.out, model_id)
     report = experiment.report(costs)
     if job.index is None:
         report |= {"warm": job.recipe.warm, "recipe": job.recipe.stored(), "mix": asdict(job.mix)}
@@ -160,6 +156,12 @@ def _finish(job: Job, experiment: Experiment, log: Log) -> None:
         report |= {"recipe": asdict(job.index)}
     json_text.write(job.out / "report.json", report)
     figure.draw(None if job.index else job.run / "codec.jsonl", report, job.out / "report.png")
+    model_id = experiment.model_id
+    if (adapters := experiment.teacher.adapters) is not None:
+        weights.save(job.run / COUNTED_FOLDER, model_id)  # with its rates: merging may fail for want of memory or disk
+        log("writing the adapted model")
+        model_id = lora.merge(experiment.checkpoint, adapters.deltas(), job.out / "model")
+    weights.save(job.out, model_id)
     for name, index in config.presets.items():
         one = costs[index]
         log(f"{name:7} {one.bytes:7.1f} B  divergence {one.divergence:.4f}  answers that agree {one.agreement:.3f}")

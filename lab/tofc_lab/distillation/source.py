@@ -22,6 +22,7 @@ from tofc_lab.codec.places import Places, Pool, View
 from tofc_lab.codec.source import Project, merged_by
 from tofc_lab.distillation.pictures import StoredPicture
 from tofc_lab.distillation.teacher import Answer, Packed, PictureInput, Teacher
+from tofc_lab.prefetch import prefetched
 
 Answers = Mapping[str, Sequence[tuple[str, Answer]]]  # by the picture's digest
 
@@ -133,7 +134,7 @@ class DistillationSource:
 
     def batches(self, first: int) -> Iterator[tuple[PairedBatch, bool]]:
         """Yield batches from step `first` on, without end; with each, whether its pictures are whole."""
-        return map(self._batch, count(first))
+        return prefetched(count(first), self._batch)
 
     def _batch(self, step: int) -> tuple[PairedBatch, bool]:
         common = np.random.default_rng([self.seed, 29, step])  # the same on every rank

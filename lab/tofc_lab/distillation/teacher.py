@@ -4,7 +4,7 @@
     position       0 … P−1                │ P, P+1, …                  │ P, P+1, …
 
 Promises that a question attends to the picture and to itself only, as if it were asked alone, in the checkpoint's own
-chat template. Leaves where features come from to the caller.
+chat template, and that answers are read with a key-value cache. Leaves where features come from to the caller.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
-from edge_server.engine.qwen3 import load_qwen3
+from edge_server.engine.qwen3 import CACHE, load_qwen3
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.prompt import PictureLayout, Turn, build, load_tokenizer
 from tofc_lab.codec.places import Places, View, places_of
 from tofc_lab.distillation.lora import Adapters
 
 Answer = tuple[int, ...]
-AT_ONCE = 16  # questions in a sequence, at most, because each answer token has a logit for every token
+AT_ONCE = 16  # questions in a sequence, at most: each answer token that is judged has a logit for every token
 T = TypeVar("T")
 
 
@@ -102,7 +102,8 @@ class Teacher:
         tokenizer = load_tokenizer(checkpoint)
         model = load_qwen3(checkpoint, device=str(device), dtype=dtype).requires_grad_(False)
         if config.hidden >= 2048:  # otherwise a backward pass keeps the products of every layer
-            model.gradient_checkpointing_enable()
+            # transformers 5.23 renamed it
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
             model.train()  # there is no dropout, but gradient checkpointing works in training mode only
         tensors = checkpoint.projector_tensors()
         return cls(
@@ -194,36 +195,76 @@ class Teacher:
 
     def logits(self, packed: Packed, features: Tensor, grid: Tensor) -> Tensor:
         """Return the logits float [n, V] of all answer tokens, with `features` [T, D] and a grid table [G, H]."""
-        embeds = self.model.get_input_embeddings()(packed.ids)
-        projected = features @ self.projector.T + grid[packed.slots]
-        if self.bias is not None:
-            projected = projected + self.bias.to(projected)
-        embeds = embeds.masked_scatter(packed.image[..., None], projected.to(embeds.dtype))
-        mask = torch.zeros_like(packed.mask, dtype=embeds.dtype).masked_fill(
-            ~packed.mask, torch.finfo(embeds.dtype).min
-        )
+        embeds = self._embedded(packed, features, grid)
+        mask = _additive(packed.mask, embeds.dtype)
         found = self.model.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=packed.positions, use_cache=False
         )
         logits: Tensor = self.model.lm_head(found.last_hidden_state[packed.predicting]).float()
         return logits
 
+    def _embedded(self, packed: Packed, features: Tensor, grid: Tensor) -> Tensor:
+        """Return the decoder's input [B, T, H]."""
+        embeds: Tensor = self.model.get_input_embeddings()(packed.ids)
+        projected = features @ self.projector.T + grid[packed.slots]
+        if self.bias is not None:
+            projected = projected + self.bias.to(projected)
+        return embeds.masked_scatter(packed.image[..., None], projected.to(embeds.dtype))
+
     @torch.no_grad()
     def answer(self, one: PictureInput, questions: Sequence[str], most: int, grid: Tensor) -> list[Answer]:
         """Return the greedy answers, with their stop tokens, up to `most` tokens each."""
-        return [answer for some in portions(questions) for answer in self._answer(one, some, most, grid)]
+        training = self.model.training
+        self.model.eval()  # with gradient checkpointing, transformers drops the cache in training mode
+        try:
+            return [answer for some in portions(questions) for answer in self._answer(one, some, most, grid)]
+        finally:
+            self.model.train(training)
 
     def _answer(self, one: PictureInput, questions: Sequence[str], most: int, grid: Tensor) -> list[Answer]:
+        """Read picture and questions once, then one token of every unfinished answer in each step."""
+        packed = self.pack([one], [[(question, ()) for question in questions]])
+        embeds = self._embedded(packed, packed.features, grid)
+        lengths = [len(self._rest(question)) for question in questions]
+        start = len(self._head(one.layout))
+        ends = torch.tensor(lengths).cumsum(0) + (start - 1)  # of the questions, the last row of each
+        owner = torch.tensor([-1] * start + [i for i, length in enumerate(lengths) for _ in range(length)])
+        owner = owner.to(self.device)  # of every cached row: its question, −1 for the picture
         given: list[list[int]] = [[] for _ in questions]
         unfinished = list(range(len(questions)))
-        while unfinished:
-            # A placeholder, 0, is appended to each answer: the logits before it choose the next token.
-            packed = self.pack([one], [[(questions[i], (*given[i], 0)) for i in unfinished]])
-            last = torch.tensor(
-                [sum(len(given[j]) + 1 for j in unfinished[: k + 1]) - 1 for k in range(len(unfinished))]
-            )
-            tokens = self.logits(packed, packed.features, grid)[last.to(self.device)].argmax(-1).tolist()
+        cache = DynamicCache(config=self.model.config)
+        hidden = self._read(cache, embeds, packed.mask, packed.positions)[0, ends.to(self.device)]  # [Q, H]
+        while True:
+            tokens = self.model.lm_head(hidden).float().argmax(-1).tolist()
             for i, token in zip(unfinished, tokens, strict=True):
                 given[i].append(token)
             unfinished = [i for i in unfinished if given[i][-1] not in self.ends and len(given[i]) < most]
-        return [tuple(one) for one in given]
+            if not unfinished:
+                return [tuple(one) for one in given]
+            columns = [
+                unfinished,
+                [given[i][-1] for i in unfinished],
+                [start + lengths[i] + len(given[i]) - 1 for i in unfinished],
+            ]
+            number, ids, positions = torch.tensor(columns).to(self.device)  # [U] each, in one copy
+            owner = torch.cat([owner, number])
+            mask = (owner == -1) | (owner == number[:, None])  # [U, rows]
+            embeds = self.model.get_input_embeddings()(ids[None])
+            hidden = self._read(cache, embeds, mask[None, None], positions[None])[0]
+
+    def _read(self, cache: DynamicCache, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Read rows [1, T, H] that attend to those of `mask` [1, 1, T, all]; return the last layer's [1, T, H]."""
+        found = self.model.model(
+            inputs_embeds=embeds,
+            attention_mask=_additive(mask, embeds.dtype),
+            position_ids=positions,
+            use_cache=True,
+            **{CACHE: cache},
+        )
+        hidden: Tensor = found.last_hidden_state
+        return hidden
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores, from a mask of what may be attended to."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -84,11 +84,13 @@ def verify(
     picture: Path | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    compute: str = "cpu",
     torchvision: bool,
     vllm: Path | None = None,
 ) -> Iterator[Check]:
     """Yield the checks of a whole checkpoint, or of the folder with both its halves, the cheap ones first.
 
+    Device and server compute on the device `compute`, the independent implementations on the CPU.
     `torchvision` is what `step3p7.import_torchvision` returned, `vllm` a file of `vllm_answer` about `picture`.
     Raises `CheckpointError`, `ImageError`, `ResourceError`, and `UsageError` if `vllm` is another file.
     """
@@ -103,15 +105,23 @@ def verify(
         )
     device, server = whole or Checkpoint.open(model, "device"), whole or Checkpoint.open(model, "server")
     for checkpoint, prefix in ((device, VISION), (server, DECODER)):
-        require_memory(
-            int(1.1 * checkpoint.parameter_count(prefix) * dtype.itemsize),
-            f"the largest part of {model} as {dtype}".replace("torch.", ""),
-        )
+        for place in dict.fromkeys(("cpu", compute)):
+            require_memory(
+                int(1.1 * checkpoint.parameter_count(prefix) * dtype.itemsize),
+                f"the largest part of {model} as {dtype}".replace("torch.", ""),
+                place,
+            )
     tokenizer = load_tokenizer(server)
     image = example(device.config.rule) if picture is None else open_image(picture)
     yield from _processors(server.config, tokenizer, torchvision)
     comparison = _Comparison(
-        device=device, server=server, tokenizer=tokenizer, other=WholeModel.open(model, dtype), image=image, dtype=dtype
+        device=device,
+        server=server,
+        tokenizer=tokenizer,
+        other=WholeModel.open(model, dtype),
+        image=image,
+        dtype=dtype,
+        compute=compute,
     )
     yield comparison.prompt()
     yield from comparison.tower()
@@ -172,6 +182,7 @@ class _Comparison:
     other: WholeModel
     image: Image.Image
     dtype: torch.dtype
+    compute: str
     _reference: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
@@ -196,7 +207,7 @@ class _Comparison:
 
     @cached_property
     def features(self) -> list[NDArray[np.float32]]:
-        tower = Tower(self.device, self.dtype)
+        tower = Tower(self.device, self.dtype, self.compute)
         return [tower.encode(view.pixels[None])[0] for view in self.views]
 
     def reference_features(self, index: int) -> Tensor:
@@ -242,11 +253,11 @@ class _Comparison:
         """Logits and answer by the code of device and server."""
         projector = Projector(self.server)
         rows = np.concatenate([projector.project(features) for features in self.features])  # [F, H]
-        model = load_qwen3(self.server, dtype=self.dtype)
+        model = load_qwen3(self.server, device=self.compute, dtype=self.dtype)
         embeds = TokenEmbedding(self.server)(self.ids)  # [T, H]
         embeds[np.array(self.ids) == self.server.config.image_token_id] = rows
-        ready = torch.from_numpy(embeds)[None].to(self.dtype)
-        logits = model(inputs_embeds=ready, logits_to_keep=KEPT).logits[0].float().numpy()
+        ready = torch.from_numpy(embeds)[None].to(self.compute, self.dtype)
+        logits = model(inputs_embeds=ready, logits_to_keep=KEPT).logits[0].float().cpu().numpy()
 
         async def ask() -> list[int]:
             engine = TransformersEngine(model, [])

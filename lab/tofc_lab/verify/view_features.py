@@ -24,17 +24,24 @@ from tofc.model.views import views
 
 
 def write(
-    model: Path, picture: Path, out: Path, *, dtype: torch.dtype = torch.float32, log: Callable[[str], None]
+    model: Path,
+    picture: Path,
+    out: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    compute: str = "cpu",
+    log: Callable[[str], None],
 ) -> None:
     """Write `out`, an .npz; `model` is a whole checkpoint, a device half, or the folder of both halves.
 
-    Beside the arrays of each view it has `kind`, `row` and `column` [V]. A device half alone has no projected features.
+    The tower computes on the device `compute`. Beside the arrays of each view the file has `kind`, `row` and `column`
+    [V]. A device half alone has no projected features.
     Raises `CheckpointError`, `ImageError`.
     """
     device = Checkpoint.open(model, "device")
     prepared = views(open_image(picture), device.config.rule)
     projector = _projector(model, device)
-    tower = Tower(device, dtype)
+    tower = Tower(device, dtype, compute)
     found: dict[str, Any] = {
         "kind": np.array([view.kind for view in prepared]),
         "row": np.array([view.row for view in prepared]),

@@ -2,8 +2,8 @@
 
 Promises the published computation (Perception Encoder, arXiv 2504.13181; STEP3-VL-10B, arXiv 2601.09668) for any
 square view whose side is a multiple of the patch. It is written here because it must not depend on a version of another
-package: no error would show that two machines compute it differently. Its widest tensors hold a block of tokens, never
-a whole view. Leaves weights to `tower`.
+package: no error would show that two machines compute it differently. On a CPU its widest tensors hold a block of
+tokens, never a whole view; elsewhere blocks would only multiply the kernels to launch. Leaves weights to `tower`.
 
     pixels ─ conv1 ─ + positions ─ ln_pre ─ L × (attention with 2-D RoPE, MLP) ─ conv ½ ─ conv ½ ─ features
              14 px     interpolated                                              [B, 13·13, 6144] of 728 px
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK = 676  # tokens: a quarter of a view of 728 px
+BLOCK = 676  # tokens on a CPU: a quarter of a view of 728 px
 THETA = 10_000.0  # base of the rotary frequencies
 
 
@@ -77,10 +77,16 @@ def rotary_angles(side: int, head: int) -> Tensor:
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, N, heads, head], twice [N, 1, head / 2]
     """Rotate each pair of adjacent numbers by its angle, in float32, block by block: it takes six copies of a block."""
     blocks = []
-    for block, c, s in zip(x.split(BLOCK, 1), cos.split(BLOCK), sin.split(BLOCK), strict=True):
+    size = block_tokens(x)
+    for block, c, s in zip(x.split(size, 1), cos.split(size), sin.split(size), strict=True):
         a, b = block.float().unflatten(-1, (-1, 2)).unbind(-1)
         blocks.append(torch.stack((a * c - b * s, b * c + a * s), -1).flatten(-2).to(x.dtype))
     return torch.cat(blocks, 1)
+
+
+def block_tokens(x: Tensor) -> int:  # [B, N, …]
+    """Return how many tokens are computed at once: a block on a CPU; all elsewhere, where memory is less scarce."""
+    return BLOCK if x.device.type == "cpu" else x.shape[1]
 
 
 class _Transformer(nn.Module):
@@ -145,7 +151,7 @@ class _Mlp(nn.Module):
         self.c_fc, self.c_proj = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, N, W]
-        return torch.cat([self.c_proj(quick_gelu(self.c_fc(block))) for block in x.split(BLOCK, 1)], 1)
+        return torch.cat([self.c_proj(quick_gelu(self.c_fc(block))) for block in x.split(block_tokens(x), 1)], 1)
 
 
 def quick_gelu(x: Tensor) -> Tensor:

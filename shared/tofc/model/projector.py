@@ -1,9 +1,13 @@
 """The projector: features [n, D] → the decoder's width [n, H], one linear layer, each feature by itself.
 
-Promises float32 in numpy, without torch. Leaves adding the codec's grid embedding to the server.
+Promises float32 in numpy, without torch; `on` computes the same on a device of torch. Leaves adding the codec's grid
+embedding to the server.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +15,9 @@ from numpy.typing import NDArray
 from tofc.errors import UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.released_names import PROJECTOR
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Projector:
@@ -28,3 +35,17 @@ class Projector:
             raise UsageError(f"features must be [n, {self.weight.shape[1]}] for this projector, got {features.shape}")
         found: NDArray[np.float32] = features.astype(np.float32, copy=False) @ self.weight.T
         return found if self.bias is None else found + self.bias
+
+    def on(self, device: torch.device) -> Callable[[torch.Tensor], NDArray[np.float32]]:
+        """Copy the layer to a device; return `project` for float32 features [n, D] on it."""
+        import torch
+
+        weight = torch.tensor(self.weight).to(device)
+        bias = None if self.bias is None else torch.tensor(self.bias).to(device)
+
+        @torch.inference_mode()
+        def project(features: torch.Tensor) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = torch.nn.functional.linear(features, weight, bias).cpu().numpy()
+            return found
+
+        return project

@@ -1,6 +1,7 @@
 """Checks free memory and disk space before work begins.
 
-Promises a `ResourceError` on Linux instead of a crash. On other systems free memory is unknown, and the work is tried.
+Promises a `ResourceError` on Linux, and for memory of most accelerators, instead of a crash. Elsewhere free memory is
+unknown, and the work is tried.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tofc.errors import ResourceError
+from tofc.model.torch_devices import free_device_memory_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
@@ -35,13 +37,16 @@ def free_memory_bytes() -> int | None:
     return min(found, default=None)
 
 
-def require_memory(size_bytes: int, what: str) -> None:
-    """Raise `ResourceError` unless `size_bytes` of memory are free for `what`."""
-    free = free_memory_bytes()
+def require_memory(size_bytes: int, what: str, device: str = "cpu") -> None:
+    """Raise `ResourceError` unless `size_bytes` of memory are free for `what`, on a device of torch."""
+    if device == "cpu":
+        free, where, machine = free_memory_bytes(), "", "a machine"
+    else:
+        free, where, machine = free_device_memory_bytes(device), f" on {device}", "a device"
     if free is not None and free < size_bytes:
         raise ResourceError(
-            f"{what} needs {_gb(size_bytes)} of memory and {_gb(free)} are free; end other programs, choose a "
-            "smaller number type (dtype), or use a machine with more memory"
+            f"{what} needs {_gb(size_bytes)} of memory{where} and {_gb(free)} are free; end other programs, choose a "
+            f"smaller number type (dtype), or use {machine} with more memory"
         )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby, islice
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tofc.model.resources import require_memory
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE_BLOCK_BYTES = 1 << 20
+BATCH = 8  # views that an accelerator computes at once, at most
 
 
 class Tower:
@@ -44,6 +46,8 @@ class Tower:
         self.config = checkpoint.config
         self.dtype = torch.bfloat16 if dtype == torch.int8 else dtype
         self.device = torch.device(device)
+        if self.device.type == "cuda" and dtype == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False  # as torch's matrix products: float32 has 24 bits, TF32 has 11
         _return_large_blocks()
         self.model = _load(checkpoint, self.dtype, self.device, int8=dtype == torch.int8)
 
@@ -58,16 +62,38 @@ class Tower:
 
         Raises `UsageError` for another shape, or a side that is not a multiple of the patch size.
         """
+        found: NDArray[np.float32] = self.features(pixels).cpu().contiguous().numpy()
+        return found
+
+    @torch.inference_mode()
+    def features(self, pixels: NDArray[np.float32]) -> torch.Tensor:
+        """Compute what `encode` returns, as a float32 tensor on the tower's device."""
         patch = self.config.patch
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.shape[2] % patch:
             raise UsageError(
                 f"pixels must be [B, 3, S, S] with S a multiple of {patch}, got {pixels.shape}: use views()"
             )
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device, self.dtype)
-            features = self.model(x)  # [B, N, D]
-            found: NDArray[np.float32] = features.float().cpu().contiguous().numpy()
+        x = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device, self.dtype)
+        found: torch.Tensor = self.model(x).float()  # [B, N, D]
         return found
+
+    def encode_views(self, views: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Encode the views [3, S, S] of a picture, in their order, as features [N, D] each.
+
+        On an accelerator views of one size that follow each other are computed together, up to `BATCH`.
+        """
+        found: list[NDArray[np.float32]] = []
+        for _, same in groupby(views, key=lambda view: view.shape):
+            for some in _batched(same, 1 if self.device.type == "cpu" else BATCH):
+                found += list(self.encode(np.stack(some)))
+        return found
+
+
+def _batched(items: Iterable[NDArray[np.float32]], size: int) -> Iterator[list[NDArray[np.float32]]]:
+    """Split into lists of at most `size`: `itertools.batched` is newer than the oldest Python here."""
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 def _return_large_blocks() -> None:
