@@ -41,6 +41,7 @@ class Admission:
         # By client, in the order in which their first waiting question came; their questions in the order of asking.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._times_s: deque[float] = deque(maxlen=MEASURED)  # how long the last questions held their places
+        self._started: dict[Callable[[], None], float] = {}  # when those that run got their places
         self._returns: dict[str, deque[float]] = {}  # by client: when those that were refused will ask again
 
     @property
@@ -77,8 +78,13 @@ class Admission:
             else:
                 del self._returns[client]
         ahead = self.waiting + sum(map(len, self._returns.values()))
-        mean_s = sum(self._times_s) / len(self._times_s) if self._times_s else UNMEASURED_S
-        return min(max(mean_s * (ahead + 1) / self._places, MIN_RETRY_S), MAX_RETRY_S)
+        return min(max(self._mean_s(now) * (ahead + 1) / self._places, MIN_RETRY_S), MAX_RETRY_S)
+
+    def _mean_s(self, now: float) -> float:
+        """Return how long an answer takes: as the last ones did, or as those that run have so far, if longer."""
+        ended = sum(self._times_s) / len(self._times_s) if self._times_s else UNMEASURED_S
+        ages = [now - started for started in self._started.values()]
+        return max(ended, sum(ages) / len(ages) if ages else 0.0)
 
     def _refuse(self, client: str) -> LimitError:
         after_s = self.retry_after_s()
@@ -102,12 +108,18 @@ class Admission:
         if self.waiting >= self._queue and (self._held[client] or client in self._waiting):
             raise self._refuse(client)
         await self._acquire(client)
-        started, release = self._clock(), self._releaser(client)
-        try:
-            yield release
-        finally:
+        release = self._releaser(client)
+        self._started[release] = self._clock()
+
+        def end() -> None:
             release()
-            self._times_s.append(self._clock() - started)
+            if (started := self._started.pop(release, None)) is not None:
+                self._times_s.append(self._clock() - started)
+
+        try:
+            yield end
+        finally:
+            end()
 
     def more(self, client: str, most: int) -> list[Callable[[], None]]:
         """Take up to `most` further places for a client, without waiting; return what releases each of them.
