@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
 import torch
 
-from benchmarks.launches import ROOT, Launches, count, counted
+from benchmarks.launches import ROOT, Launches, can_train, count, counted
 
 #: operators at most, and copies to the host and waits at most, of each line of benchmarks/results/launches.json
 LIMITS = {
@@ -32,7 +31,7 @@ def test_launches_copies_and_waits_are_told_apart() -> None:
 
 
 def test_none_grows_unseen() -> None:
-    training = importlib.util.find_spec("compressai") is not None
+    training = can_train()
     found = count(training=training)
     assert found.keys() == set(list(LIMITS)[: None if training else 4])
     for name, one in found.items():

@@ -522,15 +522,16 @@ def test_other_settings_of_a_run_are_an_error_before_the_features(
     assert (tmp_path / "codec" / "codec.json").exists()
 
 
-def test_two_processes_train_one_codec_with_adapters(
+def test_two_processes_of_accelerate_launch_train_one_codec_with_adapters(
     run: Any, checkpoint: Checkpoint, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("peft")
     member = tmp_path / "member.py"
     member.write_text(PROCESS)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *torchrun, member, checkpoint.path, data, tmp_path / "run"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *launch, member, checkpoint.path, data, tmp_path / "run"]
     cpus = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(list(map(str, command)), env=cpus, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
