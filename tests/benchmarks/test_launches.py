@@ -15,8 +15,8 @@ LIMITS = {
     "a token, greedy, 36 layers": (1750, 1),
     "a token, sampled, 36 layers": (1760, 2),
     "a token of 8 answers of training, 2 layers": (125, 1),
-    "a step through the decoder, 2 layers": (13_100, 11),
-    "a settling step": (4150, 4),
+    "a step through the decoder, 2 layers": (4400, 13),
+    "a settling step": (1300, 4),
 }
 
 
