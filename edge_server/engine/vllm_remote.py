@@ -33,7 +33,8 @@ from tofc.model.identity_probe import IdentityProbe
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # at one answer: a request that kills its engine must not kill them all
+ATTEMPTS = 6  # at one answer: a router may choose an engine that has ended a few times more
+ENGINES_PER_ANSWER = 3  # a request that kills its engine must not kill them all
 SILENCE_S = 120.0  # without a byte of a stream, after which its engine counts as gone
 KEEP_IDLE_S = 2.0  # vLLM closes idle connections after 5 s
 
@@ -170,6 +171,8 @@ class VllmRemoteEngine(Engine):
                 log.warning("an answer of the engine %s broke off: %s", endpoint.url, error)
                 avoid.add(endpoint.url)
                 self._endpoints.report(endpoint, str(error))
+                if len(avoid) == ENGINES_PER_ANSWER:
+                    break
             except RefusedError as error:
                 log.error("the engine %s: %s", endpoint.url, error)
                 if isinstance(error, NonsenseError):

@@ -298,12 +298,18 @@ async def test_an_engine_that_answers_nonsense_is_reported(
 
 
 async def test_a_request_that_breaks_every_engine_is_given_up(vllm: Serve, remote: Connect) -> None:
-    server = await vllm(slow([7]))
-    engine = await remote(server)
-    server.faults += [Fault() for _ in range(9)]
+    servers = [await vllm(slow([7])) for _ in range(5)]
+    engine = await remote(*servers)
+    for server in servers:
+        server.faults += [Fault() for _ in range(9)]
     with pytest.raises(InternalError):
         await collect(engine.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=3)))
-    assert len(server.requests) == 3
+    assert sorted(len(server.requests) for server in servers) == [0, 0, 1, 1, 1]
+    alone = await remote(servers[0])
+    servers[0].requests.clear()
+    with pytest.raises(InternalError):
+        await collect(alone.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=3)))
+    assert len(servers[0].requests) == 6
 
 
 async def test_engines_that_are_lost_are_reported_and_one_that_comes_back(vllm: Serve, remote: Connect) -> None:
