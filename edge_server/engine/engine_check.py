@@ -25,6 +25,7 @@ from tofc.model.identity_probe import TOLERANCE, IdentityProbe, distance
 
 HEALTH_TIMEOUT_S = 10.0  # a busy engine answers late; one whose process has ended refuses at once
 PROBE_TIMEOUT_S = 120.0  # an engine that has just started prepares its kernels with it
+SOME_UNHEALTHY = "Unhealthy servers"  # what vllm-router says, with status 503, while it lacks one of its engines
 TOKEN_ID = "token_id:"  # as vLLM names a token with return_tokens_as_token_ids
 
 
@@ -50,6 +51,9 @@ class Check:
                 await self._get(f"{url}/health")
         except RefusedError:  # it answers, which is all that is asked here: `identity` says what is wrong
             pass
+        except BrokenOffError as error:
+            if SOME_UNHEALTHY not in str(error):
+                raise
         except TimeoutError:
             raise BrokenOffError(f"/health did not answer within {HEALTH_TIMEOUT_S:g} s") from None
 

@@ -58,6 +58,7 @@ class FakeVllm:
         self.requests: list[dict[str, Any]] = []  # bodies of streamed answers, without rows
         self.headers: list[dict[str, str]] = []
         self.healthy = True
+        self.health_text: str | None = None
         self.probes_to_fail = 0  # as behind a router that still asks an engine which has ended
         self.generations: list[Generation] = []
         self._engine = engine
@@ -109,7 +110,7 @@ class FakeVllm:
         path = request.target.decode()
         given = {name.decode(): value.decode() for name, value in request.headers}
         if path == "/health":
-            await send.json(200 if self.healthy else 503, None)
+            await send.json(200 if self.healthy else 503, self.health_text)
         elif self._key and given.get("authorization") != f"Bearer {self._key}":
             await send.json(401, {"error": "Unauthorized"})
         elif path == "/v1/models":

@@ -363,6 +363,7 @@ async def test_answers_behind_a_router_go_on_while_it_does_not_answer_the_probe(
     while not server.requests:
         await asyncio.sleep(0)
     server.probes_to_fail = 12
+    server.healthy, server.health_text = False, "Unhealthy servers: [...]"  # as vllm-router says of one of its engines
     server.faults.append(Fault(status=503))
     broken = asyncio.create_task(collect(engine.submit(Prompt(embeds=prompts()[1]), params)))
     while server.probes_to_fail:
