@@ -40,5 +40,8 @@ def started(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[li
 @pytest_asyncio.fixture
 async def engines(started: list[Process]) -> AsyncIterator[list[Process]]:
     for one in started:
+        if not one.lives:
+            one.start()
+    for one in started:
         await one.ready()
     yield started

@@ -39,6 +39,10 @@ class Process:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def lives(self) -> bool:
+        return self.running is not None and self.running.poll() is None
+
     def start(self) -> None:
         """Start it, again at its old port."""
         self.port = self.port or free_port()
