@@ -182,8 +182,17 @@ def steps(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
+def can_train() -> bool:
+    """Tell whether what training needs is installed (`make lab`)."""
+    try:
+        import tofc_lab.codec.compressai_parts  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def count(*, training: bool) -> dict[str, dict[str, float]]:
-    """Count everything; `training` too where `make lab` has installed what it needs."""
+    """Count everything, with `training` the steps of train-codec too."""
     found = {
         f"a view, {TOWER_LAYERS} layers": a_view(),
         f"a token, greedy, {DECODER_LAYERS} layers": a_token(),

@@ -22,7 +22,8 @@ from tofc.text import read_pem
 from tofc.v1 import tofc_pb2 as pb
 
 MIB = 1024 * 1024
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+TYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", *TYPES)
 ENGINES = ("embedded", "vllm-remote", "vllm")
 IMAGE_BYTES = 8 * MIB  # with `--take-images`: a photograph of good quality
 IMAGE_PIXELS = 25_000_000
@@ -139,8 +140,8 @@ class ServerSettings:
     def _check_engine(self) -> None:
         if self.engine not in ENGINES:
             raise UsageError(f"--engine must be one of {', '.join(ENGINES)}, got {self.engine!r}")
-        if self.engine_dtype not in (None, *DTYPES):
-            raise UsageError(f"--engine-dtype must be one of {', '.join(DTYPES)}, got {self.engine_dtype!r}")
+        if self.engine_dtype not in (None, *TYPES):
+            raise UsageError(f"--engine-dtype must be one of {', '.join(TYPES)}, got {self.engine_dtype!r}")
         if self.engine == "vllm-remote" and not self.engine_urls:
             raise UsageError("--engine vllm-remote needs --engine-url http://HOST:PORT of a vLLM or vllm-router")
         if self.engine != "vllm-remote":

@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from edge_server.cli import app
+from tests.vllm.engines import OPTIONS, ROUTER_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docker-compose.yml"
@@ -88,3 +89,10 @@ def test_mounted_files_and_dockerfiles_exist() -> None:
     files = [one["build"]["dockerfile"] for one in SERVICES.values() if "build" in one]
     assert len(mounts) == 5
     assert [path for path in [*mounts, *files] if not (ROOT / path).is_file()] == []
+
+
+def test_documents_name_the_options_that_are_tested() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    assert OPTIONS in text and ROUTER_OPTIONS in text
+    checks = {option.replace(" ", "=") for option in re.findall(r"--health\S+ \d", ROUTER_OPTIONS)}
+    assert len(checks) == 2 and checks <= set(SERVICES["router"]["command"])

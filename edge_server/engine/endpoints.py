@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.4  # between two looks at an engine's /health
 WRONG_S = 5.0  # until an engine that runs another model is asked again
-PROBE_TRIES = 3  # behind a router the first one may go to a server that has just ended
+PATIENCE_S = 10.0  # with an engine that is well, but does not answer the probe: a router still asks one that has ended
 OVERLOAD = 1.25  # times the mean of requests, above which the next engine is taken
 
 
@@ -48,6 +48,7 @@ class Endpoint:
     model: str = ""  # as its requests must name it
     max_positions: int = 0
     problem: str = ""  # why it is not UP
+    checked_since_s: float = 0.0  # when CHECKING began, by the event loop's clock
     look: asyncio.Event = field(default_factory=asyncio.Event)  # set: look at it now
     requests: int = 0  # under way
     streams: set[asyncio.Timeout] = field(default_factory=set)  # of these; they end at once when it is lost
@@ -90,6 +91,7 @@ class Endpoints:
     def report(self, endpoint: Endpoint, problem: str) -> None:
         """Take note that an engine broke off or refused to talk: it is checked before it is asked again."""
         if endpoint.state is State.UP:
+            endpoint.checked_since_s = asyncio.get_running_loop().time()
             self._set(endpoint, State.CHECKING, problem)
         endpoint.look.set()
 
@@ -130,21 +132,21 @@ class Endpoints:
             return
         if endpoint.state is State.UP:
             return
-        for left in reversed(range(PROBE_TRIES)):
-            try:
-                endpoint.model, positions = await self._check.identity(endpoint.url)
-            except BrokenOffError as error:
-                if not left:
-                    self._set(endpoint, State.DOWN, str(error))
-                continue
-            if positions < self.max_positions:
-                raise UsageError(
-                    f"the engine {endpoint.url} takes {positions} tokens, the others {self.max_positions}; start all "
-                    "with the same --max-model-len"
-                )
-            endpoint.max_positions = positions
-            self._set(endpoint, State.UP, "")
+        checking = endpoint.state is State.CHECKING
+        known = (endpoint.model, endpoint.max_positions) if checking else None
+        try:
+            model, positions = await self._check.identity(endpoint.url, known)
+        except BrokenOffError as error:
+            if not checking or asyncio.get_running_loop().time() > endpoint.checked_since_s + PATIENCE_S:
+                self._set(endpoint, State.DOWN, str(error))
             return
+        if positions < self.max_positions:
+            raise UsageError(
+                f"the engine {endpoint.url} takes {positions} tokens, the others {self.max_positions}; start all with "
+                "the same --max-model-len"
+            )
+        endpoint.model, endpoint.max_positions = model, positions
+        self._set(endpoint, State.UP, "")
 
     def _set(self, endpoint: Endpoint, state: State, problem: str) -> None:
         before, told = self.alive, (endpoint.state, endpoint.problem)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,12 +53,18 @@ class Check:
         except TimeoutError:
             raise BrokenOffError(f"/health did not answer within {HEALTH_TIMEOUT_S:g} s") from None
 
-    async def identity(self, url: str) -> tuple[str, int]:
-        """Return the name of the engine's model and its positions. Raises BrokenOffError, UsageError."""
+    async def identity(self, url: str, known: tuple[str, int] | None = None) -> tuple[str, int]:
+        """Return the name of the engine's model and its positions, which are asked for unless `known`.
+
+        A router that keeps sessions at their engines may choose another one each time. Raises BrokenOffError,
+        UsageError.
+        """
+        session = secrets.token_hex(16)
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                model, positions = _model(await self._get(f"{url}/v1/models"))
-                found = await asyncio.gather(*(self._likeliest(url, model, one.ids) for one in self._probe.prompts))
+                model, positions = known or _model(await self._get(f"{url}/v1/models"))
+                asking = [self._likeliest(url, model, one.ids, session) for one in self._probe.prompts]
+                found = await asyncio.gather(*asking)
         except TimeoutError:
             raise BrokenOffError(f"the identity probe was not answered within {PROBE_TIMEOUT_S:g} s") from None
         except RefusedError as error:
@@ -71,9 +78,10 @@ class Check:
             )
         return model, positions
 
-    async def _likeliest(self, url: str, model: str, ids: Sequence[int]) -> dict[int, float]:
+    async def _likeliest(self, url: str, model: str, ids: Sequence[int], session: str) -> dict[int, float]:
         body = self._form.likeliest(self._embed(ids), model=model)
-        answer = await self._read("POST", url + PATH, content=body, headers={"content-type": "application/json"})
+        headers = {"content-type": "application/json", "x-session-id": session}
+        answer = await self._read("POST", url + PATH, content=body, headers=headers)
         try:
             (top,) = answer["choices"][0]["logprobs"]["top_logprobs"]
             return {int(name.removeprefix(TOKEN_ID)): float(value) for name, value in top.items()}

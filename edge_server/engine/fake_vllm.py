@@ -58,6 +58,7 @@ class FakeVllm:
         self.requests: list[dict[str, Any]] = []  # bodies of streamed answers, without rows
         self.headers: list[dict[str, str]] = []
         self.healthy = True
+        self.probes_to_fail = 0  # as behind a router that still asks an engine which has ended
         self.generations: list[Generation] = []
         self._engine = engine
         self.likeliest = likeliest
@@ -122,6 +123,9 @@ class FakeVllm:
                 self.requests.append(asked)
                 self.headers.append(given)
                 await self._stream(asked, rows, send)
+            elif self.probes_to_fail:
+                self.probes_to_fail -= 1
+                await send.json(500, {"error": {"message": "as scripted", "code": 500}})
             else:
                 top = {f"token_id:{token}": value for token, value in self.likeliest(rows).items()}
                 await send.json(200, {"choices": [{"logprobs": {"top_logprobs": [top]}}]})

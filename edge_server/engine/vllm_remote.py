@@ -33,7 +33,8 @@ from tofc.model.identity_probe import IdentityProbe
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # at one answer: a request that kills its engine must not kill them all
+ATTEMPTS = 6  # at one answer: a router may choose an engine that has ended a few times more
+ENGINES_PER_ANSWER = 3  # a request that kills its engine must not kill them all
 SILENCE_S = 120.0  # without a byte of a stream, after which its engine counts as gone
 KEEP_IDLE_S = 2.0  # vLLM closes idle connections after 5 s
 
@@ -87,7 +88,7 @@ class VllmRemoteEngine(Engine):
         asked, generations = make_samples(
             prompt, sampling, samples, max_positions=self.max_positions, on_close=lambda: self._closed(task)
         )
-        task = asyncio.get_running_loop().create_task(self._follow(prompt, asked, ATTEMPTS))
+        task = asyncio.get_running_loop().create_task(self._follow(prompt, asked))
         self._running[task] = asked
         task.add_done_callback(self._answered)
         return generations
@@ -137,34 +138,41 @@ class VllmRemoteEngine(Engine):
             if one.open:
                 one.fail(error if isinstance(error, CallError) else InternalError())
 
-    async def _follow(self, prompt: Prompt, samples: list[Sample], attempts: int) -> None:
-        """Ask engine after engine until the samples have ended. Raises UnavailableError, InternalError."""
+    async def _follow(self, prompt: Prompt, samples: list[Sample], first: int = 0) -> None:
+        """Ask engine after engine until the samples have ended, from attempt `first` on.
+
+        Raises UnavailableError, InternalError.
+        """
         avoid: set[str] = set()
-        for attempt in range(attempts):
+        for attempt in range(first, ATTEMPTS):
+            # A router sends another session to another engine, so that it does not ask one again that has just ended.
+            session = session_id(prompt) + (f"-{attempt}" if attempt else "")
             wanted = [number for number, one in enumerate(samples) if one.open]
             if not wanted:
                 return
             samples = samples[wanted[0] : wanted[-1] + 1]  # closed ones in between too: vLLM counts the seeds
             if len(samples) > 1 and any(one.said for one in samples):  # they go on from different tokens
                 going_on = [one for one in samples if one.open]
-                following = [self._follow(prompt, [one], attempts - attempt) for one in going_on]
+                following = [self._follow(prompt, [one], attempt) for one in going_on]
                 for one, failed in zip(going_on, await asyncio.gather(*following, return_exceptions=True), strict=True):
                     if isinstance(failed, CallError):
                         one.fail(failed)  # itself only
                     elif failed is not None:
                         raise failed
                 return
-            endpoint = await self._endpoints.choose(session_id(prompt), avoid)
+            endpoint = await self._endpoints.choose(session, avoid)
             if endpoint is None:
                 raise _lost()
             endpoint.requests += 1
             try:
-                await self._ask(endpoint, prompt, samples)
+                await self._ask(endpoint, prompt, samples, session)
                 return
             except BrokenOffError as error:
                 log.warning("an answer of the engine %s broke off: %s", endpoint.url, error)
                 avoid.add(endpoint.url)
                 self._endpoints.report(endpoint, str(error))
+                if len(avoid) == ENGINES_PER_ANSWER:
+                    break
             except RefusedError as error:
                 log.error("the engine %s: %s", endpoint.url, error)
                 if isinstance(error, NonsenseError):
@@ -174,7 +182,7 @@ class VllmRemoteEngine(Engine):
                 endpoint.requests -= 1
         raise InternalError("the engine that runs the model failed; the server's log says why", reason="ENGINE_FAILED")
 
-    async def _ask(self, endpoint: Endpoint, prompt: Prompt, samples: list[Sample]) -> None:
+    async def _ask(self, endpoint: Endpoint, prompt: Prompt, samples: list[Sample], session: str) -> None:
         """Hand on what one engine says, to several samples only from their beginning.
 
         Raises BrokenOffError, RefusedError.
@@ -192,7 +200,7 @@ class VllmRemoteEngine(Engine):
             model=endpoint.model,
             salt=cache_salt(prompt, self._model.probe.model_id),
         )
-        headers = {"content-type": "application/json", "x-session-id": session_id(prompt)}
+        headers = {"content-type": "application/json", "x-session-id": session}
         for one in samples:
             one.begin()
         lost = asyncio.timeout(None)

@@ -81,6 +81,7 @@ def _fake(nano: Nano) -> EngineUnderTest:
         return [1] * 8192
 
     async def make(*, stops: bool = True, parallel: int = 16, queue: int = 64) -> Engine:
+        _ = nano.answers if stops else nano.long_answers  # computed now, not while an answer is awaited
         return FakeEngine(lambda prompt: answer(prompt, stops), queue=parallel + queue, max_positions=8192)
 
     async def kill(engine: Engine) -> None:

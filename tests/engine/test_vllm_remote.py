@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,10 @@ import pytest
 import pytest_asyncio
 import torch
 from transformers import Qwen3ForCausalLM
+from typer.testing import CliRunner
 
+from edge_server.backend import load
+from edge_server.cli import app
 from edge_server.engine.base import Engine, Finish, Prompt
 from edge_server.engine.completion_request import CompletionFormat
 from edge_server.engine.fake import FakeEngine
@@ -30,7 +36,15 @@ from edge_server.settings import ServerSettings
 from tests.engine.remote import STOP, THINGS, as_prompts, collect, knows_the_probe, nano, prompts, remote_model
 from tests.server.raw_client import ANSWERED
 from tofc.client import AsyncClient
-from tofc.errors import InternalError, InvalidRequestError, LimitError, SecurityError, UnavailableError, UsageError
+from tofc.errors import (
+    CheckpointError,
+    InternalError,
+    InvalidRequestError,
+    LimitError,
+    SecurityError,
+    UnavailableError,
+    UsageError,
+)
 from tofc.model.shipped import NANO
 
 EXAMPLE = NANO / "example.jpg"
@@ -284,12 +298,18 @@ async def test_an_engine_that_answers_nonsense_is_reported(
 
 
 async def test_a_request_that_breaks_every_engine_is_given_up(vllm: Serve, remote: Connect) -> None:
-    server = await vllm(slow([7]))
-    engine = await remote(server)
-    server.faults += [Fault() for _ in range(9)]
+    servers = [await vllm(slow([7])) for _ in range(5)]
+    engine = await remote(*servers)
+    for server in servers:
+        server.faults += [Fault() for _ in range(9)]
     with pytest.raises(InternalError):
         await collect(engine.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=3)))
-    assert len(server.requests) == 3
+    assert sorted(len(server.requests) for server in servers) == [0, 0, 1, 1, 1]
+    alone = await remote(servers[0])
+    servers[0].requests.clear()
+    with pytest.raises(InternalError):
+        await collect(alone.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=3)))
+    assert len(servers[0].requests) == 6
 
 
 async def test_engines_that_are_lost_are_reported_and_one_that_comes_back(vllm: Serve, remote: Connect) -> None:
@@ -330,6 +350,28 @@ async def test_an_engine_that_hangs_is_left_when_it_stops_answering_its_health(v
     first.healthy = False
     assert await collect(generation) == [7]  # from its beginning, as this engine knows no other answer
     assert [one["max_tokens"] for one in second.requests] == [1]
+
+
+async def test_answers_behind_a_router_go_on_while_it_does_not_answer_the_probe(vllm: Serve, remote: Connect) -> None:
+    gate = asyncio.Event()
+    server = await vllm(slow([7, 8, 9], gate=gate))
+    engine = await remote(server)
+    told: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
+    engine.watch(told.put_nowait)
+    params = SamplingParams(max_tokens=3)
+    going_on = asyncio.create_task(collect(engine.submit(Prompt(embeds=prompts()[0]), params)))
+    while not server.requests:
+        await asyncio.sleep(0)
+    server.probes_to_fail = 12
+    server.faults.append(Fault(status=503))
+    broken = asyncio.create_task(collect(engine.submit(Prompt(embeds=prompts()[1]), params)))
+    while server.probes_to_fail:
+        await asyncio.sleep(0.001)
+    gate.set()
+    assert await going_on == await broken == [7, 8, 9]
+    assert told.empty()
+    sessions = [headers["x-session-id"] for headers in server.headers]
+    assert sessions[1:] == [sessions[0], f"{sessions[0]}-1"]
 
 
 async def test_another_model_is_refused_at_the_start_and_after_a_loss(
@@ -432,6 +474,30 @@ def test_an_engine_on_another_machine_is_asked_unencrypted_only_if_the_network_i
         ServerSettings(**given)
     assert refused.value.reason == "TLS_AND_TOKEN_REQUIRED"
     assert ServerSettings(**given, engine_private_network=True).engine_urls == ("http://10.0.0.5:8000",)
+
+
+def test_an_environment_without_vllm_is_explained() -> None:
+    if find_spec("vllm"):
+        pytest.skip("vLLM is installed here")
+    with pytest.raises(UsageError, match="--engine vllm needs vLLM in this Python environment"):
+        load(ServerSettings(model=NANO, engine="vllm"))
+
+
+def test_a_checkpoint_without_its_probe_is_explained(tmp_path: Path) -> None:
+    folder = tmp_path / "nano"
+    shutil.copytree(NANO, folder, ignore=shutil.ignore_patterns("probe.json", "training"))
+    with pytest.raises(CheckpointError, match=f"has no probe.json, which .*: tofc-lab probe {folder}"):
+        load(ServerSettings(model=folder, engine="vllm-remote", engine_urls=("http://127.0.0.1:1",)))
+    probe = (NANO / "probe.json").read_text()
+    (folder / "probe.json").write_text(probe.replace("c3c7a9913bf00e5e", "0123456789abcdef"))
+    with pytest.raises(CheckpointError, match="is of the model 0123456789abcdef, the weights are of c3c7a9913bf00e5e"):
+        load(ServerSettings(model=folder, engine="vllm-remote", engine_urls=("http://127.0.0.1:1",)))
+
+
+def test_several_engines_fit_into_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOFC_SERVER_ENGINE_URL", "http://127.0.0.1:1 http://10.0.0.5:8000")
+    done = CliRunner().invoke(app, ["serve", "--engine", "vllm-remote"])
+    assert done.exit_code == 2 and "--engine-url http://10.0.0.5:8000 is not encrypted" in done.output
 
 
 # the whole server

@@ -85,8 +85,8 @@ def test_weights_are_on_the_gpu() -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "old", "new"),
     [
-        (Tower, "encode", ".to(self.device, self.dtype)", ".to(self.dtype)"),
-        (Tower, "encode", ".float().cpu()", ".float()"),
+        (Tower, "features", ".to(self.device, self.dtype)", ".to(self.dtype)"),
+        (Tower, "encode", ".cpu()", ""),
         (PerceptionEncoder, "forward", "one.to(x.device)", "one"),
     ],
 )

@@ -83,15 +83,8 @@ def test_the_exported_context_model_is_the_trained_one_rounded(
     grid, cells = 6, np.sort(rng.permutation(36)[:30])
     q = rng.integers(-3, 4, (30, 8))
     where, whole = places_of([(grid, cells)]), torch.from_numpy(q).float()
-    known = model.context.initial_embeddings(where)
-    wanted = np.zeros((30, 8, 2))
-    for stage in (0, 1):
-        rows = (where.stage == stage).nonzero()[:, 0]
-        near = known[where.around[rows]] if stage else None
-        for index, (first, last) in enumerate(model.context.spans):
-            predicted = model.context.expect(index, whole[rows, :first], near, stage, quality)
-            wanted[rows.numpy(), first:last] = torch.stack(predicted, dim=-1).numpy()
-        known[rows] = model.context.embed(whole[rows], quality)
+    predicted = model.context.expect(whole, where, quality, model.context.dropped(30))
+    wanted = torch.stack(predicted, dim=-1).numpy()  # [30, 8, 2]
     unit = 1 << FRACTION
     found = np.zeros((30, 8, 2))
     for step in ContextModel(weights).coding_steps(grid, cells, quality, q.astype(np.float64)):

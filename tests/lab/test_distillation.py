@@ -23,6 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edge_server.engine.qwen3 import load_qwen3
+from tests.e2e.conftest import MODEL, PICTURES
 from tests.lab.conftest import through
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_weights
@@ -38,7 +39,8 @@ from tofc_lab.cli import app
 from tofc_lab.codec.distributed import ProcessGroup
 from tofc_lab.codec.places import places_of
 from tofc_lab.distillation import questions
-from tofc_lab.distillation.evaluate import Cost, compare, delta_rate, evaluate, on_the_hull
+from tofc_lab.distillation.evaluate import Cost, compare, delta_rate, evaluate, grid_table, on_the_hull
+from tofc_lab.distillation.index_codec import own_codec
 from tofc_lab.distillation.pictures import StoredPicture, divide, encode_all, find
 from tofc_lab.distillation.source import DistillationMix, DistillationSource, merged
 from tofc_lab.distillation.teacher import Teacher
@@ -254,6 +256,26 @@ def test_the_teacher_s_answers_are_the_greedy_ones(
         generated = model.generate(inputs_embeds=embeds, max_new_tokens=5, do_sample=False, eos_token_id=2)
         assert list(answer) == generated[0].tolist()[: len(answer)]
         assert len(answer) == 5 or answer[-1] == 2
+
+
+@torch.no_grad()
+def test_answers_with_a_cache_are_those_of_whole_sequences(tmp_path: Path) -> None:
+    """Read nano's answers again in one sequence with picture and questions: each token is the most likely one."""
+    checkpoint = Checkpoint.open(MODEL)
+    chosen = {name: PICTURES / f"picture-{name}.jpg" for name in ("00", "11")}  # the second one in crops
+    stored = encode_all(
+        chosen, checkpoint.config, lambda: Tower(checkpoint), tmp_path, ProcessGroup(), through, lambda _: None
+    )
+    teacher = Teacher.open(checkpoint, device=torch.device("cpu"), dtype=torch.float32, ends=[])
+    codec = own_codec(checkpoint)
+    assert codec is not None
+    grid = grid_table(teacher, codec)
+    for one in stored:
+        answers = teacher.answer(merged(one), questions.GENERAL, 12, grid)
+        assert [len(answer) for answer in answers] == [12] * len(questions.GENERAL)
+        packed = teacher.pack([merged(one)], [list(zip(questions.GENERAL, answers, strict=True))])
+        found = teacher.logits(packed, packed.features, grid).argmax(-1)
+        assert found.tolist() == [token for answer in answers for token in answer]
 
 
 def test_a_model_s_own_grid_is_kept_and_otherwise_one_is_learned(teacher: Teacher, seen: list[StoredPicture]) -> None:
@@ -522,15 +544,16 @@ def test_other_settings_of_a_run_are_an_error_before_the_features(
     assert (tmp_path / "codec" / "codec.json").exists()
 
 
-def test_two_processes_train_one_codec_with_adapters(
+def test_two_processes_of_accelerate_launch_train_one_codec_with_adapters(
     run: Any, checkpoint: Checkpoint, data: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("accelerate")
     pytest.importorskip("peft")
     member = tmp_path / "member.py"
     member.write_text(PROCESS)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *torchrun, member, checkpoint.path, data, tmp_path / "run"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *launch, member, checkpoint.path, data, tmp_path / "run"]
     cpus = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(list(map(str, command)), env=cpus, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -18,7 +18,7 @@ def second_of_two(device: str) -> ProcessGroup:
 def test_each_process_has_its_own_gpu() -> None:
     assert second_of_two("cuda:1").device("cuda") == torch.device("cuda:1")
     assert second_of_two("xpu:1").device("xpu") == torch.device("xpu:1")
-    assert second_of_two("cuda:1").device("cpu") == torch.device("cpu")
+    assert second_of_two("cuda:1").device("cpu") == second_of_two("cpu:0").device("cpu") == torch.device("cpu")
 
 
 def test_one_gpu_by_number_is_for_one_process() -> None:

@@ -21,6 +21,7 @@ OPTIONS = (
     "--enable-prompt-embeds --dtype float32 --enforce-eager --max-model-len 4096 --max-num-seqs 64 "
     "--max-num-batched-tokens 8192 --block-size 32"
 )
+ROUTER_OPTIONS = "--policy consistent_hash --health-check-interval-secs 2 --health-failure-threshold 1"
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -84,7 +85,7 @@ def engine(half: Path, log: Path) -> Process:
 def router(engines: list[Process], log: Path) -> Process:
     """Return vllm-router before engines."""
     command = [sys.executable, "-m", "vllm_router.launch_router", "--worker-urls", *(one.url for one in engines)]
-    options = f"--host 127.0.0.1 --port PORT --policy consistent_hash --prometheus-port {free_port()}"
+    options = f"--host 127.0.0.1 --port PORT {ROUTER_OPTIONS} --prometheus-port {free_port()}"
     return Process([*command, *options.split()], log)
 
 

@@ -35,6 +35,7 @@ class ContextModel(nn.Module):
     def __init__(self, components: int, hidden: int, qualities: int, scale: float) -> None:
         """Create the weights; `scale` is the initial scale index."""
         super().__init__()
+        self.before: Tensor
         self.spans = spans(components)
         slices, near = len(self.spans), (2 * REACH + 1) ** 2 - 1
 
@@ -48,6 +49,9 @@ class ContextModel(nn.Module):
         self.own_b = nn.Parameter(matrix(STAGES, slices, hidden).detach().repeat(qualities, 1, 1, 1))
         self.mid_w = matrix(slices, hidden, hidden)
         self.mid_b = nn.Parameter(matrix(slices, hidden).detach().repeat(qualities, 1, 1))
+        ends = torch.tensor([first for first, _ in self.spans])
+        before = torch.arange(components) < ends[:, None, None]  # [S, 1, M]: components that a slice is predicted from
+        self.register_buffer("before", before.float(), persistent=False)
         self.out_w = matrix(2, components, hidden, share=0.1)
         self.out_b = nn.Parameter(
             torch.stack([torch.zeros(components), torch.full((components,), scale)]).repeat(qualities, 1, 1)
@@ -56,30 +60,52 @@ class ContextModel(nn.Module):
             for (first, _), own in zip(self.spans, self.own_w, strict=True):
                 own *= (components / max(first, 1)) ** 0.5
 
-    def initial_embeddings(self, places: Places) -> Tensor:
-        """Return the embeddings [T + 1, C + 1] before any feature is known: zeros."""
-        return self.embed_w.new_zeros(len(places.stage) + 1, CHANNELS + 1)
+    def dropped(self, count: int) -> Tensor:
+        """Return factors [T, C] of the embeddings of T features: those of dropout in training, else ones."""
+        return nn.functional.dropout(self.embed_w.new_ones(count, CHANNELS), DROPPED, self.training)
 
-    def embed(self, q: Tensor, quality: int) -> Tensor:
+    def embed(self, q: Tensor, quality: int, dropped: Tensor) -> Tensor:
         """Return the embeddings [R, C + 1] of coded features [R, M], from which their neighbours are predicted."""
-        seen = (q @ self.embed_w.T + self.embed_b[quality]).clamp(0, _MAX_ACTIVATION)
-        if self.training:
-            seen = nn.functional.dropout(seen, DROPPED)
+        seen = torch.addmm(self.embed_b[quality], q, self.embed_w.T).clamp(0, _MAX_ACTIVATION) * dropped
         return torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
 
-    def expect(self, index: int, done: Tensor, near: Tensor | None, stage: int, quality: int) -> tuple[Tensor, Tensor]:
-        """Predict (mean, scale index) of slice `index`, given the components before it, `done` [R, first].
+    def expect_slice(
+        self, index: int, q: Tensor, around: Tensor | None, stage: int, quality: int
+    ) -> tuple[Tensor, Tensor]:
+        """Predict (mean, scale index) [R, ·] of slice `index` from the components before it in q [R, M].
 
-        `near` [R, K, C + 1] are the embeddings of the neighbours.
+        `around` [R, F] is the neighbours' part; None in the first stage, where no neighbour is known.
         """
         first, last = self.spans[index]
-        h = done @ self.own_w[index, :, :first].T + self.own_b[quality, stage, index]
-        if near is not None:
-            h = h + near.flatten(1) @ self.around_w.T
-        h = h.clamp(0, _MAX_ACTIVATION) @ self.mid_w[index].T + self.mid_b[quality, index]
-        h = h.clamp(0, _MAX_ACTIVATION)
-        mean, scale = h @ self.out_w[:, first:last].transpose(1, 2) + self.out_b[quality, :, None, first:last]
+        bias = self.own_b[quality, stage, index]
+        h = torch.addmm(bias if around is None else around + bias, q[:, :first], self.own_w[index, :, :first].T)
+        h = torch.addmm(self.mid_b[quality, index], h.clamp(0, _MAX_ACTIVATION), self.mid_w[index].T)
+        out = self.out_w[:, first:last].transpose(1, 2)
+        mean, scale = h.clamp(0, _MAX_ACTIVATION) @ out + self.out_b[quality, :, None, first:last]
         return mean, scale
+
+    def expect(self, q: Tensor, places: Places, quality: int, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict (mean, scale index) [T, M] of all components at once, each from those of q [T, M] coded before it."""
+        embedded = self.embed(q, quality, dropped)  # [T, C + 1]
+        around = self.around(embedded, places, slice(None))
+        biases = self.own_b[quality][places.stage].transpose(0, 1)  # [S, T, F]
+        h = q @ (self.own_w * self.before).transpose(1, 2) + around + biases
+        h = torch.baddbmm(self.mid_b[quality][:, None], h.clamp(0, _MAX_ACTIVATION), self.mid_w.transpose(1, 2))
+        h = h.clamp(0, _MAX_ACTIVATION)
+        parts = [h[index] @ self.out_w[:, first:last].transpose(1, 2) for index, (first, last) in enumerate(self.spans)]
+        mean, scale = torch.cat(parts, dim=-1) + self.out_b[quality][:, None]
+        return mean, scale
+
+    def around(self, embedded: Tensor, places: Places, rows: Tensor | slice) -> Tensor:
+        """Return the part [R, F] of neighbours that are coded in an earlier stage than the feature of each row.
+
+        `embedded` [T, C + 1] are the embeddings of all features.
+        """
+        near = places.around[rows]  # [R, K]; T: no neighbour
+        padded = torch.cat([embedded, embedded.new_zeros(1, CHANNELS + 1)])
+        stages = torch.cat([places.stage, places.stage.new_full((1,), STAGES)])
+        earlier = stages[near] < places.stage[rows][:, None]
+        return (padded[near] * earlier[..., None]).flatten(1) @ self.around_w.T
 
     @torch.no_grad()
     def integers(self) -> dict[str, Tensor]:
@@ -89,9 +115,7 @@ class ContextModel(nn.Module):
         def whole(w: Tensor) -> Tensor:
             return (w * weight).round().clamp(-32767, 32767).to(torch.int16)
 
-        own = self.own_w.clone()
-        for index, (first, _) in enumerate(self.spans):
-            own[index, :, first:] = 0
+        own = self.own_w * self.before
         half = torch.full_like(self.out_b, unit // 2)  # rounds a scale to that of the nearest table
         half[:, 0] += unit >> FRACTION + 1  # rounds a mean to the nearest fraction of a step, then to the nearest step
         biases = {"embed_b": self.embed_b * unit, "own_b": self.own_b * unit, "mid_b": self.mid_b * unit}

@@ -49,7 +49,7 @@ class ProcessGroup:
                 f"{wanted.partition(':')[0]}, which gives each its own"
             )
         own = torch.device(self._accelerator.device)
-        return own if own.type == wanted else torch.device(wanted)
+        return own if own.type == wanted != "cpu" else torch.device(wanted)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Replace the tensors by those of rank 0, in place: computed separately, they may differ in the last bit."""

@@ -150,35 +150,37 @@ class CodecModel(nn.Module):
 
         Bits are those of rounded values: uniform noise instead of rounding doubles the estimate for components that
         are nearly always 0.
+
+        Whole steps are chosen slice by slice, as each depends on those before it; then all predictions are made at
+        once, with gradients. Most kernels and their backward passes are then few and large.
         """
-        known = self.context.initial_embeddings(places)
-        order: list[Tensor] = []
-        found: list[Tensor] = []
-        costs: list[Tensor] = []
+        dropped = self.context.dropped(len(y))
+        q = y + (self._choose(y, quality, places, price, dropped) - y).detach()
+        mean, scale = self.context.expect(q, places, quality, dropped)
+        likelihood = self._likelihood(q, scale_of(scale.clamp(0, SCALES - 1)), mean)
+        return q, -bound(likelihood, 1e-9).log2().sum(1)
+
+    @torch.no_grad()
+    def _choose(self, y: Tensor, quality: int, places: Places, price: float, dropped: Tensor) -> Tensor:
+        """Return whole steps [T, M] of components in steps."""
+        context = self.context
+        q, around = torch.zeros_like(y), None
         for stage in range(STAGES):
             rows = (places.stage == stage).nonzero()[:, 0]
-            near = known[places.around[rows]] if stage else None
-            done = y[:0].new_zeros(len(rows), 0)
-            bits = y.new_zeros(len(rows))
-            for index, (first, last) in enumerate(self.context.spans):
-                mean, scale = self.context.expect(index, done, near, stage, quality)
-                q, cost = self._quantise_slice(y[rows, first:last], mean, scale_of(scale.clamp(0, SCALES - 1)), price)
-                done, bits = torch.cat([done, q], dim=1), bits + cost.sum(1)
-            known = known.index_put((rows,), self.context.embed(done, quality))
-            order, found, costs = [*order, rows], [*found, done], [*costs, bits]
-        back = torch.cat(order).argsort()
-        return torch.cat(found)[back], torch.cat(costs)[back]
-
-    def _quantise_slice(self, y: Tensor, mean: Tensor, scale: Tensor, price: float) -> tuple[Tensor, Tensor]:
-        """Return (whole steps, bits of each) of components in steps, given their predicted mean and scale."""
-        with torch.no_grad():
-            nearest = y.round()
-            shorter = nearest - torch.sign(nearest - mean.round())
-            saved = (self._likelihood(shorter, scale, mean) / self._likelihood(nearest, scale, mean)).log2()
-            worth = (y - shorter).square() - (y - nearest).square() < price * saved
-            chosen = torch.where(worth, shorter, nearest)
-        q = y + (chosen - y).detach()
-        return q, -bound(self._likelihood(q, scale, mean), 1e-9).log2()
+            if stage:  # features that are not coded yet are zeros here, and do not count as neighbours
+                around = context.around(context.embed(q, quality, dropped), places, rows)
+            exact, chosen = y[rows], q[rows]
+            for index, (first, last) in enumerate(context.spans):
+                mean, scale = context.expect_slice(index, chosen, around, stage, quality)
+                part = exact[:, first:last]
+                nearest = part.round()
+                step = torch.sign(nearest - mean.round())
+                both = torch.stack([nearest - step, nearest])
+                shorter, whole = self._likelihood(both, scale_of(scale.clamp(0, SCALES - 1)), mean).log2()
+                error = step * (2 * (part - nearest) + step)  # of the shorter one, less that of the nearest
+                chosen[:, first:last] = torch.where(error < price * (shorter - whole), both[0], nearest)
+            q[rows] = chosen
+        return q
 
     def _likelihood(self, q: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
         return cast(Tensor, self.gaussian_conditional._likelihood(q, scale, means=mean)).clamp(min=1e-12)

@@ -160,9 +160,13 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")] = NANO,
 ) -> None:
     """Write the trained parts and the codec `context` as one checkpoint with the released tensor names."""
+    from tofc.model.checkpoint import Checkpoint
+    from tofc_lab.checkpoint.probe import compute_probe
     from tofc_lab.nano.export import export_run
 
     export_run(run, out)
+    exported = Checkpoint.open(out)
+    compute_probe(exported, exported.model_id).write(out)
 
 
 @nano.command(rich_help_panel=STEPS)
