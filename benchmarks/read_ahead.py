@@ -62,7 +62,7 @@ async def measure(model: Path, rounds: int, rates: tuple[int, ...], seed: int) -
         for rate in rates:
             seen: dict[str, list[Report]] = {name: [] for name in servers}
             for number in range(rounds + 1):  # the first round warms up
-                for name, served in servers.items():
+                for name, served in list(servers.items())[:: 1 if number % 2 else -1]:  # neither is always first
                     file = folder / f"{rate} {number} {name}.png"
                     Image.frombytes("RGB", (16, 8), random.randbytes(384)).resize(SIZE_PX).save(file)
                     reports = await ask(served, encoder, [file], rate)

@@ -33,6 +33,7 @@ from tofc.model.shipped import NANO
 RESULT = ROOT / "benchmarks" / "results" / "load.json"
 LEAST, LEAST_SHORT = 20, 100  # questions of a row, of a row of short answers
 IDLE_S = 10.0
+SMALL_CACHES = ("--engine-cache-mib", "48", "--cache-mib", "8")  # full within a minute: then memory must be flat
 
 
 async def compare(options: list[str], chosen: argparse.Namespace, *, tokens: int) -> dict[str, Any]:
@@ -79,7 +80,7 @@ async def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if chosen.soak or chosen.idle_sessions:
         material = await clients.Material.prepare(chosen.model)
-        with serving(options) as served:
+        with serving([*options, *(SMALL_CACHES if chosen.soak else ())]) as served:
             if chosen.idle_sessions:
                 encoder = material.encoder
                 found["idle"] = await idle(
