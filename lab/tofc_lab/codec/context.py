@@ -88,7 +88,9 @@ class ContextModel(nn.Module):
         """Predict (mean, scale index) [T, M] of all components at once, each from those of q [T, M] coded before it."""
         embedded = self.embed(q, quality, dropped)  # [T, C + 1]
         around = self.around(embedded, places, slice(None))
-        biases = self.own_b[quality][places.stage].transpose(0, 1)  # [S, T, F]
+        # A product instead of indexing, whose backward pass sums in any order where a CPU has several threads.
+        at = (places.stage[:, None] == torch.arange(STAGES, device=q.device)).to(q.dtype)  # [T, stages]
+        biases = (at @ self.own_b[quality].flatten(1)).unflatten(1, (len(self.spans), -1)).transpose(0, 1)  # [S, T, F]
         h = q @ (self.own_w * self.before).transpose(1, 2) + around + biases
         h = torch.baddbmm(self.mid_b[quality][:, None], h.clamp(0, _MAX_ACTIVATION), self.mid_w.transpose(1, 2))
         h = h.clamp(0, _MAX_ACTIVATION)
