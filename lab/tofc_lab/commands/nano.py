@@ -309,6 +309,7 @@ def pacore_report(
             answerer=answerer_of(checkpoint),
             packer=Packer(load_tokenizer(checkpoint)),
             folder=trained,
+            reads_samples=False,
         ),
         Decoder(name="trained", answerer=answerer, packer=Packer(tokenizer), folder=trained / kept),
     ]

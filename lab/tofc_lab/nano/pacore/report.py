@@ -33,6 +33,7 @@ TURNS = 10  # questions about a picture
 QUESTION_SEED = 5  # those of `tofc-lab evaluate`
 DRAWS = 2000  # of the bootstrap
 WAYS = ("greedy", "sample", f"vote-{READ}", f"pacore-{READ}", f"pacore-{READ} without the picture", f"any of {READ}")
+SAMPLE, VOTE, PACORE = 1, 2, 3  # of WAYS
 PAIRS = ((3, 2), (3, 0), (3, 1), (2, 0), (2, 1), (4, 2), (3, 4))  # of WAYS: the first minus the second
 
 #: of each question: what is right in each way [questions, ways], and its messages that are right [questions]
@@ -47,6 +48,7 @@ class Decoder:
     answerer: Answerer
     packer: Packer
     folder: Path
+    reads_samples: bool = True  # whether it was trained on synthesis prompts
 
 
 def measure(
@@ -71,17 +73,31 @@ def measure(
         [majority(one.samples[:READ]) == one.answer for one in pooled],
     ]
     for blind in (False, True):
-        kept = decoder.folder / f"syntheses-test{'-blind' if blind else ''}-{len(pooled)}.json"
-        if not kept.exists():
-            shown = _named(progress, f"syntheses of {decoder.name}{', without pictures' if blind else ''}")
-            given = greedy_syntheses(
-                decoder.answerer, decoder.packer, pictures, pooled, reduce, blind=blind, progress=shown
-            )
-            json_text.write(kept, given)
-        answers = json_text.read(kept)
-        ways.append([given == one.answer for given, one in zip(answers, pooled, strict=True)])
+        ways.append(_syntheses(decoder, pooled, pictures, reduce, progress, blind=blind))
     ways.append([one.answer in one.samples[:READ] for one in pooled])
     return pooled, np.array(ways, float).T
+
+
+def _syntheses(
+    decoder: Decoder,
+    pooled: Sequence[Pooled],
+    pictures: Sequence[CachedPicture],
+    reduce: Reduce,
+    progress: NamedProgress,
+    *,
+    blind: bool,
+) -> Sequence[float]:
+    """Return whether each synthesis is right; NaN for a decoder that was not trained on synthesis prompts."""
+    if not decoder.reads_samples:
+        return [float("nan")] * len(pooled)
+    kept = decoder.folder / f"syntheses-test{'-blind' if blind else ''}-{len(pooled)}.json"
+    if not kept.exists():
+        shown = _named(progress, f"syntheses{' without pictures' if blind else ''}")
+        given = greedy_syntheses(
+            decoder.answerer, decoder.packer, pictures, pooled, reduce, blind=blind, progress=shown
+        )
+        json_text.write(kept, given)
+    return [given == one.answer for given, one in zip(json_text.read(kept), pooled, strict=True)]
 
 
 def _named(progress: NamedProgress, name: str) -> Callable[[Any, int], Any]:
@@ -89,34 +105,45 @@ def _named(progress: NamedProgress, name: str) -> Callable[[Any, int], Any]:
 
 
 def summary(pooled: Sequence[Pooled], right: Outcomes) -> dict[str, Any]:
-    """Return accuracies with 95 % intervals, paired differences, and emergent correctness."""
+    """Return accuracies with 95 % intervals, paired differences, and emergent correctness.
+
+    Ways that were not measured (NaN) are left out.
+    """
     where = np.array([one.picture for one in pooled])
-    families = sorted({one.family for one in pooled})
-    of_family = {name: np.array([one.family == name for one in pooled]) for name in families}
-    messages = right[:, 1]  # share of a question's messages that are right
-    synthesis = right[:, 3] > 0
+    of_family = {name: [one.family == name for one in pooled] for name in sorted({one.family for one in pooled})}
+    measured = [i for i in range(len(WAYS)) if not np.isnan(right[:, i]).any()]
+    found: dict[str, Any] = {
+        "accuracy": {WAYS[i]: _interval(right[:, i], where) for i in measured},
+        "difference": {
+            f"{WAYS[a]} − {WAYS[b]}": _interval(right[:, a] - right[:, b], where)
+            for a, b in PAIRS
+            if a in measured and b in measured
+        },
+        "family": {
+            name: {"questions": sum(mask)} | {WAYS[i]: round(float(right[mask, i].mean()), 4) for i in measured}
+            for name, mask in of_family.items()
+        },
+    }
+    if PACORE in measured:
+        found["emergent"] = _emergent(right)
+    return found
+
+
+def _emergent(right: Outcomes) -> dict[str, dict[str, int]]:
+    """Return how many questions PaCoRe and the vote answer right, by the share of messages that are right."""
+    messages = right[:, SAMPLE]
     shares = {
         "no message right": messages == 0,
         "fewer than half right": (messages > 0) & (messages < 0.5),
         "at least half right": messages >= 0.5,
     }
-    emergent = {
+    return {
         name: {
             "questions": int(these.sum()),
-            "pacore right": int((synthesis & these).sum()),
-            "vote right": int(((right[:, 2] > 0) & these).sum()),
+            "pacore right": int(right[these, PACORE].sum()),
+            "vote right": int(right[these, VOTE].sum()),
         }
         for name, these in shares.items()
-    }
-    return {
-        "accuracy": {way: _interval(right[:, i], where) for i, way in enumerate(WAYS)},
-        "difference": {f"{WAYS[a]} − {WAYS[b]}": _interval(right[:, a] - right[:, b], where) for a, b in PAIRS},
-        "family": {
-            name: {"questions": int(mask.sum())}
-            | {way: round(float(right[mask, i].mean()), 4) for i, way in enumerate(WAYS)}
-            for name, mask in of_family.items()
-        },
-        "emergent": emergent,
     }
 
 
@@ -156,7 +183,7 @@ def report(
     if len(decoders) == 2:  # the same questions, so that these are paired too
         first, second = measured.values()
         where = np.array([one.picture for one in pooled])
-        found["second − first"] = {way: _interval(second[:, i] - first[:, i], where) for i, way in enumerate(WAYS[:4])}
+        found["second − first"] = {way: _interval(second[:, i] - first[:, i], where) for i, way in enumerate(WAYS[:3])}
     out.parent.mkdir(parents=True, exist_ok=True)
     json_text.write(out, found)
     return found
