@@ -74,7 +74,7 @@ def fill(
             new.replace(path)
         values = json.loads(path.read_text(encoding="utf-8"))
         found += [Pooled(**one | {"samples": tuple(one["samples"])}) for one in values]
-    return found
+    return [one for one in found if one.picture < first + len(pictures)]  # an earlier run may have had more
 
 
 def _chunk(
