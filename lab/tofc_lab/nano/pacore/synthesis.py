@@ -49,7 +49,8 @@ def greedy_syntheses(
     starts = range(0, len(pooled), batch)
     for at in progress(starts, len(starts)):
         group = pooled[at : at + batch]
-        shown = [None if blind else visual_input(pictures[one.picture], reduce) for one in group]
+        inputs = {} if blind else {n: visual_input(pictures[n], reduce) for n in {one.picture for one in group}}
+        shown = [inputs.get(one.picture) for one in group]
         prompts = prompt_ids(packer, [synthesis(one.question, one.samples[:READ]) for one in group])
         guesses = [majority(one.samples[:READ]) for one in group]
         wanted = answer_ids(packer, guesses)
