@@ -16,6 +16,7 @@ from pathlib import Path
 import typer
 
 from device_client.picture import Picture
+from device_client.reasoning import Reasoning
 from device_client.render import cost_line
 from device_client.report import Comparison, compare
 from device_client.sampling import Sampling
@@ -69,6 +70,7 @@ async def ask_all(
     questions: Sequence[str],
     *,
     sampling: Sampling,
+    reasoning: Reasoning,
     thinking: bool,
     timeout_s: float | None,
     as_json: bool,
@@ -77,8 +79,10 @@ async def ask_all(
     originals = [replace(picture) for picture in pictures]  # copies keep the pixels, for the comparison
     comparison: Comparison | None = None
     for question in questions:
-        answer = session.ask(pictures, question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
-        with waiting(session.encoder) as stop_waiting:
+        answer = session.ask(
+            pictures, question, sampling=sampling, thinking=thinking, reasoning=reasoning, timeout_s=timeout_s
+        )
+        with waiting(session.encoder, answer=answer) as stop_waiting:
             if not as_json:
                 await stream(answer, stop_waiting)
             report = await answer.result() if answer.report is None else answer.report

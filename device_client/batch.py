@@ -22,9 +22,10 @@ from typing import Any
 from device_client.exit_codes import NO_SERVER, exit_code
 from device_client.link import NOT_BACK
 from device_client.opened_pictures import OpenedPictures
+from device_client.reasoning import Reasoning
 from device_client.report import Report
 from device_client.sampling import Sampling
-from device_client.session import Session
+from device_client.session import PLAIN, Session
 from tofc.error_text import describe
 from tofc.errors import CallError, Error, UsageError
 from tofc.json_text import dumps, members
@@ -109,6 +110,7 @@ async def run(
     out: FileIO,
     *,
     sampling: Sampling,
+    reasoning: Reasoning = PLAIN,
     thinking: bool = False,
     timeout_s: float | None,
     warn: Callable[[str], None],
@@ -125,7 +127,14 @@ async def run(
             if line.problem:
                 raise UsageError(line.problem)
             pictures = opened.open(line.images)
-            answer = session.ask(pictures, line.question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
+            answer = session.ask(
+                pictures,
+                line.question,
+                sampling=sampling,
+                thinking=thinking,
+                reasoning=reasoning,
+                timeout_s=timeout_s,
+            )
             report = await answer.result()
             outcome = {key: value for key, value in report.to_json().items() if key != "question"}
         except (Error, OSError, MemoryError) as error:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from device_client import batch
 from device_client.batch_out import open_out
+from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
 from device_client.session import Session
 from device_client.waiting import CONSOLE, EncoderActivity
@@ -28,6 +29,7 @@ async def run(
     *,
     resume: bool,
     sampling: Sampling,
+    reasoning: Reasoning,
     thinking: bool,
     timeout_s: float | None,
 ) -> int:
@@ -56,6 +58,7 @@ async def run(
                         lines[done:],
                         answers.file,
                         sampling=sampling,
+                        reasoning=reasoning,
                         thinking=thinking,
                         timeout_s=timeout_s,
                         warn=warn,

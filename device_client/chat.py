@@ -19,6 +19,7 @@ from device_client.ask import stream
 from device_client.exit_codes import exit_code
 from device_client.history import TOO_LONG, without_older_half
 from device_client.picture import Picture
+from device_client.reasoning import Reasoning
 from device_client.render import cost_line
 from device_client.report import Report
 from device_client.sampling import Sampling
@@ -36,6 +37,7 @@ async def converse(
     pictures: list[Picture],
     *,
     sampling: Sampling,
+    reasoning: Reasoning,
     thinking: bool,
     timeout_s: float | None,
     as_json: bool = False,
@@ -48,7 +50,15 @@ async def converse(
     turns: list[tuple[str, str]] = []
     code = 0
     async for question in _questions():
-        ask = partial(session.ask, pictures, question, sampling=sampling, thinking=thinking, timeout_s=timeout_s)
+        ask = partial(
+            session.ask,
+            pictures,
+            question,
+            sampling=sampling,
+            thinking=thinking,
+            reasoning=reasoning,
+            timeout_s=timeout_s,
+        )
         try:
             report = await _answered(ask, turns, session, as_json)
         except (UsageError, CallError) as error:
@@ -82,7 +92,7 @@ async def _answered(
     while True:
         answer = ask(history=history)
         try:
-            with waiting(session.encoder) as stop_waiting:
+            with waiting(session.encoder, answer=answer) as stop_waiting:
                 if as_json:
                     await answer.result()
                 else:

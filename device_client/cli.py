@@ -28,6 +28,7 @@ from device_client.exit_codes import INTERRUPTED, LINES_FAILED, exit_code
 from device_client.options import AnswerOptions, ImageOptions, PacketOptions, ServerOptions, encoder_opener
 from device_client.picture import Picture
 from device_client.question import check_text
+from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
 from device_client.session import Session
 from device_client.waiting import log
@@ -140,6 +141,7 @@ def ask(
     packets: PacketOptions,
     image: ImageOptions,
     sampling: Sampling,
+    reasoning: Reasoning,
     answers: AnswerOptions,
 ) -> None:
     """Ask about pictures. The answer goes to stdout as it arrives, its cost to stderr.
@@ -160,6 +162,7 @@ def ask(
             lambda: open_session(open_encoder()),
             resume=resume,
             sampling=sampling,
+            reasoning=reasoning,
             thinking=answers.show_thinking,
             timeout_s=answers.limit_s,
         )
@@ -188,6 +191,7 @@ def ask(
                 pictures,
                 questions,
                 sampling=sampling,
+                reasoning=reasoning,
                 thinking=answers.show_thinking,
                 timeout_s=answers.limit_s,
                 as_json=answers.as_json,
@@ -205,6 +209,7 @@ def chat(
     packets: PacketOptions,
     image: ImageOptions,
     sampling: Sampling,
+    reasoning: Reasoning,
     answers: AnswerOptions,
 ) -> None:
     """Chat about pictures: one question per line of stdin, each asked with the earlier questions and answers.
@@ -222,6 +227,7 @@ def chat(
                 session,
                 pictures,
                 sampling=sampling,
+                reasoning=reasoning,
                 thinking=answers.show_thinking,
                 timeout_s=answers.limit_s,
                 as_json=answers.as_json,

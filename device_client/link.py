@@ -54,7 +54,7 @@ NOT_BACK = "NOT_BACK"  # reason of a LinkLostError: the link did not come back w
 SESSION_CLOSED = "the session was closed; open another one"
 CLOSE_S = 2.0  # the most that closing may take
 
-Event = pb.Token | pb.Done | pb.NeedPicture | Exception
+Event = pb.Token | pb.Progress | pb.Rollout | pb.Done | pb.NeedPicture | Exception
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +185,17 @@ class Link:
         self.send(image_chunks=[pb.ImageChunk(ref=ref, offset=offset, total=len(data) if first else 0, data=chunk)])
         return len(chunk)
 
-    async def reserve_question(self, *, max_tokens: int = 0, pictures: int = 0) -> tuple[int, asyncio.Queue[Event]]:
+    async def reserve_question(
+        self, *, max_tokens: int = 0, pictures: int = 0, samples: int = 0
+    ) -> tuple[int, asyncio.Queue[Event]]:
         """Wait until the server takes one more question; return a request number and the queue of its events.
 
-        `max_tokens`: the most of its answer; 0: the server's limit. `pictures`: how many the question names.
+        `max_tokens`: the most of its answer; 0: the server's limit. `pictures`: how many the question names. `samples`:
+        how many it is answered from.
         """
         await self._question_slots.acquire()
         self._last_request += 1
-        limit = ReplyLimit(max_tokens=max_tokens or self.limits.new_tokens, pictures=pictures)
+        limit = ReplyLimit(max_tokens=max_tokens or self.limits.new_tokens, pictures=pictures, samples=samples)
         self._reply_limits[self._last_request] = limit
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self.questions[self._last_request] = queue
@@ -305,7 +308,7 @@ class Link:
         elif kind == "error" and response.error.request == 0:
             error = from_message(response.error)
             self.end(LinkLostError(error.message, reason=error.reason) if error.status in LOST_STATUSES else error)
-        elif kind in ("token", "done", "error", "need_picture"):
+        elif kind in ("token", "progress", "rollout", "done", "error", "need_picture"):
             event = getattr(response, kind)
             if event.request not in self.questions:
                 return

@@ -15,7 +15,9 @@ from device_client.conversations import Conversation
 from device_client.link import Event, Link
 from device_client.picture import Picture
 from device_client.picture_upload import PictureUpload, UploadStats
+from device_client.reasoning import Reasoning
 from device_client.retry_policy import RetryPolicy
+from device_client.rollouts import SampleStatus
 from device_client.sampling import Sampling
 from device_client.transcript import Transcript
 from tofc.errors import LimitError, MismatchError, UsageError
@@ -55,6 +57,7 @@ class PendingQuestion:
     history: Conversation = ()
     sampling: Sampling = field(default_factory=Sampling)
     thinking: bool = False  # whether the user wants to see it
+    reasoning: Reasoning = field(default_factory=Reasoning)
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
     attempts: int = 1
@@ -68,6 +71,7 @@ class PendingQuestion:
     seed: int = field(default_factory=lambda: random.getrandbits(SEED_BITS))
 
     transcript: Transcript = field(default_factory=Transcript)
+    samples: SampleStatus = field(default_factory=SampleStatus)  # of this attempt
     first_token_ms: float = 0.0
     upload_stats: list[UploadStats] = field(default_factory=list)  # of all attempts
     span: Span = NO_SPAN
@@ -121,17 +125,21 @@ class PendingQuestion:
         ):
             if allowed and found > allowed:
                 raise LimitError(f"{found} {what}, this server allows {allowed}; {remedy}", reason=reason)
+        self.reasoning.check_limits(limits)
 
     def message(self, request: int, refs: Sequence[int], welcome: pb.Welcome, left_s: float | None) -> pb.Ask:
         """Return the message that asks the server; `left_s`: seconds left for the answer (None: no limit)."""
+        # the server must know the time that samples may take, so that it can still answer
+        deadline_s = left_s if left_s is not None and (self.reasoning.samples or left_s <= MAX_DEADLINE_S) else None
         return pb.Ask(
             request=request,
             refs=refs,
             question=self.text,
             previous_request=self.previous_request,
             history=() if self.previous_request else self.turns,
-            sampling=self.sampling.message(welcome, self.seed),
-            deadline_ms=0 if left_s is None or left_s > MAX_DEADLINE_S else max(int(left_s * 1e3), 1),
+            sampling=self.sampling.message(welcome, self.seed, samples=self.reasoning.samples > 0),
+            deadline_ms=0 if deadline_s is None else min(max(int(deadline_s * 1e3), 1), 2**32 - 1),
             thinking=self.thinking,
             traceparent=self.span.traceparent,
+            reasoning=self.reasoning.message(),
         )

@@ -15,8 +15,11 @@ MAX_RESTARTS = 100  # of one answer; a well-behaved server restarts it at most o
 MAX_REQUESTS_PER_PICTURE = 3  # NeedPicture messages; a well-behaved server sends at most one
 
 
+MAX_ROLLOUT_BYTES = 1_000_000  # of one sample, like an answer
+
+
 class ReplyLimit:
-    """The limit of one question. `max_tokens` bounds its answer; 0: not stated.
+    """The limit of one question. `max_tokens` bounds its answer; 0: not stated. `samples`: what it is answered from.
 
     >>> limit = ReplyLimit(max_tokens=1, pictures=0)
     >>> for _ in range(5):
@@ -25,16 +28,28 @@ class ReplyLimit:
     tofc.errors.ReplyError: the server did not end its answer after 1 token, the most it may have; ...
     """
 
-    def __init__(self, *, max_tokens: int, pictures: int) -> None:
+    def __init__(self, *, max_tokens: int, pictures: int, samples: int = 0) -> None:
         self._max_tokens = min(max_tokens or MAX_TOKENS, MAX_TOKENS)
         # One token may end a text and start another (two messages), and text held back is sent at the end.
         self._messages_left = 2 * self._max_tokens + 2
         self._bytes_left = MAX_TEXT_BYTES
         self._restarts_left = MAX_RESTARTS
         self._requests_left = MAX_REQUESTS_PER_PICTURE * pictures
+        self._progress_left = 2 * samples  # one when a round begins, and one for each sample
+        self._rollout_bytes_left = samples * MAX_ROLLOUT_BYTES
 
-    def count(self, event: pb.Token | pb.NeedPicture) -> None:
+    def count(self, event: pb.Token | pb.Progress | pb.Rollout | pb.NeedPicture) -> None:
         """Count a message that arrived. Raises ReplyError if it exceeds the limit."""
+        if isinstance(event, pb.Progress):
+            self._progress_left -= 1
+            if self._progress_left < 0:
+                raise _endless("reported progress without end")
+            return
+        if isinstance(event, pb.Rollout):
+            self._rollout_bytes_left -= max(len(event.text.encode()), 1)
+            if self._rollout_bytes_left < 0:
+                raise _endless("sent more or longer samples than it may")
+            return
         if isinstance(event, pb.NeedPicture):
             self._requests_left -= 1
             if self._requests_left < 0:

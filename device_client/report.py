@@ -51,10 +51,13 @@ class Report:
     image_scale: float | None = None
     unanswered: bool = False  # the answer ended while the model was still thinking
     thinking: str | None = None  # None: it was not requested
+    votes: list[dict[str, Any]] | None = None  # of --vote: text and count of each different answer; None: no vote
+    rollouts: list[dict[str, Any]] | None = None  # None: they were not requested
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object; `thinking` only where it was requested."""
-        return {name: value for name, value in asdict(self).items() if name != "thinking" or value is not None}
+        """Return it as a JSON object; `thinking`, `votes` and `rollouts` only where they were requested."""
+        optional = ("thinking", "votes", "rollouts")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,8 @@ def build_report(
         question=question.text,
         answer=question.transcript.answer.text,
         thinking=question.transcript.thinking.text.strip() if question.thinking else None,
+        votes=[{"text": one.text, "count": one.count} for one in done.votes] if question.reasoning.vote else None,
+        rollouts=[asdict(one) for one in question.samples.rollouts] if question.reasoning.rollouts else None,
         unanswered=done.unanswered,
         finish_reason=_FINISH.get(done.finish_reason, "unspecified"),
         bytes_picture=sum(stats.n_bytes for stats in question.upload_stats),
@@ -119,7 +124,7 @@ def build_report(
         bytes_down=traffic[1],
         views=sum(picture.n_views for picture in question.pictures),
         views_sent=sum(stats.n_views for stats in question.upload_stats),
-        features=done.usage.visual_tokens,
+        features=done.usage.visual_tokens // max(done.usage.prompts, 1),
         reconnects=question.losses,
         refusals=question.refusals,
         timings={stage: round(ms, 2) for stage, ms in timings.items()},
@@ -128,6 +133,7 @@ def build_report(
             "visual_tokens": done.usage.visual_tokens,
             "new_tokens": done.usage.new_tokens,
             "thinking_tokens": done.usage.thinking_tokens,
+            **_of_samples(done.usage),
         },
         feature_codec=feature_codec,
         mode="image" if form else "features",
@@ -135,6 +141,11 @@ def build_report(
         image_quality=form.quality if form else None,
         image_scale=form.scale if form else None,
     )
+
+
+def _of_samples(usage: pb.Usage) -> dict[str, int]:
+    """Return what `usage` says of samples; nothing for a question that was answered once."""
+    return {"samples": usage.samples, "samples_used": usage.samples_used} if usage.prompts else {}
 
 
 def input_size(image: Image.Image, rule: ViewRule) -> tuple[int, int]:

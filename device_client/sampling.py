@@ -82,14 +82,14 @@ class Sampling:
         if self.seed is not None and not 0 <= self.seed < 2**64:
             raise UsageError(f"--seed must be 0 to 2**64 - 1, got {self.seed}")
 
-    def message(self, welcome: pb.Welcome, seed: int) -> pb.Sampling | None:
+    def message(self, welcome: pb.Welcome, seed: int, *, samples: bool = False) -> pb.Sampling | None:
         """Return the message for the server, or None if it would only repeat the server's defaults.
 
-        `seed` is sent if the user gave none and the answer is sampled at random.
+        `seed` is sent if the user gave none and the answer is sampled at random. `samples`: it is found from samples.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         random = welcome.samples_by_default if self.temperature is None else self.temperature > 0
-        if self.seed is None and random:
+        if self.seed is None and (random or samples):
             values["seed"] = seed
         message = pb.Sampling(**values)
         return message if message.ListFields() else None

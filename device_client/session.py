@@ -37,8 +37,10 @@ from device_client.meter import Traffic
 from device_client.next_step import AskAgain, Raise, Retry, next_step
 from device_client.picture import Picture
 from device_client.question import PendingQuestion, Submission, check_text
+from device_client.reasoning import Reasoning
 from device_client.report import Report, build_report, spent
 from device_client.retry_policy import RetryPolicy
+from device_client.rollouts import SampleStatus
 from device_client.sampling import Sampling
 from device_client.servers import Servers, named
 from device_client.spans import end_span
@@ -50,6 +52,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 RETRY_POLICY = RetryPolicy()
 SAMPLING = Sampling()  # all as the server's checkpoint says
+PLAIN = Reasoning()  # no samples
 
 
 class Answer:
@@ -57,6 +60,7 @@ class Answer:
 
     def __init__(self, deltas: Callable[[Answer], AsyncGenerator[Delta, None]]) -> None:
         self.report: Report | None = None
+        self.samples = SampleStatus()  # that it is found from: how far they are
         self._deltas = deltas(self)
 
     def __aiter__(self) -> AsyncGenerator[Delta, None]:
@@ -149,6 +153,7 @@ class Session:
         history: Sequence[tuple[str, str]] = (),
         sampling: Sampling = SAMPLING,
         thinking: bool = False,
+        reasoning: Reasoning = PLAIN,
         timeout_s: float | None = None,
     ) -> Answer:
         """Ask about pictures. `history` holds earlier (question, answer) turns about the same pictures.
@@ -165,6 +170,7 @@ class Session:
             history=tuple((asked, answered) for asked, answered in history),
             sampling=sampling,
             thinking=thinking,
+            reasoning=reasoning,
             policy=self._policy,
         )
         return Answer(lambda answer: self._deltas(answer, pending, timeout_s))
@@ -183,6 +189,10 @@ class Session:
                     if isinstance(event, pb.NeedPicture):
                         self._upload_again(event.ref, question)
                         continue
+                    if isinstance(event, (pb.Progress, pb.Rollout)):
+                        question.samples.add(event)
+                        answer.samples = question.samples
+                        continue
                     question.first_token_ms = question.first_token_ms or _ms_since(started)
                     for delta in question.transcript.add(event):
                         yield delta
@@ -198,7 +208,9 @@ class Session:
                 self._release(question, cancel=True)
                 self._reported = self.traffic()
 
-    async def _next_event(self, question: PendingQuestion, deadline: Deadline) -> pb.Token | pb.NeedPicture | pb.Done:
+    async def _next_event(
+        self, question: PendingQuestion, deadline: Deadline
+    ) -> pb.Token | pb.Progress | pb.Rollout | pb.NeedPicture | pb.Done:
         """Return the question's next event. Submit the question before the first one, and again after an error."""
         while True:
             submission = question.submission or await self._reserve(question, deadline)
@@ -231,7 +243,9 @@ class Session:
             link = await self._connection.link()
         async with deadline.within(_late(deadline)):
             request, events = await link.reserve_question(
-                max_tokens=question.sampling.max_tokens, pictures=len(question.pictures)
+                max_tokens=question.sampling.max_tokens,
+                pictures=len(question.pictures),
+                samples=question.reasoning.samples,
             )
         question.submission = Submission(link=link, request=request, events=events)
         return question.submission
@@ -243,6 +257,7 @@ class Session:
             raise link.failure
         question.check_limits(link.limits)
         question.transcript.start_attempt()
+        question.samples = SampleStatus()
         question.uploads.clear()
         refs, starts_upload = [], False
         for picture in question.pictures:

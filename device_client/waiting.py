@@ -17,6 +17,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from device_client.encoder import EncoderThread
+from device_client.session import Answer
 from tofc.terminal import one_line
 
 CONSOLE = Console(stderr=True)  # the same for all, so that other lines are printed above the one that changes
@@ -28,13 +29,18 @@ def log(text: str) -> None:
 
 
 @contextmanager
-def waiting(encoder: EncoderThread, console: Console | None = None) -> Iterator[Callable[[], None]]:
-    """Show a line that says what is being waited for; yields a function that removes it before the block ends."""
+def waiting(
+    encoder: EncoderThread, console: Console | None = None, *, answer: Answer | None = None
+) -> Iterator[Callable[[], None]]:
+    """Show a line that says what is being waited for; yields a function that removes it before the block ends.
+
+    `answer`: whose samples are reported, if it is found from samples.
+    """
     shown = console or CONSOLE
     if not shown.is_terminal:
         yield lambda: None
         return
-    line = _Line(encoder)
+    line = _Line(encoder, answer)
     live = Live(
         get_renderable=line.draw,
         console=shown,
@@ -60,13 +66,15 @@ class EncoderActivity(ProgressColumn):
 
 
 class _Line:
-    def __init__(self, encoder: EncoderThread) -> None:
+    def __init__(self, encoder: EncoderThread, answer: Answer | None) -> None:
         self._encoder = encoder
+        self._answer = answer
         self._spinner = Spinner("dots")
         self._doing, self._since = "", 0.0
 
     def draw(self) -> Spinner:
-        doing = self._encoder.doing or "waiting for the server"
+        samples = "" if self._answer is None else self._answer.samples.doing
+        doing = self._encoder.doing or samples or "waiting for the server"
         if doing != self._doing:
             self._doing, self._since = doing, time.monotonic()
         text = Text(f"{doing}, {time.monotonic() - self._since:.0f} s", overflow="ellipsis", no_wrap=True)

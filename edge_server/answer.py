@@ -22,6 +22,8 @@ from edge_server.engine.sampling import SamplingParams
 from edge_server.memory_errors import memory_limit_error
 from edge_server.observer import EndedQuestion
 from edge_server.outbox import Outbox
+from edge_server.pacore.question import FINISH, SampledQuestion, loop_time
+from edge_server.pacore.rounds import Rounds
 from edge_server.picture_cache import HeldPicture
 from edge_server.read_ahead import reading_ahead
 from edge_server.reasoning import Delta, ReasoningParser
@@ -41,7 +43,6 @@ ROLES: dict[int, Literal["system", "user", "assistant"]] = {
     pb.ROLE_SYSTEM: "system",
 }
 ANSWER_SHARE = 8  # in a conversation, 1/8 of the model's positions is reserved for the answer
-FINISH = {Finish.STOP: pb.FINISH_REASON_STOP, Finish.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
 def collect_turns(ask: pb.Ask, earlier: Sequence[Turn], limits: SessionLimits) -> list[Turn]:
@@ -77,6 +78,8 @@ class QuestionJob:
     number: int
     turns: list[Turn]
     sampling: SamplingParams
+    rounds: Rounds | None = None  # of samples before the answer; with it `sample_sampling` is set
+    sample_sampling: SamplingParams | None = None
     thinking: bool = False  # whether to send the model's thinking too
     pictures: list[HeldPicture]
     evicted: list[int]  # refs of the pictures that the client must send again
@@ -96,6 +99,7 @@ class QuestionJob:
     _place_ms: float = 0.0  # spent waiting for a place of the engine
     _first_token_ms: float = 0.0
     _generation: Generation | None = None
+    _sampled: SampledQuestion | None = None
 
     def cancel(self) -> None:
         """Stop the answer at its next step; harmless when repeated."""
@@ -106,7 +110,7 @@ class QuestionJob:
 
     async def run(self, runtime: Runtime, outbox: Outbox, session: str) -> None:
         """Send tokens, then Done or Error. Raises only CancelledError, when the session ends."""
-        outcome, failure = "disconnected", None
+        outcome, failure, began = "disconnected", None, loop_time()
         self._running = True
         try:
             try:
@@ -114,7 +118,7 @@ class QuestionJob:
                     reason = pb.FINISH_REASON_CANCELLED
                 else:
                     async with asyncio.timeout(self.deadline_ms / 1e3 if self.deadline_ms else None):
-                        reason = FINISH[await self._generate(runtime, outbox, session)]
+                        reason = FINISH[await self._generate(runtime, outbox, session, began)]
                     self.conversations.add(self.number, self.turns, self._answer)
             except asyncio.CancelledError:
                 me = asyncio.current_task()
@@ -145,15 +149,15 @@ class QuestionJob:
 
     def _note_end(self, runtime: Runtime, session: str, outcome: str, failure: CallError | None) -> None:
         """Tell the observer and the log how the question ended."""
-        engine = self._generation
+        engine, usage = self._measured, self._usage()
         distinct = {id(picture): picture for picture in self.pictures}.values()
         ended = EndedQuestion(
             outcome=outcome,
             reason=failure.reason if failure is not None else outcome,
-            prompt_tokens=self._prompt_tokens,
-            visual_tokens=self._visual_tokens,
-            new_tokens=self._new_tokens,
-            thinking_tokens=self._thinking_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            visual_tokens=usage.visual_tokens,
+            new_tokens=usage.new_tokens,
+            thinking_tokens=usage.thinking_tokens,
             views_s=self._views_ms / 1e3,
             queue_s=(self._place_ms + (engine.wait_ms if engine else 0.0)) / 1e3,
             prefill_s=engine.prefill_ms / 1e3 if engine else 0.0,
@@ -173,7 +177,7 @@ class QuestionJob:
             extra={"session": session, "question": self.number, **ended.fields},
         )
 
-    async def _generate(self, runtime: Runtime, outbox: Outbox, session: str) -> Finish:
+    async def _generate(self, runtime: Runtime, outbox: Outbox, session: str, began: float) -> Finish:
         backend = runtime.backend
         for ref in self.evicted:
             await outbox.send(need_picture=pb.NeedPicture(request=self.number, ref=ref))
@@ -183,9 +187,17 @@ class QuestionJob:
         started = time.perf_counter()
         async with runtime.admission.place(client) as release:
             self._place_ms = (time.perf_counter() - started) * 1e3
-            prompt, parser = await self._assemble(runtime, client)  # not before: rows take memory
-            self._generation = generation = backend.engine.submit(prompt, self.sampling)
-            del prompt
+            assembled = await self._assemble(runtime, client, self.turns)  # not before: rows take memory
+            sampling = self.sampling
+            if self.rounds is not None:
+                following = await self._sample(runtime, outbox, client, assembled, self.rounds, began)
+                if following is None:
+                    return Finish.STOP  # the votes decided
+                assembled, sampling = following
+                following = None
+            parser = self._begin(backend, assembled)
+            self._generation = generation = backend.engine.submit(assembled.prompt, sampling)
+            del assembled
             generation.on_finished(release)  # a client that reads slowly must not hold the slot
             try:
                 async for token in generation:
@@ -204,31 +216,60 @@ class QuestionJob:
         prompt = backend.assembler.beginning(self.turns, rows, most)
         return None if prompt is None else self._owned(prompt, client)
 
-    def _whole(self, backend: Backend, client: str, rows: Sequence[PictureRows]) -> Assembled:
-        assembled = backend.assembler.prompt(self.turns, rows, self._max_prompt(backend.engine.max_positions))
+    def _whole(self, backend: Backend, client: str, turns: Sequence[Turn], rows: Sequence[PictureRows]) -> Assembled:
+        assembled = backend.assembler.prompt(turns, rows, self._max_prompt(backend.engine.max_positions))
         return replace(assembled, prompt=self._owned(assembled.prompt, client))
 
     def _owned(self, prompt: Prompt, client: str) -> Prompt:
         """Return the prompt with its client and its pictures, by which an engine finds what it kept of earlier ones."""
         return replace(prompt, client=client, pictures=" ".join(one.picture_id.hex() for one in self.pictures))
 
-    async def _assemble(self, runtime: Runtime, client: str) -> tuple[Prompt, ReasoningParser]:
+    async def _sample(
+        self, runtime: Runtime, outbox: Outbox, client: str, first: Assembled, rounds: Rounds, began: float
+    ) -> tuple[Assembled, SamplingParams] | None:
+        """Run the rounds of samples; return the prompt of the answer after them, and how it is sampled.
+
+        None: the samples' votes decided, and the answer has been sent.
+        """
+        self._sampled = sampled = SampledQuestion(
+            number=self.number,
+            turns=self.turns,
+            rounds=rounds,
+            sampling=self.sample_sampling or self.sampling,
+            runtime=runtime,
+            outbox=outbox,
+            client=client,
+            assemble=partial(self._assemble, runtime, client),
+            began=began,
+            deadline_s=self.deadline_ms / 1e3,
+        )
+        if (prompt := await sampled.run(first)) is not None:
+            return prompt, sampled.after(self.sampling)
+        self._first_token_ms = self._elapsed_ms()
+        await self._send([Delta(text=sampled.votes[0].text)], outbox)
+        return None
+
+    async def _assemble(self, runtime: Runtime, client: str, turns: Sequence[Turn]) -> Assembled:
         backend = runtime.backend
         rows = [PictureRows(rows=one.rows, columns=one.columns, views=one.views) for one in self.pictures]
         loop = asyncio.get_running_loop()
-        assembled = await loop.run_in_executor(runtime.pool, self._whole, backend, client, rows)
+        return await loop.run_in_executor(runtime.pool, self._whole, backend, client, turns, rows)
+
+    def _begin(self, backend: Backend, assembled: Assembled) -> ReasoningParser:
+        """Return the parser of the answer to this prompt."""
         self._prompt_tokens, self._visual_tokens = len(assembled.prompt.embeds), assembled.visual_tokens
         think_tokens = backend.think_tokens
         inside = think_tokens is not None and think_tokens.left_open(assembled.ids, backend.decode)
         self._parser = ReasoningParser(backend.decode, think_tokens, inside=inside)
-        return assembled.prompt, self._parser
+        return self._parser
 
     def _max_prompt(self, positions: int) -> int:
         """Return how many tokens the prompt may have, out of the model's `positions`.
 
-        A conversation leaves a share of them for the answer, a single question at least one.
+        A conversation, and a question with samples, leave a share of them for the answer, others at least one.
         """
-        reserved = min(self.sampling.max_tokens, positions // ANSWER_SHARE) if len(self.turns) > 1 else 1
+        long = len(self.turns) > 1 or self.rounds is not None
+        reserved = min(self.sampling.max_tokens, positions // ANSWER_SHARE) if long else 1
         return positions - max(reserved, 1)
 
     async def _wait_for_views(self, timeout_s: float) -> None:
@@ -260,11 +301,29 @@ class QuestionJob:
 
     @property
     def _new_tokens(self) -> int:
-        return self._parser.tokens if self._parser else 0
+        sampled = self._sampled.sums.new_tokens if self._sampled else 0
+        return sampled + (self._parser.tokens if self._parser else 0)
 
     @property
-    def _thinking_tokens(self) -> int:
-        return self._parser.thinking_tokens if self._parser else 0
+    def _measured(self) -> Generation | None:
+        """The answer whose times are reported: of one that votes decided, the first sample."""
+        return self._generation or (self._sampled.first if self._sampled else None)
+
+    def _usage(self) -> pb.Usage:
+        usage = pb.Usage(
+            prompt_tokens=self._prompt_tokens,
+            visual_tokens=self._visual_tokens,
+            new_tokens=self._new_tokens,
+            thinking_tokens=self._parser.thinking_tokens if self._parser else 0,
+        )
+        if self._sampled is not None:
+            sums = self._sampled.sums
+            usage.prompt_tokens += sums.prompt_tokens
+            usage.visual_tokens += sums.visual_tokens
+            usage.thinking_tokens += sums.thinking_tokens
+            usage.prompts = sums.prompts + (self._parser is not None)
+            usage.samples, usage.samples_used = sums.samples, sums.used
+        return usage
 
     async def _fail(self, error: CallError, outbox: Outbox) -> None:
         await outbox.send(error=to_message(error, self.number))
@@ -273,18 +332,14 @@ class QuestionJob:
         return (time.perf_counter() - self._arrived) * 1e3
 
     def _done(self, reason: pb.FinishReason) -> pb.Done:
-        engine = self._generation
+        engine = self._measured
         distinct = {id(picture): picture for picture in self.pictures}.values()
         return pb.Done(
             request=self.number,
             finish_reason=reason,
-            usage=pb.Usage(
-                prompt_tokens=self._prompt_tokens,
-                visual_tokens=self._visual_tokens,
-                new_tokens=self._new_tokens,
-                thinking_tokens=self._thinking_tokens,
-            ),
+            usage=self._usage(),
             unanswered=self._parser is not None and self._parser.unanswered,
+            votes=[pb.Vote(text=one.text, count=one.count) for one in self._sampled.votes] if self._sampled else (),
             timing=pb.Timing(
                 decode_us=_us(sum(picture.decode_ms for picture in distinct)),
                 wait_us=_us(self._views_ms + self._place_ms + (engine.wait_ms if engine else 0.0)),

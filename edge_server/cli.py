@@ -181,6 +181,14 @@ def serve(
             min=0,
         ),
     ] = BASE.limits.views_per_picture,
+    samples: Annotated[
+        int,
+        typer.Option(
+            envvar=_variable("SAMPLES"),
+            help="Most samples of one question (device-client --pacore, --vote), all rounds together. 0: none.",
+            min=0,
+        ),
+    ] = BASE.limits.samples,
     queue: Annotated[
         int, typer.Option(envvar=_variable("QUEUE"), help="Most questions that wait to be answered.", min=1)
     ] = BASE.engine_queue,
@@ -307,6 +315,7 @@ def serve(
                 new_tokens=max_new_tokens,
                 questions_in_flight=questions,
                 views_per_picture=views,
+                samples=samples,
                 image_bytes=IMAGE_BYTES if take_images else 0,
                 image_pixels=IMAGE_PIXELS if take_images else 0,
             ),

@@ -45,6 +45,8 @@ class Outbox:
         error: pb.Error | None = None,
         need_picture: pb.NeedPicture | None = None,
         image_ack: pb.ImageAck | None = None,
+        progress: pb.Progress | None = None,
+        rollout: pb.Rollout | None = None,
     ) -> None:
         """Queue a response; give exactly one of the arguments. It is dropped if the client has gone.
 
@@ -60,6 +62,8 @@ class Outbox:
                 error=error,
                 need_picture=need_picture,
                 image_ack=image_ack,
+                progress=progress,
+                rollout=rollout,
             )
         )
 

@@ -27,6 +27,7 @@ from edge_server.handshake import ServerIdentity, check_hello
 from edge_server.image_uploads import ImageUploads
 from edge_server.memory_errors import memory_limit_error
 from edge_server.outbox import READ_TIMEOUT_S, Outbox, not_read
+from edge_server.pacore.rounds import Rounds, sample_sampling
 from edge_server.picture_cache import HeldPicture, PictureCache
 from edge_server.runtime import Runtime
 from edge_server.settings import SessionLimits
@@ -312,11 +313,17 @@ class ServerSession:
         turns = collect_turns(ask, self._conversations.until(ask.previous_request), self._limits)
         defaults = self._runtime.backend.generation_config
         sampling = SamplingParams.merge(ask.sampling, defaults, self._limits.new_tokens)
+        rounds = sampled = None
+        if ask.HasField("reasoning"):
+            rounds = Rounds.of(ask.reasoning, self._limits.samples)
+            sampled = sample_sampling(ask.sampling, sampling)
         pictures, evicted = self._uploads.hold(list(ask.refs))
         return QuestionJob(
             number=ask.request,
             turns=turns,
             sampling=sampling,
+            rounds=rounds,
+            sample_sampling=sampled,
             thinking=ask.thinking,
             pictures=pictures,
             evicted=evicted,

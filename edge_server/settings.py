@@ -43,12 +43,13 @@ class SessionLimits:
     views_in_flight: int = 8  # decoded at once; a client that sends more is slowed down
     pictures_under_way: int = 16  # incomplete; beyond it the oldest that no question waits for may be evicted
     numbers: int = 10_000  # refs of pictures, and numbers of questions; a client that needs more opens another session
+    samples: int = 64  # of one question, all rounds together; 0: questions are answered once
     image_bytes: int = 0  # of an image file; 0, and then image_pixels too: image files are not accepted
     image_pixels: int = 0  # width times height of an image file
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in ("views_per_picture", "image_bytes", "image_pixels") and value == 0:
+            if name in ("views_per_picture", "samples", "image_bytes", "image_pixels") and value == 0:
                 continue
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
@@ -77,6 +78,7 @@ class SessionLimits:
             new_tokens=self.new_tokens,
             image_bytes=self.image_bytes,
             image_pixels=self.image_pixels,
+            samples=self.samples,
         )
 
 

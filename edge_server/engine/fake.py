@@ -9,7 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt, answer_limit
+from edge_server.engine.base import (
+    Engine,
+    EngineLoad,
+    Finish,
+    Generation,
+    HealthCallback,
+    Prompt,
+    answer_limit,
+    sample_params,
+)
 from edge_server.engine.sampling import SamplingParams
 from tofc.errors import LimitError, UnavailableError
 
@@ -17,8 +26,9 @@ from tofc.errors import LimitError, UnavailableError
 class FakeEngine(Engine):
     """Generates the token ids that `answer` maps a prompt to. With a `gate`, every token waits until that event is set.
 
-    `step_s` is the time of one token. For tests: `steps` counts tokens, `cancelled` counts cancelled answers; `busy` is
-    set while an answer is generated and `idle` while none is.
+    With `sample`, it maps a prompt and the parameters of one sample to that sample instead; an exception in place of an
+    id fails the answer there. `step_s` is the time of one token. For tests: `steps` counts tokens, `cancelled` counts
+    cancelled answers; `busy` is set while an answer is generated and `idle` while none is.
     """
 
     name = "fake"
@@ -33,6 +43,7 @@ class FakeEngine(Engine):
         max_positions: int = 65536,
         step_s: float = 0.0,
         read_ahead_rows: int = 0,
+        sample: Callable[[Prompt, SamplingParams], Sequence[int | Exception]] | None = None,
     ) -> None:
         self.read_ahead_rows = read_ahead_rows
         self.max_positions = max_positions
@@ -40,10 +51,11 @@ class FakeEngine(Engine):
         self.cancelled = 0
         self.stopped = False
         self.prompts: list[Prompt] = []
+        self.params: list[list[SamplingParams]] = []  # of each prompt's samples
         self.busy = asyncio.Event()
         self.idle = asyncio.Event()
         self.idle.set()
-        self._answer = answer
+        self._sample = sample or (lambda prompt, _: answer(prompt))
         self._gate = gate
         self._queue = queue
         self._step_s = step_s
@@ -61,7 +73,8 @@ class FakeEngine(Engine):
         if self._active() + samples > self._queue:
             raise LimitError(f"{self._queue} questions are waiting already; ask again later", reason="ENGINE_BUSY")
         self.prompts.append(prompt)
-        return [self._start(prompt, most) for _ in range(samples)]
+        self.params.append(sample_params(sampling, samples))
+        return [self._start(prompt, one, most) for one in self.params[-1]]
 
     def load(self) -> EngineLoad:
         return EngineLoad(running=self._active(), running_allowed=self._queue, waiting=0, waiting_allowed=0)
@@ -88,9 +101,9 @@ class FakeEngine(Engine):
         for tell in self._on_health:
             tell(None)
 
-    def _start(self, prompt: Prompt, most: int) -> Generation:
+    def _start(self, prompt: Prompt, sampling: SamplingParams, most: int) -> Generation:
         generation = Generation(on_close=lambda: stop())
-        task = asyncio.get_running_loop().create_task(self._run(generation, prompt, most))
+        task = asyncio.get_running_loop().create_task(self._run(generation, prompt, sampling, most))
 
         def stop() -> None:
             task.cancel()
@@ -111,13 +124,16 @@ class FakeEngine(Engine):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, generation: Generation, prompt: Prompt, most: int) -> None:
+    async def _run(self, generation: Generation, prompt: Prompt, sampling: SamplingParams, most: int) -> None:
         generation.begin()
-        tokens = self._answer(prompt)
+        tokens = self._sample(prompt, sampling)
         generation.prefilled()
         for token in tokens[:most]:
             if self._gate is not None:
                 await self._gate.wait()
+            if isinstance(token, Exception):
+                generation.fail(token)
+                return
             self.steps += 1
             generation.put(token)
             await asyncio.sleep(self._step_s)  # lets other answers make a step

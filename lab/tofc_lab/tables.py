@@ -6,7 +6,7 @@ Promises that no number in those tables is typed by hand. Leaves all other text 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +162,16 @@ def write(results: Path, readme: Path, card: Path, comparison: Path, latency: Pa
         (comparison, (equal_answers({"world": few}, title=PREFILTERED),) if few else ()),
         (latency, (costs(end_to_end),)),
     ):
-        text = path.read_text(encoding="utf-8")
-        for table in tables:
-            head = re.escape(table.splitlines()[0])
-            found = re.findall(rf"^{head}\n(?:\|[^\n]*\n)+", text, flags=re.MULTILINE)
-            if len(found) != 1:
-                raise UsageError(
-                    f"{path} must have 1 table that begins with {table.splitlines()[0]!r}, has {len(found)}"
-                )
-            text = text.replace(found[0], table)
-        path.write_text(text, encoding="utf-8")
+        replace(path, tables)
+
+
+def replace(path: Path, tables: Iterable[str]) -> None:
+    """Replace tables, which are found by their first lines. Raises `UsageError` unless each is there once."""
+    text = path.read_text(encoding="utf-8")
+    for table in tables:
+        head = re.escape(table.splitlines()[0])
+        found = re.findall(rf"^{head}\n(?:\|[^\n]*\n)+", text, flags=re.MULTILINE)
+        if len(found) != 1:
+            raise UsageError(f"{path} must have 1 table that begins with {table.splitlines()[0]!r}, has {len(found)}")
+        text = text.replace(found[0], table)
+    path.write_text(text, encoding="utf-8")

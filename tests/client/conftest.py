@@ -57,6 +57,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.loading = 0  # sessions that are refused first, because it loads its model
         self.reply_start = "yes"
         self.tokens: list[dict[str, Any]] = []  # the answer instead; thinking is sent to questions that request it
+        self.samples: list[dict[str, Any]] = []  # sent before the answer: {"progress": …} or {"rollout": …}
         self.done: dict[str, Any] = {}  # fields of Done, instead of the defaults
         self.lose: list[int] = []  # for each session in turn: the tokens after which its link is cut
         self.fail: CallError | None = None  # the error of questions that contain "fail"
@@ -124,6 +125,10 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
             await self.answering.wait()
             parts = f"{self.reply_start} to {ask.question}".split(" ")
             plain = [{"text": part if count == 0 else f" {part}"} for count, part in enumerate(parts)]
+            for sample in self.samples:
+                for kind, fields in sample.items():
+                    message = {"progress": pb.Progress, "rollout": pb.Rollout}[kind](request=ask.request, **fields)
+                    await send(**{kind: message})
             for count, token in enumerate(self.tokens or plain):
                 if count == lose:
                     broken.set()

@@ -10,12 +10,13 @@ import typer
 
 from device_client.cli import app
 from device_client.options import AnswerOptions, ImageOptions, PacketOptions, ServerOptions
+from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
 from tofc.errors import UsageError
 from tofc.model.shipped import NANO
 from tofc.v1 import tofc_pb2 as pb
 
-SHARED = (ServerOptions, PacketOptions, ImageOptions, Sampling, AnswerOptions)
+SHARED = (ServerOptions, PacketOptions, ImageOptions, Sampling, Reasoning, AnswerOptions)
 
 
 def options(command: str) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def test_the_options_and_their_variables_stay() -> None:
     packets = "feature-codec preset features budget-bytes dtype threads"
     others = (
         "server wait token-file tls tls-ca tls-cert tls-key mode codec quality scale max-tokens temperature top-p "
-        "top-k seed timeout show-thinking json trace"
+        "top-k seed pacore vote rollouts token-budget timeout show-thinking json trace"
     )
     shared |= {f"--{name}": f"TOFC_DEVICE_{name.upper().replace('-', '_')}" for name in packets.split()}
     assert names("inspect") == {**shared, "--out": "TOFC_DEVICE_INSPECT_OUT"}
@@ -53,8 +54,9 @@ def test_defaults_stay() -> None:
         "server": ["127.0.0.1:50061"],
         "mode": "features",
         "max_tokens": 0,
+        "token_budget": 0,
         "timeout_s": 300.0,
-        **dict.fromkeys(("as_json", "show_thinking", "tls", "trace"), False),
+        **dict.fromkeys(("as_json", "rollouts", "show_thinking", "tls", "trace"), False),
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tofc.errors import UsageError
 from tofc_lab import tables
+from tofc_lab.nano.pacore import table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +25,13 @@ def test_the_tables_of_the_documents_are_the_measured_ones(tmp_path: Path) -> No
     tables.write(ROOT / "benchmarks" / "results", *copies)
     for document, copy in zip(DOCUMENTS, copies, strict=True):
         assert copy.read_text(encoding="utf-8") == document.read_text(encoding="utf-8")
+
+
+def test_the_tables_of_pacore_are_the_measured_ones(tmp_path: Path) -> None:
+    copy = tmp_path / "pacore.md"
+    shutil.copyfile(ROOT / "docs" / "pacore.md", copy)
+    tables.replace(copy, table.tables(ROOT / "benchmarks" / "results" / "pacore.json"))
+    assert copy.read_text(encoding="utf-8") == (ROOT / "docs" / "pacore.md").read_text(encoding="utf-8")
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tofc
+from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
 from tofc import errors
 from tofc.client import AskOptions
@@ -73,8 +74,9 @@ def test_it_is_typed() -> None:
     assert (Path(tofc.__file__).parent / "py.typed").is_file()
 
 
-def test_options_of_a_question_are_those_of_sampling_and_two_more() -> None:
-    assert [*AskOptions.__annotations__] == [*Sampling.__dataclass_fields__, "thinking", "timeout_s"]
+def test_options_of_a_question_are_those_of_sampling_and_of_samples_and_two_more() -> None:
+    groups = [*Sampling.__dataclass_fields__, *Reasoning.__dataclass_fields__]
+    assert [*AskOptions.__annotations__] == [*groups, "thinking", "timeout_s"]
 
 
 def test_both_clients_have_the_same_names() -> None:

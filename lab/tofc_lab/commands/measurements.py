@@ -104,6 +104,8 @@ def tables(
 ) -> None:
     """Write the tables of README, of nano's card and of docs/ from the measurements in JSON."""
     from tofc_lab import tables
+    from tofc_lab.nano.pacore import table
 
     docs = Path("docs")
+    tables.replace(docs / "pacore.md", table.tables(results / "pacore.json"))
     tables.write(results, Path("README.md"), NANO / "README.md", docs / "rate_distortion.md", docs / "latency.md")

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from tofc.errors import UsageError
 from tofc.terminal import say
 from tofc_lab.commands.options import (
     ASSETS,
@@ -33,6 +34,8 @@ nano = typer.Typer(
     help="Train nano. First `tofc-lab assets`, then these steps: tower → features → decoder → codec → export → "
     "index. Each needs what the steps before it wrote to --run, and resumes where it was interrupted.",
 )
+PacoreRun = Annotated[Path, typer.Option(help="Folder of `tofc-lab nano pacore`: samples, tokenizer, decoders.")]
+PACORE = Path("runs/pacore")
 PANEL, STEPS, OTHERS = "nano", "Steps, in this order", "Besides"
 
 
@@ -241,6 +244,83 @@ def pictures(
     from tofc_lab.nano.files import draw
 
     draw(assets, out, {"world": count, "large": count // 20}, turns, seed, named_bar)
+
+
+@nano.command(rich_help_panel=OTHERS)
+def pacore(
+    run: Run = RUN,
+    out: PacoreRun = PACORE,
+    pictures: Annotated[
+        int, typer.Option(help="Training pictures that are asked about, of those after the decoder's own 10 000.")
+    ] = 5700,
+    kept: Annotated[
+        str,
+        typer.Option(
+            "--filter",
+            help="Questions of the pool: disagreeing (their samples are not all equal), or the published stage-1 and "
+            "then stage-2.",
+            metavar="NAME",
+        ),
+    ] = "disagreeing",
+    steps: Annotated[int, typer.Option(help="Steps in all.")] = 350,
+    seed: Seed = 0,
+) -> None:
+    """Train the decoder to answer from its own samples (PaCoRe): sample a pool, widen the vocabulary, train."""
+    from tofc_lab.nano.pacore.run import FILTERS, train_run
+    from tofc_lab.nano.pacore.train import SynthesisRecipe
+
+    if kept not in FILTERS:
+        raise UsageError(f"--filter must be one of {', '.join(FILTERS)}, got {kept!r}")
+    recipe = SynthesisRecipe(steps=steps)
+    train_run(run, out, pictures=pictures, recipe=recipe, kept=kept, seed=seed, progress=named_bar)
+
+
+@nano.command("pacore-report", rich_help_panel=OTHERS)
+def pacore_report(
+    model: WholeCheckpoint = NANO,
+    run: Annotated[
+        Path, typer.Option(help="Folder with the test pictures' features (`tofc-lab evaluate`).", envvar="TOFC_LAB_RUN")
+    ] = RUN,
+    trained: PacoreRun = PACORE,
+    kept: Annotated[
+        str, typer.Option("--filter", help="Which decoder of that folder.", metavar="NAME")
+    ] = "disagreeing",
+    count: Annotated[int, typer.Option("--pictures", help="Test pictures; each is asked about ten times.")] = 400,
+    out: JsonFile = RESULTS / "pacore.json",
+) -> None:
+    """Compare PaCoRe, the vote of 16 and single answers on test pictures: nano as shipped, and trained by `pacore`."""
+    from tofc.codec.codec import Codec
+    from tofc.model.checkpoint import Checkpoint
+    from tofc.model.prompt import load_tokenizer
+    from tofc_lab.nano import features
+    from tofc_lab.nano.evaluate import coded
+    from tofc_lab.nano.packing import Packer
+    from tofc_lab.nano.pacore.report import Decoder, report
+    from tofc_lab.nano.pacore.run import load_trained
+    from tofc_lab.nano.unpack import answerer_of
+
+    checkpoint = Checkpoint.open(model)
+    codec = Codec.load(checkpoint.codec_path)
+    pictures = features.load(run / "test" / checkpoint.model_id, "world", "test", count)
+    answerer, tokenizer = load_trained(trained, kept)
+    decoders = [
+        Decoder(
+            name="shipped",
+            answerer=answerer_of(checkpoint),
+            packer=Packer(load_tokenizer(checkpoint)),
+            folder=trained,
+            reads_samples=False,
+        ),
+        Decoder(name="trained", answerer=answerer, packer=Packer(tokenizer), folder=trained / kept),
+    ]
+    about = {
+        "model_id": checkpoint.model_id,
+        "codec_id": checkpoint.codec_id,
+        "preset": codec.config.preset,
+        "filter": kept,
+    }
+    reduce = coded(codec, *codec.config.rates[codec.config.presets[codec.config.preset]])
+    report(decoders, pictures, reduce, writable(out), about, named_bar)
 
 
 @nano.command(rich_help_panel=OTHERS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from device_client.report import Report
+from device_client.rollouts import Rollout
 from device_client.transcript import Delta
 
 Kind = Literal["answer", "thinking"]
@@ -54,6 +55,10 @@ class Usage:
     """Generated, thinking included."""
     thinking_tokens: int
     """Generated as thinking."""
+    samples: int = 0
+    """Answers that were sampled for `pacore` or `vote`; the other counts are sums over all of them."""
+    samples_used: int = 0
+    """Those that ended with an answer: they were read, or voted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,11 @@ class Answer:
     """Milliseconds by stage: "connect", "load", "views", "tower", "encode", "upload", "first_token" and "total" on this
     side; "server_decode", "server_wait", "server_prefill", "server_first_token" and "server_total" on the server."""
 
+    votes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """With `vote`: how often each different answer was given, the most frequent one first."""
+    rollouts: tuple[Rollout, ...] = ()
+    """With `rollouts=True`: the samples, in the order of their rounds."""
+
     @classmethod
     def of(cls, report: Report) -> Answer:
         """Return the answer for a report of `device_client`."""
@@ -87,6 +97,10 @@ class Answer:
                 visual_tokens=report.usage["visual_tokens"],
                 new_tokens=report.usage["new_tokens"],
                 thinking_tokens=report.usage["thinking_tokens"],
+                samples=report.usage.get("samples", 0),
+                samples_used=report.usage.get("samples_used", 0),
             ),
+            votes={one["text"]: one["count"] for one in report.votes or ()},
+            rollouts=tuple(Rollout(**one) for one in report.rollouts or ()),
             timings=dict(report.timings),
         )

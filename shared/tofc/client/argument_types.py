@@ -19,14 +19,16 @@ _FLAG: tuple[str, _Types] = ("True or False", (Integral, np.bool_))
 _FILE: tuple[str, _Types] = ("a path (str or pathlib.Path)", (str, PathLike))
 
 _TYPES = {
-    **dict.fromkeys(("max_tokens", "top_k", "seed", "features", "budget_bytes", "threads", "quality"), _WHOLE),
+    **dict.fromkeys(("max_tokens", "top_k", "seed", "vote", "token_budget"), _WHOLE),
+    **dict.fromkeys(("features", "budget_bytes", "threads", "quality"), _WHOLE),
     **dict.fromkeys(("temperature", "top_p", "timeout_s", "wait_s", "scale"), _NUMBER),
     "address": ("a str or a list of them", (str, list, tuple)),
     **dict.fromkeys(("question", "token"), _TEXT),
-    **dict.fromkeys(("thinking", "tls"), _FLAG),
+    **dict.fromkeys(("thinking", "rollouts", "tls"), _FLAG),
+    "pacore": ("low, medium, high or a whole number", (str, Integral)),
     **dict.fromkeys(("model", "token_file", "tls_ca", "tls_cert", "tls_key"), _FILE),
 }
-_REQUIRED = {"max_tokens", "address", "question", "thinking", "tls", "model"}  # not None
+_REQUIRED = {"max_tokens", "token_budget", "address", "question", "thinking", "rollouts", "tls", "model"}  # not None
 
 
 def check_types(**values: object) -> None:

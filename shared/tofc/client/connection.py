@@ -89,6 +89,7 @@ class Connection:
                 history=history,
                 sampling=asking.sampling,
                 thinking=asking.thinking,
+                reasoning=asking.reasoning,
                 timeout_s=asking.timeout_s,
             )
             try:

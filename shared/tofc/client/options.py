@@ -11,15 +11,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, TypedDict
 
 from device_client.options import ImageOptions, PacketOptions, ServerOptions
+from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
 from tofc.client.argument_types import check_types
 from tofc.errors import UsageError
 
 _KEYWORDS = {
-    field.name for group in (ServerOptions, PacketOptions, ImageOptions, Sampling) for field in fields(group)
+    field.name for group in (ServerOptions, PacketOptions, ImageOptions, Sampling, Reasoning) for field in fields(group)
 } - {"server"}
 
 
@@ -36,6 +38,14 @@ class AskOptions(TypedDict, total=False):
     """Sample from the K most likely tokens; 0 disables."""
     seed: int | None
     """The same seed gives the same answer; 0 to 2**64 - 1."""
+    pacore: str | int | None
+    """Answers that the model samples and reads before it answers: "low", "medium", "high", or their number."""
+    vote: int | None
+    """Answers that are sampled; the most frequent one is given."""
+    rollouts: bool
+    """Whether the samples of `pacore` or `vote` are sent too, as `Answer.rollouts`; False if left out."""
+    token_budget: int
+    """Most tokens of all samples together; 0 for no limit."""
     thinking: bool
     """Whether the model's thinking before its answer is sent too; False if left out."""
     timeout_s: float | None
@@ -47,6 +57,7 @@ class Asking:
     """The options of one question, checked."""
 
     sampling: Sampling
+    reasoning: Reasoning
     thinking: bool
     timeout_s: float | None
 
@@ -62,9 +73,12 @@ def read_options(default_timeout_s: float | None, options: AskOptions) -> Asking
     timeout_s = rest.pop("timeout_s", default_timeout_s)
     if unknown := rest.keys() - AskOptions.__annotations__.keys():
         raise TypeError(f"ask() has no option {min(unknown)!r}; it has {', '.join(AskOptions.__annotations__)}")
+    chosen = {field.name: rest.pop(field.name) for field in fields(Reasoning) if field.name in rest}
+    if isinstance(chosen.get("pacore"), Integral):
+        chosen["pacore"] = str(chosen["pacore"])
     with errors_name_keywords():
-        sampling = Sampling(**rest)
-    return Asking(sampling=sampling, thinking=thinking, timeout_s=check_timeout(timeout_s))
+        sampling, reasoning = Sampling(**rest), Reasoning(**chosen)
+    return Asking(sampling=sampling, reasoning=reasoning, thinking=thinking, timeout_s=check_timeout(timeout_s))
 
 
 def check_timeout(timeout_s: float | None) -> float | None:

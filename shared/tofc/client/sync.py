@@ -78,7 +78,8 @@ class _Asks(Subject):
         Args:
             question: what to ask.
             stream: whether to return an `AnswerStream`.
-            options: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `thinking`, `timeout_s`: see `AskOptions`.
+            options: `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `thinking`, `pacore`, `vote`, `rollouts`,
+                `token_budget`, `timeout_s`: see `AskOptions`.
 
         Raises:
             UsageError: the question is empty, an option is out of range, or the client was closed.

@@ -58,7 +58,7 @@ class SessionRequest(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., pictures: _Optional[_Iterable[_Union[Picture, _Mapping]]] = ..., views: _Optional[_Iterable[_Union[View, _Mapping]]] = ..., image_chunks: _Optional[_Iterable[_Union[ImageChunk, _Mapping]]] = ..., asks: _Optional[_Iterable[_Union[Ask, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("welcome", "picture_state", "view_ack", "token", "done", "error", "need_picture", "image_ack")
+    __slots__ = ("welcome", "picture_state", "view_ack", "token", "done", "error", "need_picture", "image_ack", "progress", "rollout")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     PICTURE_STATE_FIELD_NUMBER: _ClassVar[int]
     VIEW_ACK_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,8 @@ class SessionResponse(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     NEED_PICTURE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_ACK_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     picture_state: PictureState
     view_ack: ViewAck
@@ -75,7 +77,9 @@ class SessionResponse(_message.Message):
     error: Error
     need_picture: NeedPicture
     image_ack: ImageAck
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., picture_state: _Optional[_Union[PictureState, _Mapping]] = ..., view_ack: _Optional[_Union[ViewAck, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., need_picture: _Optional[_Union[NeedPicture, _Mapping]] = ..., image_ack: _Optional[_Union[ImageAck, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    rollout: Rollout
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., picture_state: _Optional[_Union[PictureState, _Mapping]] = ..., view_ack: _Optional[_Union[ViewAck, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., need_picture: _Optional[_Union[NeedPicture, _Mapping]] = ..., image_ack: _Optional[_Union[ImageAck, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., rollout: _Optional[_Union[Rollout, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("client_version", "model_id", "codec_id")
@@ -104,7 +108,7 @@ class Welcome(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., samples_by_default: bool = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels")
+    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels", "samples")
     PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
     VIEWS_PER_PICTURE_FIELD_NUMBER: _ClassVar[int]
     PICTURES_PER_QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +117,7 @@ class Limits(_message.Message):
     NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
     packet_bytes: int
     views_per_picture: int
     pictures_per_question: int
@@ -121,7 +126,8 @@ class Limits(_message.Message):
     new_tokens: int
     image_bytes: int
     image_pixels: int
-    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ...) -> None: ...
+    samples: int
+    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("ref", "picture_id", "rows", "columns", "image", "want_state")
@@ -208,7 +214,7 @@ class ViewAck(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request", "without_pictures", "traceparent")
+    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request", "without_pictures", "reasoning", "traceparent")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +224,7 @@ class Ask(_message.Message):
     THINKING_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_REQUEST_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request: int
     refs: _containers.RepeatedScalarFieldContainer[int]
@@ -228,8 +235,21 @@ class Ask(_message.Message):
     thinking: bool
     previous_request: int
     without_pictures: bool
+    reasoning: Reasoning
     traceparent: str
-    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ..., without_pictures: bool = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ..., without_pictures: bool = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+
+class Reasoning(_message.Message):
+    __slots__ = ("rounds", "vote", "rollouts", "token_budget")
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    rounds: _containers.RepeatedScalarFieldContainer[int]
+    vote: int
+    rollouts: bool
+    token_budget: int
+    def __init__(self, rounds: _Optional[_Iterable[int]] = ..., vote: _Optional[int] = ..., rollouts: bool = ..., token_budget: _Optional[int] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "text")
@@ -279,31 +299,77 @@ class Token(_message.Message):
     restart: bool
     def __init__(self, request: _Optional[int] = ..., text: _Optional[str] = ..., thinking: bool = ..., restart: bool = ...) -> None: ...
 
+class Progress(_message.Message):
+    __slots__ = ("request", "round", "rounds", "ended", "samples")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    round: int
+    rounds: int
+    ended: int
+    samples: int
+    def __init__(self, request: _Optional[int] = ..., round: _Optional[int] = ..., rounds: _Optional[int] = ..., ended: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
+
+class Rollout(_message.Message):
+    __slots__ = ("request", "round", "sample", "text", "finish_reason", "new_tokens")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request: int
+    round: int
+    sample: int
+    text: str
+    finish_reason: FinishReason
+    new_tokens: int
+    def __init__(self, request: _Optional[int] = ..., round: _Optional[int] = ..., sample: _Optional[int] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., new_tokens: _Optional[int] = ...) -> None: ...
+
 class Done(_message.Message):
-    __slots__ = ("request", "finish_reason", "usage", "timing", "unanswered")
+    __slots__ = ("request", "finish_reason", "usage", "timing", "unanswered", "votes")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     UNANSWERED_FIELD_NUMBER: _ClassVar[int]
+    VOTES_FIELD_NUMBER: _ClassVar[int]
     request: int
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
     unanswered: bool
-    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., unanswered: bool = ...) -> None: ...
+    votes: _containers.RepeatedCompositeFieldContainer[Vote]
+    def __init__(self, request: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., unanswered: bool = ..., votes: _Optional[_Iterable[_Union[Vote, _Mapping]]] = ...) -> None: ...
+
+class Vote(_message.Message):
+    __slots__ = ("text", "count")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    count: int
+    def __init__(self, text: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "visual_tokens", "new_tokens", "thinking_tokens")
+    __slots__ = ("prompt_tokens", "visual_tokens", "new_tokens", "thinking_tokens", "prompts", "samples", "samples_used")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VISUAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     THINKING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_USED_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     visual_tokens: int
     new_tokens: int
     thinking_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ..., thinking_tokens: _Optional[int] = ...) -> None: ...
+    prompts: int
+    samples: int
+    samples_used: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., visual_tokens: _Optional[int] = ..., new_tokens: _Optional[int] = ..., thinking_tokens: _Optional[int] = ..., prompts: _Optional[int] = ..., samples: _Optional[int] = ..., samples_used: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("decode_us", "wait_us", "prefill_us", "first_token_us", "total_us")

@@ -1,0 +1,153 @@
+"""One round: the samples of one prompt, read until all have ended or the round must be over.
+
+    Prompt ─ submit_samples ─→ n × Generation ─ read at the same time ─→ Sample, as each ends
+                 ↑_____ the others, one by one, where the engine has fewer places than the round has samples
+
+Promises that all samples which the engine has places for are one request, and that none runs on when the round ends:
+by its deadline, by its token budget, by an error or by being cancelled. Leaves what samples mean to `messages`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from edge_server.engine.base import Engine, Finish, Generation, Prompt
+from edge_server.engine.sampling import SamplingParams
+from edge_server.pacore.messages import Sample
+from tofc.errors import CallError, LimitError, UnavailableError
+
+#: makes a sample of its index, token ids, why it ended (None: stopped or failed), and whether it failed
+ReadSample = Callable[[int, Sequence[int], Finish | None, bool], Sample]
+Release = Callable[[], None]
+
+
+class SampleRound:
+    """The samples of one prompt. `slots`: one release for each place of the engine that it may use at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        width: int,
+        *,
+        slots: Sequence[Release],
+        read: ReadSample,
+        token_budget: int | None,
+    ) -> None:
+        """Sample i has the seed of `sampling` + i. `token_budget`: most new tokens of the round; None: no limit."""
+        self.generations: list[Generation] = []  # of the first request
+        self._engine = engine
+        self._prompt = prompt
+        self._sampling = sampling
+        self._width = width
+        self._slots = list(slots)
+        self._read = read
+        self._budget = token_budget
+        self._unsent = deque(range(width))
+        self._ids: dict[int, list[int]] = {}  # of samples that were begun
+        self._reading = 0  # samples
+        self._events: asyncio.Queue[Sample | Exception | None] = asyncio.Queue()  # None: the budget is used up
+
+    async def run(self, until: float | None, on_ended: Callable[[Sample, int], Awaitable[None]]) -> list[Sample]:
+        """Return the samples that were begun, in order; call `on_ended` with each that ended, and how many have.
+
+        `until`: when the round must be over, in the loop's time. Raises what the engine raises for all samples.
+        """
+        tasks: list[asyncio.Task[None]] = []
+        ended: dict[int, Sample] = {}
+        try:
+            if self._budget is None or self._budget > 0:
+                tasks += [asyncio.create_task(self._work(*one)) for one in self._submit()]
+            while tasks and len(ended) < self._width:
+                try:
+                    async with asyncio.timeout_at(until):
+                        event = await self._events.get()
+                except TimeoutError:
+                    break
+                if event is None:
+                    break
+                if isinstance(event, Exception):
+                    raise event
+                ended[event.index] = event
+                await on_ended(event, len(ended))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for release in self._slots:
+                release()
+        stopped = self._ids.keys() - ended.keys()
+        ended |= {index: self._read(index, self._ids[index], None, False) for index in stopped}
+        return [ended[index] for index in sorted(ended)]
+
+    def _submit(self) -> list[tuple[Release, Generation, int]]:
+        """Begin as many samples as there are slots, in one request; fewer if the engine has fewer places."""
+        count = min(len(self._slots), self._width)
+        while True:
+            try:
+                self.generations = list(self._engine.submit_samples(self._prompt, self._sampling, count))
+                break
+            except LimitError:
+                if count == 1:
+                    raise
+                count = (count + 1) // 2
+        for release in self._slots[count:]:
+            release()
+        self._reading = count
+        begun = [self._unsent.popleft() for _ in range(count)]
+        self._ids |= {index: [] for index in begun}
+        return list(zip(self._slots, self.generations, begun, strict=False))
+
+    async def _work(self, release: Release, generation: Generation, index: int) -> None:
+        """Read a sample; then, in its place, those that were not begun yet."""
+        try:
+            while True:
+                sample = await self._collect(generation, index)
+                if not self._unsent:
+                    break
+                if (following := self._begin_another()) is None:
+                    break
+                self._events.put_nowait(sample)
+                generation, index = following
+            release()  # before the client is told, which may take long
+            self._events.put_nowait(sample)
+        except Exception as error:
+            self._events.put_nowait(error)
+        finally:
+            self._reading -= 1
+
+    def _begin_another(self) -> tuple[Generation, int] | None:
+        """Begin the next sample; None if the engine has no place now and other samples run, which will begin it."""
+        index = self._unsent.popleft()
+        params = replace(self._sampling, seed=(self._sampling.seed + index) % 2**64)
+        try:
+            (generation,) = self._engine.submit_samples(self._prompt, params, 1)
+        except LimitError:
+            if self._reading == 1:
+                raise
+            self._unsent.appendleft(index)
+            return None
+        self._ids[index] = []
+        return generation, index
+
+    async def _collect(self, generation: Generation, index: int) -> Sample:
+        ids = self._ids[index]
+        failed = False
+        try:
+            async for token in generation:
+                ids.append(token)
+                if self._budget is not None:
+                    self._budget -= 1
+                    if self._budget == 0:
+                        self._events.put_nowait(None)
+        except UnavailableError:  # of the whole engine: no other sample will end either
+            raise
+        except CallError:  # one sample that fails, for lack of memory for instance, is one reference less
+            failed = True
+        finally:
+            await generation.aclose()
+        return self._read(index, ids, generation.finish, failed)

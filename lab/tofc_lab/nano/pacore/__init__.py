@@ -1,0 +1,1 @@
+"""PaCoRe for nano: sampled answers, training of the decoder on synthesis prompts, and the report."""
