@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / ".ci" / "lock.txt").read_text()
 ENTRY = re.compile(r"^([\w.-]+)==([\w.+-]+)(?: ; [^\\\n]*)?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n", re.MULTILINE)
+IMAGES = ("edge_server/Dockerfile", "edge_server/router.Dockerfile", "device_client/Dockerfile")
 DOCKERFILES = [ROOT / part / "Dockerfile" for part in ("edge_server", "device_client")]
 (BASE,) = {line for file in DOCKERFILES for line in file.read_text().splitlines() if line.startswith("ARG BASE=")}
 
@@ -115,7 +116,7 @@ open(file, "w").write(text) if file else print(text, end="")
 
 def lock(tmp_path: Path, before: str, *words: str, **given: str) -> tuple[int, str, str]:
     """Run .ci/lock on a lock with the content `before`, with the fake uv and a docker that prints a digest."""
-    for name in (".ci/lock", "pyproject.toml", "edge_server/Dockerfile", "device_client/Dockerfile"):
+    for name in (".ci/lock", "pyproject.toml", *IMAGES):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".ci" / "lock.txt").write_text(before)
@@ -151,10 +152,10 @@ def test_without_torchs_index_its_hashes_are_kept_if_the_version_is(tmp_path: Pa
     assert code == 1 and text == OLD and "hashes of torch 2.14.0's CPU builds are on" in error
 
 
-def test_an_upgrade_renews_the_base_of_both_images(tmp_path: Path) -> None:
+def test_an_upgrade_renews_the_base_of_all_images(tmp_path: Path) -> None:
     code, _, error = lock(tmp_path, OLD, "--upgrade")
     assert (code, error) == (0, "")
-    for file in ("edge_server/Dockerfile", "device_client/Dockerfile"):
+    for file in IMAGES:
         assert f"ARG BASE=python:3.11-slim@sha256:{'d' * 64}\n" in (tmp_path / file).read_text()
 
 
