@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from edge_server.engine.accelerator_loss import accelerator_lost
 from edge_server.engine.base import (
     Engine,
     EngineLoad,
@@ -199,7 +200,7 @@ class TransformersEngine(Engine):
         try:
             while self._wait_for_work():
                 self._step()
-        except Exception:  # a defect of the engine itself: a failed step ends its own answers only
+        except Exception:  # a lost GPU, or a defect of the engine itself: a failed step ends its own answers only
             log.exception("the engine's thread failed")
             error = UnavailableError("the server's model has failed; try another server", reason="ENGINE_LOST")
         with self._changed:
@@ -325,6 +326,8 @@ class TransformersEngine(Engine):
         try:
             return self._decoder.run(segments) if segments else ()
         except Exception as error:
+            if accelerator_lost(error):
+                raise  # it would fail every answer from now on: the engine ends
             if out_of_memory(error):
                 self._kept.shrink(0)
         outcomes: list[Tensor | Exception] = []
@@ -332,6 +335,8 @@ class TransformersEngine(Engine):
             try:
                 outcomes += self._decoder.run([segment])
             except Exception as error:
+                if accelerator_lost(error):
+                    raise
                 outcomes.append(error)
         return outcomes
 

@@ -24,7 +24,7 @@ from edge_server.engine.packed_decoder import STEP_ROWS, PackedDecoder, Segment
 from edge_server.engine.sampling import SamplingParams
 from edge_server.engine.transformers import TransformersEngine
 from tests.server.raw_client import ANSWERED
-from tofc.errors import CheckpointError, LimitError
+from tofc.errors import CheckpointError, LimitError, UnavailableError
 
 HIDDEN, VOCABULARY, POSITIONS = 32, 61, 4096
 ROW_BYTES = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, D, bytes of a float32
@@ -185,6 +185,24 @@ async def test_a_failed_step_fails_only_whose_fault_it_is(
             await collect(one)
     assert [await collect(one) for one in others] == [reference(model, embeds(seed), 30) for seed in range(4)]
     assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == ["a step failed"]
+
+
+async def test_a_lost_gpu_ends_the_engine(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every further call would fail, so the server must stop taking questions instead of failing each."""
+    lost: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
+    engine.watch(lost.put_nowait)
+    fail_for_rows(monkeypatch, 20, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    others = [engine.submit(Prompt(embeds=embeds(n)), SamplingParams(max_tokens=2000)) for n in range(2)]
+    assert [await anext(one) for one in others]
+    others.append(engine.submit(Prompt(embeds=embeds(2, 20)), SamplingParams(max_tokens=4)))
+    async with asyncio.timeout(ANSWERED):
+        error = await lost.get()
+    assert error is not None and error.reason == "ENGINE_LOST" and not engine.recovers
+    for one in others:
+        with pytest.raises(UnavailableError, match="the server's model has failed; try another server"):
+            await collect(one)
+    with pytest.raises(UnavailableError, match="has failed"):
+        engine.submit(Prompt(embeds=embeds(0)), SamplingParams(max_tokens=1))
 
 
 async def test_samples_read_their_prompt_once(engine: TransformersEngine, computed: Computed) -> None:
