@@ -4,7 +4,8 @@
                                                              is still computed
 
 Promises that a view is encoded at most once, and only when a question waits for it. Leaves the algorithms to
-`tofc.model` and `tofc.codec`, the sending to `picture_upload`. Torch is imported in `TowerEncoder.load` only.
+`tofc.model` and `tofc.codec`, the sending to `picture_upload`. Torch is imported in `TowerEncoder.load` only, and only
+for towers that need it.
 """
 
 from __future__ import annotations
@@ -28,17 +29,15 @@ from device_client.loader import LOADER
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, RateController
 from tofc.errors import EncoderError, ResourceError, UsageError
-from tofc.install import install
 from tofc.model import feature_codecs
 from tofc.model.checkpoint import Checkpoint
-from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
 from tofc.model.views import View, ViewRule, views
 from tofc.out_of_memory import out_of_memory
 from tofc.terminal import one_line
 
 if TYPE_CHECKING:
     from tofc.codec.codec import Codec, Explanation
-    from tofc.model.tower import Tower
+    from tofc.model.vision_tower import VisionTower
 
 T = TypeVar("T")
 THREAD = "encoder"  # name of the encoder thread
@@ -95,7 +94,7 @@ class TowerEncoder:
         self._checkpoint = checkpoint
         self._choice, self._compute = choice, compute
         self.setting = choice.setting(load_config(checkpoint.codec_path)) + compute.setting(checkpoint)
-        self._tower: Tower | None = None
+        self._tower: VisionTower | None = None
         self._codec: Codec | None = None
 
     @classmethod
@@ -134,23 +133,13 @@ class TowerEncoder:
         return None
 
     def load(self) -> None:
-        from tofc.codec.blas_threads import use_one_blas_thread
+        from tofc.blas_threads import use_one_blas_thread
         from tofc.codec.codec import Codec
 
         use_one_blas_thread()
-        use_passive_waiting()
-        try:
-            import torch
-
-            from tofc.model.tower import Tower
-
-            set_torch_threads(self._compute.threads)
-        except ImportError as error:
-            raise EncoderError(f"the vision tower needs {error.name}: {install('device')}") from error
         try:
             self._codec = Codec.load(self._checkpoint.codec_path)
-            dtype = getattr(torch, self._compute.dtype_of(self._checkpoint))
-            self._tower = Tower(self._checkpoint, dtype, self._compute.device)
+            self._tower = self._compute.open_tower(self._checkpoint)
         except (UsageError, ResourceError) as error:  # about the model, not about the picture that waits for it
             raise EncoderError(str(error)) from error
         except (RuntimeError, MemoryError) as error:
@@ -200,7 +189,7 @@ class TowerEncoder:
         sides = (self._checkpoint.config.grid(view.pixels.shape[-1]) for view in prepared)
         return RateController(codec, self._choice, [side * side for side in sides])
 
-    def _loaded(self) -> tuple[Tower, Codec]:
+    def _loaded(self) -> tuple[VisionTower, Codec]:
         if self._tower is None or self._codec is None:
             raise EncoderError("the encoder is not loaded; call load() first")
         return self._tower, self._codec

@@ -185,6 +185,16 @@ class PacketOptions:
             metavar="B",
         ),
     ] = None
+    backend: Annotated[
+        str | None,
+        Option(
+            envvar="TOFC_DEVICE_BACKEND",
+            help="What computes a picture's features: numpy, in float32 on the CPU; torch; auto: numpy for small "
+            "models.",
+            show_default="auto",
+            metavar="NAME",
+        ),
+    ] = None
     dtype: Annotated[
         str | None,
         Option(
@@ -210,7 +220,7 @@ class PacketOptions:
             "--threads",
             envvar="TOFC_DEVICE_THREADS",
             help="CPU threads that compute a picture's features.",
-            show_default="OMP_NUM_THREADS, else one per core",
+            show_default="numpy: 1; torch: OMP_NUM_THREADS, else one per core",
             metavar="N",
         ),
     ] = None
@@ -226,7 +236,9 @@ class PacketOptions:
     @property
     def compute(self) -> Compute:
         """Where and in which type features are computed."""
-        return Compute(dtype=self.dtype, device=self.device or "cpu", threads=self.threads)
+        return Compute(
+            backend=self.backend or "auto", dtype=self.dtype, device=self.device or "cpu", threads=self.threads
+        )
 
     def open_encoder(self) -> TowerEncoder:
         """Open the model. Raises UsageError, CheckpointError, EncoderError."""

@@ -23,7 +23,7 @@ from edge_server.placement import compute_dtype, out_of_memory_said, require_net
 from edge_server.reasoning import ThinkTokens
 from edge_server.settings import ServerSettings
 from edge_server.token_embedding import TokenEmbedding
-from tofc.codec.blas_threads import use_one_blas_thread
+from tofc.blas_threads import use_one_blas_thread
 from tofc.codec.codec import Codec
 from tofc.errors import CheckpointError, CodecError
 from tofc.model.checkpoint import Checkpoint, Side

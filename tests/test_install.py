@@ -203,7 +203,7 @@ def test_an_environment_that_was_moved_is_made_again(tmp_path: Path, place: str,
 def test_every_requirement_has_a_lower_and_an_upper_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = {*project["dependencies"], *extras["device"], *extras["server"], *extras["images"]}
+    needed = {*project["dependencies"], *extras["device"], *extras["torch"], *extras["server"], *extras["images"]}
     assert [one for one in needed if not re.fullmatch(r"[\w-]+>=[\d.]+,<[\d.]+", one)] == []
     oldest = subprocess.run([sys.executable, ".ci/oldest"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(oldest.split()) == {one.partition(",")[0].replace(">=", "==") for one in needed}

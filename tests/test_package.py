@@ -197,12 +197,12 @@ def with_requirements(names: Iterable[str]) -> set[str]:
 
 def test_a_device_installs_neither_a_server_nor_a_lab(wheel: Path) -> None:
     requirements = described(wheel).get_all("Requires-Dist", [])
-    device, server, lab = (required(requirements, extra) for extra in ("device", "server", "lab"))
+    device, torch, server, lab = (required(requirements, extra) for extra in ("device", "torch", "server", "lab"))
     assert {"transformers", "cryptography", "grpcio-health-checking", "grpcio-reflection"} <= server - device
     extra = (server | lab | {"tofc-lab"}) - device
+    assert torch - device == {"torch"} <= extra
     assert {"grpcio", "numpy"} <= with_requirements(device)
-    assert with_requirements(device) & extra <= with_requirements(["torch"]) & {"jinja2"}  # which torch requires
-    assert with_requirements(required(requirements, extra="")) & (extra | {"torch"}) == set()
+    assert with_requirements(device) & extra == set()
 
 
 def test_the_wheel_works_elsewhere(installed: Environment, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def install(extra: str, root: Path = ROOT) -> str:
     """Return the command that installs `extra`.
 
-    >>> install("device").removeprefix(sys.executable).replace(str(ROOT), "/src/tofc")
-    " -m pip install -e '/src/tofc[device]'"
+    >>> install("torch").removeprefix(sys.executable).replace(str(ROOT), "/src/tofc")
+    " -m pip install -e '/src/tofc[torch]'"
     """
     if (root / "pyproject.toml").exists():
         wanted = ["-e", f"{root}[{extra}]"]

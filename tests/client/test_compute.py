@@ -76,7 +76,7 @@ def test_only_a_lack_of_memory_is_reported_in_other_words(
 
     monkeypatch.setattr("tofc.model.tower.Tower", failing)
     with pytest.raises(kind, match=message):
-        TowerEncoder.open(NANO).load()
+        TowerEncoder.open(NANO, compute=Compute(backend="torch")).load()
 
 
 def test_what_changes_features_changes_a_picture_and_nothing_else_does(small: Path) -> None:

@@ -288,7 +288,7 @@ def test_threads_may_share_a_codec(codec: Codec) -> None:
 def test_blas_is_limited_to_one_thread() -> None:
     program = (
         "import ctypes, pathlib, numpy as np\n"
-        "from tofc.codec.blas_threads import use_one_blas_thread\n"
+        "from tofc.blas_threads import use_one_blas_thread\n"
         "(library,) = pathlib.Path(np.__file__).parents[1].glob('numpy.libs/*openblas*')\n"
         "number = ctypes.CDLL(str(library)).scipy_openblas_get_num_threads64_\n"
         "before = number()\n"

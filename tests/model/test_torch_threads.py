@@ -21,7 +21,7 @@ DEVICE = """
 from pathlib import Path
 from device_client.compute import Compute
 from device_client.encoder import TowerEncoder
-TowerEncoder.open(Path({model!r}), compute=Compute(threads={threads})).load()
+TowerEncoder.open(Path({model!r}), compute=Compute(backend="torch", threads={threads})).load()
 """
 SERVER = """
 from pathlib import Path

@@ -48,6 +48,7 @@ class Configured:
         preset: str | None = None,
         features: int | None = None,
         budget_bytes: int | None = None,
+        backend: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
         threads: int | None = None,
@@ -78,9 +79,10 @@ class Configured:
             features: the most features of a view (the whole picture, or a part of a large one), instead of the
                 preset's number.
             budget_bytes: the most bytes of all packets of a picture, instead of a preset.
+            backend: what computes the vision tower, "numpy", "torch" or "auto" (None): numpy for small ones in float32.
             dtype: the vision tower's number type, "float32", "bfloat16" or "int8"; None: as the checkpoint is stored.
             device: where the vision tower computes, "cpu" (None), "cuda", …; with ":local:" the decoder too.
-            threads: CPU threads of the vision tower; None: as many as torch chooses.
+            threads: CPU threads of the vision tower; None: one for numpy, as many as torch chooses.
             codec: with mode="image": "jpeg" (None), "webp", "avif" or "jxl".
             quality: with mode="image": 1 to 100, as the format defines it; None: 75.
             scale: with mode="image": factor of width and height, more than 0 up to 1; None: 1.
@@ -115,6 +117,7 @@ class Configured:
                     preset=preset,
                     features=features,
                     budget_bytes=budget_bytes,
+                    backend=backend,
                     dtype=dtype,
                     device=device if mode == "features" else None,  # else it is the private server's
                     threads=threads,

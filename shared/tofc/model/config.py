@@ -15,6 +15,7 @@ from typing import Any
 from tofc.errors import CheckpointError
 from tofc.model.views import ViewRule
 
+ROPE_THETA = 10_000  # base of the frequencies of rotary positions
 ARCHITECTURE = "StepVLForConditionalGeneration"
 #: key in the released checkpoint → key in transformers' `Step3p7VisionConfig`
 _VISION_ALIASES = {
@@ -43,7 +44,7 @@ _VISION_FIXED: dict[str, Any] = {
     "use_cls_token": False,
     "use_abs_posemb": True,
     "use_rope2d": True,
-    "rope_theta": 10_000,
+    "rope_theta": ROPE_THETA,
     "rope_type": "axial",
 }
 _TEXT_REQUIRED = (

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tofc.model.config import ROPE_THETA
+
 BLOCK = 676  # tokens on a CPU: a quarter of a view of 728 px
-THETA = 10_000.0  # base of the rotary frequencies
 
 
 class PerceptionEncoder(nn.Module):
@@ -68,7 +69,7 @@ def rotary_angles(side: int, head: int) -> Tensor:
     second by the row. Pair i of a half has the angle position × 10000^(−2i / (head / 2)).
     """
     half = head // 2
-    frequencies = 1 / THETA ** (torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half)
+    frequencies = 1 / float(ROPE_THETA) ** (torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half)
     cells = torch.arange(side * side, device="cpu")
     column, row = cells % side, cells // side
     return torch.cat((column[:, None] * frequencies, row[:, None] * frequencies), 1)

@@ -68,6 +68,11 @@ class StoredTensor:
             raw = mapped[self.start : self.end]
         return _float32(np.frombuffer(raw, _NUMPY[self.dtype]).reshape(self.shape), self.dtype)
 
+    def mapped(self) -> NDArray[np.float32]:
+        """Return it as a float32 array that is not to be written to: mapped into memory if it is stored in float32."""
+        raw = np.memmap(self.file, _NUMPY[self.dtype], "r", self.start, self.shape)
+        return np.asarray(raw) if self.dtype == "F32" else _float32(np.asarray(raw), self.dtype)
+
     def rows(self) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
         """Map it into memory; return what reads its rows at some indices as float32 [..., *shape[1:]]."""
         mapped = np.memmap(self.file, _NUMPY[self.dtype], "r", self.start, self.shape)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tofc.errors import UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.int8 import Int8Linear
 from tofc.model.mapped_tensors import MappedTensors
 from tofc.model.perception_encoder import PerceptionEncoder
 from tofc.model.released_names import VISION, from_released
 from tofc.model.resources import require_memory
+from tofc.model.vision_tower import check_pixels
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE_BLOCK_BYTES = 1 << 20
@@ -68,11 +68,7 @@ class Tower:
     @torch.inference_mode()
     def features(self, pixels: NDArray[np.float32]) -> torch.Tensor:
         """Compute what `encode` returns, as a float32 tensor on the tower's device."""
-        patch = self.config.patch
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.shape[2] % patch:
-            raise UsageError(
-                f"pixels must be [B, 3, S, S] with S a multiple of {patch}, got {pixels.shape}: use views()"
-            )
+        check_pixels(pixels, self.config.patch)
         x = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device, self.dtype)
         found: torch.Tensor = self.model(x).float()  # [B, N, D]
         return found
