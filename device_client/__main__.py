@@ -1,7 +1,7 @@
 """The command `device-client`, also as `python -m device_client`.
 
 Promises that Ctrl-C ends it quietly from the start, even while libraries are imported, that its standard streams are
-open, and that gRPC does not log to stderr. Leaves everything else to `cli`.
+open, and that gRPC does not log to stderr. Leaves everything else to `program`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when grpc is imported; errors are raised anyway
     prepare()
     try:
-        from device_client.cli import app
+        from device_client.program import run
 
-        app()
+        run(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import typer
 
 from device_client.picture import Picture
 from device_client.reasoning import Reasoning
@@ -122,7 +121,8 @@ async def stream(answer: Answer, stop_waiting: Callable[[], None]) -> None:
                 shown = False
                 note("the text so far was thinking; the answer:")
             if delta.thinking:
-                typer.secho(printable(delta.text), err=True, nl=False, dim=True)  # dim on terminals only
+                dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+                print(f"{dim}{printable(delta.text)}{plain}", end="", file=sys.stderr, flush=True)
                 in_thinking = True
                 continue
             text = line_ends + delta.text if shown else delta.text.lstrip("\n")

@@ -9,17 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from device_client import batch
 from device_client.batch_out import open_out
+from device_client.encoder import EncoderThread
 from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
 from device_client.session import Session
-from device_client.waiting import CONSOLE, EncoderActivity
+from device_client.waiting import stderr_console
 from tofc.errors import CallError
 from tofc.terminal import note, one_line
+
+
+class EncoderActivity(ProgressColumn):
+    """A column of a batch's progress bar: what the encoder is doing."""
+
+    def __init__(self, encoder: EncoderThread) -> None:
+        super().__init__()
+        self._encoder = encoder
+
+    def render(self, task: Task) -> Text:
+        """Return the text of the column; none at the end of the batch, which needs no encoder any more."""
+        return Text("" if task.finished else self._encoder.doing, overflow="ellipsis", no_wrap=True)
 
 
 async def run(
@@ -46,7 +67,7 @@ async def run(
             return failed
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         async with open_session() as session:
-            with Progress(*columns, EncoderActivity(session.encoder), console=CONSOLE) as progress:
+            with Progress(*columns, EncoderActivity(session.encoder), console=stderr_console()) as progress:
                 task = progress.add_task("asking", total=len(lines), completed=done)
 
                 def warn(text: str) -> None:

@@ -1,30 +1,24 @@
 """The command `device-client`: ask about pictures, chat about them, or draw a map of what would be sent of one.
 
-Promises that every error a user can cause is one line and an exit code, and that wrong arguments are reported before
-anything slow begins. Leaves the options to `options`, and the work to `ask`, `batch`, `chat` and `inspect`.
+Promises that wrong arguments are reported before anything slow begins. Leaves reading the command line and errors to
+`program`, the options to `options`, and the work to `ask`, `batch`, `chat` and `inspect`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
-import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import typer
-
-from device_client import batch_progress
 from device_client.ask import ask_all, split_arguments
-from device_client.chat import READER, converse
-from device_client.encoder import THREAD, Encoder, EncoderThread
-from device_client.exit_codes import INTERRUPTED, LINES_FAILED, exit_code
+from device_client.chat import converse
+from device_client.encoder import Encoder, EncoderThread
+from device_client.exit_codes import LINES_FAILED
 from device_client.options import AnswerOptions, ImageOptions, PacketOptions, ServerOptions, encoder_opener
 from device_client.picture import Picture
 from device_client.question import check_text
@@ -32,11 +26,8 @@ from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
 from device_client.session import Session
 from device_client.waiting import log
-from tofc.command import Commands, Program
-from tofc.error_text import describe
-from tofc.errors import Error, UsageError
-from tofc.option_groups import with_option_groups
-from tofc.out_of_memory import out_of_memory
+from tofc.errors import UsageError
+from tofc.option_groups import Argument, Option
 from tofc.terminal import note, one_line
 from tofc.tracing import Tracer
 
@@ -50,53 +41,33 @@ EXIT_CODES = (
 )
 
 
-class DeviceCommands(Commands):
-    """Commands whose errors are one line on stderr and an exit code. Other exceptions are defects: see `Program`."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        logging.getLogger("grpc").setLevel(logging.CRITICAL)
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # the reader of the output has gone: `Program` ends quietly
-            raise
-        except (Error, OSError, MemoryError) as error:
-            note(f"device-client: {describe(error)}")
-            raise typer.Exit(exit_code(error)) from None
-        except RuntimeError as error:  # from torch, if memory runs out while a picture is encoded
-            if not out_of_memory(error):
-                raise
-            note(f"device-client: {describe(MemoryError(str(error)))}")
-            raise typer.Exit(exit_code(MemoryError())) from None
-        except KeyboardInterrupt:
-            note("device-client: stopped")
-            raise typer.Exit(INTERRUPTED) from None
+COMMANDS: dict[str, tuple[Callable[..., None], str | None]] = {}  # name → the command, a text below its help
 
 
-class DeviceProgram(Program):
-    """The program; ends at once when done, even while the encoder thread imports torch or encodes a large view."""
+def command(*, epilog: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command; its parameters are options (`tofc.option_groups`)."""
 
-    def leave(self, code: int) -> NoReturn:
-        """End the process."""
-        if "torch" in sys.modules or any(thread.name in (THREAD, READER) for thread in threading.enumerate()):
-            os._exit(code)  # unloading torch takes a second, and may crash if a thread still runs in it
-        super().leave(code)
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        COMMANDS[function.__name__] = function, epilog
+        return function
 
-
-app = DeviceProgram(
-    "device-client",
-    cls=DeviceCommands,
-    help="Ask an edge server about pictures; of each picture this device sends about 20 bytes.",
-)
+    return register
 
 
-@app.command(epilog=EXIT_CODES)
-@with_option_groups
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(name)
+    from device_client.typer_app import app  # imports typer, which most calls of the program do without
+
+    return app
+
+
+@command(epilog=EXIT_CODES)
 def ask(
     *,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             help="One or more pictures, then the question; with --question only pictures.",
             metavar="PICTURE... QUESTION",
             show_default=False,
@@ -104,7 +75,7 @@ def ask(
     ] = None,
     more_questions: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--question",
             "-q",
             help="A question; repeat the option to ask several about the same pictures.",
@@ -113,7 +84,7 @@ def ask(
     ] = None,
     batch: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             envvar="TOFC_DEVICE_BATCH",
             help='Answer every line of this UTF-8 file, a JSON object {"image": PATH, "question": TEXT}; several '
             'pictures: "images": [PATH, …]. Paths are relative to the file, or to the working directory if it is a '
@@ -123,7 +94,7 @@ def ask(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             envvar="TOFC_DEVICE_BATCH_OUT",
             help="File for the answers of --batch, one JSON object per line.",
             metavar="OUT.jsonl",
@@ -131,7 +102,7 @@ def ask(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--resume",
             envvar="TOFC_DEVICE_RESUME",
             help="Continue a batch that was stopped: answer the lines that OUT.jsonl lacks.",
@@ -156,6 +127,8 @@ def ask(
             raise UsageError("--batch takes pictures and questions from the file; give no others, and not --json")
         if out is None:
             raise UsageError("--batch needs --out OUT.jsonl, the file for the answers")
+        from device_client import batch_progress  # imports rich
+
         running = batch_progress.run(
             batch,
             out,
@@ -167,7 +140,7 @@ def ask(
             timeout_s=answers.limit_s,
         )
         if _run(running, tracer):
-            raise typer.Exit(LINES_FAILED)
+            raise SystemExit(LINES_FAILED)
         return
     if out is not None or resume:
         raise UsageError("--out and --resume belong to --batch FILE.jsonl; add that, or leave them out")
@@ -200,11 +173,10 @@ def ask(
     _run(run(), tracer)
 
 
-@app.command(epilog=EXIT_CODES)
-@with_option_groups
+@command(epilog=EXIT_CODES)
 def chat(
     *,
-    paths: Annotated[list[Path], typer.Argument(help="One or more pictures.", metavar="PICTURE")],
+    paths: Annotated[list[Path], Argument(help="One or more pictures.", metavar="PICTURE")],
     server: ServerOptions,
     packets: PacketOptions,
     image: ImageOptions,
@@ -234,17 +206,14 @@ def chat(
             )
 
     if code := _run(run(), tracer):
-        raise typer.Exit(code)
+        raise SystemExit(code)
 
 
-@app.command()
-@with_option_groups
+@command()
 def inspect(
     *,
-    path: Annotated[Path, typer.Argument(help="A picture.", metavar="PICTURE")],
-    out: Annotated[
-        Path, typer.Option(envvar="TOFC_DEVICE_INSPECT_OUT", help="File for the map (PNG).", metavar="MAP.png")
-    ],
+    path: Annotated[Path, Argument(help="A picture.", metavar="PICTURE")],
+    out: Annotated[Path, Option(envvar="TOFC_DEVICE_INSPECT_OUT", help="File for the map (PNG).", metavar="MAP.png")],
     packets: PacketOptions,
 ) -> None:
     """Draw a map of what would be sent of a picture: which parts share a feature, and the bits that each feature takes.

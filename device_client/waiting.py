@@ -1,31 +1,44 @@
 """The line that a person sees while waiting: a large model may load, or encode a picture, for minutes.
 
-Promises that the line disappears in the end, and that it is not written if stderr is not a terminal. Leaves its text to
+Promises that the line disappears in the end, and that it is not written, and rich not imported, if stderr is not a
+terminal. Leaves its text to
 `encoder`, and messages about a server that is not ready to `server_wait`.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.live import Live
-from rich.progress import ProgressColumn, Task
-from rich.spinner import Spinner
-from rich.text import Text
+from functools import cache
+from typing import TYPE_CHECKING
 
 from device_client.encoder import EncoderThread
 from device_client.session import Answer
-from tofc.terminal import one_line
+from tofc.terminal import note, one_line
 
-CONSOLE = Console(stderr=True)  # the same for all, so that other lines are printed above the one that changes
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.spinner import Spinner
+
+
+@cache
+def stderr_console() -> Console:
+    """Return the same console for all, so that other lines are printed above the one that changes. Imports rich."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 def log(text: str) -> None:
     """Print a line that stays."""
-    CONSOLE.print(one_line(f"device-client: {text}"), markup=False, emoji=False, highlight=False, soft_wrap=True)
+    if not sys.stderr.isatty():
+        note(f"device-client: {text}")
+        return
+    stderr_console().print(
+        one_line(f"device-client: {text}"), markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
 
 
 @contextmanager
@@ -36,7 +49,12 @@ def waiting(
 
     `answer`: whose samples are reported, if it is found from samples.
     """
-    shown = console or CONSOLE
+    if console is None and not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.live import Live
+
+    shown = console or stderr_console()
     if not shown.is_terminal:
         yield lambda: None
         return
@@ -53,26 +71,18 @@ def waiting(
         yield live.stop
 
 
-class EncoderActivity(ProgressColumn):
-    """A column of a batch's progress bar: what the encoder is doing."""
-
-    def __init__(self, encoder: EncoderThread) -> None:
-        super().__init__()
-        self._encoder = encoder
-
-    def render(self, task: Task) -> Text:
-        """Return the text of the column; none at the end of the batch, which needs no encoder any more."""
-        return Text("" if task.finished else self._encoder.doing, overflow="ellipsis", no_wrap=True)
-
-
 class _Line:
     def __init__(self, encoder: EncoderThread, answer: Answer | None) -> None:
+        from rich.spinner import Spinner
+
         self._encoder = encoder
         self._answer = answer
         self._spinner = Spinner("dots")
         self._doing, self._since = "", 0.0
 
     def draw(self) -> Spinner:
+        from rich.text import Text
+
         samples = "" if self._answer is None else self._answer.samples.doing
         doing = self._encoder.doing or samples or "waiting for the server"
         if doing != self._doing:

@@ -28,6 +28,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tofc.model.feature_codecs import CODEC_FILES
+from tofc.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Builds without the package index: the build backend is installed, because torch requires it.
@@ -161,7 +162,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
 def test_the_lab_has_its_own_wheel(lab_wheel: Path) -> None:
     code = {name for name in tracked() if name.startswith("lab/tofc_lab/")}
     assert contents(lab_wheel) == {name.removeprefix("lab/") for name in code}
-    versions = {recipe(name)["project"]["version"] for name in ("pyproject.toml", "lab/pyproject.toml")}
+    versions = {recipe(name)["project"]["version"] for name in ("pyproject.toml", "lab/pyproject.toml")} | {VERSION}
     (same,) = versions
     assert recipe("lab/pyproject.toml")["project"]["dependencies"] == [f"tofc[device,server,lab]=={same}"]
 

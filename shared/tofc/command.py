@@ -1,28 +1,20 @@
-"""What all commands of this project have in common: `--version`, shell completion, and how they end.
+"""What all commands of this project have in common: `--version`, and shell completion by their own names.
 
-Promises that a command whose output nobody reads any more ends quietly, that typer's own messages about wrong use
-cannot control a terminal, and that a defect ends with its traceback, where to report it, and exit code 70. Leaves the
-standard streams to `streams` and the errors that users cause to each command.
+Promises that typer's own messages about wrong use cannot control a terminal. Leaves how a command ends to `program`,
+and the errors that users cause to each command.
 """
 
 from __future__ import annotations
 
 import sys
-import traceback
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from tofc import streams
-from tofc.terminal import note, one_line, say
+from tofc.program import run_program
+from tofc.terminal import one_line, say
 from tofc.version import software_version
-
-FAULTY = 70  # EX_SOFTWARE of sysexits.h
-DEFECT = (
-    "This is a defect of tofc {version}, not a mistake of yours; please report it with the lines above, as "
-    "CONTRIBUTING.md describes."
-)
 
 
 class Commands(TyperGroup):
@@ -79,18 +71,8 @@ class Program(typer.Typer):
         super().__init__(**{**defaults, **settings})
 
     def __call__(self, *arguments: Any, **settings: Any) -> NoReturn:
-        streams.prepare()
-        self.leave(streams.exit_code(lambda: self._run(*arguments, **{"prog_name": self._name, **settings})))
-
-    def _run(self, *arguments: Any, **settings: Any) -> None:
-        try:
-            super().__call__(*arguments, **settings)
-        except Exception as error:
-            if isinstance(error, BrokenPipeError) or streams.unwritable(error):
-                raise  # `streams` turns it into an exit code
-            traceback.print_exc()
-            note(DEFECT.format(version=software_version()))
-            sys.exit(FAULTY)
+        named = {"prog_name": self._name, **settings}
+        self.leave(run_program(lambda: super(Program, self).__call__(*arguments, **named)))
 
     def leave(self, code: int) -> NoReturn:
         """End the process."""

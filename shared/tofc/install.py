@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +23,8 @@ def install(extra: str, root: Path = ROOT) -> str:
     if (root / "pyproject.toml").exists():
         wanted = ["-e", f"{root}[{extra}]"]
     else:
+        from importlib import metadata  # slow, and needed for an error message only
+
         try:
             every = metadata.requires("tofc") or []
         except metadata.PackageNotFoundError:

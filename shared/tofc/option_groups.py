@@ -10,7 +10,7 @@
 
 Promises that the order of parameters and fields is the order in --help, that errors which a dataclass raises in
 `__post_init__` are raised when the command runs, and that such a dataclass can be used without loading typer. Leaves
-parsing to typer and the meaning of the options to the dataclasses.
+parsing to typer and `quick_options`, and the meaning of the options to the dataclasses.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ class Option:
         self.settings = settings
 
 
+class Argument:
+    """What `typer.Argument` is called with, once a command needs it."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.names: tuple[str, ...] = ()
+        self.settings = settings
+
+
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Replace every parameter whose type is a dataclass by that dataclass's fields, for typer to see."""
     hints = get_type_hints(command, include_extras=True)
@@ -41,7 +49,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             groups[parameter.name] = kind
             parameters += _options(kind)
         else:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+            kept = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_for_typer(kind))
+            parameters.append(kept)
 
     @wraps(command)
     def run(**values: Any) -> None:
@@ -81,5 +90,8 @@ def _for_typer(hint: Any) -> Any:
     if get_origin(hint) is not Annotated:
         return hint
     kind, *notes = get_args(hint)
-    converted = [typer.Option(*one.names, **one.settings) if isinstance(one, Option) else one for one in notes]
+    makers: dict[type[Any], Any] = {Option: typer.Option, Argument: typer.Argument}
+    converted = [
+        makers[type(one)](*one.names, **one.settings) if isinstance(one, (Option, Argument)) else one for one in notes
+    ]
     return Annotated[kind, *converted]

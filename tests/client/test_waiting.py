@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from device_client.batch_progress import EncoderActivity
 from device_client.encoder import EncoderThread
 from device_client.fake import FakeEncoder
-from device_client.waiting import EncoderActivity, waiting
+from device_client.waiting import waiting
 
 
 def terminal() -> tuple[Console, io.StringIO]:

@@ -18,7 +18,7 @@ from edge_server.fake import FakeAssembler, fake_backend
 from edge_server.outbox import Outbox
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
-from tofc.command import FAULTY
+from tofc.program import FAULTY
 from tofc.v1 import tofc_pb2 as pb
 
 

@@ -81,13 +81,14 @@ class NumpyTower:
             for at in range(0, len(x), BLOCK):
                 rows = x[at : at + BLOCK]
                 rows += _mlp(self._norm(rows, block, "ln_2"), block)
-        image = x.reshape(side, side, -1)  # [H, W, C]
+        image: Array = x.reshape(side, side, -1)  # [H, W, C]
         for name in ("vit_downsampler1", "vit_downsampler2"):
             image = _downsample(image, w[f"{name}.weight"], w[f"{name}.bias"])
-        return image.reshape(-1, image.shape[-1])
+        features: Array = image.reshape(-1, image.shape[-1])
+        return features
 
     def _norm(self, x: Array, weights: Mapping[str, Array], name: str) -> Array:
-        centred = x - x.mean(-1, keepdims=True)
+        centred: Array = x - x.mean(-1, keepdims=True)
         variance = np.einsum("nw,nw->n", centred, centred) / np.float32(x.shape[-1])
         centred /= np.sqrt(variance + self._eps)[:, None]
         centred *= weights[f"{name}.weight"]
@@ -172,5 +173,5 @@ def _downsample(x: Array, weight: Array, bias: Array) -> Array:
     padded[1:-1, 1:-1] = x
     windows: Any = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1))[::2, ::2]  # [H', W', C, 3, 3]
     patches = windows.reshape(windows.shape[0] * windows.shape[1], -1)  # in the order of the weights: no copy of them
-    found = _linear(patches, weight.reshape(len(weight), -1), bias)
-    return found.reshape(*windows.shape[:2], -1)
+    found: Array = _linear(patches, weight.reshape(len(weight), -1), bias).reshape(*windows.shape[:2], -1)
+    return found

@@ -32,8 +32,17 @@ from tofc.model.tone_mapping import brightest_value, low_bytes_rawmode, to_rgb
 from tofc.model.views import MAX_PIXELS
 from tofc.out_of_memory import can_allocate, out_of_memory
 
-#: the formats that pictures are usually in; some of Pillow's other decoders run programs
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+#: the formats that pictures are usually in → their plugins; some of Pillow's other decoders run programs
+_FORMATS = {
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "WEBP": "WebP",
+    "GIF": "Gif",
+    "BMP": "Bmp",
+    "TIFF": "Tiff",
+    "AVIF": "Avif",
+    "PPM": "Ppm",
+}
 #: big-endian raw mode → native one: libtiff has already swapped the bytes, and Pillow would swap them again
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 _ORIENTATION = 0x0112
@@ -288,7 +297,8 @@ def _formats(file: IO[bytes], max_pixels: int) -> list[str]:
 
 @cache
 def _own_formats() -> list[str]:
-    Image.init()
+    for plugin in _FORMATS.values():  # Image.init() would import 43 of them
+        import_module(f"PIL.{plugin}ImagePlugin")
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
