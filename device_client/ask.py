@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from device_client.report import Comparison, compare
 from device_client.sampling import Sampling
 from device_client.session import Answer, Session
 from device_client.waiting import waiting
-from tofc.terminal import note, printable, say, say_json
+from tofc.terminal import note, note_dim, say, say_json
 from tofc.text import encoding_problem, stripped
 
 # A name with such a suffix is taken for a picture, even if the file is missing, and not for a question.
@@ -121,8 +120,7 @@ async def stream(answer: Answer, stop_waiting: Callable[[], None]) -> None:
                 shown = False
                 note("the text so far was thinking; the answer:")
             if delta.thinking:
-                dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
-                print(f"{dim}{printable(delta.text)}{plain}", end="", file=sys.stderr, flush=True)
+                note_dim(delta.text)
                 in_thinking = True
                 continue
             text = line_ends + delta.text if shown else delta.text.lstrip("\n")

@@ -252,7 +252,12 @@ async def _session(
 ) -> AsyncIterator[tuple[Session, list[Picture]]]:
     """Open the pictures, then a session for them."""
     thread = EncoderThread(encoder)
-    pictures = [thread.open(path) for path in paths]
+    thread.start()  # the model loads while pictures are opened and the server is called
+    try:
+        pictures = [thread.open(path) for path in paths]
+    except BaseException:
+        thread.close()
+        raise
     async with open_session(thread) as session:
         yield session, pictures
 

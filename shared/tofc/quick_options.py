@@ -47,9 +47,9 @@ class _Parameter:
         """Return what was given; MISSING for nothing."""
         given, variable = self.found, self.note.settings.get("envvar", "")
         if not given and variable in environment:
-            if self.many or self.kind is bool or not environment[variable]:
+            if self.kind is bool or (self.many and self.kind is not str) or not environment[variable].strip():
                 raise _NotQuick
-            given = [environment[variable]]
+            given = environment[variable].split() if self.many else [environment[variable]]
         if not given:
             if self.required:
                 raise _NotQuick
@@ -81,7 +81,10 @@ def read_words(
             kind = hints[one.name]
             if isinstance(kind, type) and is_dataclass(kind):
                 of_fields = get_type_hints(kind, include_extras=True)
-                options = [_parameter(f.name, of_fields[f.name], f.default is MISSING) for f in fields(kind)]
+                options = [
+                    _parameter(f.name, of_fields[f.name], f.default is MISSING and f.default_factory is MISSING)
+                    for f in fields(kind)
+                ]
                 groups[one.name] = (kind, options)
             else:
                 groups[one.name] = (None, [_parameter(one.name, kind, one.default is inspect.Parameter.empty)])

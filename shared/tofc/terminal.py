@@ -62,3 +62,9 @@ def _print(text: str) -> None:
 def note(text: str = "") -> None:
     """Print one line to stderr and flush."""
     print(one_line(text), file=sys.stderr, flush=True)
+
+
+def note_dim(text: str) -> None:
+    """Print a part of a text to stderr, dim on a terminal, and flush."""
+    dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{dim}{printable(text)}{plain}", end="", file=sys.stderr, flush=True)

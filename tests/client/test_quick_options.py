@@ -48,7 +48,12 @@ UNUSUAL = [
 ]
 VARIABLES = [
     {},
-    {"TOFC_DEVICE_SERVER": "there:3", "TOFC_DEVICE_TIMEOUT": "9", "TOFC_MODEL": "folder", "TOFC_DEVICE_SEED": "4"},
+    {
+        "TOFC_DEVICE_SERVER": "there:3 too:4",
+        "TOFC_DEVICE_TIMEOUT": "9",
+        "TOFC_MODEL": "folder",
+        "TOFC_DEVICE_SEED": "4",
+    },
     {"TOFC_DEVICE_JSON": "1"},
     {"TOFC_DEVICE_JSON": "0"},
     {"TOFC_DEVICE_PRESET": ""},

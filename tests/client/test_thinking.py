@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from device_client.fake import FakeEncoder
 from device_client.sampling import Sampling
@@ -15,6 +16,7 @@ from device_client.transcript import Delta, Transcript
 from tests.client.conftest import Begin, FakeServer
 from tests.client.test_cli import ask, command
 from tofc.errors import UsageError
+from tofc.terminal import note_dim
 from tofc.v1 import tofc_pb2 as pb
 
 THOUGHT: list[dict[str, Any]] = [
@@ -125,10 +127,19 @@ def test_thinking_is_dimmed_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     serving.tokens = THOUGHT
-    said: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(typer, "secho", lambda text, **style: said.append((text, style)))
+    said: list[str] = []
+    monkeypatch.setattr("device_client.ask.note_dim", said.append)
     ask(serving, small, "?", "--show-thinking")
-    assert said == [(text, {"err": True, "nl": False, "dim": True}) for text in ("a 4,", " a 2\n")]
+    assert said == ["a 4,", " a 2\n"]
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, expected in ((Terminal(), "\x1b[2ma 4\\x1b[0m\x1b[0m"), (io.StringIO(), "a 4\\x1b[0m")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        note_dim("a 4\x1b[0m")
+        assert stream.getvalue() == expected
 
 
 def test_a_cut_answer_says_what_to_do(
