@@ -69,9 +69,9 @@ test-vllm: $(VLLM)/installed-vllm ## run the tests of the engines of vLLM, with 
 	@OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -p no:cacheprovider -rP tests/vllm
 
 .PHONY: arm
-arm: $(VENV)/installed-dev ## run the codec on an emulated 64-bit ARM machine (Debian or Ubuntu, no root)
+arm: $(VENV)/installed-dev ## run a device and the codec on an emulated 64-bit ARM machine (Debian or Ubuntu, no root)
 	@PYTHON=$(BIN)/python .ci/arm $(VENV)/arm
-	@set -o pipefail; TOFC_ARM=$(abspath $(VENV)/arm) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/codec/test_exactness.py -k arm | tee $(VENV)/arm.log
+	@set -o pipefail; TOFC_ARM=$(abspath $(VENV)/arm) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/codec/test_exactness.py tests/model/test_arm_device.py -k arm | tee $(VENV)/arm.log
 	@grep -q ' passed' $(VENV)/arm.log || { echo "No test ran on the emulated machine."; exit 1; }
 
 # Each of the next two makes its own new environment. The first finds what new releases of libraries break.
