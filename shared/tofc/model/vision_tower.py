@@ -20,7 +20,8 @@ from tofc.model.checkpoint import Checkpoint
 from tofc.model.released_names import VISION
 
 BACKENDS = ("auto", "numpy", "torch")
-NUMPY_MAX_PARAMETERS = 100_000_000  # larger ones take longer than torch (`python -m benchmarks.towers`)
+# numpy takes up to 1.2 × torch's time (`python -m benchmarks.towers`): 0.2 s a view here, a fraction of importing torch
+NUMPY_MAX_PARAMETERS = 100_000_000
 
 
 class VisionTower(Protocol):
