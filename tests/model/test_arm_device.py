@@ -40,13 +40,13 @@ print(json.dumps([platform.machine(), [name for name in ("torch", "grpc") if nam
 
 @pytest.mark.skipif(not MACHINE, reason="no emulated ARM machine: `make arm` prepares one")
 @pytest.mark.parametrize(
-    ("cpu", "kernel", "width"), [("cortex-a72", "CORTEXA57", 500), ("neoverse-n1", "NEOVERSEN1", 0)]
+    ("cpu", "kernel", "width"), [("cortex-a72", "CORTEXA57", 336), ("neoverse-n1", "NEOVERSEN1", 0)]
 )
 def test_an_arm_device_makes_the_packets_of_this_machine(cpu: str, kernel: str, width: int, tmp_path: Path) -> None:
     """Two pictures: one that is cut into crops, and the demo's."""
     file = NANO / "example.jpg"
     if width:
-        open_image(file).resize((width, 300)).save(file := tmp_path / "wide.png")
+        open_image(file).resize((width, 200)).save(file := tmp_path / "wide.png")
     environment = {"QEMU_CPU": cpu, "OPENBLAS_CORETYPE": kernel, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
         [f"{MACHINE}/python", "-c", DEVICE, str(file)],
