@@ -68,7 +68,8 @@ class Compute:
             return open_tower(checkpoint, backend, dtype=dtype, device=self.device, threads=self.threads)
         except ImportError as error:
             raise EncoderError(
-                f"a vision tower in {dtype} needs {error.name}: {install('torch')}; or use --dtype float32"
+                f"a vision tower in {dtype} needs {error.name}: {install('torch')}; without it --backend numpy "
+                "computes in float32"
             ) from error
 
     def setting(self, checkpoint: Checkpoint) -> str:

@@ -43,7 +43,7 @@ print(json.dumps([platform.machine(), [name for name in ("torch", "grpc") if nam
     ("cpu", "kernel", "width"), [("cortex-a72", "CORTEXA57", 336), ("neoverse-n1", "NEOVERSEN1", 0)]
 )
 def test_an_arm_device_makes_the_packets_of_this_machine(cpu: str, kernel: str, width: int, tmp_path: Path) -> None:
-    """Two pictures: one that is cut into crops, and the demo's."""
+    """One picture that is cut into crops, and the demo's."""
     file = NANO / "example.jpg"
     if width:
         open_image(file).resize((width, 200)).save(file := tmp_path / "wide.png")
