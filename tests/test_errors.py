@@ -15,8 +15,12 @@ from tofc.errors import CallError, Error, Status
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("shared/tofc", "device_client", "edge_server", "lab/tofc_lab")
-#: helpers that the module which raises them catches: none of them reaches a caller
-PRIVATE = {"shared/tofc/model/image_metadata.py: _Unexpected", "device_client/batch_out.py: _NoLocks"}
+#: helpers that are caught where they are raised, or by the engine whose folder they are in: none reaches a caller
+PRIVATE = {
+    "shared/tofc/model/image_metadata.py: _Unexpected",
+    "device_client/batch_out.py: _NoLocks",
+    *(f"edge_server/engine/faults.py: {name}" for name in ("BrokenOffError", "NonsenseError", "RefusedError")),
+}
 LINE = re.compile(
     r"    (?P<stem>(?:[│ ]   )*(?:[├└]── )?)(?P<name>\w+Error|Error)(?: \((?P<more>\w+)\))?(?P<rest>  .*)?"
 )

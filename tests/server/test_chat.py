@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from edge_server.engine.base import Generation, Prompt
 from edge_server.engine.fake import FakeEngine
 from edge_server.engine.sampling import SamplingParams
 from edge_server.fake import fake_backend, prompt_bytes
@@ -100,18 +99,6 @@ async def test_hidden_thinking_costs_no_message(serve: Serve, connect: Connect) 
     assert sizes[0] == sizes[1]
 
 
-class Recording(FakeEngine):
-    """Records the sampling parameters of its answers."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda prompt: list(prompt_bytes(prompt)))
-        self.params: list[SamplingParams] = []
-
-    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
-        self.params.append(sampling)
-        return super().submit_samples(prompt, sampling, samples)
-
-
 FILE = GenerationConfig(temperature=0.6, top_p=0.95, top_k=20, max_tokens=50)
 
 
@@ -138,7 +125,7 @@ FILE = GenerationConfig(temperature=0.6, top_p=0.95, top_k=20, max_tokens=50)
 async def test_unset_options_are_the_checkpoints(
     serve: Serve, connect: Connect, defaults: GenerationConfig, asked: dict[str, Any], params: SamplingParams
 ) -> None:
-    engine = Recording()
+    engine = FakeEngine(lambda prompt: list(prompt_bytes(prompt)))
     backend = fake_backend(engine=engine, generation_config=defaults)
     client = connect(await serve(backend, limits=SessionLimits(new_tokens=100)))
     await client.hello()
@@ -146,8 +133,9 @@ async def test_unset_options_are_the_checkpoints(
     await client.answer(1)
     await client.ask(2, "?")  # no Sampling at all
     await client.answer(2)
-    assert engine.params[0] == params
-    assert (engine.params[1].temperature, engine.params[1].top_k) == (defaults.temperature, defaults.top_k)
+    assert engine.params[0] == [params]
+    (second,) = engine.params[1]
+    assert (second.temperature, second.top_k) == (defaults.temperature, defaults.top_k)
 
 
 async def test_a_top_p_of_zero_is_refused(serve: Serve, connect: Connect) -> None:
