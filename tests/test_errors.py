@@ -19,6 +19,7 @@ PACKAGES = ("shared/tofc", "device_client", "edge_server", "lab/tofc_lab")
 PRIVATE = {
     "shared/tofc/model/image_metadata.py: _Unexpected",
     "device_client/batch_out.py: _NoLocks",
+    "shared/tofc/quick_options.py: _NotQuick",
     *(f"edge_server/engine/faults.py: {name}" for name in ("BrokenOffError", "NonsenseError", "RefusedError")),
 }
 LINE = re.compile(
