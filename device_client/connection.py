@@ -1,8 +1,9 @@
 """The connection to a server, or to one of several: one link at a time, replaced when it is lost.
 
 Promises that a server which is loading or restarting is waited for as long as the user allows, but not while another
-one can be asked; that the time in which a server loads does not count as a question's; and that traffic is counted over
-all links. Leaves one link to `link`, the order of servers to `servers`, and how long to wait to `server_wait`.
+one can be asked; that the time in which a server's model is not ready does not count as a question's; and that traffic
+is counted over all links. Leaves one link to `link`, the order of servers to `servers`, and how long to wait to
+`server_wait`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Connection:
 
     @contextmanager
     def deadline(self, timeout_s: float | None) -> Iterator[Deadline]:
-        """Yield a deadline that is extended while the server loads its model."""
+        """Yield a deadline that is extended while the server's model is not ready."""
         deadline = Deadline(timeout_s)
         self._deadlines.add(deadline)
         try:
