@@ -100,7 +100,7 @@ def _when_busy(
     """
     after_s = min(after_s, question.policy.busy_max_s)
     too_late = left_s is not None and after_s * SPREAD >= left_s
-    hopeless = error.reason != BUSY and question.refusals >= question.policy.losses
+    hopeless = error.reason != BUSY and question.shortages >= question.policy.losses
     if closed or too_late or hopeless:
         return Raise()
     if question.link_ended:

@@ -34,7 +34,7 @@ from device_client.deadline import Deadline
 from device_client.encoder import Encoder, EncoderThread
 from device_client.link import NOT_BACK, Target
 from device_client.meter import Traffic
-from device_client.next_step import AskAgain, Raise, Retry, next_step
+from device_client.next_step import BUSY, AskAgain, Raise, Retry, next_step
 from device_client.picture import Picture
 from device_client.question import PendingQuestion, Submission, check_text
 from device_client.reasoning import Reasoning
@@ -294,6 +294,7 @@ class Session:
             if not question.refusals:  # told once: a person need not see every try
                 self._log(f"the server at {submission.link.address} is busy; asking again in {pause_s:.2g} s")
             question.refusals += 1
+            question.shortages += error.reason != BUSY
             question.waited_s += pause_s
         if step.after_s or isinstance(step, Retry):
             await self._sleep(pause_s)

@@ -81,8 +81,9 @@ CASES: list[tuple[str, CallError, dict[str, Any], Step]] = [
     ("busy, attempts used up", BUSY, LAST, Raise()),
     ("busy, without a time to come back", LimitError(reason="ENGINE_BUSY"), {}, Raise()),
     ("no memory now", NO_MEMORY, {}, AskAgain(after_s=2.0)),
-    ("no memory, last time but one", NO_MEMORY, {"refusals": 2}, AskAgain(after_s=2.0)),
-    ("no memory, too often", NO_MEMORY, {"refusals": 3}, Raise()),
+    ("no memory, last time but one", NO_MEMORY, {"shortages": 2}, AskAgain(after_s=2.0)),
+    ("no memory, after a long queue", NO_MEMORY, {"refusals": 9}, AskAgain(after_s=2.0)),
+    ("no memory, too often", NO_MEMORY, {"shortages": 3}, Raise()),
     ("no memory for an announcement, which ends the link", NO_MEMORY, ENDED, Retry(fruitless_losses=0, after_s=2.0)),
     # The link is lost.
     ("link lost", LinkLostError(), {}, Retry(fruitless_losses=1)),
