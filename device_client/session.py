@@ -247,6 +247,7 @@ class Session:
                 max_tokens=question.sampling.max_tokens,
                 pictures=len(question.pictures),
                 samples=question.reasoning.samples,
+                rollouts=question.reasoning.rollouts,
             )
         question.submission = Submission(link=link, request=request, events=events)
         return question.submission
