@@ -21,7 +21,19 @@ from device_client.meter import Traffic
 from device_client.retry_policy import RetryPolicy
 from device_client.server_wait import ServerWait
 from device_client.servers import Servers, brief, joint_error, named
-from tofc.errors import CallError, LimitError, LinkLostError, UnavailableError
+from tofc.errors import (
+    CallError,
+    LimitError,
+    LinkLostError,
+    MismatchError,
+    TlsError,
+    TokenError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+#: what a server says every time; any other error may pass
+UNFIT = (MismatchError, TokenError, TlsError, UnsupportedError)
 
 
 class Connection:
@@ -108,8 +120,10 @@ class Connection:
                 if time.perf_counter() - started >= target.connect_s < patient.connect_s:
                     tries.append(patient)
             except CallError as error:
-                self._unfit[target.address] = failures[target.address] = error
-                self._log(f"{named(target.address, error).message} (this server is not asked again)")
+                failures[target.address] = error
+                if isinstance(error, UNFIT):
+                    self._unfit[target.address] = error
+                    self._log(f"{named(target.address, error).message} (this server is not asked again)")
             else:
                 if last is not None and last.address != link.address:
                     self._log(f"{last.address} was lost; asking {link.address}")
