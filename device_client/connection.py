@@ -1,8 +1,9 @@
 """The connection to a server, or to one of several: one link at a time, replaced when it is lost.
 
 Promises that a server which is loading or restarting is waited for as long as the user allows, but not while another
-one can be asked; that the time in which a server loads does not count as a question's; and that traffic is counted over
-all links. Leaves one link to `link`, the order of servers to `servers`, and how long to wait to `server_wait`.
+one can be asked; that the time in which a server's model is not ready does not count as a question's; and that traffic
+is counted over all links. Leaves one link to `link`, the order of servers to `servers`, and how long to wait to
+`server_wait`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ from device_client.meter import Traffic
 from device_client.retry_policy import RetryPolicy
 from device_client.server_wait import ServerWait
 from device_client.servers import Servers, brief, joint_error, named
-from tofc.errors import CallError, LimitError, LinkLostError, UnavailableError
+from tofc.errors import (
+    CallError,
+    LimitError,
+    LinkLostError,
+    MismatchError,
+    TlsError,
+    TokenError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+#: what a server says every time; any other error may pass
+UNFIT = (MismatchError, TokenError, TlsError, UnsupportedError)
 
 
 class Connection:
@@ -53,7 +66,7 @@ class Connection:
 
     @contextmanager
     def deadline(self, timeout_s: float | None) -> Iterator[Deadline]:
-        """Yield a deadline that is extended while the server loads its model."""
+        """Yield a deadline that is extended while the server's model is not ready."""
         deadline = Deadline(timeout_s)
         self._deadlines.add(deadline)
         try:
@@ -107,8 +120,10 @@ class Connection:
                 if time.perf_counter() - started >= target.connect_s < patient.connect_s:
                     tries.append(patient)
             except CallError as error:
-                self._unfit[target.address] = failures[target.address] = error
-                self._log(f"{named(target.address, error).message} (this server is not asked again)")
+                failures[target.address] = error
+                if isinstance(error, UNFIT):
+                    self._unfit[target.address] = error
+                    self._log(f"{named(target.address, error).message} (this server is not asked again)")
             else:
                 if last is not None and last.address != link.address:
                     self._log(f"{last.address} was lost; asking {link.address}")

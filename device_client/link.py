@@ -186,16 +186,18 @@ class Link:
         return len(chunk)
 
     async def reserve_question(
-        self, *, max_tokens: int = 0, pictures: int = 0, samples: int = 0
+        self, *, max_tokens: int = 0, pictures: int = 0, samples: int = 0, rollouts: bool = False
     ) -> tuple[int, asyncio.Queue[Event]]:
         """Wait until the server takes one more question; return a request number and the queue of its events.
 
         `max_tokens`: the most of its answer; 0: the server's limit. `pictures`: how many the question names. `samples`:
-        how many it is answered from.
+        how many it is answered from. `rollouts`: the server is to send them.
         """
         await self._question_slots.acquire()
         self._last_request += 1
-        limit = ReplyLimit(max_tokens=max_tokens or self.limits.new_tokens, pictures=pictures, samples=samples)
+        limit = ReplyLimit(
+            max_tokens=max_tokens or self.limits.new_tokens, pictures=pictures, samples=samples, rollouts=rollouts
+        )
         self._reply_limits[self._last_request] = limit
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self.questions[self._last_request] = queue

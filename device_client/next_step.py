@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from device_client.question import PendingQuestion
 from device_client.retry_policy import SPREAD
+from device_client.server_wait import ENGINE_LOST
 from device_client.servers import LEAVING
 from tofc.errors import CallError, LimitError, UnavailableError
 
@@ -61,7 +62,8 @@ def next_step(
     """Return the step after `error` ended an attempt.
 
     `closed`: the user has closed the session. `left_s`: how long a busy server may be waited for; None: no limit.
-    `others`: there are other servers, so that one which stops is left at once.
+    `others`: there are other servers, so that one which stops is left at once. A server whose engine was lost takes no
+    question over an open session, but says to a new one when it is back: `server_wait` waits for that.
 
     >>> question = PendingQuestion(pictures=(), text="how many?")
     >>> next_step(UnavailableError(), question)
@@ -84,7 +86,7 @@ def next_step(
         return Raise()
     return Retry(
         fruitless_losses=0 if question.progressed else question.fruitless_losses + 1,
-        end_session=used_up or (others and error.reason in LEAVING),
+        end_session=used_up or error.reason == ENGINE_LOST or (others and error.reason in LEAVING),
     )
 
 
@@ -98,7 +100,7 @@ def _when_busy(
     """
     after_s = min(after_s, question.policy.busy_max_s)
     too_late = left_s is not None and after_s * SPREAD >= left_s
-    hopeless = error.reason != BUSY and question.refusals >= question.policy.losses
+    hopeless = error.reason != BUSY and question.shortages >= question.policy.losses
     if closed or too_late or hopeless:
         return Raise()
     if question.link_ended:

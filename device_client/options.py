@@ -51,9 +51,9 @@ class ServerOptions:
         Option(
             "--wait",
             envvar="TOFC_DEVICE_WAIT",
-            help="Seconds to wait for a server that is not running yet, is loading its model, is full or is busy; 0: "
-            "do not wait.",
-            show_default="no limit while it loads its model, --timeout while it is busy, otherwise 0",
+            help="Seconds to wait for a server that is not running yet, is loading its model, has lost its engine, is "
+            "full or is busy; 0: do not wait.",
+            show_default="no limit while it loads or has lost its engine, --timeout while it is busy, otherwise 0",
             metavar="S",
         ),
     ] = None

@@ -64,6 +64,7 @@ class PendingQuestion:
     losses: int = 0  # links lost
     fruitless_losses: int = 0  # the last losses in a row before which no upload had progressed
     refusals: int = 0  # by a server that was busy and said when to ask again
+    shortages: int = 0  # those of them that lacked memory, instead of a place in a queue
     waited_s: float = 0.0  # until it was asked again
     submission: Submission | None = None
     previous_request: int = 0  # the request that this question continues; 0: all turns were sent

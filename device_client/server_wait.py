@@ -1,4 +1,4 @@
-"""How long a device waits for a server that opens no session because it is loading its model, full or not running.
+"""How long a device waits for a server that opens no session because its model is not ready, it is full or not running.
 
 Promises to decide only, by the errors that it was given: nothing is awaited here. Leaves sleeping and connecting to
 `connection`.
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from tofc.errors import CallError, LimitError, LinkLostError, UnavailableError
 
-LOADING, FULL = "LOADING", "TOO_MANY_SESSIONS"  # a server's reasons not to open a session now
+LOADING, ENGINE_LOST, FULL = "LOADING", "ENGINE_LOST", "TOO_MANY_SESSIONS"  # reasons not to open a session now
+NOT_READY = frozenset({LOADING, ENGINE_LOST})  # the server runs, and will serve when its model does
 
 
 def max_wait_s(error: CallError, wait_s: float | None, *, reconnecting: bool) -> float:
@@ -22,7 +23,7 @@ def max_wait_s(error: CallError, wait_s: float | None, *, reconnecting: bool) ->
     >>> [max_wait_s(UnavailableError(reason=reason), None, reconnecting=False) for reason in (LOADING, "")]
     [inf, 0.0]
     """
-    if error.reason == LOADING:
+    if error.reason in NOT_READY:
         return math.inf if wait_s is None else wait_s
     if error.reason == FULL and reconnecting:
         return math.inf  # this session's old link may hold the place until the server notices that it is lost
@@ -50,7 +51,7 @@ class ServerWait:
         Raises `error`, or LinkLostError where a link was lost, when there is no next try.
         """
         self.tries += 1
-        lost = self.reconnecting and isinstance(error, UnavailableError) and error.reason != LOADING
+        lost = self.reconnecting and isinstance(error, UnavailableError) and error.reason not in NOT_READY
         self._unreached += lost
         self._waited_s += took_s
         left_s = max_wait_s(error, self.wait_s, reconnecting=self.reconnecting) - self._waited_s
@@ -72,12 +73,14 @@ class ServerWait:
 
     def pauses_deadlines(self, error: UnavailableError | LimitError) -> bool:
         """Return whether the time of questions stands still during this wait."""
-        return error.reason == LOADING or not self.reconnecting
+        return error.reason in NOT_READY or not self.reconnecting
 
     def notice(self, error: UnavailableError | LimitError) -> str:
         """Return what to tell the user about the wait; "" if that was told already."""
         if error.reason == LOADING:
             what = f"the server at {self.address} is loading its model"
+        elif error.reason == ENGINE_LOST:
+            what = f"the server at {self.address} has lost the engine that runs its model"
         elif error.reason == FULL:
             what = f"the server at {self.address} is full"
         else:

@@ -34,7 +34,7 @@ from device_client.deadline import Deadline
 from device_client.encoder import Encoder, EncoderThread
 from device_client.link import NOT_BACK, Target
 from device_client.meter import Traffic
-from device_client.next_step import AskAgain, Raise, Retry, next_step
+from device_client.next_step import BUSY, AskAgain, Raise, Retry, next_step
 from device_client.picture import Picture
 from device_client.question import PendingQuestion, Submission, check_text
 from device_client.reasoning import Reasoning
@@ -98,8 +98,9 @@ class Session:
 
         Of several targets the one that `device` (None: this machine and its token) is assigned to is asked, and another
         one while that one cannot serve.
-        `wait_s`: how long to wait for a server that is not ready. None: while it loads its model or is busy with other
-        questions, and for no other reason. `log` gets a line for the user when such a wait starts.
+        `wait_s`: how long to wait for a server that is not ready. None: while it loads its model, has lost its engine
+        or is busy with other questions, and for no other reason. `log` gets a line for the user when such a wait
+        starts.
         """
         self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)
         self._policy = retry
@@ -246,6 +247,7 @@ class Session:
                 max_tokens=question.sampling.max_tokens,
                 pictures=len(question.pictures),
                 samples=question.reasoning.samples,
+                rollouts=question.reasoning.rollouts,
             )
         question.submission = Submission(link=link, request=request, events=events)
         return question.submission
@@ -293,6 +295,7 @@ class Session:
             if not question.refusals:  # told once: a person need not see every try
                 self._log(f"the server at {submission.link.address} is busy; asking again in {pause_s:.2g} s")
             question.refusals += 1
+            question.shortages += error.reason != BUSY
             question.waited_s += pause_s
         if step.after_s or isinstance(step, Retry):
             await self._sleep(pause_s)

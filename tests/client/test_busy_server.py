@@ -69,6 +69,18 @@ async def test_waits_add_up_to_what_the_user_allows(server: FakeServer, begin: B
     assert 2 <= len(waits.pauses_s) <= 4 and sum(waits.pauses_s) <= 10.0
 
 
+async def test_waiting_in_a_queue_leaves_the_tries_for_memory(server: FakeServer, begin: Begin) -> None:
+    server.fail = BUSY
+    pauses_s: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses_s.append(seconds)
+        server.fail = BUSY if len(pauses_s) < 4 else NO_MEMORY if len(pauses_s) < 7 else None
+
+    report = await begin(sleep=sleep).ask([], "fail?").result()
+    assert (report.answer, report.refusals) == ("yes to fail?", 7)
+
+
 async def test_memory_that_is_short_is_not_waited_for_forever(server: FakeServer, begin: Begin) -> None:
     waits = Waits(server, NO_MEMORY, until=100)
     with pytest.raises(LimitError, match="no memory for a view"):

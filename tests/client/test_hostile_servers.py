@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from device_client.exit_codes import NO_SERVER, REFUSED
 from device_client.fake import FakeEncoder
-from device_client.reply_limit import MAX_TEXT_BYTES
+from device_client.reply_limit import MAX_ROLLOUT_BYTES, MAX_TEXT_BYTES, ROLLOUT_BYTES
 from device_client.retry_policy import RetryPolicy
 from edge_server import cli as server_cli
 from tests.client.hostile import Hostile, Reply, Script, Stage, hostile_server
@@ -51,6 +51,10 @@ def response(**kind: Any) -> pb.SessionResponse:
 
 def token(**fields: Any) -> pb.SessionResponse:
     return response(token=pb.Token(**{"request": 1, **fields}))
+
+
+def rollout(**fields: Any) -> pb.SessionResponse:
+    return response(rollout=pb.Rollout(**{"request": 1, "round": 1, **fields}))
 
 
 def done(**fields: Any) -> pb.SessionResponse:
@@ -133,6 +137,8 @@ async def requesting_for_ever(stage: Stage) -> AsyncIterator[Reply]:
 
 FOR_EVER = 1_000_000
 HUGE = "x" * 800_000
+SAMPLES = pb.Limits(packet_bytes=1000, new_tokens=50, samples=2)
+VOTE = ("--vote", 2, "--rollouts")
 NO_CODE = 0  # the exit code: every question was answered
 
 
@@ -206,6 +212,34 @@ CASES = {
         code=NO_SERVER,
         stderr="restarted its answer more than 100 times",
         options=("--json",),
+    ),
+    "empty samples without end": Case(
+        script=replies(rollout(), times=FOR_EVER, limits=SAMPLES),
+        code=NO_SERVER,
+        stderr="sent more or longer samples than it may",
+        options=VOTE,
+        max_sent=2 * MAX_ROLLOUT_BYTES // ROLLOUT_BYTES + 1000,
+    ),
+    "a sample beyond those asked for": Case(
+        script=replies(rollout(sample=2), limits=SAMPLES),
+        code=NO_SERVER,
+        stderr="sent sample 2 of round 1, of 2 in all",
+        options=VOTE,
+    ),
+    "a round beyond those asked for": Case(
+        script=replies(rollout(round=MOST), limits=SAMPLES),
+        code=NO_SERVER,
+        stderr=f"sent sample 0 of round {MOST}, of 2 in all",
+        options=VOTE,
+    ),
+    "samples that were not requested": Case(
+        script=replies(rollout(), limits=SAMPLES),
+        code=NO_SERVER,
+        stderr="sent samples that were not requested",
+        options=VOTE[:2],
+    ),
+    "samples of a plain answer": Case(
+        script=replies(rollout(), limits=SAMPLES), code=NO_SERVER, stderr="sent samples that were not requested"
     ),
     "the largest limits": Case(
         script=replies(

@@ -52,6 +52,7 @@ GONE = UnknownReferenceError(reason="CONVERSATION_GONE")
 BUSY = LimitError(reason="ENGINE_BUSY", retry_after_s=2.0)
 NO_MEMORY = LimitError(reason="CACHE_FULL", retry_after_s=2.0)
 ENDED = {"submission": SimpleNamespace(link=SimpleNamespace(failure=NO_MEMORY))}
+ENGINE_LOST = UnavailableError(reason="ENGINE_LOST")
 USED_UP = LimitError(reason="SESSION_USED_UP")
 
 CASES: list[tuple[str, CallError, dict[str, Any], Step]] = [
@@ -80,14 +81,17 @@ CASES: list[tuple[str, CallError, dict[str, Any], Step]] = [
     ("busy, attempts used up", BUSY, LAST, Raise()),
     ("busy, without a time to come back", LimitError(reason="ENGINE_BUSY"), {}, Raise()),
     ("no memory now", NO_MEMORY, {}, AskAgain(after_s=2.0)),
-    ("no memory, last time but one", NO_MEMORY, {"refusals": 2}, AskAgain(after_s=2.0)),
-    ("no memory, too often", NO_MEMORY, {"refusals": 3}, Raise()),
+    ("no memory, last time but one", NO_MEMORY, {"shortages": 2}, AskAgain(after_s=2.0)),
+    ("no memory, after a long queue", NO_MEMORY, {"refusals": 9}, AskAgain(after_s=2.0)),
+    ("no memory, too often", NO_MEMORY, {"shortages": 3}, Raise()),
     ("no memory for an announcement, which ends the link", NO_MEMORY, ENDED, Retry(fruitless_losses=0, after_s=2.0)),
     # The link is lost.
     ("link lost", LinkLostError(), {}, Retry(fruitless_losses=1)),
     ("server unreachable", UnavailableError(), {}, Retry(fruitless_losses=1)),
     ("server stops", UnavailableError(reason="STOPPING"), {}, Retry(fruitless_losses=1)),
     ("server loads", UnavailableError(reason="LOADING"), {}, Retry(fruitless_losses=1)),
+    ("engine lost", ENGINE_LOST, {}, Retry(fruitless_losses=1, end_session=True)),
+    ("engine lost again and again", ENGINE_LOST, LOST[3], Raise()),
     ("an unknown reason of unavailability", UnavailableError(reason="NEW"), {}, Retry(fruitless_losses=1)),
     ("link lost, second time", LinkLostError(), LOST[1], Retry(fruitless_losses=2)),
     ("link lost, last time but one", LinkLostError(), LOST[2], Retry(fruitless_losses=3)),
@@ -157,12 +161,16 @@ def test_a_busy_server_is_not_waited_for_beyond_the_time_that_is_left(left_s: fl
     assert next_step(BUSY, question({}), left_s=left_s) == step
 
 
-@pytest.mark.parametrize("reason", ["STOPPING", "ENGINE_LOST"])
-def test_a_server_that_cannot_serve_is_left_if_there_are_others(reason: str) -> None:
-    error = UnavailableError(reason=reason)
+def test_a_server_that_stops_is_left_if_there_are_others() -> None:
+    error = UnavailableError(reason="STOPPING")
     assert next_step(error, question({}), others=True) == Retry(fruitless_losses=1, end_session=True)
     assert next_step(error, question({})) == Retry(fruitless_losses=1)
     assert next_step(LinkLostError(), question({}), others=True) == Retry(fruitless_losses=1)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_session_of_a_lost_engine_is_ended_so_that_the_server_is_waited_for(others: bool) -> None:
+    assert next_step(ENGINE_LOST, question({}), others=others) == Retry(fruitless_losses=1, end_session=True)
 
 
 def test_a_busy_server_is_not_asked_again_in_a_session_that_its_user_closed() -> None:

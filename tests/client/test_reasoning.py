@@ -12,7 +12,7 @@ from rich.console import Console
 from device_client.fake import FakeEncoder
 from device_client.link import Target
 from device_client.reasoning import PRESETS, Reasoning
-from device_client.reply_limit import ReplyLimit
+from device_client.reply_limit import MAX_ROLLOUT_BYTES, ROLLOUT_BYTES, ReplyLimit
 from device_client.rollouts import SampleStatus
 from device_client.session import Session
 from device_client.waiting import waiting
@@ -138,7 +138,7 @@ async def test_progress_is_a_line_at_a_terminal_and_nothing_elsewhere(server: Fa
 
 
 def test_endless_progress_and_endless_rollouts_end_the_link() -> None:
-    limit = ReplyLimit(max_tokens=10, pictures=1, samples=2)
+    limit = ReplyLimit(max_tokens=10, pictures=1, samples=2, rollouts=True)
     for _ in range(4):
         limit.count(pb.Progress())
     with pytest.raises(ReplyError, match="progress without end"):
@@ -146,5 +146,8 @@ def test_endless_progress_and_endless_rollouts_end_the_link() -> None:
     limit.count(pb.Rollout(text="x" * 1_999_999))
     with pytest.raises(ReplyError, match="more or longer samples"):
         limit.count(pb.Rollout(text="xx"))
+    limit = ReplyLimit(max_tokens=10, pictures=1, samples=2, rollouts=True)
+    for _ in range(2 * MAX_ROLLOUT_BYTES // ROLLOUT_BYTES):
+        limit.count(pb.Rollout(round=1))
     with pytest.raises(ReplyError, match="more or longer samples"):
-        ReplyLimit(max_tokens=10, pictures=1).count(pb.Rollout())
+        limit.count(pb.Rollout(round=1))

@@ -16,7 +16,19 @@ from device_client.link import Target
 from device_client.servers import Servers, joint_error, ranked
 from device_client.session import Session
 from tests.client.conftest import AT_ONCE, FakeServer
-from tofc.errors import CallError, LimitError, LinkLostError, MismatchError, TokenError, UnavailableError, UsageError
+from tofc.errors import (
+    CallError,
+    DeadlineError,
+    InternalError,
+    LimitError,
+    LinkLostError,
+    MismatchError,
+    ReplyError,
+    TokenError,
+    UnavailableError,
+    UnsupportedError,
+    UsageError,
+)
 from tofc.rpc.channel import bind, make_server
 from tofc.v1 import tofc_pb2_grpc
 
@@ -183,6 +195,35 @@ async def test_a_server_with_another_model_is_named_and_left_out(fakes: Fakes, b
     session._connection.current.end(LinkLostError("gone"))
     await session.ask([], "there?").result()
     assert fakes[0].sessions == 1, "it was not asked again"
+
+
+@pytest.mark.parametrize(
+    "error", [InternalError("a defect"), ReplyError("nonsense"), DeadlineError("no Hello", reason="HELLO_MISSING")]
+)
+async def test_a_server_that_failed_once_is_asked_again(fakes: Fakes, begin: Begin, error: CallError) -> None:
+    fakes[0].refusal = error
+    logged: list[str] = []
+    session = begin(log=logged.append)
+    await session.ask([], "there?").result()
+    assert (fakes[0].sessions, fakes[1].sessions) == (1, 1) and not logged
+    assert session._connection.current is not None
+    fakes[0].refusal, fakes[1].refusal = None, STOPPING
+    session._connection.current.end(LinkLostError("gone"))
+    assert (await session.ask([], "there?").result()).answer == "yes to there?"
+    assert fakes[0].sessions == 2
+
+
+@pytest.mark.parametrize("error", [TokenError("token missing"), UnsupportedError("no such call")])
+async def test_a_server_that_will_never_do_is_not_asked_again(fakes: Fakes, begin: Begin, error: CallError) -> None:
+    fakes[0].refusal = error
+    session = begin()
+    await session.ask([], "there?").result()
+    assert session._connection.current is not None
+    fakes[0].refusal, fakes[1].refusal = None, STOPPING
+    session._connection.current.end(LinkLostError("gone"))
+    with pytest.raises(LinkLostError, match=error.message):
+        await session.ask([], "there?").result()
+    assert fakes[0].sessions == 1
 
 
 async def test_if_no_server_will_do_the_error_names_all(fakes: Fakes, begin: Begin) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 
+from device_client.fake import FakeEncoder
+from device_client.link import Target
+from device_client.retry_policy import RetryPolicy
+from device_client.session import Session
 from edge_server.engine.base import Prompt, sample_params
 from edge_server.engine.fake import FakeEngine
 from edge_server.engine.sampling import SamplingParams
@@ -19,6 +25,8 @@ from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
 from tofc.errors import InvalidRequestError, UnavailableError
 from tofc.v1 import tofc_pb2 as pb
+
+REVIVED_AFTER = 2 * RetryPolicy().connects  # pauses: more than a link that is lost gets
 
 Status = health_pb2.HealthCheckResponse.ServingStatus
 
@@ -60,6 +68,54 @@ async def test_an_engine_that_does_not_come_back_ends_the_server(serve: Serve) -
     server = await serve(fake_backend(engine=engine))
     engine.die()
     assert isinstance(server.watching_engine.exception(), UnavailableError)
+
+
+@pytest.mark.parametrize("wait_s", [None, 70.0])
+async def test_a_device_waits_for_an_engine_that_comes_back(serve: Serve, tmp_path: Path, wait_s: float | None) -> None:
+    """Longer than for a lost link, outside the question's time, and without sending the picture again."""
+    gate = asyncio.Event()
+    engine = FakeEngine(lambda _: list(b"yes"), gate=gate)
+    server = await serve(fake_backend(engine=engine))
+    Image.new("RGB", (48, 48)).save(picture := tmp_path / "picture.png")
+    pauses_s, logged = list[float](), list[str]()
+
+    async def sleep(seconds: float) -> None:
+        pauses_s.append(seconds)
+        if len(pauses_s) == REVIVED_AFTER:
+            engine.revive()
+            gate.set()
+
+    encoder = FakeEncoder(model_id="fake-model", codec_id="fake-codec")
+    settings: dict[str, Any] = {"wait_s": wait_s, "sleep": sleep, "log": logged.append}
+    async with Session(Target(address=server.address), encoder, **settings) as session:
+        asking = asyncio.create_task(session.ask([session.open(picture)], "?", timeout_s=ANSWERED).result())
+        await engine.busy.wait()
+        engine.die()
+        report = await asking
+    assert (report.answer, report.reconnects, report.views_sent) == ("yes", 1, report.views)
+    assert len(pauses_s) == REVIVED_AFTER
+    waiting = "waiting" if wait_s is None else "waiting up to 70 s"
+    assert logged == [f"the server at {server.address} has lost the engine that runs its model; {waiting}"]
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 5.0])
+async def test_a_device_waits_for_an_engine_no_longer_than_its_user_allows(serve: Serve, wait_s: float) -> None:
+    engine = FakeEngine(lambda _: list(b"yes"), gate=asyncio.Event())
+    server = await serve(fake_backend(engine=engine))
+    pauses_s: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses_s.append(seconds)
+
+    encoder = FakeEncoder(model_id="fake-model", codec_id="fake-codec")
+    async with Session(Target(address=server.address), encoder, wait_s=wait_s, sleep=sleep) as session:
+        asking = asyncio.create_task(session.ask([], "?").result())
+        await engine.busy.wait()
+        engine.die()
+        with pytest.raises(UnavailableError) as lost:
+            await asking
+    assert lost.value.reason == "ENGINE_LOST"
+    assert sum(pauses_s[1:]) == pytest.approx(wait_s, abs=1.0), "the first is that of the lost answer"
 
 
 def test_rows_that_are_not_finite_are_no_prompt() -> None:
