@@ -84,10 +84,6 @@ class Endpoints:
         """Whether an engine answers, or may answer in a moment."""
         return any(one.state is not State.DOWN for one in self.all)
 
-    async def first_check(self) -> None:
-        """Check all engines once. Raises WrongEngineError if one is not usable as it is started or another model's."""
-        await asyncio.gather(*(self._look_at(one) for one in self.all))
-
     def report(self, endpoint: Endpoint, problem: str) -> None:
         """Take note that an engine broke off or refused to talk: it is checked before it is asked again."""
         if endpoint.state is State.UP:
