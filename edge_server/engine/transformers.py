@@ -215,23 +215,27 @@ class TransformersEngine(Engine):
             loop.call_soon_threadsafe(tell, self._dead)
 
     def _wait_for_work(self) -> bool:
-        """Remove cancelled answers and start waiting ones; block if there is nothing to do. False: stop."""
-        with self._changed:
-            while not self._stopping:
-                for answer in [one for one in self._running if one.generation.cancelled]:
-                    self._remove(answer)
-                self._waiting = deque(one for one in self._waiting if not self._gave_up(one))
+        """Remove cancelled answers and start waiting ones; block if there is nothing to do. False: stop.
+
+        Rows are hashed and copied before and after `_changed` is held, because the event loop takes it too.
+        """
+        while True:
+            self._remove_cancelled()
+            with self._changed:
+                if self._stopping:
+                    return False
                 self._start_waiting()
                 self._cache_bytes_used = self._count_bytes()
                 if self._running:
                     return True
                 self._changed.wait()
-        return False
 
-    def _gave_up(self, waiting: _Answer) -> bool:
-        if waiting.generation.cancelled:
-            self._leave(waiting.question)
-        return waiting.generation.cancelled
+    def _remove_cancelled(self) -> None:
+        with self._changed:
+            cancelled = [one for one in (*self._running, *self._waiting) if one.generation.cancelled]
+            self._waiting = deque(one for one in self._waiting if one not in cancelled)
+        for answer in cancelled:
+            self._remove(answer)
 
     def _start_waiting(self) -> None:
         if not self._waiting:
@@ -252,7 +256,8 @@ class TransformersEngine(Engine):
             self._running.append(answer)
             self._starts += 1
             self._last_start[answer.client] = self._starts
-            self._start(answer)
+            answer.question.unstarted -= 1
+            answer.generation.begin()
 
     def _make_room(self, answer: _Answer) -> bool:
         """Drop kept rows until everything that this answer and the others may need fits; false if it cannot."""
@@ -271,14 +276,12 @@ class TransformersEngine(Engine):
         waiting = {one.question for one in self._waiting if one.question.cache is not None}
         return waiting | {one.question for one in self._running}
 
-    def _start(self, answer: _Answer) -> None:
-        answer.generation.begin()
+    def _begin(self, answer: _Answer) -> None:
+        """Make what the prompt of an answer is read with."""
         question = answer.question
-        question.unstarted -= 1
-        if question.cache is None:
-            question.keys = block_keys(question.prompt, self._decoder.block)
-            question.cache = self._begin_with_kept(question, question.length + (0 if answer.shares else answer.limit))
-            question.rows = torch.from_numpy(question.prompt.embeds)
+        question.keys = block_keys(question.prompt, self._decoder.block)
+        question.cache = self._begin_with_kept(question, question.length + (0 if answer.shares else answer.limit))
+        question.rows = torch.from_numpy(question.prompt.embeds)
 
     def _begin_with_kept(self, question: _Question, rows: int) -> KeyValueCache:
         """Return a cache for `rows` rows with those of a prompt that an earlier one left, but never its last one."""
@@ -297,6 +300,9 @@ class TransformersEngine(Engine):
 
         A function of its own, so that no local variable keeps a question and its cache while the worker waits.
         """
+        for answer in self._running:
+            if answer.question.cache is None:
+                self._begin(answer)
         for answer in [one for one in self._running if one.cache is None and one.question.logits is not None]:
             assert answer.question.logits is not None
             self._first_token(answer, answer.question.logits)  # its prompt was read for another sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -380,6 +381,38 @@ async def test_a_client_with_eight_questions_delays_another_by_at_most_two_steps
     assert any(rows["one"] == 48 for rows in plans[before : before + 2])
     for generation in many:
         await generation.aclose()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(embedded, "block_keys"), (KeyValueCache, "copy"), (KeyValueCache, "shrink")]
+)
+async def test_the_event_loop_does_not_wait_while_rows_are_hashed_or_copied(
+    model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    loop, copying, asked = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    in_time: list[bool] = []
+    real = getattr(owner, name)
+
+    def held(*given: Any) -> Any:
+        loop.call_soon_threadsafe(copying.set)
+        in_time.append(asked.wait(ANSWERED))
+        return real(*given)
+
+    engine = TransformersEngine(model, [], packed=True)
+    try:
+        prompt = Prompt(embeds=embeds(1, 40), client="a")
+        await collect(engine.submit(prompt, SamplingParams(max_tokens=3)))
+        await until_idle(engine)
+        monkeypatch.setattr(owner, name, held)
+        generation = engine.submit(prompt, SamplingParams(max_tokens=3000))
+        await anext(generation) if name == "shrink" else await copying.wait()
+        await generation.aclose()
+        await copying.wait()
+        engine.load()
+        asked.set()
+    finally:
+        await engine.stop()
+    assert in_time == [True]
 
 
 async def test_waiting_questions_start_in_turns_among_clients(model: Qwen3ForCausalLM) -> None:
