@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from edge_server.assemble import Assembler, SplitAssembler
 from edge_server.detokenizer import Decode
@@ -33,9 +32,6 @@ from tofc.model.projector import Projector
 from tofc.model.prompt import load_tokenizer
 from tofc.model.torch_devices import check_device
 from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

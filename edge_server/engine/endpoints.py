@@ -1,11 +1,12 @@
 """The engines that a server may ask: their addresses, which of them answer, and which one a question goes to.
 
-    DOWN ─ /health and the identity probe answer ─→ UP ─ /health fails ─→ DOWN
+    DOWN ─ /health and the identity probe answer ─→ UP ─ /health is refused, or fails twice ─→ DOWN
                                                      └─ an answer breaks off ─→ CHECKING ─ both answer, or not ─→ …
 
 Promises that no engine is asked before it has answered the probe, again after every loss; that an engine whose process
-ends is noticed within half a second; and that questions about one picture stay at one engine while that is not busier
-than the others by a quarter (consistent hashing with bounded loads, arXiv 1608.01350). Leaves answers to `vllm_remote`.
+ends is noticed within half a second, while a busy one may fail to answer once; and that questions about one picture
+stay at one engine while that is not busier than the others by a quarter (consistent hashing with bounded loads, arXiv
+1608.01350). Leaves answers to `vllm_remote`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from edge_server.engine.engine_check import Check
-from edge_server.engine.faults import BrokenOffError
+from edge_server.engine.faults import BrokenOffError, UnreachableError
 from tofc.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.4  # between two looks at an engine's /health
 WRONG_S = 5.0  # until an engine that runs another model is asked again
-PATIENCE_S = 10.0  # with an engine that is well, but does not answer the probe: a router still asks one that has ended
+PATIENCE_S = 10.0  # with an engine that was UP and is well, but does not answer the probe; questions wait for it
 OVERLOAD = 1.25  # times the mean of requests, above which the next engine is taken
 
 
@@ -48,6 +49,7 @@ class Endpoint:
     model: str = ""  # as its requests must name it
     max_positions: int = 0
     problem: str = ""  # why it is not UP
+    failed: bool = False  # whether the last look at its /health failed
     checked_since_s: float = 0.0  # when CHECKING began, by the event loop's clock
     look: asyncio.Event = field(default_factory=asyncio.Event)  # set: look at it now
     requests: int = 0  # under way
@@ -83,10 +85,6 @@ class Endpoints:
     def alive(self) -> bool:
         """Whether an engine answers, or may answer in a moment."""
         return any(one.state is not State.DOWN for one in self.all)
-
-    async def first_check(self) -> None:
-        """Check all engines once. Raises WrongEngineError if one is not usable as it is started or another model's."""
-        await asyncio.gather(*(self._look_at(one) for one in self.all))
 
     def report(self, endpoint: Endpoint, problem: str) -> None:
         """Take note that an engine broke off or refused to talk: it is checked before it is asked again."""
@@ -128,16 +126,17 @@ class Endpoints:
         try:
             await self._check.health(endpoint.url)
         except BrokenOffError as error:
-            self._set(endpoint, State.DOWN, str(error))
+            if endpoint.failed or endpoint.state is State.DOWN or isinstance(error, UnreachableError):
+                self._set(endpoint, State.DOWN, str(error))
+            endpoint.failed = True
             return
+        endpoint.failed = False
         if endpoint.state is State.UP:
             return
-        checking = endpoint.state is State.CHECKING
-        known = (endpoint.model, endpoint.max_positions) if checking else None
         try:
-            model, positions = await self._check.identity(endpoint.url, known)
+            model, positions = await self._ask_identity(endpoint)
         except BrokenOffError as error:
-            if not checking or asyncio.get_running_loop().time() > endpoint.checked_since_s + PATIENCE_S:
+            if endpoint.state is State.DOWN or _patience_left_s(endpoint) <= 0:
                 self._set(endpoint, State.DOWN, str(error))
             return
         if positions < self.max_positions:
@@ -147,6 +146,13 @@ class Endpoints:
             )
         endpoint.model, endpoint.max_positions = model, positions
         self._set(endpoint, State.UP, "")
+
+    async def _ask_identity(self, endpoint: Endpoint) -> tuple[str, int]:
+        """Return its model and positions. Raises BrokenOffError, UsageError."""
+        if endpoint.state is State.DOWN:  # perhaps it has just started, which takes longer
+            return await self._check.identity(endpoint.url)
+        known = (endpoint.model, endpoint.max_positions)
+        return await self._check.identity(endpoint.url, known, timeout_s=_patience_left_s(endpoint))
 
     def _set(self, endpoint: Endpoint, state: State, problem: str) -> None:
         before, told = self.alive, (endpoint.state, endpoint.problem)
@@ -164,6 +170,10 @@ class Endpoints:
             self._changed = asyncio.Event()
         if before != self.alive:
             self._on_change()
+
+
+def _patience_left_s(endpoint: Endpoint) -> float:
+    return endpoint.checked_since_s + PATIENCE_S - asyncio.get_running_loop().time()
 
 
 def _choose(up: Sequence[Endpoint], key: str) -> Endpoint:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from edge_server.engine.completion_request import PATH, CompletionFormat
 from edge_server.engine.completion_stream import raise_for_status
-from edge_server.engine.faults import BrokenOffError, RefusedError
+from edge_server.engine.faults import BrokenOffError, RefusedError, UnreachableError
 from tofc.errors import UsageError
 from tofc.model.identity_probe import TOLERANCE, IdentityProbe, distance
 
-HEALTH_TIMEOUT_S = 10.0  # a busy engine answers late; one whose process has ended refuses at once
+HEALTH_TIMEOUT_S = 5.0  # a busy engine answers late; one whose process has ended refuses at once
 PROBE_TIMEOUT_S = 120.0  # an engine that has just started prepares its kernels with it
 SOME_UNHEALTHY = "Unhealthy servers"  # what vllm-router says, with status 503, while it lacks one of its engines
 TOKEN_ID = "token_id:"  # as vLLM names a token with return_tokens_as_token_ids
@@ -45,7 +45,7 @@ class Check:
         self._embed = embed
 
     async def health(self, url: str) -> None:
-        """Return if the engine says that it is well. Raises BrokenOffError."""
+        """Return if the engine says that it is well. Raises BrokenOffError, UnreachableError if nobody listens."""
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
                 await self._get(f"{url}/health")
@@ -57,7 +57,9 @@ class Check:
         except TimeoutError:
             raise BrokenOffError(f"/health did not answer within {HEALTH_TIMEOUT_S:g} s") from None
 
-    async def identity(self, url: str, known: tuple[str, int] | None = None) -> tuple[str, int]:
+    async def identity(
+        self, url: str, known: tuple[str, int] | None = None, *, timeout_s: float = PROBE_TIMEOUT_S
+    ) -> tuple[str, int]:
         """Return the name of the engine's model and its positions, which are asked for unless `known`.
 
         A router that keeps sessions at their engines may choose another one each time. Raises BrokenOffError,
@@ -65,12 +67,12 @@ class Check:
         """
         session = secrets.token_hex(16)
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 model, positions = known or _model(await self._get(f"{url}/v1/models"))
                 asking = [self._likeliest(url, model, one.ids, session) for one in self._probe.prompts]
                 found = await asyncio.gather(*asking)
         except TimeoutError:
-            raise BrokenOffError(f"the identity probe was not answered within {PROBE_TIMEOUT_S:g} s") from None
+            raise BrokenOffError(f"the identity probe was not answered within {timeout_s:.0f} s") from None
         except RefusedError as error:
             raise UsageError(f"the engine {url} cannot be used: {error}{_remedy(str(error))}") from None
         apart = distance(self._probe, found)
@@ -100,12 +102,20 @@ class Check:
         try:
             response = await self._client.request(method, url, **request)
         except httpx2.HTTPError as error:
-            raise BrokenOffError(f"{type(error).__name__}: {error}") from None
+            kind = UnreachableError if _refused(error) else BrokenOffError
+            raise kind(f"{type(error).__name__}: {error}") from None
         await raise_for_status(response)
         try:
             return json.loads(response.content) if response.content.strip() else None
         except ValueError:
             raise RefusedError("it answered what is not JSON; it must be vLLM's OpenAI server, or a router") from None
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Return whether a connection was refused, which the client says only in what caused its error."""
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _model(found: Any) -> tuple[str, int]:

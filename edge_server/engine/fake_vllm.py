@@ -59,6 +59,9 @@ class FakeVllm:
         self.headers: list[dict[str, str]] = []
         self.healthy = True
         self.health_text: str | None = None
+        self.next_healths: deque[int] = deque()  # statuses of the next looks at /health; 0: no answer
+        self.probing = asyncio.Event()  # cleared: the probe is not answered
+        self.probing.set()
         self.probes_to_fail = 0  # as behind a router that still asks an engine which has ended
         self.generations: list[Generation] = []
         self._engine = engine
@@ -110,7 +113,10 @@ class FakeVllm:
         path = request.target.decode()
         given = {name.decode(): value.decode() for name, value in request.headers}
         if path == "/health":
-            await send.json(200 if self.healthy else 503, self.health_text)
+            status = self.next_healths.popleft() if self.next_healths else 200 if self.healthy else 503
+            if not status:
+                await asyncio.Event().wait()
+            await send.json(status, self.health_text)
         elif self._key and given.get("authorization") != f"Bearer {self._key}":
             await send.json(401, {"error": "Unauthorized"})
         elif path == "/v1/models":
@@ -128,6 +134,7 @@ class FakeVllm:
                 self.probes_to_fail -= 1
                 await send.json(500, {"error": {"message": "as scripted", "code": 500}})
             else:
+                await self.probing.wait()
                 top = {f"token_id:{token}": value for token, value in self.likeliest(rows).items()}
                 await send.json(200, {"choices": [{"logprobs": {"top_logprobs": [top]}}]})
 

@@ -11,6 +11,10 @@ class BrokenOffError(Exception):
     """The engine is gone, or its answer ended before it was complete: another engine can continue."""
 
 
+class UnreachableError(BrokenOffError):
+    """Nobody listens at the engine's address: its process has ended, or has not started."""
+
+
 class RefusedError(Exception):
     """The engine refused the request: asking again would not help."""
 

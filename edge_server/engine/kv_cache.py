@@ -1,9 +1,10 @@
-"""The keys and values of one prompt or answer, all layers in one tensor that grows.
+"""The keys and values of one prompt or answer, all layers in one tensor.
 
     prompt's cache  [layers, 2, kv heads, rows, D] ←─ fork ─ sample's cache: its own rows, after those of the prompt
                                                     └ fork ─ sample's cache
 
-Promises that a failed step leaves a cache as it was: `write` does not count rows, `advance` does, after all layers.
+Promises that a failed step leaves a cache as it was: `write` does not count rows, `advance` does, after all layers; and
+that the rows that a cache is made for are allocated once, so that it never holds old and new ones at the same time.
 Leaves to `prefix_cache` which caches are kept, and to `schedule` how much memory they may take together.
 """
 
@@ -14,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-GROWTH = 64  # rows: the least by which a cache grows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +49,14 @@ class CacheShape:
 
 
 class KeyValueCache:
-    """Holds the keys and values of rows 0 … `length` - 1; a fork shares those of the cache it was made from."""
+    """Holds the keys and values of rows 0 … `length` - 1; a fork shares those of the cache it was made from.
 
-    def __init__(self, shape: CacheShape, *, shared: KeyValueCache | None = None) -> None:
+    Room for `rows` rows of its own is allocated with the first one; more are added one by one.
+    """
+
+    def __init__(self, shape: CacheShape, rows: int = 0, *, shared: KeyValueCache | None = None) -> None:
         self._shape = shape
+        self._rows = rows
         self._shared = shared
         self._before: int = shared.length if shared is not None else 0  # shared rows, which nobody changes any more
         self._own = shape.empty(0)  # [layers, 2, kv heads, capacity, D]
@@ -64,23 +67,24 @@ class KeyValueCache:
         """Bytes of the rows that are its own, and of the room for more."""
         return self._own.shape[3] * self._shape.row_bytes
 
-    def fork(self) -> KeyValueCache:
-        """Return a cache that continues after these rows without copying them; nothing may be added to this one."""
-        return KeyValueCache(self._shape, shared=self)
+    def fork(self, rows: int = 0) -> KeyValueCache:
+        """Return a cache for `rows` rows after these, which it does not copy; nothing may be added to this one."""
+        return KeyValueCache(self._shape, rows, shared=self)
 
-    def copy(self, rows: int) -> KeyValueCache:
-        """Return a cache with a copy of the first `rows` rows."""
-        made = KeyValueCache(self._shape)
-        made._own = torch.cat([self.read(layer, rows)[None] for layer in range(self._shape.layers)])
-        made.length = rows
+    def copy(self, copied: int, rows: int = 0) -> KeyValueCache:
+        """Return a cache for `rows` rows with a copy of the first `copied` ones."""
+        made = KeyValueCache(self._shape, rows)
+        made.reserve(copied)
+        for layer in range(self._shape.layers):
+            made.write(layer, self.read(layer, copied))
+        made.advance(copied)
         return made
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` more rows."""
         used = self.length - self._before
-        capacity = self._own.shape[3]
-        if used + rows > capacity:
-            grown = self._shape.empty(max(used + rows, capacity + max(GROWTH, capacity // 2)))
+        if used + rows > self._own.shape[3]:
+            grown = self._shape.empty(max(used + rows, self._rows))
             grown[:, :, :, :used] = self._own[:, :, :, :used]
             self._own = grown
 

@@ -62,7 +62,7 @@ def _prompts(model: Qwen3ForCausalLM) -> list[Tensor]:
 
 def _continue(decoder: PackedDecoder, prompts: list[Tensor], *, copies: int, in_halves: bool) -> list[list[Tensor]]:
     """Read prompts in one step or two, and continue copies of each: all keys, values and logits of each copy."""
-    caches = [KeyValueCache(decoder.shape) for _ in prompts]
+    caches = [KeyValueCache(decoder.shape, len(prompt) + TOKENS * (copies == 1)) for prompt in prompts]
     halves = [len(prompt) // 2 // decoder.block * decoder.block for prompt in prompts]
     begun = [
         Segment(cache=cache, rows=prompt[:half])
@@ -75,7 +75,7 @@ def _continue(decoder: PackedDecoder, prompts: list[Tensor], *, copies: int, in_
         [Segment(cache=cache, rows=prompt[cache.length :]) for cache, prompt in zip(caches, prompts, strict=True)]
     )
     forks = [
-        (cache.fork() if copies > 1 else cache, [logits])
+        (cache.fork(TOKENS) if copies > 1 else cache, [logits])
         for cache, logits in zip(caches, first, strict=True)
         for _ in range(copies)
     ]

@@ -75,10 +75,11 @@ class _Answer:
     question: _Question
     generation: Generation
     sampler: Sampler
-    tokens_left: int  # how many more may be generated
+    limit: int  # tokens that may be generated
     shares: bool  # whether its question has several samples
     token: int = -1  # the last one generated
     cache: KeyValueCache | None = None  # from its first token on
+    tokens: int = 0  # generated so far
 
     @property
     def client(self) -> str:
@@ -140,14 +141,14 @@ class TransformersEngine(Engine):
         self._thread.start()
 
     def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
-        tokens_left = answer_limit(prompt, sampling, self.max_positions)
+        limit = answer_limit(prompt, sampling, self.max_positions)
         question = _Question(prompt=prompt, length=len(prompt.embeds), unfinished=samples, unstarted=samples)
         answers = [
             _Answer(
                 question=question,
                 generation=Generation(on_close=self._wake),
                 sampler=Sampler(one),
-                tokens_left=tokens_left,
+                limit=limit,
                 shares=samples > 1,
             )
             for one in sample_params(sampling, samples)
@@ -214,23 +215,27 @@ class TransformersEngine(Engine):
             loop.call_soon_threadsafe(tell, self._dead)
 
     def _wait_for_work(self) -> bool:
-        """Remove cancelled answers and start waiting ones; block if there is nothing to do. False: stop."""
-        with self._changed:
-            while not self._stopping:
-                for answer in [one for one in self._running if one.generation.cancelled]:
-                    self._remove(answer)
-                self._waiting = deque(one for one in self._waiting if not self._gave_up(one))
+        """Remove cancelled answers and start waiting ones; block if there is nothing to do. False: stop.
+
+        Rows are hashed and copied before and after `_changed` is held, because the event loop takes it too.
+        """
+        while True:
+            self._remove_cancelled()
+            with self._changed:
+                if self._stopping:
+                    return False
                 self._start_waiting()
                 self._cache_bytes_used = self._count_bytes()
                 if self._running:
                     return True
                 self._changed.wait()
-        return False
 
-    def _gave_up(self, waiting: _Answer) -> bool:
-        if waiting.generation.cancelled:
-            self._leave(waiting.question)
-        return waiting.generation.cancelled
+    def _remove_cancelled(self) -> None:
+        with self._changed:
+            cancelled = [one for one in (*self._running, *self._waiting) if one.generation.cancelled]
+            self._waiting = deque(one for one in self._waiting if one not in cancelled)
+        for answer in cancelled:
+            self._remove(answer)
 
     def _start_waiting(self) -> None:
         if not self._waiting:
@@ -241,50 +246,63 @@ class TransformersEngine(Engine):
         for answer in in_turns([*self._running, *self._waiting], lambda one: one.client, self._last_start):
             if answer in running:
                 continue
-            if len(self._running) >= self._parallel or not self._make_room(answer):
+            if len(self._running) >= self._parallel:
                 return
+            if not self._make_room(answer):
+                if self._running:
+                    return
+                continue  # a sample whose prompt is in memory goes first: nothing else would free it
             self._waiting.remove(answer)
             self._running.append(answer)
             self._starts += 1
             self._last_start[answer.client] = self._starts
-            self._start(answer)
+            answer.question.unstarted -= 1
+            answer.generation.begin()
 
     def _make_room(self, answer: _Answer) -> bool:
-        """Drop kept rows until everything that this answer and the running ones may need fits; false if it cannot."""
-        questions = {one.question: one.question.length for one in [*self._running, answer]}
-        rows = sum(questions.values()) + sum(one.tokens_left for one in [*self._running, answer])
+        """Drop kept rows until everything that this answer and the others may need fits; false if it cannot."""
+        others = self._questions_in_memory() - {answer.question}
+        rows = sum(one.length for one in (*others, answer.question)) + sum(
+            one.limit for one in (*self._running, answer)
+        )
         free = self._cache_bytes - rows * self._decoder.shape.row_bytes
-        if free < 0 and self._running:
+        if free < 0 and (self._running or others):
             return False
         self._kept.shrink(max(free, 0))
         return True
 
-    def _start(self, answer: _Answer) -> None:
-        answer.generation.begin()
-        question = answer.question
-        question.unstarted -= 1
-        if question.cache is None:
-            question.keys = block_keys(question.prompt, self._decoder.block)
-            question.cache = self._begin_with_kept(question)
-            question.rows = torch.from_numpy(question.prompt.embeds)
+    def _questions_in_memory(self) -> set[_Question]:
+        """Return those that run, and those whose other samples wait after one has ended."""
+        waiting = {one.question for one in self._waiting if one.question.cache is not None}
+        return waiting | {one.question for one in self._running}
 
-    def _begin_with_kept(self, question: _Question) -> KeyValueCache:
-        """Return a cache with those rows of a prompt that an earlier one left; its last row is always computed."""
+    def _begin(self, answer: _Answer) -> None:
+        """Make what the prompt of an answer is read with."""
+        question = answer.question
+        question.keys = block_keys(question.prompt, self._decoder.block)
+        question.cache = self._begin_with_kept(question, question.length + (0 if answer.shares else answer.limit))
+        question.rows = torch.from_numpy(question.prompt.embeds)
+
+    def _begin_with_kept(self, question: _Question, rows: int) -> KeyValueCache:
+        """Return a cache for `rows` rows with those of a prompt that an earlier one left, but never its last one."""
         found = self._kept.find(question.keys, question.length - 1)
         if found is not None:
-            cache, rows = found
+            cache, copied = found
             try:
-                return cache.copy(rows)
+                return cache.copy(copied, rows)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-        return KeyValueCache(self._decoder.shape)
+        return KeyValueCache(self._decoder.shape, rows)
 
     def _step(self) -> None:
         """Compute one step for all running answers, and hand over their tokens.
 
         A function of its own, so that no local variable keeps a question and its cache while the worker waits.
         """
+        for answer in self._running:
+            if answer.question.cache is None:
+                self._begin(answer)
         for answer in [one for one in self._running if one.cache is None and one.question.logits is not None]:
             assert answer.question.logits is not None
             self._first_token(answer, answer.question.logits)  # its prompt was read for another sample
@@ -351,7 +369,7 @@ class TransformersEngine(Engine):
     def _first_token(self, answer: _Answer, logits: Tensor) -> None:
         question = answer.question
         assert question.cache is not None
-        answer.cache = question.cache.fork() if answer.shares else question.cache
+        answer.cache = question.cache.fork(answer.limit) if answer.shares else question.cache
         answer.generation.prefilled()
         self._take(answer, logits)
 
@@ -368,8 +386,8 @@ class TransformersEngine(Engine):
         else:
             answer.generation.put(token)
             answer.token = token
-            answer.tokens_left -= 1
-            if answer.tokens_left == 0:
+            answer.tokens += 1
+            if answer.tokens == answer.limit:
                 finish = Finish.LENGTH
         if finish is not None:
             answer.generation.end(finish)
@@ -404,10 +422,5 @@ class TransformersEngine(Engine):
             question.cache = question.rows = question.logits = None
 
     def _count_bytes(self) -> int:
-        caches = {one.question.cache for one in self._running} | {one.cache for one in self._running}
+        caches = {one.cache for one in self._questions_in_memory()} | {one.cache for one in self._running}
         return sum(cache.nbytes for cache in caches if cache is not None) + self._kept.idle_bytes
-
-
-def _count_active(answers: Iterable[_Answer]) -> int:
-    """Count those that are neither cancelled nor ended; the others are removed before the next step."""
-    return sum(answer.active for answer in answers)

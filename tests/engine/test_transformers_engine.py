@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -89,6 +90,27 @@ def fail_for_rows(monkeypatch: pytest.MonkeyPatch, rows: int, error: Exception) 
         reserve(cache, count)
 
     monkeypatch.setattr(KeyValueCache, "reserve", limited)
+
+
+@pytest.fixture
+def most_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note after every forward the bytes of all keys and values that exist."""
+    alive: weakref.WeakSet[KeyValueCache] = weakref.WeakSet()
+    made, run = KeyValueCache.__init__, PackedDecoder.run
+    found: list[int] = []
+
+    def noted(cache: KeyValueCache, *args: Any, **named: Any) -> None:
+        made(cache, *args, **named)
+        alive.add(cache)
+
+    def measured(decoder: PackedDecoder, segments: list[Segment]) -> list[Tensor]:
+        logits = run(decoder, segments)
+        found.append(sum(cache.nbytes for cache in alive))
+        return logits
+
+    monkeypatch.setattr(KeyValueCache, "__init__", noted)
+    monkeypatch.setattr(PackedDecoder, "run", measured)
+    return found
 
 
 async def until_idle(engine: TransformersEngine) -> None:
@@ -296,6 +318,41 @@ async def test_keys_and_values_stay_within_their_bytes(model: Qwen3ForCausalLM) 
         await engine.stop()
 
 
+async def test_rows_of_generated_tokens_and_of_long_prompts_count(
+    model: Qwen3ForCausalLM, most_bytes: list[int]
+) -> None:
+    engine = TransformersEngine(model, [], cache_bytes=1000 * ROW_BYTES, packed=True)
+    try:
+        sizes = [(20, 300)] * 5 + [(700, 50), (20, 300), (600, 400)]
+        asked = [
+            engine.submit(Prompt(embeds=embeds(n, rows), client="a"), SamplingParams(max_tokens=tokens))
+            for n, (rows, tokens) in enumerate(sizes)
+        ]
+        found = await asyncio.gather(*map(collect, asked))
+        assert [len(one) for one in found] == [tokens for _, tokens in sizes]
+    finally:
+        await engine.stop()
+    assert max(most_bytes) == 1000 * ROW_BYTES  # the last one's
+
+
+async def test_a_prompt_whose_samples_wait_counts(model: Qwen3ForCausalLM, most_bytes: list[int]) -> None:
+    engine = TransformersEngine(model, [], parallel=1, cache_bytes=1000 * ROW_BYTES, packed=True)
+    ended: list[str] = []
+
+    async def follow(name: str, generation: Generation) -> None:
+        await collect(generation)
+        ended.append(name)
+
+    try:
+        samples = engine.submit_samples(Prompt(embeds=embeds(0, 700), client="a"), SamplingParams(max_tokens=100), 2)
+        other = engine.submit(Prompt(embeds=embeds(1, 600), client="b"), SamplingParams(max_tokens=9))
+        await asyncio.gather(follow("b", other), *(follow("a", one) for one in samples))
+    finally:
+        await engine.stop()
+    assert max(most_bytes) == 800 * ROW_BYTES
+    assert ended == ["a", "a", "b"]
+
+
 async def test_a_client_with_eight_questions_delays_another_by_at_most_two_steps(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +381,38 @@ async def test_a_client_with_eight_questions_delays_another_by_at_most_two_steps
     assert any(rows["one"] == 48 for rows in plans[before : before + 2])
     for generation in many:
         await generation.aclose()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(embedded, "block_keys"), (KeyValueCache, "copy"), (KeyValueCache, "shrink")]
+)
+async def test_the_event_loop_does_not_wait_while_rows_are_hashed_or_copied(
+    model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    loop, copying, asked = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    in_time: list[bool] = []
+    real = getattr(owner, name)
+
+    def held(*given: Any) -> Any:
+        loop.call_soon_threadsafe(copying.set)
+        in_time.append(asked.wait(ANSWERED))
+        return real(*given)
+
+    engine = TransformersEngine(model, [], packed=True)
+    try:
+        prompt = Prompt(embeds=embeds(1, 40), client="a")
+        await collect(engine.submit(prompt, SamplingParams(max_tokens=3)))
+        await until_idle(engine)
+        monkeypatch.setattr(owner, name, held)
+        generation = engine.submit(prompt, SamplingParams(max_tokens=3000))
+        await anext(generation) if name == "shrink" else await copying.wait()
+        await generation.aclose()
+        await copying.wait()
+        engine.load()
+        asked.set()
+    finally:
+        await engine.stop()
+    assert in_time == [True]
 
 
 async def test_waiting_questions_start_in_turns_among_clients(model: Qwen3ForCausalLM) -> None:

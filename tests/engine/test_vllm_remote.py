@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from edge_server.backend import load
 from edge_server.cli import app
+from edge_server.engine import endpoints, engine_check
 from edge_server.engine.base import Engine, Finish, Prompt
 from edge_server.engine.completion_request import CompletionFormat
 from edge_server.engine.fake import FakeEngine
@@ -350,6 +351,45 @@ async def test_an_engine_that_hangs_is_left_when_it_stops_answering_its_health(v
     first.healthy = False
     assert await collect(generation) == [7]  # from its beginning, as this engine knows no other answer
     assert [one["max_tokens"] for one in second.requests] == [1]
+
+
+@pytest.mark.parametrize("status", [0, 429, 503], ids=["no answer", "429", "503"])
+async def test_answers_go_on_when_health_fails_once_and_end_when_it_fails_twice(
+    vllm: Serve, remote: Connect, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(engine_check, "HEALTH_TIMEOUT_S", 0.2)
+    gate = asyncio.Event()
+    server = await vllm(slow([7, 8, 9], gate=gate))
+    engine = await remote(server)
+    told: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
+    engine.watch(told.put_nowait)
+    answer = asyncio.create_task(collect(engine.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=3))))
+    while not server.requests:
+        await asyncio.sleep(0)
+    server.next_healths += [status, 200, status, 200, 200]
+    while server.next_healths:
+        await asyncio.sleep(0.001)
+    gate.set()
+    assert await answer == [7, 8, 9] and len(server.requests) == 1
+    assert told.empty()
+    server.next_healths += [status, status]
+    async with asyncio.timeout(ANSWERED):
+        assert isinstance(await told.get(), UnavailableError)
+        assert await told.get() is None
+
+
+async def test_questions_do_not_wait_for_an_engine_that_leaves_the_probe_unanswered(
+    vllm: Serve, remote: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "PATIENCE_S", 0.2)
+    server = await vllm(slow([7]))
+    engine = await remote(server)
+    server.probing.clear()
+    server.faults.append(Fault())
+    async with asyncio.timeout(ANSWERED):
+        with pytest.raises(UnavailableError) as lost:
+            await collect(engine.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=1)))
+    assert lost.value.reason == "ENGINE_LOST"
 
 
 async def test_answers_behind_a_router_go_on_while_it_does_not_answer_the_probe(vllm: Serve, remote: Connect) -> None:
