@@ -113,11 +113,11 @@ class SampleRound:
         return list(zip(self.generations, begun, strict=True))
 
     async def _work(self, generation: Generation, index: int) -> None:
-        """Read a sample; then, in its place, those that were not begun yet."""
+        """Read a sample; then, in its place, those that were not begun yet, unless a question waits for the place."""
         try:
             while True:
                 sample = await self._collect(generation, index)
-                if not self._unsent:
+                if not self._unsent or (self._reading > 1 and self._admission.waiting):
                     break
                 if (following := self._begin_another()) is None:
                     break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 
 import numpy as np
 import pytest
@@ -133,3 +134,22 @@ async def test_an_engine_with_fewer_places_than_expected_gets_fewer_samples_at_o
         assert admission.running == 1
     assert [(one.index, one.message) for one in samples] == [(i, "3") for i in range(7)] and told == list(range(1, 8))
     assert len(engine.params[0]) == 2 and sum(map(len, engine.params)) == 7
+
+
+async def test_a_round_gives_a_place_to_a_question_that_waits_before_its_next_sample() -> None:
+    gate = asyncio.Event()
+    engine, admission, waiting = FakeEngine(lambda _: b"3", gate=gate), Admission(4, 32), list[int]()
+    async with AsyncExitStack() as held:
+        for client in "abc":
+            await held.enter_async_context(admission.place(client))
+        running = asyncio.create_task(
+            round_of(engine, 9, admission).run(None, lambda _: waiting.append(admission.waiting))
+        )
+        await until(lambda: engine.load().running == 2)
+        other = asyncio.create_task(held.enter_async_context(admission.place("d")))
+        await until(lambda: admission.waiting == 1)
+        gate.set()
+        assert len(await asyncio.wait_for(running, ANSWERED)) == 9
+        assert waiting == [0] * 9
+        await asyncio.wait_for(other, ANSWERED)
+    assert admission.running == 0
