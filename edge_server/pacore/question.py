@@ -131,14 +131,17 @@ class SampledQuestion:
             admission=self._runtime.admission,
             client=self._client,
             read=read,
+            pool=self._runtime.pool,
             token_budget=max(budget - self.sums.new_tokens, 0) if budget else None,
         )
 
         self._report(index, 0)
         until = self._began + self._rounds.seconds(index, self._deadline_s) if self._deadline_s else None
-        samples = await running.run(until, partial(self._report, index))
-        self.first = self.first or next(iter(running.generations), None)
-        self.sums.add_samples(samples)
+        try:
+            samples = await running.run(until, partial(self._report, index))
+        finally:  # those of a round that is cancelled have cost as much
+            self.first = self.first or next(iter(running.generations), None)
+            self.sums.add_samples(running.samples)
         if self._rounds.rollouts:
             self._rollouts += [(index, one) for one in samples]
         return samples

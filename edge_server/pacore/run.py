@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 
 from edge_server.admission import Admission
@@ -38,10 +39,15 @@ class SampleRound:
         admission: Admission,
         client: str,
         read: ReadSample,
+        pool: Executor,
         token_budget: int | None,
     ) -> None:
-        """Sample i has the seed of `sampling` + i. `token_budget`: most new tokens of the round; None: no limit."""
+        """Sample i has the seed of `sampling` + i. `token_budget`: most new tokens of the round; None: no limit.
+
+        `pool` reads the samples that are stopped.
+        """
         self.generations: list[Generation] = []  # of the first request
+        self._ended: dict[int, Sample] = {}  # and, after `run`, those that were stopped
         self._engine = engine
         self._prompt = prompt
         self._sampling = sampling
@@ -50,6 +56,7 @@ class SampleRound:
         self._client = client
         self._taken: list[Callable[[], None]] = []  # releases of the places beside the caller's
         self._read = read
+        self._pool = pool
         self._budget = token_budget
         self._unsent = deque(range(width))
         self._ids: dict[int, list[int]] = {}  # of samples that were begun
@@ -62,12 +69,11 @@ class SampleRound:
         `until`: when the round must be over, in the loop's time. Raises what the engine raises for all samples.
         """
         tasks: list[asyncio.Task[None]] = []
-        ended: dict[int, Sample] = {}
         try:
             if self._budget is None or self._budget > 0:
                 self._taken += self._admission.more(self._client, self._width - 1)
                 tasks += [asyncio.create_task(self._work(*one)) for one in self._submit()]
-            while tasks and len(ended) < self._width:
+            while tasks and len(self._ended) < self._width:
                 try:
                     async with asyncio.timeout_at(until):
                         event = await self._events.get()
@@ -77,8 +83,8 @@ class SampleRound:
                     break
                 if isinstance(event, Exception):
                     raise event
-                ended[event.index] = event
-                on_ended(len(ended))
+                self._ended[event.index] = event
+                on_ended(len(self._ended))
         finally:
             for task in tasks:
                 task.cancel()
@@ -86,9 +92,19 @@ class SampleRound:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
                 self._keep(0)
-        stopped = self._ids.keys() - ended.keys()
-        ended |= {index: self._read(index, self._ids[index], None, False) for index in stopped}
-        return [ended[index] for index in sorted(ended)]
+        stopped = sorted(self._ids.keys() - self._ended.keys())
+        if stopped:  # in a thread, as all of them together take long
+            loop = asyncio.get_running_loop()
+            self._ended |= await loop.run_in_executor(self._pool, self._read_stopped, stopped)
+        return self.samples
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples that were begun, in order; if `run` was interrupted, those that were stopped without their text."""
+        return [self._ended.get(i) or Sample(index=i, tokens=len(ids)) for i, ids in sorted(self._ids.items())]
+
+    def _read_stopped(self, stopped: Sequence[int]) -> dict[int, Sample]:
+        return {index: self._read(index, self._ids[index], None, False) for index in stopped}
 
     def _keep(self, readers: int) -> None:
         """Release the places that so many samples do not need; the caller's stays."""

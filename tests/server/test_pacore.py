@@ -331,6 +331,17 @@ async def test_a_cancel_stops_all_samples(serve: Serve, connect: Connect) -> Non
     assert engine.cancelled == 16 and engine.steps == 0
 
 
+async def test_samples_of_a_round_that_is_cancelled_are_counted(serve: Serve, connect: Connect) -> None:
+    engine = engine_of([b"3", b"endless" * 10_000], step_s=0.001)
+    client = connect(await serve(fake_backend(engine=engine), limits=SessionLimits(new_tokens=100_000)))
+    await ask(client, pb.Reasoning(rounds=[2]))
+    await until(lambda: engine.steps >= 20)
+    await client.send(cancels=[pb.Cancel(request=1)])
+    *_, done = await replies(client)
+    assert done.finish_reason == CANCELLED
+    assert done.usage.new_tokens >= 10 and (done.usage.samples, done.usage.samples_used) == (2, 1)
+
+
 async def test_a_lost_engine_ends_the_question(serve: Serve, connect: Connect) -> None:
     lost = UnavailableError("the engine was lost; ask again", reason="ENGINE_LOST")
     engine = engine_of([b"3" * 500, lost])

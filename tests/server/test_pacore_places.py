@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 
@@ -13,14 +15,14 @@ import pytest_asyncio
 from edge_server.admission import Admission
 from edge_server.answer import QuestionJob
 from edge_server.conversations import Conversations
-from edge_server.engine.base import Prompt
+from edge_server.engine.base import Finish, Prompt
 from edge_server.engine.fake import FakeEngine
 from edge_server.engine.sampling import SamplingParams
 from edge_server.fake import fake_backend
 from edge_server.outbox import MAX_WAITING, Outbox
 from edge_server.pacore.messages import Sample
 from edge_server.pacore.rounds import Rounds
-from edge_server.pacore.run import SampleRound
+from edge_server.pacore.run import ReadSample, SampleRound
 from edge_server.runtime import Runtime
 from tests.server.raw_client import ANSWERED, until
 from tofc.model.prompt import Turn
@@ -114,7 +116,11 @@ async def test_a_client_that_does_not_read_holds_no_place(vote: bool, unread: Un
     assert sum(one.HasField("rollout") for one in unread.read) == 4
 
 
-def round_of(engine: FakeEngine, width: int, admission: Admission) -> SampleRound:
+def read(index: int, ids: Sequence[int], finish: Finish | None, failed: bool) -> Sample:
+    return Sample(index=index, message=bytes(ids).decode(), finish=finish)
+
+
+def round_of(engine: FakeEngine, width: int, admission: Admission, read: ReadSample = read) -> SampleRound:
     return SampleRound(
         engine,
         Prompt(embeds=np.zeros((3, 1), np.float32)),
@@ -122,7 +128,8 @@ def round_of(engine: FakeEngine, width: int, admission: Admission) -> SampleRoun
         width,
         admission=admission,
         client="a",
-        read=lambda index, ids, finish, failed: Sample(index=index, message=bytes(ids).decode(), finish=finish),
+        read=read,
+        pool=ThreadPoolExecutor(1),
         token_budget=None,
     )
 
@@ -153,3 +160,17 @@ async def test_a_round_gives_a_place_to_a_question_that_waits_before_its_next_sa
         assert waiting == [0] * 9
         await asyncio.wait_for(other, ANSWERED)
     assert admission.running == 0
+
+
+async def test_samples_that_are_stopped_together_are_read_in_a_thread() -> None:
+    engine, admission, threads = FakeEngine(lambda _: b"3", gate=asyncio.Event()), Admission(8, 32), set[str]()
+
+    def noted(index: int, ids: Sequence[int], finish: Finish | None, failed: bool) -> Sample:
+        threads.add(threading.current_thread().name)
+        return read(index, ids, finish, failed)
+
+    async with admission.place("a"):
+        now = asyncio.get_running_loop().time()
+        samples = await round_of(engine, 3, admission, noted).run(now, lambda _: None)
+    assert [one.finish for one in samples] == [None] * 3
+    assert threads and threading.main_thread().name not in threads
