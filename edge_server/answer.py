@@ -190,16 +190,20 @@ class QuestionJob:
             assembled = await self._assemble(runtime, client, self.turns)  # not before: rows take memory
             sampling = self.sampling
             if self.rounds is not None:
-                following = await self._sample(runtime, outbox, client, assembled, self.rounds, began)
+                sampled = self._sampling_of(runtime, outbox, client, self.rounds, began)
+                following = await sampled.run(assembled)
                 if following is None:
-                    return Finish.STOP  # the votes decided
-                assembled, sampling = following
+                    release()  # as below
+                    return await self._send_votes(sampled, outbox)
+                assembled, sampling = following, sampled.after(self.sampling)
                 following = None
             parser = self._begin(backend, assembled)
             self._generation = generation = backend.engine.submit(assembled.prompt, sampling)
             del assembled
             generation.on_finished(release)  # a client that reads slowly must not hold the slot
             try:
+                if self._sampled is not None:
+                    await self._sampled.send_rollouts()
                 async for token in generation:
                     self._first_token_ms = self._first_token_ms or self._elapsed_ms()
                     await self._send(parser.push(token), outbox)
@@ -224,14 +228,10 @@ class QuestionJob:
         """Return the prompt with its client and its pictures, by which an engine finds what it kept of earlier ones."""
         return replace(prompt, client=client, pictures=" ".join(one.picture_id.hex() for one in self.pictures))
 
-    async def _sample(
-        self, runtime: Runtime, outbox: Outbox, client: str, first: Assembled, rounds: Rounds, began: float
-    ) -> tuple[Assembled, SamplingParams] | None:
-        """Run the rounds of samples; return the prompt of the answer after them, and how it is sampled.
-
-        None: the samples' votes decided, and the answer has been sent.
-        """
-        self._sampled = sampled = SampledQuestion(
+    def _sampling_of(
+        self, runtime: Runtime, outbox: Outbox, client: str, rounds: Rounds, began: float
+    ) -> SampledQuestion:
+        self._sampled = SampledQuestion(
             number=self.number,
             turns=self.turns,
             rounds=rounds,
@@ -243,11 +243,14 @@ class QuestionJob:
             began=began,
             deadline_s=self.deadline_ms / 1e3,
         )
-        if (prompt := await sampled.run(first)) is not None:
-            return prompt, sampled.after(self.sampling)
+        return self._sampled
+
+    async def _send_votes(self, sampled: SampledQuestion, outbox: Outbox) -> Finish:
+        """Send the answer that has most votes."""
         self._first_token_ms = self._elapsed_ms()
+        await sampled.send_rollouts()
         await self._send([Delta(text=sampled.votes[0].text)], outbox)
-        return None
+        return Finish.STOP
 
     async def _assemble(self, runtime: Runtime, client: str, turns: Sequence[Turn]) -> Assembled:
         backend = runtime.backend

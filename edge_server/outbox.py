@@ -45,7 +45,6 @@ class Outbox:
         error: pb.Error | None = None,
         need_picture: pb.NeedPicture | None = None,
         image_ack: pb.ImageAck | None = None,
-        progress: pb.Progress | None = None,
         rollout: pb.Rollout | None = None,
     ) -> None:
         """Queue a response; give exactly one of the arguments. It is dropped if the client has gone.
@@ -62,10 +61,14 @@ class Outbox:
                 error=error,
                 need_picture=need_picture,
                 image_ack=image_ack,
-                progress=progress,
                 rollout=rollout,
             )
         )
+
+    def offer(self, progress: pb.Progress) -> None:
+        """Queue a response that may be missed; it is dropped if the client reads too slowly, or has gone."""
+        if not self._writer.done() and not self._queue.full():
+            self._queue.put_nowait(pb.SessionResponse(progress=progress))
 
     async def finish(self) -> None:
         """Wait until everything is written, or the client has gone; nothing may be sent afterwards."""

@@ -3,9 +3,9 @@
     prompt ─ SampleRound ─→ messages ─ synthesis prompt ─ SampleRound ─→ … ─→ messages ─┬─ prompt of the answer
                                                                                         └─ votes
 
-Promises Progress for every sample that ends, and its text as Rollout where the client wants it; that a round which
-takes too long, or too many tokens, hands on what has ended; and that the sums count every sample. Leaves the answer
-itself to `edge_server.answer`.
+Promises that a round which takes too long, or too many tokens, hands on what has ended; that the sums count every
+sample; and that no round waits for the client: Progress is dropped if it reads too slowly, and Rollouts, where it wants
+them, are kept for the time when the question needs no place any more. Leaves the answer itself to `edge_server.answer`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from edge_server.assemble import Assembled
 from edge_server.engine.base import Finish, Generation
@@ -21,7 +22,7 @@ from edge_server.outbox import Outbox
 from edge_server.pacore.messages import Sample, ordered_messages, read_sample
 from edge_server.pacore.prompt import synthesis_turns
 from edge_server.pacore.rounds import Rounds
-from edge_server.pacore.run import Release, SampleRound
+from edge_server.pacore.run import SampleRound
 from edge_server.pacore.vote import Vote, count_votes
 from edge_server.runtime import Runtime
 from tofc.errors import InvalidRequestError
@@ -92,6 +93,7 @@ class SampledQuestion:
         self._assemble = assemble
         self._began = began
         self._deadline_s = deadline_s
+        self._rollouts: list[tuple[int, Sample]] = []  # with their rounds; those not sent yet
 
     async def run(self, prompt: Assembled) -> Assembled | None:
         """Run all rounds, the first one with `prompt`; return the prompt of the answer, or None if `votes` decided it.
@@ -121,29 +123,27 @@ class SampledQuestion:
 
         self.sums.add_prompt(assembled)
         budget = self._rounds.token_budget
-        place: Release = lambda: None  # noqa: E731  # the caller's: the answer needs it too
         running = SampleRound(
             backend.engine,
             assembled.prompt,
             self.after(self._sampling),
             width,
-            slots=[place, *self._runtime.admission.more(self._client, width - 1)],
+            admission=self._runtime.admission,
+            client=self._client,
             read=read,
+            pool=self._runtime.pool,
             token_budget=max(budget - self.sums.new_tokens, 0) if budget else None,
         )
 
-        async def on_ended(sample: Sample, ended: int) -> None:
-            await self._send_rollout(index, sample)
-            await self._send_progress(index, ended)
-
-        await self._send_progress(index, 0)
+        self._report(index, 0)
         until = self._began + self._rounds.seconds(index, self._deadline_s) if self._deadline_s else None
-        samples = await running.run(until, on_ended)
-        self.first = self.first or next(iter(running.generations), None)
-        self.sums.add_samples(samples)
-        for one in samples:
-            if one.finish is None and not one.failed:
-                await self._send_rollout(index, one)
+        try:
+            samples = await running.run(until, partial(self._report, index))
+        finally:  # those of a round that is cancelled have cost as much
+            self.first = self.first or next(iter(running.generations), None)
+            self.sums.add_samples(running.samples)
+        if self._rounds.rollouts:
+            self._rollouts += [(index, one) for one in samples]
         return samples
 
     async def _synthesis(self, messages: list[str]) -> Assembled | None:
@@ -158,17 +158,18 @@ class SampledQuestion:
             messages = [messages[i] for i in sorted(kept)]
         return None
 
-    async def _send_progress(self, index: int, ended: int) -> None:
+    def _report(self, index: int, ended: int) -> None:
         widths = self._rounds.widths
-        await self._outbox.send(
-            progress=pb.Progress(
-                request=self._number, round=index + 1, rounds=len(widths), ended=ended, samples=widths[index]
-            )
+        self._outbox.offer(
+            pb.Progress(request=self._number, round=index + 1, rounds=len(widths), ended=ended, samples=widths[index])
         )
 
+    async def send_rollouts(self) -> None:
+        """Send the samples, if the client wants them. It may take long, so the engine's place is not to be held."""
+        while self._rollouts:
+            await self._send_rollout(*self._rollouts.pop(0))
+
     async def _send_rollout(self, index: int, sample: Sample) -> None:
-        if not self._rounds.rollouts:
-            return
         pieces = [sample.message[at : at + PIECE] for at in range(0, len(sample.message), PIECE)] or [""]
         for number, text in enumerate(pieces, 1):
             rollout = pb.Rollout(request=self._number, round=index + 1, sample=sample.index, text=text)

@@ -4,16 +4,19 @@
                  ↑_____ the others, one by one, where the engine has fewer places than the round has samples
 
 Promises that all samples which the engine has places for are one request, and that none runs on when the round ends:
-by its deadline, by its token budget, by an error or by being cancelled. Leaves what samples mean to `messages`.
+by its deadline, by its token budget, by an error or by being cancelled, nor keeps a place of the engine. Leaves what
+samples mean to `messages`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 
+from edge_server.admission import Admission
 from edge_server.engine.base import Engine, Finish, Generation, Prompt
 from edge_server.engine.sampling import SamplingParams
 from edge_server.pacore.messages import Sample
@@ -21,11 +24,10 @@ from tofc.errors import CallError, LimitError, UnavailableError
 
 #: makes a sample of its index, token ids, why it ended (None: stopped or failed), and whether it failed
 ReadSample = Callable[[int, Sequence[int], Finish | None, bool], Sample]
-Release = Callable[[], None]
 
 
 class SampleRound:
-    """The samples of one prompt. `slots`: one release for each place of the engine that it may use at once."""
+    """The samples of one prompt. `client` holds a place of the engine; while it runs, the round takes free ones too."""
 
     def __init__(
         self,
@@ -34,35 +36,44 @@ class SampleRound:
         sampling: SamplingParams,
         width: int,
         *,
-        slots: Sequence[Release],
+        admission: Admission,
+        client: str,
         read: ReadSample,
+        pool: Executor,
         token_budget: int | None,
     ) -> None:
-        """Sample i has the seed of `sampling` + i. `token_budget`: most new tokens of the round; None: no limit."""
+        """Sample i has the seed of `sampling` + i. `token_budget`: most new tokens of the round; None: no limit.
+
+        `pool` reads the samples that are stopped.
+        """
         self.generations: list[Generation] = []  # of the first request
+        self._ended: dict[int, Sample] = {}  # and, after `run`, those that were stopped
         self._engine = engine
         self._prompt = prompt
         self._sampling = sampling
         self._width = width
-        self._slots = list(slots)
+        self._admission = admission
+        self._client = client
+        self._taken: list[Callable[[], None]] = []  # releases of the places beside the caller's
         self._read = read
+        self._pool = pool
         self._budget = token_budget
         self._unsent = deque(range(width))
         self._ids: dict[int, list[int]] = {}  # of samples that were begun
         self._reading = 0  # samples
         self._events: asyncio.Queue[Sample | Exception | None] = asyncio.Queue()  # None: the budget is used up
 
-    async def run(self, until: float | None, on_ended: Callable[[Sample, int], Awaitable[None]]) -> list[Sample]:
-        """Return the samples that were begun, in order; call `on_ended` with each that ended, and how many have.
+    async def run(self, until: float | None, on_ended: Callable[[int], None]) -> list[Sample]:
+        """Return the samples that were begun, in order; call `on_ended` when one has ended, with how many have.
 
         `until`: when the round must be over, in the loop's time. Raises what the engine raises for all samples.
         """
         tasks: list[asyncio.Task[None]] = []
-        ended: dict[int, Sample] = {}
         try:
             if self._budget is None or self._budget > 0:
+                self._taken += self._admission.more(self._client, self._width - 1)
                 tasks += [asyncio.create_task(self._work(*one)) for one in self._submit()]
-            while tasks and len(ended) < self._width:
+            while tasks and len(self._ended) < self._width:
                 try:
                     async with asyncio.timeout_at(until):
                         event = await self._events.get()
@@ -72,21 +83,37 @@ class SampleRound:
                     break
                 if isinstance(event, Exception):
                     raise event
-                ended[event.index] = event
-                await on_ended(event, len(ended))
+                self._ended[event.index] = event
+                on_ended(len(self._ended))
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for release in self._slots:
-                release()
-        stopped = self._ids.keys() - ended.keys()
-        ended |= {index: self._read(index, self._ids[index], None, False) for index in stopped}
-        return [ended[index] for index in sorted(ended)]
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                self._keep(0)
+        stopped = sorted(self._ids.keys() - self._ended.keys())
+        if stopped:  # in a thread, as all of them together take long
+            loop = asyncio.get_running_loop()
+            self._ended |= await loop.run_in_executor(self._pool, self._read_stopped, stopped)
+        return self.samples
 
-    def _submit(self) -> list[tuple[Release, Generation, int]]:
-        """Begin as many samples as there are slots, in one request; fewer if the engine has fewer places."""
-        count = min(len(self._slots), self._width)
+    @property
+    def samples(self) -> list[Sample]:
+        """The samples that were begun, in order; if `run` was interrupted, those that were stopped without their text."""
+        return [self._ended.get(i) or Sample(index=i, tokens=len(ids)) for i, ids in sorted(self._ids.items())]
+
+    def _read_stopped(self, stopped: Sequence[int]) -> dict[int, Sample]:
+        return {index: self._read(index, self._ids[index], None, False) for index in stopped}
+
+    def _keep(self, readers: int) -> None:
+        """Release the places that so many samples do not need; the caller's stays."""
+        while len(self._taken) >= max(readers, 1):
+            self._taken.pop()()
+
+    def _submit(self) -> list[tuple[Generation, int]]:
+        """Begin as many samples as there are places, in one request; fewer if the engine has fewer places."""
+        count = 1 + len(self._taken)
         while True:
             try:
                 self.generations = list(self._engine.submit_samples(self._prompt, self._sampling, count))
@@ -95,30 +122,29 @@ class SampleRound:
                 if count == 1:
                     raise
                 count = (count + 1) // 2
-        for release in self._slots[count:]:
-            release()
+        self._keep(count)
         self._reading = count
         begun = [self._unsent.popleft() for _ in range(count)]
         self._ids |= {index: [] for index in begun}
-        return list(zip(self._slots, self.generations, begun, strict=False))
+        return list(zip(self.generations, begun, strict=True))
 
-    async def _work(self, release: Release, generation: Generation, index: int) -> None:
-        """Read a sample; then, in its place, those that were not begun yet."""
+    async def _work(self, generation: Generation, index: int) -> None:
+        """Read a sample; then, in its place, those that were not begun yet, unless a question waits for the place."""
         try:
             while True:
                 sample = await self._collect(generation, index)
-                if not self._unsent:
+                if not self._unsent or (self._reading > 1 and self._admission.waiting):
                     break
                 if (following := self._begin_another()) is None:
                     break
                 self._events.put_nowait(sample)
                 generation, index = following
-            release()  # before the client is told, which may take long
             self._events.put_nowait(sample)
         except Exception as error:
             self._events.put_nowait(error)
         finally:
             self._reading -= 1
+            self._keep(self._reading)
 
     def _begin_another(self) -> tuple[Generation, int] | None:
         """Begin the next sample; None if the engine has no place now and other samples run, which will begin it."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 
 from edge_server.engine.base import Finish, Prompt
@@ -17,7 +15,6 @@ from edge_server.engine.sampling import SamplingParams
 from edge_server.fake import fake_backend, prompt_bytes
 from edge_server.pacore.messages import Sample, ordered_messages
 from edge_server.pacore.prompt import synthesis_text, synthesis_turns
-from edge_server.pacore.run import SampleRound
 from edge_server.pacore.vote import count_votes
 from edge_server.reasoning import ThinkTokens
 from edge_server.settings import SessionLimits
@@ -334,6 +331,17 @@ async def test_a_cancel_stops_all_samples(serve: Serve, connect: Connect) -> Non
     assert engine.cancelled == 16 and engine.steps == 0
 
 
+async def test_samples_of_a_round_that_is_cancelled_are_counted(serve: Serve, connect: Connect) -> None:
+    engine = engine_of([b"3", b"endless" * 10_000], step_s=0.001)
+    client = connect(await serve(fake_backend(engine=engine), limits=SessionLimits(new_tokens=100_000)))
+    await ask(client, pb.Reasoning(rounds=[2]))
+    await until(lambda: engine.steps >= 20)
+    await client.send(cancels=[pb.Cancel(request=1)])
+    *_, done = await replies(client)
+    assert done.finish_reason == CANCELLED
+    assert done.usage.new_tokens >= 10 and (done.usage.samples, done.usage.samples_used) == (2, 1)
+
+
 async def test_a_lost_engine_ends_the_question(serve: Serve, connect: Connect) -> None:
     lost = UnavailableError("the engine was lost; ask again", reason="ENGINE_LOST")
     engine = engine_of([b"3" * 500, lost])
@@ -360,26 +368,6 @@ async def test_more_samples_than_places_run_one_after_the_other(serve: Serve, co
     assert text == "final" and progress[-1].ended == 7
     assert sorted(int(one.text) for one in rollouts) == list(range(7)), "every sample has its own seed"
     assert most == 3
-
-
-async def test_an_engine_with_fewer_places_than_expected_gets_fewer_samples_at_once() -> None:
-    engine, released, told = engine_of([b"3"], queue=2), list[int](), list[int]()
-
-    async def on_ended(sample: Sample, ended: int) -> None:
-        told.append(ended)
-
-    running = SampleRound(
-        engine,
-        Prompt(embeds=np.zeros((3, 1), np.float32)),
-        SamplingParams(max_tokens=5, seed=SEED),
-        7,
-        slots=[partial(released.append, i) for i in range(5)],
-        read=lambda index, ids, finish, failed: Sample(index=index, message=bytes(ids).decode(), finish=finish),
-        token_budget=None,
-    )
-    samples = await running.run(None, on_ended)
-    assert [(one.index, one.message) for one in samples] == [(i, "3") for i in range(7)] and told == list(range(1, 8))
-    assert len(engine.params[0]) == 2 and sum(map(len, engine.params)) == 7 and {*released} == {*range(5)}
 
 
 async def test_samples_leave_places_for_others(serve: Serve, connect: Connect) -> None:
