@@ -424,3 +424,8 @@ class TransformersEngine(Engine):
     def _count_bytes(self) -> int:
         caches = {one.cache for one in self._questions_in_memory()} | {one.cache for one in self._running}
         return sum(cache.nbytes for cache in caches if cache is not None) + self._kept.idle_bytes
+
+
+def _count_active(answers: Iterable[_Answer]) -> int:
+    """Count those that are neither cancelled nor ended; the others are removed before the next step."""
+    return sum(answer.active for answer in answers)
