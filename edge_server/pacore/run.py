@@ -100,7 +100,7 @@ class SampleRound:
 
     @property
     def samples(self) -> list[Sample]:
-        """The samples that were begun, in order; if `run` was interrupted, those that were stopped without their text."""
+        """The samples that were begun, in order; if `run` was interrupted, stopped ones have no text."""
         return [self._ended.get(i) or Sample(index=i, tokens=len(ids)) for i, ids in sorted(self._ids.items())]
 
     def _read_stopped(self, stopped: Sequence[int]) -> dict[int, Sample]:
