@@ -76,6 +76,7 @@ def test_what_is_tried_after_a_link_ended(failure: Exception | None, order: str)
     ("errors", "kind", "reason"),
     [
         ([UnavailableError("no"), LOADING], UnavailableError, "LOADING"),
+        ([UnavailableError("no"), FULL, LOST], UnavailableError, "ENGINE_LOST"),
         ([STOPPING, FULL, MismatchError("other")], LimitError, "TOO_MANY_SESSIONS"),
         ([MismatchError("other", reason="MODEL_MISMATCH"), STOPPING], UnavailableError, "STOPPING"),
         ([TokenError("no"), MismatchError("other")], TokenError, "TOKEN_REFUSED"),
