@@ -201,13 +201,14 @@ def serve(
         ),
     ] = BASE.engine_parallel,
     engine_cache_mib: Annotated[
-        int,
+        int | None,
         typer.Option(
             envvar=_variable("ENGINE_CACHE_MIB"),
             help="Memory for the decoder's keys and values, of questions in progress and of earlier turns, in MiB.",
+            show_default="1024 on a CPU, else 4096",
             min=1,
         ),
-    ] = BASE.engine_cache_bytes // MIB,
+    ] = None,
     cache_mib: Annotated[
         int,
         typer.Option(
@@ -322,7 +323,7 @@ def serve(
             sessions=sessions,
             engine_queue=queue,
             engine_parallel=parallel,
-            engine_cache_bytes=engine_cache_mib * MIB,
+            engine_cache_bytes=None if engine_cache_mib is None else engine_cache_mib * MIB,
             cache_bytes=cache_mib * MIB,
             threads=threads,
             engine_threads=engine_threads,

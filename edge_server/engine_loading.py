@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edge_server.engine.base import Engine
 from edge_server.placement import compute_dtype, out_of_memory_said
-from edge_server.settings import ServerSettings
+from edge_server.settings import MIB, ServerSettings
 from edge_server.token_embedding import TABLE, TokenEmbedding
 from tofc.errors import CheckpointError, UsageError
 from tofc.install import install
@@ -57,14 +57,21 @@ def _embedded(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: Seq
     packed = is_exact(model)
     if not packed:
         log.info("answers take turns: on this machine a shared forward in %s would change their bits", dtype)
-    return TransformersEngine(
+    engine = TransformersEngine(
         model,
         stop_tokens,
         parallel=settings.engine_parallel,
         queue=settings.engine_queue,
-        cache_bytes=settings.engine_cache_bytes,
+        cache_bytes=settings.key_value_bytes,
         packed=packed,
     )
+    log.info(
+        "keys and values may take %d MiB (--engine-cache-mib), enough for %d answers of all %d positions",
+        settings.key_value_bytes // MIB,
+        engine.full_answers,
+        engine.max_positions,
+    )
+    return engine
 
 
 def _vllm_remote(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: Sequence[int]) -> Engine:

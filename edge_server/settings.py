@@ -108,7 +108,7 @@ class ServerSettings:
     sessions: int = 64
     engine_queue: int = 32  # questions that wait for the engine; beyond it each client may still have one
     engine_parallel: int = 32  # questions that are answered at once
-    engine_cache_bytes: int = 4096 * MIB  # of keys and values: of running questions, the rest of earlier prompts
+    engine_cache_bytes: int | None = None  # of keys and values, see `key_value_bytes`
     cache_bytes: int = 512 * MIB  # of decoded pictures
     threads: int = 2  # that decode packets and build prompts
     engine_threads: int | None = None  # of torch on a CPU, for decoder and tower; None: torch's own choice
@@ -129,7 +129,7 @@ class ServerSettings:
                 f"--feature-codec {self.feature_codec} excludes --take-images, which is for devices of the default "
                 "codec; leave out one of them"
             )
-        for name in ("sessions", "engine_queue", "engine_parallel", "engine_cache_bytes", "cache_bytes", "threads"):
+        for name in ("sessions", "engine_queue", "engine_parallel", "key_value_bytes", "cache_bytes", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, value in (
@@ -152,6 +152,13 @@ class ServerSettings:
                     raise UsageError(f"{option} is for --engine vllm-remote, but the engine is {self.engine}")
         urls = engine_urls(self.engine_urls, private_network=self.engine_private_network)
         object.__setattr__(self, "engine_urls", urls)
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Bytes of the decoder's keys and values: of running questions, the rest of earlier prompts."""
+        if self.engine_cache_bytes is not None:
+            return self.engine_cache_bytes
+        return (1024 if self.device == "cpu" else 4096) * MIB  # on a CPU: 32 answers of nano, each of all positions
 
     @property
     def needs_torch(self) -> bool:

@@ -11,7 +11,9 @@ import typer
 import yaml
 
 from edge_server.cli import app
+from edge_server.settings import MIB, ServerSettings
 from tests.vllm.engines import OPTIONS, ROUTER_OPTIONS
+from tofc.model.shipped import NANO
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "docker-compose.yml"
@@ -44,6 +46,17 @@ def test_every_service_has_limits(name: str) -> None:
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
     assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
     assert not service.get("image", "").endswith(":latest")
+
+
+@pytest.mark.parametrize("name", ["server", "server2"])
+def test_a_server_with_full_caches_fits_into_its_memory(name: str) -> None:
+    default = re.compile(r"\$\{\w+:-(\d+)g?\}")
+    limit, keys_and_values = (
+        int(default.fullmatch(text)[1])  # type: ignore[index]
+        for text in (SERVICES[name]["mem_limit"], SERVICES[name]["environment"]["TOFC_SERVER_ENGINE_CACHE_MIB"])
+    )
+    pictures = ServerSettings(model=NANO).cache_bytes
+    assert 430e6 + pictures + keys_and_values * MIB < 0.8 * limit * 1024 * MIB
 
 
 def test_engines_are_reached_by_edge_servers_only() -> None:

@@ -180,6 +180,11 @@ class TransformersEngine(Engine):
                 cache_bytes_allowed=self._cache_bytes,
             )
 
+    @property
+    def full_answers(self) -> int:
+        """How many answers that use every position fit into memory together; if none, one runs at a time."""
+        return self._cache_bytes // (self.max_positions * self._decoder.shape.row_bytes)
+
     def watch(self, on_health: HealthCallback) -> None:
         self._on_health.append((asyncio.get_running_loop(), on_health))
 
