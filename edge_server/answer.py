@@ -158,6 +158,8 @@ class QuestionJob:
             visual_tokens=usage.visual_tokens,
             new_tokens=usage.new_tokens,
             thinking_tokens=usage.thinking_tokens,
+            samples=usage.samples,
+            answer_tokens=self._answer_tokens,
             views_s=self._views_ms / 1e3,
             queue_s=(self._place_ms + (engine.wait_ms if engine else 0.0)) / 1e3,
             prefill_s=engine.prefill_ms / 1e3 if engine else 0.0,
@@ -305,7 +307,11 @@ class QuestionJob:
     @property
     def _new_tokens(self) -> int:
         sampled = self._sampled.sums.new_tokens if self._sampled else 0
-        return sampled + (self._parser.tokens if self._parser else 0)
+        return sampled + self._answer_tokens
+
+    @property
+    def _answer_tokens(self) -> int:
+        return self._parser.tokens if self._parser else 0
 
     @property
     def _measured(self) -> Generation | None:

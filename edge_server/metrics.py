@@ -99,7 +99,9 @@ class Metrics(Observer):
         self._views_wait = histogram("tofc_views_wait_seconds", "Time that questions waited for views of pictures.")
         self._queue_wait = histogram("tofc_queue_wait_seconds", "Time that questions waited for the engine.")
         self._prefill = histogram("tofc_prefill_seconds", "Time that the engine took to read a prompt.")
-        self._first_token = histogram("tofc_first_token_seconds", "Time from a question's arrival to its first token.")
+        self._first_token = histogram(
+            "tofc_first_token_seconds", "Time from a question's arrival to its first token, where it has no samples."
+        )
         self._total = histogram("tofc_question_seconds", "Time from a question's arrival to the end of its answer.")
         self._tokens_per_s = histogram(
             "tofc_answer_tokens_per_second", "Tokens per second behind the first, of each answer.", TOKENS_PER_S
@@ -149,7 +151,7 @@ class Metrics(Observer):
             self._views_wait.observe(ended.views_s)
             self._queue_wait.observe(ended.queue_s)
             self._prefill.observe(ended.prefill_s)
-        if ended.first_token_s:
+        if ended.first_token_s and not ended.samples:  # else it is how long the samples took
             self._first_token.observe(ended.first_token_s)
         if ended.tokens_per_s:
             self._tokens_per_s.observe(ended.tokens_per_s)

@@ -34,6 +34,8 @@ class EndedQuestion:
     visual_tokens: int  # of the prompt
     new_tokens: int
     thinking_tokens: int  # of the new ones
+    samples: int  # that the answer was made from
+    answer_tokens: int  # of the new ones, without those of samples
     views_s: float  # waiting for views that had not arrived
     queue_s: float  # waiting for the engine
     prefill_s: float
@@ -51,9 +53,11 @@ class EndedQuestion:
 
     @property
     def tokens_per_s(self) -> float:
-        """Speed of generation behind the first token; 0 for an answer of fewer than two tokens."""
+        """Speed behind the answer's first token; 0 for an answer of fewer than two tokens, or by votes."""
         seconds = self.total_s - self.first_token_s
-        return (self.new_tokens - 1) / seconds if self.first_token_s and self.new_tokens > 1 and seconds > 0 else 0.0
+        return (
+            (self.answer_tokens - 1) / seconds if self.first_token_s and self.answer_tokens > 1 and seconds > 0 else 0.0
+        )
 
 
 class Observer:

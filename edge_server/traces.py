@@ -30,6 +30,6 @@ class Traces(Observer):
             prefill_s = first_s - ended.prefill_s
             span.child("queue", prefill_s - ended.queue_s, prefill_s)
             span.child("prefill", prefill_s, first_s)
-            span.child("generate", first_s, start_s + ended.total_s, new_tokens=ended.new_tokens)
+            span.child("generate", first_s, start_s + ended.total_s, new_tokens=ended.answer_tokens)
         failed = ended.reason if ended.outcome == "error" else ""
         span.end(start_s + ended.total_s, error=failed, outcome=ended.outcome, new_tokens=ended.new_tokens)

@@ -11,6 +11,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge_server import monitoring_port
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import fake_backend
+from edge_server.observer import EndedQuestion
 from edge_server.server import RunningServer, start
 from edge_server.settings import ServerSettings
 from tests.server.conftest import Connect, Serve
@@ -94,6 +96,42 @@ async def test_a_question_is_counted_with_its_tokens_times_bytes_and_pictures(se
     assert build["tofc_build_info"]["engine"] == "fake" and build["tofc_build_info"]["model"] == "fake-model"
     await client.end()
     assert (await scrape(server))("tofc_sessions_ended_total") == 1
+
+
+@pytest.mark.parametrize(("reasoning", "speeds"), [(pb.Reasoning(rounds=[3]), 1), (pb.Reasoning(vote=3), 0)])
+async def test_samples_count_as_tokens_but_not_for_the_speed_of_an_answer(
+    reasoning: pb.Reasoning, speeds: int, serve: Serve, connect: Connect
+) -> None:
+    server = await serve(metrics_port=0)
+    client = connect(server)
+    await client.hello()
+    await client.ask(1, "what?", reasoning=reasoning)
+    while (response := await client.receive()).WhichOneof("response") != "done":
+        assert response.WhichOneof("response") in ("progress", "token")
+    found = await scrape(server)
+    assert found("tofc_new_tokens_total", kind="answer") == response.done.usage.new_tokens > 3 * len("what?") - 1
+    assert found("tofc_first_token_seconds_count") == 0
+    assert found("tofc_answer_tokens_per_second_count") == speeds
+
+
+def test_the_speed_of_an_answer_is_that_of_its_own_tokens() -> None:
+    ended = EndedQuestion(
+        outcome="stop",
+        reason="stop",
+        prompt_tokens=5,
+        visual_tokens=0,
+        new_tokens=1011,
+        thinking_tokens=0,
+        samples=10,
+        answer_tokens=11,
+        views_s=0.0,
+        queue_s=0.0,
+        prefill_s=1.0,
+        first_token_s=4.0,
+        total_s=6.0,
+    )
+    assert ended.tokens_per_s == 5.0
+    assert replace(ended, answer_tokens=0).tokens_per_s == 0.0
 
 
 async def test_the_cache_of_pictures_has_the_names_that_dynamo_gives_its_own(serve: Serve, connect: Connect) -> None:

@@ -107,10 +107,10 @@ async def test_a_question_that_ends_while_nothing_is_read_leaves_no_place_taken(
 
 @pytest.mark.parametrize("vote", [False, True])
 async def test_a_client_that_does_not_read_holds_no_place(vote: bool, unread: Unread) -> None:
-    runtime = runtime_of(FakeEngine(lambda _: b"3"))
+    engine = FakeEngine(lambda _: b"3")
+    runtime = runtime_of(engine)
     question = asked(Rounds(widths=(4,), vote=vote, rollouts=True), runtime, unread.outbox)
-    await until(lambda: runtime.admission.running > 0)
-    await until(lambda: runtime.admission.running == 0)
+    await until(lambda: engine.params and runtime.admission.running == 0)
     assert question.task is not None and not question.task.done()
     assert (await end(question, unread)).done.usage.samples_used == 4
     assert sum(one.HasField("rollout") for one in unread.read) == 4
