@@ -378,6 +378,19 @@ async def test_answers_go_on_when_health_fails_once_and_end_when_it_fails_twice(
         assert await told.get() is None
 
 
+async def test_one_refused_connection_is_enough(vllm: Serve, remote: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "POLL_S", 3600.0)
+    server = await vllm(slow([7], gate=asyncio.Event()))
+    engine = await remote(server)
+    answer = asyncio.create_task(collect(engine.submit(Prompt(embeds=prompts()[0]), SamplingParams(max_tokens=1))))
+    while not server.requests:
+        await asyncio.sleep(0)
+    await server.kill()
+    async with asyncio.timeout(ANSWERED):
+        with pytest.raises(UnavailableError, match="was lost"):
+            await answer
+
+
 async def test_questions_do_not_wait_for_an_engine_that_leaves_the_probe_unanswered(
     vllm: Serve, remote: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
