@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import platform
 import time
@@ -38,6 +39,7 @@ ANSWERS = {"64 tokens": 64, "2 tokens": 2}  # the second: nano's own
 SAMPLES = 16
 SAMPLE_TOKENS = 64
 QUESTIONS = 16  # of all clients together, at least two each; of short answers four times as many
+CONVERSATIONS = itertools.count()
 CONVERSATION_ROWS = (700, 740)  # of a prompt, and of the next turn's
 
 
@@ -87,8 +89,9 @@ class Bench:
         """Return the CPU milliseconds to the first token of a long prompt, and of the next turn."""
         first, second = CONVERSATION_ROWS
         rows, found = self.rows(second), []
+        client = f"conversation {next(CONVERSATIONS)}"  # else its rows are kept from an earlier round
         for count in (first, second):
-            prompt = Prompt(embeds=rows[:count], client="conversation")
+            prompt = Prompt(embeds=rows[:count], client=client)
             generation = self._engine.submit(prompt, SamplingParams(max_tokens=1))
             found.append((await _timed(_drain(generation)))[1] * 1e3)
         return found
