@@ -20,7 +20,10 @@ PRIVATE = {
     "shared/tofc/model/image_metadata.py: _Unexpected",
     "device_client/batch_out.py: _NoLocks",
     "shared/tofc/quick_options.py: _NotQuick",
-    *(f"edge_server/engine/faults.py: {name}" for name in ("BrokenOffError", "NonsenseError", "RefusedError")),
+    *(
+        f"edge_server/engine/faults.py: {name}"
+        for name in ("BrokenOffError", "NonsenseError", "RefusedError", "UnreachableError")
+    ),
 }
 LINE = re.compile(
     r"    (?P<stem>(?:[│ ]   )*(?:[├└]── )?)(?P<name>\w+Error|Error)(?: \((?P<more>\w+)\))?(?P<rest>  .*)?"
