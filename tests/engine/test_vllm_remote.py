@@ -249,7 +249,8 @@ async def test_samples_that_break_off_are_continued_each_from_its_own_tokens(vll
     said = await asyncio.gather(*map(collect, found))
     assert [len(one) for one in said] == [9, 9]
     assert [(one["n"], one["max_tokens"]) for one in server.requests] == [(2, 9), (1, 7), (1, 7)]
-    assert [one["seed"] for one in server.requests] == [0, 0, 1]
+    first, *rest = (one["seed"] for one in server.requests)
+    assert first == 0 and sorted(rest) == [0, 1]  # those two are asked at once: either may arrive first
 
 
 @pytest.mark.parametrize(
