@@ -19,6 +19,7 @@ from edge_server.engine.base import (
     answer_limit,
     sample_params,
 )
+from edge_server.engine.refusals import stopping
 from edge_server.engine.sampling import SamplingParams
 from tofc.errors import LimitError, UnavailableError
 
@@ -69,7 +70,7 @@ class FakeEngine(Engine):
             raise self._dead
         most = answer_limit(prompt, sampling, self.max_positions)
         if self.stopped:
-            raise _stopping()
+            raise stopping()
         if self._active() + samples > self._queue:
             raise LimitError(f"{self._queue} questions are waiting already; ask again later", reason="ENGINE_BUSY")
         self.prompts.append(prompt)
@@ -119,7 +120,7 @@ class FakeEngine(Engine):
     async def stop(self) -> None:
         self.stopped = True
         for generation in list(self._generations):
-            generation.fail(_stopping())
+            generation.fail(stopping())
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -145,7 +146,3 @@ class FakeEngine(Engine):
         if not self._tasks:
             self.busy.clear()
             self.idle.set()
-
-
-def _stopping() -> UnavailableError:
-    return UnavailableError("the server is stopping; try again later", reason="STOPPING")

@@ -38,10 +38,11 @@ from edge_server.engine.base import (
 from edge_server.engine.kv_cache import KeyValueCache
 from edge_server.engine.packed_decoder import STEP_ROWS, PackedDecoder, Segment
 from edge_server.engine.prefix_cache import PrefixCache, block_keys
+from edge_server.engine.refusals import busy, failed, stopping
 from edge_server.engine.sampling import Sampler, SamplingParams
 from edge_server.engine.schedule import in_turns, share_rows
 from edge_server.memory_errors import memory_limit_error
-from tofc.errors import LimitError, UnavailableError
+from tofc.errors import UnavailableError
 from tofc.out_of_memory import out_of_memory
 
 log = logging.getLogger(__name__)
@@ -157,14 +158,10 @@ class TransformersEngine(Engine):
             if self._dead is not None:
                 raise self._dead
             if self._stopping:
-                raise UnavailableError("the server is stopping; try again later", reason="STOPPING")
+                raise stopping()
             taken = _count_active([*self._running, *self._waiting])
             if taken + samples > self._queue + self._parallel:
-                raise LimitError(
-                    f"{taken} questions are running or waiting, which is as many as this server takes; ask again in a "
-                    "few seconds",
-                    reason="ENGINE_BUSY",
-                )
+                raise busy(taken)
             self._waiting.extend(answers)
             self._changed.notify()
         return [answer.generation for answer in answers]
@@ -202,13 +199,13 @@ class TransformersEngine(Engine):
     # the worker thread
 
     def _work(self) -> None:
-        error = UnavailableError("the server is stopping; try again later", reason="STOPPING")
+        error = stopping()
         try:
             while self._wait_for_work():
                 self._step()
         except Exception:  # a lost GPU, or a defect of the engine itself: a failed step ends its own answers only
             log.exception("the engine's thread failed")
-            error = UnavailableError("the server's model has failed; try another server", reason="ENGINE_LOST")
+            error = failed()
         with self._changed:
             if not self._stopping:
                 self._dead = error

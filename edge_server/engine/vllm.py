@@ -23,11 +23,12 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from edge_server.engine.base import Engine, EngineLoad, Generation, HealthCallback, Prompt
+from edge_server.engine.base import HealthCallback, Prompt
 from edge_server.engine.completion_request import cache_salt
-from edge_server.engine.samples import Sample, count, make_samples
-from edge_server.engine.sampling import SamplingParams
-from tofc.errors import CallError, InternalError, LimitError, UnavailableError
+from edge_server.engine.refusals import failed, stopping
+from edge_server.engine.samples import Sample
+from edge_server.engine.vllm_answers import VllmAnswers
+from tofc.errors import UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ WATCH_S = 0.5  # between two looks at whether vLLM's process lives
 CPU_OPTIONS = {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
 
 
-class VllmEngine(Engine):
+class VllmEngine(VllmAnswers):
     """Runs a checkpoint's server half."""
 
     name = "vllm"
@@ -45,17 +46,13 @@ class VllmEngine(Engine):
     recovers = False
 
     def __init__(self, llm: AsyncLLM, stop_tokens: Sequence[int], *, model_id: str, parallel: int, queue: int) -> None:
+        super().__init__(stop_tokens, parallel=parallel, queue=queue)
         self.max_positions = int(llm.model_config.max_model_len)
         self._llm = llm
         self._dtype: torch.dtype = llm.model_config.dtype
-        self._stop_tokens = frozenset(stop_tokens)
         self._model_id = model_id
-        self._parallel, self._allowed = parallel, parallel + queue
         self._numbers = itertools.count()
-        self._running: dict[asyncio.Task[None], list[Sample]] = {}
-        self._stopping = False
         self._dead: UnavailableError | None = None
-        self._on_health: list[HealthCallback] = []
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
@@ -76,34 +73,11 @@ class VllmEngine(Engine):
         llm = AsyncLLM.from_engine_args(arguments)
         return cls(llm, stop_tokens, model_id=model_id, parallel=parallel, queue=queue)
 
-    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
+    def _require_alive(self) -> None:
         if self._dead is not None:
             raise self._dead
         if self._stopping:
-            raise _stopping()
-        taken = sum(count(self._open()))
-        if taken + samples > self._allowed:
-            raise LimitError(
-                f"{taken} questions are running or waiting, which is as many as this server takes; ask again in a few "
-                "seconds",
-                reason="ENGINE_BUSY",
-            )
-        asked, generations = make_samples(
-            prompt, sampling, samples, max_positions=self.max_positions, on_close=lambda: self._closed(task)
-        )
-        task = asyncio.get_running_loop().create_task(self._answer(prompt, asked))
-        self._running[task] = asked
-        task.add_done_callback(self._answered)
-        return generations
-
-    def load(self) -> EngineLoad:
-        running, waiting = count(self._open())
-        return EngineLoad(
-            running=running,
-            running_allowed=self._parallel,
-            waiting=waiting,
-            waiting_allowed=self._allowed - self._parallel,
-        )
+            raise stopping()
 
     def watch(self, on_health: HealthCallback) -> None:
         self._on_health.append(on_health)
@@ -111,28 +85,11 @@ class VllmEngine(Engine):
 
     async def stop(self) -> None:
         """End all answers, which fail with UnavailableError, and vLLM's process."""
-        self._stopping = True
-        tasks = [*self._running, *([self._watching] if self._watching else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._stop_answers()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await asyncio.to_thread(self._llm.shutdown)
-
-    def _open(self) -> list[Sample]:
-        return [one for samples in self._running.values() for one in samples if one.open]
-
-    def _closed(self, task: asyncio.Task[None]) -> None:
-        """Cancel a request when nobody waits for any of its samples."""
-        if not any(one.open for one in self._running.get(task, ())):
-            task.cancel()
-
-    def _answered(self, task: asyncio.Task[None]) -> None:
-        error = _stopping() if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, CallError):
-            log.error("an answer failed", exc_info=error)
-        for one in self._running.pop(task):
-            if one.open:
-                one.fail(error if isinstance(error, CallError) else InternalError())
 
     async def _answer(self, prompt: Prompt, samples: list[Sample]) -> None:
         first = samples[0].sampling
@@ -179,11 +136,7 @@ class VllmEngine(Engine):
 
     def _lost(self) -> UnavailableError:
         if self._dead is None:
-            self._dead = UnavailableError("the server's model has failed; try another server", reason="ENGINE_LOST")
+            self._dead = failed()
             for tell in self._on_health:
                 tell(self._dead)
         return self._dead
-
-
-def _stopping() -> UnavailableError:
-    return UnavailableError("the server is stopping; try again later", reason="STOPPING")

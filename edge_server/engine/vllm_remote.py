@@ -20,15 +20,16 @@ import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_server.engine.base import Engine, EngineLoad, Finish, Generation, HealthCallback, Prompt
+from edge_server.engine.base import Finish, HealthCallback, Prompt
 from edge_server.engine.completion_request import PATH, CompletionFormat, cache_salt, session_id
 from edge_server.engine.completion_stream import read_pieces
 from edge_server.engine.endpoints import Endpoint, Endpoints
 from edge_server.engine.engine_check import Check
 from edge_server.engine.faults import BrokenOffError, NonsenseError, RefusedError
-from edge_server.engine.samples import Sample, count, make_samples
-from edge_server.engine.sampling import SamplingParams
-from tofc.errors import CallError, InternalError, LimitError, UnavailableError
+from edge_server.engine.refusals import stopping
+from edge_server.engine.samples import Sample
+from edge_server.engine.vllm_answers import VllmAnswers
+from tofc.errors import CallError, InternalError, UnavailableError
 from tofc.model.identity_probe import IdentityProbe
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class RemoteModel:
     max_positions: int
 
 
-class VllmRemoteEngine(Engine):
+class VllmRemoteEngine(VllmAnswers):
     """Asks engines that `find_engines` has found, with the API key `key`."""
 
     name = "vllm-remote"
@@ -60,48 +61,20 @@ class VllmRemoteEngine(Engine):
     def __init__(
         self, engines: Sequence[Endpoint], key: str | None, model: RemoteModel, *, parallel: int = 8, queue: int = 32
     ) -> None:
+        super().__init__(model.form.stop_tokens, parallel=parallel, queue=queue)
         self.max_positions = min(model.max_positions, *(one.max_positions for one in engines if one.max_positions))
         self._model = model
-        self._stop_tokens = frozenset(model.form.stop_tokens)
-        self._allowed, self._parallel = parallel + queue, parallel
         self._client, self._checking = make_client(key, KEEP_IDLE_S), make_client(key)
         check = Check(self._checking, model.probe, model.form, model.embed)
         self._endpoints = Endpoints(engines, check, self._health_changed)
         self._endpoints.max_positions = self.max_positions
-        self._running: dict[asyncio.Task[None], list[Sample]] = {}
-        self._stopping = False
-        self._on_health: list[HealthCallback] = []
 
-    def submit_samples(self, prompt: Prompt, sampling: SamplingParams, samples: int) -> list[Generation]:
+    def _require_alive(self) -> None:
         if self._stopping:
-            raise _stopping()
+            raise stopping()
         self._endpoints.start()
         if not self._endpoints.alive:
             raise _lost()
-        taken = sum(len(one.generations) for one in self._open())
-        if taken + samples > self._allowed:
-            raise LimitError(
-                f"{taken} questions are running or waiting, which is as many as this server takes; ask again in a few "
-                "seconds",
-                reason="ENGINE_BUSY",
-            )
-        asked, generations = make_samples(
-            prompt, sampling, samples, max_positions=self.max_positions, on_close=lambda: self._closed(task)
-        )
-        task = asyncio.get_running_loop().create_task(self._follow(prompt, asked))
-        self._running[task] = asked
-        task.add_done_callback(self._answered)
-        return generations
-
-    def load(self) -> EngineLoad:
-        """Return this server's own answers; other servers may ask the same engines."""
-        running, waiting = count(self._open())
-        return EngineLoad(
-            running=running,
-            running_allowed=self._parallel,
-            waiting=waiting,
-            waiting_allowed=self._allowed - self._parallel,
-        )
 
     def watch(self, on_health: HealthCallback) -> None:
         self._on_health.append(on_health)
@@ -109,34 +82,17 @@ class VllmRemoteEngine(Engine):
 
     async def stop(self) -> None:
         """End all answers, which fail with UnavailableError, and close all connections."""
-        self._stopping = True
-        for task in list(self._running):
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._stop_answers()
         await self._endpoints.stop()
         await self._client.aclose()
         await self._checking.aclose()
-
-    def _open(self) -> list[Sample]:
-        return [one for samples in self._running.values() for one in samples if one.open]
-
-    def _closed(self, task: asyncio.Task[None]) -> None:
-        """Cancel a request when nobody waits for any of its samples; vLLM cannot end one of them alone."""
-        if not any(one.open for one in self._running.get(task, ())):
-            task.cancel()
 
     def _health_changed(self) -> None:
         for tell in self._on_health:
             tell(None if self._endpoints.alive else _lost())
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
-        """Fail the samples that have not ended: here, because a task that is cancelled early never runs."""
-        error = _stopping() if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, CallError):
-            log.error("an answer failed", exc_info=error)
-        for one in self._running.pop(task):
-            if one.open:
-                one.fail(error if isinstance(error, CallError) else InternalError())
+    async def _answer(self, prompt: Prompt, samples: list[Sample]) -> None:
+        await self._follow(prompt, samples)
 
     async def _follow(self, prompt: Prompt, samples: list[Sample], first: int = 0) -> None:
         """Ask engine after engine until the samples have ended, from attempt `first` on.
@@ -257,7 +213,3 @@ async def find_engines(urls: Sequence[str], key: str | None, model: RemoteModel)
 
 def _lost() -> UnavailableError:
     return UnavailableError("the engine that runs the model was lost; ask again in a moment", reason="ENGINE_LOST")
-
-
-def _stopping() -> UnavailableError:
-    return UnavailableError("the server is stopping; try again later", reason="STOPPING")
