@@ -32,7 +32,7 @@ from tofc_lab.distillation import experiment, pictures, quick
 from tofc_lab.distillation.amount import Amount, with_codewords
 from tofc_lab.distillation.experiment import Job
 from tofc_lab.distillation.quick import QuickCost, train_quick, with_rates
-from tofc_lab.nano import decoder, features
+from tofc_lab.nano import decoder, decoder_state, features
 
 RECIPE = IndexRecipe(
     components=6, codewords=(8, 4), weights=(0.05, 0.1), fitting=2, learned=2, hidden=8, prices=(0.5, 0.1),
@@ -337,13 +337,13 @@ def test_a_checkpoint_names_what_differs(tmp_path: Path) -> None:
     resume.check(path, {"--steps": 1})  # there is none
     assert resume.load(path, {"--steps": 1}) is None
     recipe = decoder.DecoderRecipe()
-    settings = decoder.settings_of({"features": "abc"}, recipe, 0)
+    settings = decoder_state.settings_of({"features": "abc"}, recipe, 0)
     resume.save(path, {"weights": torch.zeros(3)}, settings)
     resume.check(path, settings)
     loaded = resume.load(path, settings)
     assert loaded is not None and torch.equal(loaded["weights"], torch.zeros(3))
     with pytest.raises(UsageError, match=r"inputs: features was abc, is def; --seed was 0, is 1\. Give the same"):
-        resume.check(path, decoder.settings_of({"features": "def"}, recipe, 1))
+        resume.check(path, decoder_state.settings_of({"features": "def"}, recipe, 1))
     torch.save({"basis": "abc"}, path)
     with pytest.raises(UsageError, match="an earlier version wrote it, without its settings"):
         resume.check(path, settings)

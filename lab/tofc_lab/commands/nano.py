@@ -101,7 +101,7 @@ def decoder(
     from tofc.model.feature_codecs import codec_hash
     from tofc_lab import resume
     from tofc_lab.codec.feature_noise import CodecNoise
-    from tofc_lab.nano import decoder, features
+    from tofc_lab.nano import decoder, decoder_state, features
 
     recipe = decoder.DecoderRecipe()
     recipe = replace(recipe, rate=rate or recipe.rate, steps=steps or recipe.steps)
@@ -110,7 +110,7 @@ def decoder(
         "--start": None if start is None else resume.fingerprint(start),
         "--codec": None if codec is None else codec_hash(codec),
     }
-    resume.check(run / "decoder.ckpt", decoder.settings_of(inputs, recipe, seed))
+    resume.check(run / "decoder.ckpt", decoder_state.settings_of(inputs, recipe, seed))
     pictures = features.load_training(run)
     decoder.train(
         pictures.world,

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tofc.json_text import dumps
-from tofc_lab import resume
 from tofc_lab.codec.feature_noise import FeatureNoise, PcaNoise
+from tofc_lab.nano import decoder_state
 from tofc_lab.nano.answerer import Answerer, ask, config, merging, visual_input
 from tofc_lab.nano.attention_supervision import supervise
 from tofc_lab.nano.batches import Batches
@@ -130,12 +129,6 @@ def optimisers_of(answerer: Answerer, recipe: DecoderRecipe) -> list[torch.optim
     ]
 
 
-def settings_of(inputs: Settings, recipe: DecoderRecipe, seed: int) -> dict[str, Any]:
-    """Return all that `out/decoder.ckpt` depends on, for `tofc_lab.resume.check`."""
-    of_recipe = {f"--{name}": value for name, value in asdict(recipe).items() if name != "save"}
-    return {**inputs, **of_recipe, "--seed": seed}
-
-
 def train(
     world: Sequence[CachedPicture],
     large: Sequence[CachedPicture],
@@ -161,7 +154,7 @@ def train(
         noise: noise on half of the batches; None: `PcaNoise` on the share `noisy` of the recipe.
     """
     recipe = recipe or DecoderRecipe()
-    settings = settings_of(inputs, recipe, seed)
+    settings = decoder_state.settings_of(inputs, recipe, seed)
     if noise is not None:  # the codec's: the decoder learns to read features from packets
         recipe = replace(recipe, noisy=0.5, merged=0.6)
     torch.manual_seed(seed)
@@ -173,12 +166,8 @@ def train(
         answerer.load_state_dict(torch.load(start, weights_only=True))
         recipe = replace(recipe, early=0)
     optimisers = optimisers_of(answerer, recipe)
-    saved, step, running = out / "decoder.ckpt", 0, dict[str, float]()
-    if (state := resume.load(saved, settings)) is not None:
-        answerer.load_state_dict(state["answerer"])
-        for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(values)
-        step, running = state["step"], state["running"]
+    saved = out / "decoder.ckpt"
+    step, running = decoder_state.restore(saved, settings, answerer, optimisers)
     questions = DecoderBatches(
         {"world": world, "large": large, "easy": easy}, noise or PcaNoise.fit(sample), packer, recipe, seed, step
     )
@@ -187,18 +176,13 @@ def train(
     while step < recipe.steps:
         kind, batch = next(batches)
         rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["scale"]
+        decoder_state.set_rate(optimisers, rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits, attention = answerer.forward_with_attention(batch)
         losses = F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0], reduction="none")
         attention_loss = -(attention + 1e-4).log().mean() if len(attention) else losses.new_zeros(())
         (losses.mean() + recipe.attention_weight * attention_loss).backward()
-        nn.utils.clip_grad_norm_(answerer.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        decoder_state.update(answerer, optimisers)
         step += 1
         for name, value in {
             kind: losses.mean().item(),
@@ -216,13 +200,7 @@ def train(
                 log(f"  validation n={n} " + " ".join(f"{k} {v:.3f}" for k, v in by_family.items()))
             with (out / "decoder.jsonl").open("a", encoding="utf-8") as file:
                 file.write(dumps({"step": step, **running, "validation": scores}) + "\n")
-            state = {
-                "answerer": answerer.state_dict(),
-                "optimisers": [o.state_dict() for o in optimisers],
-                "step": step,
-                "running": running,
-            }
-            resume.save(saved, state, settings)
+            decoder_state.save(saved, settings, answerer, optimisers, step=step, running=running)
     torch.save(answerer.state_dict(), out / "decoder.pt")
     return answerer
 

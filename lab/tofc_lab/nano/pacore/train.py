@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from tofc.json_text import dumps
-from tofc_lab import resume
 from tofc_lab.codec.feature_noise import PcaNoise
+from tofc_lab.nano import decoder_state
 from tofc_lab.nano.answerer import Answerer, merging, visual_input
 from tofc_lab.nano.batches import Batches
 from tofc_lab.nano.decoder import DecoderBatches, DecoderRecipe, optimisers_of
@@ -91,12 +89,6 @@ class SynthesisBatches(Batches[tuple[Batch, Batch]]):
         return self.ordinary.draw(step)[1], pack(self.packer, shown, blocks, self.pictures[0].features.shape[1])
 
 
-def settings_of(inputs: Settings, recipe: SynthesisRecipe, seed: int) -> dict[str, Any]:
-    """Return all that the checkpoint depends on, for `tofc_lab.resume.check`."""
-    of_recipe = {f"--{name}": value for name, value in asdict(recipe).items() if name != "save"}
-    return {**inputs, **of_recipe, "--seed": seed}
-
-
 def train(
     answerer: Answerer,
     tokenizer: PreTrainedTokenizerFast,
@@ -121,17 +113,13 @@ def train(
         validation: pictures, and questions about them with samples.
     """
     recipe = recipe or SynthesisRecipe()
-    settings = settings_of(inputs, recipe, seed)
+    settings = decoder_state.settings_of(inputs, recipe, seed)
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
-    packer, saved, step, running = Packer(tokenizer), out / "decoder.ckpt", 0, dict[str, float]()
+    packer, saved = Packer(tokenizer), out / "decoder.ckpt"
     answerer.train()
     optimisers = optimisers_of(answerer, ORDINARY)
-    if (state := resume.load(saved, settings)) is not None:
-        answerer.load_state_dict(state["answerer"])
-        for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(values)
-        step, running = state["step"], state["running"]
+    step, running = decoder_state.restore(saved, settings, answerer, optimisers)
     features = np.concatenate([one.features for one in pictures["world"][:200]]).astype(np.float32)
     ordinary = DecoderBatches(pictures, PcaNoise.fit(features), packer, ORDINARY, seed + 1, step)
     batches = SynthesisBatches(ordinary, pictures["world"], chosen, pool, packer, recipe, seed, step).ahead(workers)
@@ -139,19 +127,14 @@ def train(
     while step < recipe.steps:
         plain, asked = next(batches)
         rate = recipe.rate * min(1.0, (step + 1) / 50, (recipe.steps - step) / (recipe.decay * recipe.steps))
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["scale"]
+        decoder_state.set_rate(optimisers, rate)
         losses = {}
         for name, batch in (("plain", plain), ("synthesis", asked)):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 logits = answerer(batch)
             losses[name] = F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0])
             losses[name].backward()
-        nn.utils.clip_grad_norm_(answerer.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        decoder_state.update(answerer, optimisers)
         step += 1
         for name, loss in losses.items():
             running[name] = 0.97 * running.get(name, loss.item()) + 0.03 * loss.item()
@@ -165,8 +148,7 @@ def train(
             log("  validation " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
             with (out / "decoder.jsonl").open("a", encoding="utf-8") as file:
                 file.write(dumps({"step": step, **running, "validation": scores}) + "\n")
-            values = {"answerer": answerer.state_dict(), "step": step, "running": running}
-            resume.save(saved, values | {"optimisers": [one.state_dict() for one in optimisers]}, settings)
+            decoder_state.save(saved, settings, answerer, optimisers, step=step, running=running)
     torch.save(answerer.state_dict(), out / "decoder.pt")
     return answerer.eval()
 
