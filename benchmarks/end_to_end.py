@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import peak_mb
 from device_client.encoder import EncoderThread, TowerEncoder
 from device_client.report import compare
 from edge_server.credentials import Credentials, write
@@ -36,12 +37,6 @@ BASELINES = {
     "torch alone": "import torch, numpy",
     "torch and transformers alone": "import torch, transformers, numpy; from transformers import Qwen3ForCausalLM",
 }
-
-
-def peak_mb(pid: int) -> float:
-    """Return the peak resident memory of a running process in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmHWM"))
 
 
 def run_measured(command: list[str]) -> float:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from PIL import Image
 
+from benchmarks.processes import peak_mb, status_mb
 from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.codec.fake import fake_weights
@@ -73,16 +74,11 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._over.wait(0.005):
-            self._anonymous = max(self._anonymous, self._read("RssAnon"))
+            self._anonymous = max(self._anonymous, status_mb(os.getpid(), "RssAnon"))
 
     def peaks(self) -> dict[str, int]:
         """Return the peaks so far."""
-        return {"peak MB": round(self._read("VmHWM")), "peak MB without mapped files": round(self._anonymous)}
-
-    @staticmethod
-    def _read(name: str) -> float:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(name))
+        return {"peak MB": round(peak_mb(os.getpid())), "peak MB without mapped files": round(self._anonymous)}
 
 
 def picture(width: int, height: int) -> Image.Image:

@@ -27,6 +27,7 @@ from typing import Any
 
 import grpc.aio
 
+from benchmarks.processes import cpu_s, resident_mb
 from tofc.rpc.channel import dial
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
@@ -44,7 +45,6 @@ WITHOUT_MODEL = (
     "backend.load = lambda settings: fake_backend(); cli.app(sys.argv[1:])"
 )
 TOKENS = 200  # of a long answer
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -70,18 +70,6 @@ class Server:
         metrics = (await process.stdout.readline()).decode().split()[-1] if "--metrics-port" in words else None
         return cls(process, address, metrics)
 
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-    def resident_mb(self) -> float:
-        (line,) = (
-            one
-            for one in Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8").splitlines()
-            if "VmRSS" in one
-        )
-        return int(line.split()[1]) / 1e3
-
     async def stop(self) -> None:
         self.process.terminate()
         await self.process.wait()
@@ -102,12 +90,12 @@ async def ask(server: Server, questions: int, text: str = "is there a cat?") -> 
     """Ask in one session, one question after the other; return milliseconds of the server's CPU for each."""
     async with dial(server.address) as channel:
         call = await open_session(channel)
-        before = server.cpu_s()
+        before = cpu_s(server.process.pid)
         for number in range(1, questions + 1):
             await call.write(pb.SessionRequest(asks=[pb.Ask(request=number, question=text)]))
             while not (response := await call.read()).HasField("done"):
                 assert not response.HasField("error"), response
-        spent = server.cpu_s() - before
+        spent = cpu_s(server.process.pid) - before
         await call.done_writing()
         return 1e3 * spent / questions
 
@@ -123,10 +111,10 @@ async def measure_questions(questions: int) -> dict[str, Any]:
                 found[way].append(await ask(servers[way], questions))
         url = servers["metrics"].metrics
         assert url is not None
-        before = servers["metrics"].cpu_s()
+        before = cpu_s(servers["metrics"].process.pid)
         for _ in range(100):
             size = len(await asyncio.to_thread(lambda: urllib.request.urlopen(url).read()))
-        scrape_ms = 1e3 * (servers["metrics"].cpu_s() - before) / 100
+        scrape_ms = 1e3 * (cpu_s(servers["metrics"].process.pid) - before) / 100
     finally:
         for server in servers.values():
             await server.stop()
@@ -174,14 +162,14 @@ async def measure_idle(sessions: int) -> dict[str, Any]:
     server = await Server.start(WAYS["metrics"], sessions=sessions)
     try:
         await ask(server, 5)
-        before = server.resident_mb()
+        before = resident_mb(server.process.pid)
         channels, calls = [], []
         for _ in range(sessions):
             # Without the option channels to one address share a connection.
             channel = grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
             channels.append(channel)
             calls.append(await open_session(channel))
-        after = server.resident_mb()
+        after = resident_mb(server.process.pid)
         for channel in channels:
             await channel.close()
     finally:

@@ -18,7 +18,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.load.server import ROOT, Served, cpu_s
+from benchmarks.load.server import ROOT, Served
+from benchmarks.processes import cpu_s
 from device_client.encoder import EncoderThread, TowerEncoder
 from device_client.link import Target
 from device_client.picture import Picture

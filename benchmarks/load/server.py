@@ -8,7 +8,6 @@ Promises a real server, which differs in nothing else.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -16,9 +15,10 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processes import cpu_s, resident_mb
+
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS, LATE = "endless", "late"
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +37,6 @@ class Served:
     def memory_mb(self) -> float:
         """Resident memory in MB."""
         return resident_mb(self.pid)
-
-
-def cpu_s(pid: int) -> float:
-    """Return the seconds of CPU that a process has taken."""
-    words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / TICKS
-
-
-def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmRSS"))
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.load.clients import TIMEOUT_S, Material, Seen, ask
-from benchmarks.load.server import Served, resident_mb
+from benchmarks.load.server import Served
+from benchmarks.processes import resident_mb
 from benchmarks.trust.soak import summary
 from device_client.link import Target
 from device_client.sampling import Sampling

@@ -13,7 +13,8 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.trust.subject import Asker, Server, Subject, resident_mb
+from benchmarks.processes import resident_mb
+from benchmarks.trust.subject import Asker, Server, Subject
 
 EVERY_S = 5.0  # between samples
 QUESTIONS = 300  # in a session

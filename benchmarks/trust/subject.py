@@ -19,6 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.processes import resident_mb
 from device_client.encoder import Encoder, TowerEncoder
 from device_client.fake import FakeEncoder
 from device_client.link import Target
@@ -35,12 +36,6 @@ PATIENT = RetryPolicy(losses=20, connects=40, first_s=0.05, max_s=1.0)  # for a 
 
 class Fault(Exception):
     """A requirement that was not met during an attack."""
-
-
-def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith("VmRSS"))
 
 
 class Server:
