@@ -33,14 +33,14 @@ def test_a_command_can_be_called(command: str) -> None:
     assert callable(point.load())
 
 
-@pytest.mark.parametrize("extra", ["device", "server", "lab", "dev"])
+@pytest.mark.parametrize("extra", ["torch", "server", "lab", "dev"])
 def test_the_advice_for_a_missing_extra_fits_a_checkout_and_an_installation(extra: str, tmp_path: Path) -> None:
     assert shlex.split(install(extra)) == [sys.executable, "-m", "pip", "install", "-e", f"{ROOT}[{extra}]"]
     python, *pip = shlex.split(install(extra, tmp_path))  # installed: no checkout to name
     assert (python, pip[:3]) == (sys.executable, ["-m", "pip", "install"])
     names = {Requirement(wanted).name for wanted in pip[3:]}
     assert "tofc" not in names and not any("extra" in wanted for wanted in pip)
-    assert names == {"torch"} if extra == "device" else len(names) > 5
+    assert names == {"torch"} if extra == "torch" else len(names) > 5
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")

@@ -46,7 +46,8 @@ async def test_a_device_and_its_server_count_the_same(measured: ServerThread, en
     assert found["tofc_new_tokens_total"] == sum(report.usage["new_tokens"] for report in reports) > 0
     assert found["tofc_prompt_tokens_total"] == sum(report.usage["prompt_tokens"] for report in reports)
     assert found["tofc_first_token_seconds_sum"] == pytest.approx(
-        sum(report.timings["server_first_token"] for report in reports) / 1e3, abs=1e-5
+        sum(report.timings["server_first_token"] for report in reports) / 1e3,
+        abs=2e-5,  # a report has hundredths of a millisecond
     )
     assert found["embedding_cache_hits_total"] == 2 and found["embedding_cache_misses_total"] == 1
     assert found["tofc_view_decode_seconds_count"] == 1 and found["embedding_cache_entries"] == 1
