@@ -96,7 +96,7 @@ class PacketError(Error, ValueError):
     """Bytes that are not a packet of this codec.
 
     Reasons: TOO_SHORT, TOO_LONG, GRID_INVALID, COUNT_INVALID, CHECKSUM_MISMATCH, PAYLOAD_INVALID,
-    NOT_CANONICAL.
+    NOT_CANONICAL, SEVERAL_VIEWS.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tofc.codec import Codec
+from tofc.codec import Codec, CodedView
+from tofc.codec.layout import PacketLayout
 from tofc.errors import PacketError
 
 NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
@@ -64,19 +65,25 @@ def digest(codec: Codec, packet: bytes) -> str:
     original = codec.entropy_model.decode
     codec.entropy_model.decode = lambda *args, **more: found.append(original(*args, **more)) or found[-1]  # type: ignore
     try:
-        decoded = codec.decode(packet)
+        decoded = codec.parse_views(packet)
     except PacketError as error:
         return error.reason
     finally:
         del codec.entropy_model.decode  # type: ignore[attr-defined]
-    symbols, interval = found[-1]
-    assert codec.entropy_model.encode(symbols) == interval, f"{packet.hex()}: its symbols do not encode to its interval"
+    coded = [
+        CodedView(
+            layout=PacketLayout(grid=one.grid, cells=tuple(one.positions.tolist()), quality=one.quality), symbols=its
+        )
+        for one, its in zip(decoded, found, strict=True)
+    ]
+    assert codec.write(coded) == packet, f"{packet.hex()}: its symbols do not encode to it"
     sha = hashlib.sha256()
-    integers = {"grid": decoded.grid, "positions": decoded.positions, **vars(symbols)}
-    for name, value in sorted(integers.items()):
-        array = np.asarray(value)
-        assert array.dtype.kind in "iub", f"{name} is {array.dtype}: the decoder's symbols must be integers"
-        sha.update(f"{name} {array.shape} ".encode() + array.astype("<i8").tobytes())
+    for one, symbols in zip(decoded, found, strict=True):
+        integers = {"grid": one.grid, "positions": one.positions, **vars(symbols)}
+        for name, value in sorted(integers.items()):
+            array = np.asarray(value)
+            assert array.dtype.kind in "iub", f"{name} is {array.dtype}: the decoder's symbols must be integers"
+            sha.update(f"{name} {array.shape} ".encode() + array.astype("<i8").tobytes())
     return sha.hexdigest()
 
 

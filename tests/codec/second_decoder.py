@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from tests.codec.second_decoder_index import PlainIndices
 
+SIDES = [4, 6, 8, 9, 12, 13, 16]
 #: cell, component, its mean and table → the component
 Component = Callable[[int, int, int, int], int]
 
@@ -33,33 +34,54 @@ class PlainDecoder:
     def load(cls, directory: Path) -> PlainDecoder:
         return cls(json.loads((directory / "codec.json").read_text()), load_file(directory / "codec.safetensors"))
 
-    def decode(self, packet: bytes) -> dict[str, Any]:
+    def decode(self, packet: bytes) -> list[dict[str, Any]]:
+        """Decode the views of a packet."""
         digits = packet.hex()  # four bits each
         head, rest, check = digits[0], digits[1:-3], digits[-3:]
         code, merged = int(head, 16) >> 1, int(head, 16) & 1
         if code == 7:
             side, body = int(rest[:2], 16), rest[2:]
         else:
-            side, body = [4, 6, 8, 9, 12, 13, 16][code], rest
+            side, body = SIDES[code], rest
         assert int(check, 16) == crc(bytes.fromhex("0" + head + rest))
-        total, size = side * side, len(body) // 2
-        quality, number = divmod(int(body or "0", 16) * self.config["qualities"], 256**size)
-        whole = 256**size
-        cells = list(range(total))
-        if merged:
-            n, number = divmod(number * (total - 1), whole)
-            n += 1
-            rank, number = divmod(number * comb(total, n), whole)
-            cells = []
-            for i in range(n, 0, -1):
-                cells.insert(0, max(c for c in range(total) if comb(c, i) <= rank))
-                rank -= comb(cells[0], i)
-        q = self.symbols(number.to_bytes(size, "big"), side, cells, quality)
-        return {"grid": side, "cells": cells, "quality": quality, "q": q}
+        size = len(body) // 2
+        number, whole = int(body or "0", 16), 256**size
 
-    def symbols(self, payload: bytes, side: int, cells: list[int], quality: int) -> list[list[int]]:
+        def digit(base: int) -> int:
+            nonlocal number
+            found, number = divmod(number * base, whole)
+            return found
+
+        def cells(side: int, merged: int) -> list[int]:
+            total, found = side * side, []
+            if not merged:
+                return list(range(total))
+            n = digit(total - 1) + 1
+            rank = digit(comb(total, n))
+            for i in range(n, 0, -1):
+                found.insert(0, max(c for c in range(total) if comb(c, i) <= rank))
+                rank -= comb(found[0], i)
+            return found
+
+        if side:
+            views = [(side, merged, digit(self.config["qualities"]))]
+        else:
+            left, views = digit(63) + 2, []
+            while left:
+                length = digit(left) + 1
+                left -= length
+                code = digit(8)
+                side = digit(256) if code == 7 else SIDES[code]
+                views += [(side, digit(2), digit(self.config["qualities"]))] * length
+        layouts = [(side, cells(side, merged), quality) for side, merged, quality in views]
+        stream = PlainRangeDecoder(number.to_bytes(size, "big"))
+        return [
+            {"grid": side, "cells": cells, "quality": quality, "q": self.symbols(stream, side, cells, quality)}
+            for side, cells, quality in layouts
+        ]
+
+    def symbols(self, stream: PlainRangeDecoder, side: int, cells: list[int], quality: int) -> list[list[int]]:
         """Decode the numbers of each feature, in the order of the cells."""
-        stream = PlainRangeDecoder(payload)
         if self.config["entropy_model"] == "index":
             return PlainIndices(self.config, self.tensors).decode(stream, side, cells, quality)
         if self.config["entropy_model"] == "selective-hyperprior":

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.codec.second_decoder import PlainDecoder, crc
-from tofc.codec import Codec
+from tofc.codec import Codec, CodedView
 from tofc.codec.context.context_model import CodingStep, ContextModel, stages
 from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.entropy_model import Symbols
@@ -22,7 +22,7 @@ from tofc.codec.index.probabilities import spans_of
 from tofc.codec.index.symbols import IndexSymbols
 from tofc.codec.index.waves import waves
 from tofc.codec.index.weights import IndexWeights
-from tofc.codec.packet import SIDES, PacketLayout, write
+from tofc.codec.layout import SIDES, PacketLayout
 from tofc.codec.selective_hyperprior.hyper_synthesis import HyperSynthesis
 from tofc.codec.selective_hyperprior.symbols import SelectiveHyperpriorSymbols
 from tofc.codec.selective_hyperprior.weights import SelectiveHyperpriorWeights
@@ -42,9 +42,15 @@ def with_crc(number: int, size: int) -> bytes:
     return (number << 12 | crc(content)).to_bytes(size, "big")
 
 
-def golden(name: str) -> list[dict[str, Any]]:
-    packets: list[dict[str, Any]] = json.loads((GOLDEN / name / "packets.json").read_text())
+def golden(name: str, kind: str = "packets") -> list[dict[str, Any]]:
+    """Return the golden packets of one view, or with "several" those of several views."""
+    packets: list[dict[str, Any]] = json.loads((GOLDEN / name / f"{kind}.json").read_text())
     return packets
+
+
+def every(name: str) -> list[bytes]:
+    """Return all golden packets."""
+    return [bytes.fromhex(entry["packet"]) for kind in ("packets", "several") for entry in golden(name, kind)]
 
 
 def entropy_model_of(name: str) -> str:
@@ -62,7 +68,7 @@ def test_a_decoder_from_the_document_reads_the_golden_packets(name: str) -> None
     decoder = PlainDecoder.load(GOLDEN / name)
     for entry in golden(name):
         packet = bytes.fromhex(entry.pop("packet"))
-        assert decoder.decode(packet) == entry
+        assert decoder.decode(packet) == [entry]
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -75,13 +81,31 @@ def test_the_codec_reads_them_to_the_same_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODECS)
+def test_packets_of_several_views_are_read_by_both_decoders(name: str) -> None:
+    codec, plain = Codec.load(GOLDEN / name), PlainDecoder.load(GOLDEN / name)
+    for entry in golden(name, "several"):
+        packet = bytes.fromhex(entry["packet"])
+        assert plain.decode(packet) == entry["views"]
+        found = codec.decode_views(packet)
+        assert len(found) == len(entry["views"])
+        for view, wanted in zip(found, entry["views"], strict=True):
+            assert (view.grid, view.positions.tolist(), view.q.tolist()) == (
+                wanted["grid"],
+                wanted["cells"],
+                wanted["q"],
+            )
+        with pytest.raises(PacketError, match=f"{len(found)} views, at most 1") as caught:
+            codec.decode(packet)
+        assert caught.value.reason == "SEVERAL_VIEWS"
+
+
+@pytest.mark.parametrize("name", CODECS)
 def test_the_golden_symbols_give_the_golden_bytes(name: str) -> None:
     codec = Codec.load(GOLDEN / name)
     for entry in golden(name):
         symbols = SYMBOLS[codec.config.entropy_model](codec, entry)
         layout = PacketLayout(grid=entry["grid"], cells=tuple(entry["cells"]), quality=entry["quality"])
-        packet = write(layout, codec.entropy_model.encode(symbols), qualities=codec.config.qualities)
-        assert packet.hex() == entry["packet"]
+        assert codec.write([CodedView(layout=layout, symbols=symbols)]).hex() == entry["packet"]
 
 
 def coding_steps_of(codec: Codec, entry: dict[str, Any]) -> list[CodingStep]:
@@ -194,12 +218,11 @@ def test_truncations_are_refused(name: str) -> None:
     """All are refused except those that twelve bits miss: one in 4096."""
     codec = Codec.load(GOLDEN / name)
     tried = missed = 0
-    for entry in golden(name):
-        packet = bytes.fromhex(entry["packet"])
+    for packet in every(name):
         for size in range(len(packet)):
             tried += 1
             try:
-                codec.decode(packet[:size])
+                codec.decode_views(packet[:size])
             except PacketError:
                 continue
             missed += 1
@@ -209,13 +232,12 @@ def test_truncations_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", CODECS)
 def test_every_flipped_bit_is_refused(name: str) -> None:
     codec = Codec.load(GOLDEN / name)
-    for entry in golden(name):
-        packet = bytes.fromhex(entry["packet"])
+    for packet in every(name):
         for bit in range(8 * len(packet)):
             damaged = bytearray(packet)
             damaged[bit // 8] ^= 1 << bit % 8
             with pytest.raises(PacketError):
-                codec.decode(bytes(damaged))
+                codec.decode_views(bytes(damaged))
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -225,8 +247,7 @@ def test_damage_with_a_valid_checksum_is_refused_or_is_another_packet(name: str)
     plain = PlainDecoder.load(GOLDEN / name)
     rng = np.random.default_rng(0)
     accepted = refused = 0
-    for entry in golden(name):
-        packet = bytes.fromhex(entry["packet"])
+    for packet in every(name):
         content, size = int.from_bytes(packet, "big") >> 12, len(packet)
         bits = rng.permutation(8 * size - 12)[:60]
         damaged = [with_crc(content ^ 1 << b, size) for b in bits.tolist()]
@@ -234,12 +255,12 @@ def test_damage_with_a_valid_checksum_is_refused_or_is_another_packet(name: str)
         damaged += [with_crc(content << 64 | int.from_bytes(rng.bytes(8), "big"), size + 8)]
         for sealed in damaged:
             try:
-                decoded = codec.decode(sealed)
+                decoded = codec.decode_views(sealed)
             except PacketError as error:
                 assert error.reason in PacketError.__doc__  # type: ignore[operator]
                 refused += 1
             else:
-                assert plain.decode(sealed)["cells"] == decoded.positions.tolist()
+                assert [one["cells"] for one in plain.decode(sealed)] == [one.positions.tolist() for one in decoded]
                 accepted += 1
     assert accepted and refused
 
@@ -247,12 +268,11 @@ def test_damage_with_a_valid_checksum_is_refused_or_is_another_packet(name: str)
 @pytest.mark.parametrize("name", CODECS)
 def test_nothing_can_be_appended(name: str) -> None:
     codec = Codec.load(GOLDEN / name)
-    for entry in golden(name):
-        packet = bytes.fromhex(entry["packet"])
+    for packet in every(name):
         for tail in (b"\0", b"\0\0\0\0", b"\1", b"\xff" * 4):
             content = (int.from_bytes(packet, "big") >> 12) << 8 * len(tail) | int.from_bytes(tail, "big")
             with pytest.raises(PacketError) as caught:
-                codec.decode(with_crc(content, len(packet) + len(tail)))
+                codec.decode_views(with_crc(content, len(packet) + len(tail)))
             assert caught.value.reason in {"NOT_CANONICAL", "PAYLOAD_INVALID"}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.codec.second_decoder import PlainDecoder
-from tofc.codec import Codec
+from tofc.codec import Codec, CodedView
 from tofc.codec.context.config import ContextConfig
 from tofc.codec.context.context_model import ContextModel, stages
 from tofc.codec.context.weights import STAGES, ContextWeights
@@ -18,6 +18,7 @@ from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.integer_net import ACTIVATION_BITS, ACTIVATION_MAX
 from tofc.codec.neighbourhood import neighbour_indices
 from tofc.codec.packet import read
+from tofc.codec.range_coder import RangeDecoder
 from tofc.codec.tables import table_from_probabilities
 from tofc.errors import CodecError
 
@@ -135,9 +136,9 @@ def test_the_encoder_and_the_decoder_take_the_same_coding_steps() -> None:
         wrote = codec.symbols(merged.centroids, grid, merged.centres, quality)
         limit = codec.entropy_model.max_feature_bits
         packet = codec.encode(features, n, quality)
-        layout, payload = read(packet, max_side=16, max_feature_bits=limit, qualities=2)
-        found, interval = codec.entropy_model.decode(payload, grid, merged.centres, quality)
-        assert interval == codec.entropy_model.encode(wrote)
+        (layout,), payload = read(packet, max_side=16, max_feature_bits=limit, qualities=2)
+        found = codec.entropy_model.decode(RangeDecoder(payload), grid, merged.centres, quality)
+        assert packet == codec.write([CodedView(layout=layout, symbols=wrote)])
         assert (layout.cells, layout.quality) == (tuple(merged.centres.tolist()), quality)
         for name in ("q", "feature", "residual", "table"):
             one, two = getattr(wrote, name), getattr(found, name)

@@ -20,7 +20,7 @@ from benchmarks.fuzz import Finding
 from benchmarks.fuzz.packets import REASON, Packets, canonicalised, check, codecs, strip_crc, with_valid_crc
 from tests.codec.kinds import KINDS
 from tests.codec.test_bitstream import span_of
-from tofc.codec import Codec, CodecWeights
+from tofc.codec import Codec, CodecWeights, CodedView
 from tofc.codec.context.config import ContextConfig
 from tofc.codec.context.context_model import ContextModel
 from tofc.codec.context.symbols import ContextSymbols
@@ -30,7 +30,7 @@ from tofc.codec.index.config import IndexConfig
 from tofc.codec.index.entropy_model import IndexEntropyModel
 from tofc.codec.index.fake import fake_index_weights
 from tofc.codec.index.symbols import IndexSymbols
-from tofc.codec.packet import PacketLayout, write
+from tofc.codec.layout import PacketLayout
 from tofc.codec.selective_hyperprior.config import SelectiveHyperpriorConfig
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.codec.selective_hyperprior.hyper_synthesis import HyperSynthesis
@@ -191,7 +191,7 @@ def rarest(codec: Codec, side: int) -> bytes:
     """Return the packet in which every symbol is the rarest of its table: nearly the longest of this grid."""
     layout = PacketLayout(grid=side, cells=tuple(range(side**2)))
     symbols = RAREST[codec.config.entropy_model](codec, side)
-    return write(layout, codec.entropy_model.encode(symbols), qualities=codec.config.qualities)
+    return codec.write([CodedView(layout=layout, symbols=symbols)])
 
 
 def least_likely(tables: np.ndarray) -> np.ndarray:

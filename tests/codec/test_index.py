@@ -65,7 +65,7 @@ def test_the_second_decoder_reads_the_same_indices(sizes: tuple[int, ...], tmp_p
             packet = codec.encode(fake_features(weights, total, seed=total + n), n, quality)
             found = codec.parse(packet)
             wanted = {"grid": found.grid, "cells": found.positions.tolist(), "quality": quality, "q": found.q.tolist()}
-            assert plain.decode(packet) == wanted
+            assert plain.decode(packet) == [wanted]
 
 
 def test_if_bits_cost_nothing_every_feature_becomes_the_nearest_codeword() -> None:

@@ -5,9 +5,9 @@ Promises that most callers need only `Codec`. Leaves training a codec to `tofc_l
 
 from __future__ import annotations
 
-from tofc.codec.codec import Codec, Decoded, Explanation
+from tofc.codec.codec import Codec, CodedView, Decoded, Explanation
 from tofc.codec.config import CodecConfig
 from tofc.codec.weights import CodecWeights
 from tofc.errors import CodecError, PacketError
 
-__all__ = ["Codec", "CodecConfig", "CodecError", "CodecWeights", "Decoded", "Explanation", "PacketError"]
+__all__ = ["Codec", "CodecConfig", "CodecError", "CodecWeights", "CodedView", "Decoded", "Explanation", "PacketError"]

@@ -1,4 +1,4 @@
-"""Features of one view ⇄ a packet: the public face of the codec.
+"""Features of one view, or several ⇄ a packet: the public face of the codec.
 
     F [N, D] ─ analysis ─ Y [N, M] ─ merge ─ y [n, M] ─ quantise ─ q [n, ·] ─ entropy model ─ coder ─ packet
     x̂ [n, D] ─ synthesis ──────── ŷ [n, M] ───── values ────────── q [n, ·] ─ entropy model ─ coder ─┘
@@ -11,6 +11,7 @@ entropy model what the integers q are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt, log2
 from pathlib import Path
@@ -22,15 +23,24 @@ from numpy.typing import NDArray
 from tofc.codec import files, packet
 from tofc.codec.dequantiser import Dequantiser
 from tofc.codec.entropy_model import EntropyModel, Symbols
+from tofc.codec.layout import MOST_VIEWS, PacketLayout
 from tofc.codec.merge import Merged, merge
-from tofc.codec.packet import PacketLayout
+from tofc.codec.range_coder import RangeDecoder, RangeEncoder
 from tofc.codec.weights import CodecWeights
 from tofc.errors import PacketError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class CodedView:
+    """A view in integers: what packets are written from."""
+
+    layout: PacketLayout
+    symbols: Symbols
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Parsed:
-    """The content of a packet, in integers."""
+    """The content of a view's packet, in integers."""
 
     q: NDArray[np.int64]
     """The numbers that are sent [n, ·], a row for each feature: see the codec's entropy model."""
@@ -44,7 +54,7 @@ class Parsed:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decoded(Parsed):
-    """The content of a packet, and the features it stands for."""
+    """The content of a view's packet, and the features it stands for."""
 
     features: NDArray[np.float32]
     """x̂ [n, D]: the encoder's merged features, up to the quantisation error."""
@@ -56,8 +66,10 @@ class Explanation:
 
     merged: Merged
     """The merged features, and which features each of them is made of."""
+    coded: CodedView
+    """The view in integers."""
     packet: bytes
-    """The packet itself."""
+    """The packet of this view alone."""
     feature_bits: NDArray[np.float64]
     """Ideal bits of each feature [n]: the sum of −log₂ p of its symbols, by the codec's tables."""
     position_bits: float
@@ -123,43 +135,80 @@ class Codec:
         None takes n (at most N) and quality of the codec's default preset; n = N does not merge. Raises `UsageError`
         for another shape, for NaN and infinity, for n outside 1..N and for a quality outside 0..Q − 1.
         """
+        return self.write([self.code(features, n, quality)])
+
+    def code(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> CodedView:
+        """Do what `encode` does, up to the packet: `write` makes it, of this view alone or of several."""
         merged = self.merge(features, n)
-        return self._write(merged, self._symbols(merged, quality))
+        symbols = self._symbols(merged, quality)
+        return CodedView(layout=_layout(merged, symbols.quality), symbols=symbols)
+
+    def write(self, views: Sequence[CodedView]) -> bytes:
+        """Write one packet of 1 to `MOST_VIEWS` views of a picture, in their order.
+
+        Views that leave together share header, checksum and rounding: of small views that is half of the bytes.
+        Raises `UsageError` for another number of views.
+        """
+        if not 1 <= len(views) <= MOST_VIEWS:
+            raise UsageError(f"a packet has 1 to {MOST_VIEWS} views, got {len(views)}; write several packets")
+        encoder = RangeEncoder()
+        for view in views:
+            self.entropy_model.encode(view.symbols, encoder)
+        layouts = [view.layout for view in views]
+        return packet.write(layouts, encoder.interval(), qualities=self.config.qualities)
 
     def decode(self, data: bytes) -> Decoded:
-        """Decode a packet into features [n, D] and their positions in the grid.
+        """Decode a packet of one view into features [n, D] and their positions in the grid.
 
-        Raises `PacketError` for anything that an encoder of this codec does not write.
+        Raises `PacketError` for anything that `encode` does not return.
         """
-        parsed = self.parse(data)
-        return Decoded(**vars(parsed), features=self.dequantise(parsed.q, parsed.quality))
+        return self._decoded(self.parse(data))
+
+    def decode_views(self, data: bytes) -> list[Decoded]:
+        """Decode a packet of any number of views. Raises `PacketError` for anything that `write` does not return."""
+        return [self._decoded(view) for view in self.parse_views(data)]
 
     def parse(self, data: bytes) -> Parsed:
-        """Decode a packet without computing features: the part that is exact on every machine. Raises `PacketError`."""
-        limit = self.entropy_model.max_feature_bits
-        layout, payload = packet.read(
-            data, max_side=self.config.max_grid, max_feature_bits=limit, qualities=self.config.qualities
+        """Decode a packet of one view without computing features: the part that is exact on every machine.
+
+        Raises `PacketError`.
+        """
+        return self.parse_views(data, most=1)[0]
+
+    def parse_views(self, data: bytes, most: int = MOST_VIEWS) -> list[Parsed]:
+        """Decode a packet of up to `most` views without computing features. Raises `PacketError`."""
+        layouts, payload = packet.read(
+            data,
+            max_side=self.config.max_grid,
+            max_feature_bits=self.entropy_model.max_feature_bits,
+            qualities=self.config.qualities,
+            max_views=most,
         )
-        cells = np.array(layout.cells, np.int64)
-        try:
-            symbols, interval = self.entropy_model.decode(payload, layout.grid, cells, layout.quality)
-        except ValueError as error:
-            raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
+        decoder, views = RangeDecoder(payload), []
+        for layout in layouts:
+            cells = np.array(layout.cells, np.int64)
+            try:
+                symbols = self.entropy_model.decode(decoder, layout.grid, cells, layout.quality)
+            except ValueError as error:
+                raise PacketError("PAYLOAD_INVALID", f"{error}: the packet is damaged, send it again") from error
+            views.append(Parsed(q=symbols.q, positions=cells, grid=layout.grid, quality=layout.quality))
         # Many byte strings decode to the same symbols; only the canonical one, which an encoder writes, is accepted.
-        if packet.write(layout, interval, qualities=self.config.qualities) != data:
+        if packet.write(layouts, decoder.interval(), qualities=self.config.qualities) != data:
             raise PacketError(
                 "NOT_CANONICAL", "these bytes are not what an encoder writes: the packet is damaged, send it again"
             )
-        return Parsed(q=symbols.q, positions=cells, grid=layout.grid, quality=layout.quality)
+        return views
 
     def explain(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> Explanation:
         """Encode as `encode` does, and account for every bit. Raises what `encode` raises."""
         merged = self.merge(features, n)
         symbols = self._symbols(merged, quality)
         layout = _layout(merged, symbols.quality)
+        coded = CodedView(layout=layout, symbols=symbols)
         return Explanation(
             merged=merged,
-            packet=self._write(merged, symbols),
+            coded=coded,
+            packet=self.write([coded]),
             feature_bits=self.entropy_model.bits(symbols),
             position_bits=log2(layout.digits(self.config.qualities)[1]),
             header_bits=layout.header_bits,
@@ -223,9 +272,8 @@ class Codec:
     def _symbols(self, merged: Merged, quality: int | None) -> Symbols:
         return self.symbols(merged.centroids, isqrt(len(merged.assignment)), merged.centres, quality)
 
-    def _write(self, merged: Merged, symbols: Symbols) -> bytes:
-        layout = _layout(merged, symbols.quality)
-        return packet.write(layout, self.entropy_model.encode(symbols), qualities=self.config.qualities)
+    def _decoded(self, view: Parsed) -> Decoded:
+        return Decoded(**vars(view), features=self.dequantise(view.q, view.quality))
 
 
 def _layout(merged: Merged, quality: int) -> PacketLayout:

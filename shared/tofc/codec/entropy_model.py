@@ -1,6 +1,6 @@
 """The seam between the codec and its entropy models: components of a view ⇄ integers ⇄ payload.
 
-    y [n, M] ─ quantise ─ Symbols (q, and how each number is coded) ─ encode ─ payload
+    y [n, M] ─ quantise ─ Symbols (q, and how each number is coded) ─ encode ─ range coder
     ŷ [n, M] ─ values ─── q ───────────────────────────────────────── decode ──┘
 
 There are three entropy models, each in a folder of its own: `context`, `index` and `selective_hyperprior`. A codec's
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tofc.codec.integer_net import Floats, Ints
-from tofc.codec.range_coder import Interval
+from tofc.codec.range_coder import RangeDecoder, RangeEncoder
 
 
 class Symbols(Protocol):
@@ -48,11 +48,11 @@ class EntropyModel(Protocol[S]):
     def bits(self, symbols: S) -> Floats:
         """Return the ideal bits of each feature [n]."""
 
-    def encode(self, symbols: S) -> Interval:
-        """Encode the integers of a view."""
+    def encode(self, symbols: S, encoder: RangeEncoder) -> None:
+        """Encode the integers of a view, after those of the views before it."""
 
-    def decode(self, data: bytes, grid: int, cells: Ints, quality: int) -> tuple[S, Interval]:
-        """Decode the integers of features at `cells` [n]; also return the interval that they encode to.
+    def decode(self, decoder: RangeDecoder, grid: int, cells: Ints, quality: int) -> S:
+        """Decode the integers of a view's features at `cells` [n].
 
         Promises the same integers on every machine. Raises `ValueError` for bytes that no encoder writes.
         """

@@ -1,17 +1,17 @@
-"""One view's packet: a header, a body that is one long binary fraction, and a checksum.
+"""One packet, of one view or several: a header, a body that is one long binary fraction, and a checksum.
 
     4 bits      grid code (3 bits) | merged (1 bit)
-    [8 bits     grid side, only when the grid code is 7]
-    body        quality, n and positions (only when merged), then the range coder's payload: whole bytes
+    [8 bits     only when the grid code is 7: the grid side, or 0 for a packet of several views]
+    body        the views' layouts, then the range coder's payload: whole bytes
     12 bits     checksum
 
 The body is a binary fraction below 1, written in as few bytes as possible, with zeros implied after its end. It is
-in mixed radix: its leading digits are the quality (base Q), n (base N − 1) and the positions' rank (base C(N, n)), and
-the payload is the rest. So nothing is rounded to whole bytes between the parts. `docs/bitstream.md` specifies it in
-full. There is no version number: a packet means nothing without its codec, whose identity covers the format.
+in mixed radix: its leading digits are the layouts (`layout`), and the payload is the rest. So nothing is rounded to
+whole bytes between the parts, or between the views. `docs/bitstream.md` specifies it in full. There is no version
+number: a packet means nothing without its codec, whose identity covers the format.
 
 Header and checksum share two bytes, because every byte is two per cent of a typical packet, and HTTP/2 over TCP or TLS
-already detects damage.
+already detects damage. Views that leave together share both, which halves the bytes of small views.
 
 Promises that every limit is checked before memory is allocated. Leaves to `codec` what the symbols mean, and the check
 that the bytes are the canonical ones.
@@ -20,120 +20,100 @@ that the bytes are the canonical ones.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
-from math import comb
+from collections.abc import Sequence
 
-from tofc.codec import positions
 from tofc.codec.checksum import append_crc, strip_crc
+from tofc.codec.layout import (
+    EXPLICIT,
+    MOST_VIEWS,
+    SIDES,
+    DigitReader,
+    PacketLayout,
+    check_side,
+    count_views,
+    read_one,
+    read_several,
+    write_digits,
+)
 from tofc.codec.range_coder import Interval
 from tofc.errors import PacketError
 
-SIDES = (4, 6, 8, 9, 12, 13, 16)  # grid codes 0..6
-EXPLICIT = 7  # grid code: the side follows in eight more bits
+_SEVERAL = 0  # in the place of a grid side
 
 
-@dataclass(frozen=True, kw_only=True)
-class PacketLayout:
-    """Which cells of a `grid` × `grid` view have a feature (ascending raster indices), and at which quality."""
-
-    grid: int
-    cells: tuple[int, ...]
-    quality: int = 0  # below the codec's number of qualities
-
-    @property
-    def n(self) -> int:
-        """Number of features."""
-        return len(self.cells)
-
-    @property
-    def merged(self) -> bool:
-        """Whether there are fewer features than cells."""
-        return self.n < self.grid**2
-
-    @property
-    def header_bits(self) -> int:
-        """Bits of header and checksum: everything outside the body."""
-        return 16 if self.grid in SIDES else 24
-
-    def digits(self, qualities: int) -> tuple[int, int]:
-        """Return (value, base) of the leading digits: the quality and, when merged, n and the positions."""
-        if not self.merged:
-            return self.quality, qualities
-        sets = comb(self.grid**2, self.n)
-        value = (self.quality * (self.grid**2 - 1) + self.n - 1) * sets + positions.rank(self.cells)
-        return value, qualities * (self.grid**2 - 1) * sets
+def write(layouts: Sequence[PacketLayout], payload: Interval, *, qualities: int = 1) -> bytes:
+    """Write a payload and the layouts of its views, at most `MOST_VIEWS`, as a packet. The codec has checked them."""
+    digits = write_digits(layouts, qualities)
+    low, whole = (digits.value << payload.bits) + payload.low, digits.base << payload.bits
+    body = _shortest(low, payload.width, whole)
+    if len(layouts) > 1:
+        return append_crc(bytes([EXPLICIT << 1, _SEVERAL]) + body)
+    return seal(layouts[0].grid, layouts[0].merged, body)
 
 
-def write(layout: PacketLayout, payload: Interval, *, qualities: int = 1) -> bytes:
-    """Write a payload and its layout as a packet. The codec has checked the shapes."""
-    value, base = layout.digits(qualities)
-    low, whole = (value << payload.bits) + payload.low, base << payload.bits
-    return seal(layout.grid, layout.merged, _shortest(low, payload.width, whole))
+def read(
+    data: bytes, *, max_side: int, max_feature_bits: int, qualities: int = 1, max_views: int = MOST_VIEWS
+) -> tuple[list[PacketLayout], bytes]:
+    """Read a packet: its views' layouts, and the payload as a binary fraction (zeros implied after its end).
 
-
-def read(data: bytes, *, max_side: int, max_feature_bits: int, qualities: int = 1) -> tuple[PacketLayout, bytes]:
-    """Read a packet: its layout, and the payload as a binary fraction (zeros implied after its end).
-
-    `max_side` bounds the grid and `max_feature_bits` the cost of one feature, so that a packet's size is limited
-    before memory is allocated. Raises `PacketError`.
+    `max_side` bounds the grid, `max_feature_bits` the cost of one feature and `max_views` the views, so that a packet's
+    size is limited before memory is allocated. Raises `PacketError`.
     """
-    side, merged, outside = _parse_header(data, max_side)
-    total = side * side
-    # At most one bit a cell for the positions, `max_feature_bits` a feature, and less than 16 bytes for the rest.
-    limit = outside + (total * (max_feature_bits + 1) + 7) // 8 + 16
-    if len(data) > limit:
-        raise PacketError(
-            "TOO_LONG",
-            f"a packet of a {side}×{side} grid has at most {limit} bytes, got {len(data)}: send only the packet",
-        )
+    side, merged, outside = _parse_header(data)
+    if side == _SEVERAL:
+        _check_length(data, outside, [max_side] * max_views, max_feature_bits)
+    else:
+        check_side(side, max_side, spelt=outside == 3)
+        _check_length(data, outside, [side], max_feature_bits)
     content = strip_crc(data)
     if append_crc(content) != data:
         raise PacketError("CHECKSUM_MISMATCH", "the checksum does not match: the packet is damaged, send it again")
-    body = content[outside - 1 :]
-    fraction, whole = int.from_bytes(body, "big"), 1 << 8 * len(body)
-    quality, fraction = divmod(fraction * qualities, whole)
-    cells = tuple(range(total))
-    if merged:
-        if total < 2:
-            raise PacketError(
-                "COUNT_INVALID", "a packet of one cell must not be merged: the packet is damaged, send it again"
-            )
-        fewer, fraction = divmod(fraction * (total - 1), whole)
-        n = fewer + 1
-        rank, fraction = divmod(fraction * comb(total, n), whole)
-        cells = tuple(positions.unrank(rank, n, total))
-    return PacketLayout(grid=side, cells=cells, quality=quality), fraction.to_bytes(len(body), "big")
+    digits = DigitReader(content[outside - 1 :])
+    if side != _SEVERAL:
+        return [read_one(digits, side, merged, qualities)], digits.rest()
+    layouts = read_several(digits, max_side, qualities, max_views)
+    _check_length(data, outside, [one.grid for one in layouts], max_feature_bits)
+    return layouts, digits.rest()
+
+
+def views_of(data: bytes) -> int:
+    """Return how many views a packet has, 1 to `MOST_VIEWS`, without checking it. Raises `PacketError`."""
+    side, _, outside = _parse_header(data)
+    return count_views(DigitReader(strip_crc(data)[outside - 1 :])) if side == _SEVERAL else 1
 
 
 def seal(side: int, merged: bool, body: bytes) -> bytes:
-    """Join header, body and checksum into one packet."""
+    """Join header, body and checksum into one packet of one view."""
     code = SIDES.index(side) if side in SIDES else EXPLICIT
     head = bytes([code << 1 | merged]) if code != EXPLICIT else bytes([code << 1 | merged, side])
     return append_crc(head + body)
 
 
-def _parse_header(data: bytes, max_side: int) -> tuple[int, bool, int]:
-    """Return (grid side, merged, number of bytes outside the body)."""
+def _check_length(data: bytes, outside: int, sides: Sequence[int], max_feature_bits: int) -> None:
+    # At most one bit a cell for the positions, `max_feature_bits` a feature, and less than 16 bytes for the rest.
+    limit = outside + sum((side * side * (max_feature_bits + 1) + 7) // 8 + 16 for side in sides)
+    if len(data) > limit:
+        grids = f"a {sides[0]}×{sides[0]} grid" if len(sides) == 1 else f"{len(sides)} such views"
+        raise PacketError(
+            "TOO_LONG", f"a packet of {grids} has at most {limit} bytes, got {len(data)}: send only the packet"
+        )
+
+
+def _parse_header(data: bytes) -> tuple[int, bool, int]:
+    """Return (grid side or _SEVERAL, merged, number of bytes outside the body)."""
     if len(data) < 2:
         raise PacketError("TOO_SHORT", f"a packet has at least 2 bytes, got {len(data)}: send it whole")
-    code, merged, outside = data[0] >> 5, bool(data[0] >> 4 & 1), 2
+    code, merged = data[0] >> 5, bool(data[0] >> 4 & 1)
     if code != EXPLICIT:
-        side = SIDES[code]
-    elif len(data) < 3:
+        return SIDES[code], merged, 2
+    if len(data) < 3:
         raise PacketError("TOO_SHORT", "the packet ends before its grid side: send it whole")
-    else:
-        side, outside = (data[0] << 4 | data[1] >> 4) & 0xFF, 3
-        if side in SIDES:
-            raise PacketError(
-                "NOT_CANONICAL",
-                f"grid side {side} must be written as its grid code: the packet is damaged, send it again",
-            )
-    if not 1 <= side <= max_side:
+    side = (data[0] << 4 | data[1] >> 4) & 0xFF
+    if side == _SEVERAL and merged:
         raise PacketError(
-            "GRID_INVALID",
-            f"the grid side must be 1 to {max_side} for this codec, got {side}: use a packet of the same codec",
+            "NOT_CANONICAL", "a packet of several views must not be marked as merged: it is damaged, send it again"
         )
-    return side, merged, outside
+    return side, merged, 3
 
 
 def _shortest(low: int, width: int, whole: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tofc.codec import Codec
+from tofc.codec.codec import Parsed
 from tofc.codec.context.weights import ContextWeights
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.index.fake import fake_index_weights
@@ -48,6 +49,8 @@ VIEWS = (
 )
 #: more views for the index codec, which has a table for each cell of these grids
 PLACE_VIEWS = ((16, 16, 1), (16, 16, 5), (36, 36, 5), (16, 14, 1), (36, 30, 1), (36, 36, 1))
+#: packets of several views, by the numbers of their views above: equal ones, and others in between
+SEVERAL = ((0, 0), (5, 4, 1, 17), (15, 15, 14, 0, 6, 9), (19, 11))
 PUBLISHED, TRANSFORMED, INDEX = 14, 5, 69  # seeds
 
 
@@ -129,6 +132,8 @@ def main() -> None:
         weights.save(HERE / name)
         entries = [json.dumps(packet) for packet in packets(weights)]
         (HERE / name / "packets.json").write_text("[\n" + ",\n".join(entries) + "\n]\n", encoding="utf-8")
+        entries = [json.dumps(packet) for packet in packets_of_several(weights)]
+        (HERE / name / "several.json").write_text("[\n" + ",\n".join(entries) + "\n]\n", encoding="utf-8")
 
 
 def packets(weights: CodecWeights) -> list[dict[str, Any]]:
@@ -138,17 +143,29 @@ def packets(weights: CodecWeights) -> list[dict[str, Any]]:
     for index, (total, n, factor) in enumerate(views):
         features = fake_features(weights, total, seed=index) * np.float32(factor)
         data = codec.encode(features, n, index % weights.config.qualities)
-        parsed = codec.parse(data)
-        found.append(
-            {
-                "packet": data.hex(),
-                "grid": parsed.grid,
-                "cells": parsed.positions.tolist(),
-                "quality": parsed.quality,
-                "q": parsed.q.tolist(),
-            }
-        )
+        found.append({"packet": data.hex(), **content(codec.parse(data))})
     return found
+
+
+def packets_of_several(weights: CodecWeights) -> list[dict[str, Any]]:
+    """Return the packets of several views, and what each view decodes to."""
+    codec, found = Codec(weights), []
+    for chosen in SEVERAL:
+        views = []
+        for seed, index in enumerate(chosen):
+            total, n, factor = VIEWS[index]
+            features = fake_features(weights, total, seed=seed) * np.float32(factor)
+            views.append(codec.code(features, n, (seed // 2) % weights.config.qualities))
+        data = codec.write(views)
+        found.append({"packet": data.hex(), "views": [content(view) for view in codec.parse_views(data)]})
+    return found
+
+
+def content(view: Parsed) -> dict[str, Any]:
+    """Return what a view decodes to."""
+    return {
+        "grid": view.grid, "cells": view.positions.tolist(), "quality": view.quality, "q": view.q.tolist(),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tofc.codec.context.context_model import CodingStep, ContextModel
 from tofc.codec.context.rdo_quantiser import RdoQuantiser
 from tofc.codec.context.symbols import ContextSymbols
 from tofc.codec.integer_net import Floats, Ints
-from tofc.codec.range_coder import Interval, RangeDecoder, RangeEncoder, Table
+from tofc.codec.range_coder import RangeDecoder, RangeEncoder, Table
 from tofc.codec.tables import PRECISION
 
 if TYPE_CHECKING:
@@ -45,18 +45,15 @@ class ContextEntropyModel:
         """Return the ideal bits of each feature [n], by the tables."""
         return self._quantiser.bits(symbols)
 
-    def encode(self, symbols: ContextSymbols) -> Interval:
+    def encode(self, symbols: ContextSymbols, encoder: RangeEncoder) -> None:
         """Encode the symbols of a view."""
-        encoder = RangeEncoder()
         encoder.encode((symbols.residual + self._limit).tolist(), self._tables_of(symbols.table))
-        return encoder.interval()
 
-    def decode(self, data: bytes, grid: int, cells: Ints, quality: int) -> tuple[ContextSymbols, Interval]:
-        """Decode the symbols of features at `cells`, at a quality; also return the interval that they encode to.
+    def decode(self, decoder: RangeDecoder, grid: int, cells: Ints, quality: int) -> ContextSymbols:
+        """Decode the symbols of features at `cells`, at a quality.
 
         Raises `ValueError` for bytes that no encoder writes.
         """
-        decoder = RangeDecoder(data)
         q = np.zeros((len(cells), self._components))
         done: list[tuple[CodingStep, Ints]] = []
         for step in self._context.coding_steps(grid, cells, quality, q):
@@ -64,7 +61,7 @@ class ContextEntropyModel:
             residual = found.reshape(step.mean.shape) - self._limit
             q[step.rows, step.first : step.last] = step.mean + residual
             done.append((step, residual))
-        return ContextSymbols.of(quality, q, done), decoder.interval()
+        return ContextSymbols.of(quality, q, done)
 
     def values(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Return the components [n, M] that whole steps [n, M] stand for."""

@@ -17,7 +17,7 @@ from tofc.codec.index.context_model import IndexContextModel, PartlyCodedView
 from tofc.codec.index.probabilities import Counts, spans_of, weights_of
 from tofc.codec.index.symbols import IndexSymbols
 from tofc.codec.integer_net import Floats, Ints, clipped_relu
-from tofc.codec.range_coder import COUNT_BITS, Interval, RangeDecoder, RangeEncoder
+from tofc.codec.range_coder import COUNT_BITS, RangeDecoder, RangeEncoder
 
 if TYPE_CHECKING:
     from tofc.codec.index.weights import IndexWeights
@@ -57,20 +57,16 @@ class IndexEntropyModel:
         total: Floats = symbols.stage_bits.sum(axis=1)
         return total
 
-    def encode(self, symbols: IndexSymbols) -> Interval:
+    def encode(self, symbols: IndexSymbols, encoder: RangeEncoder) -> None:
         """Encode the indices of a view."""
-        encoder = RangeEncoder()
         encoder.encode_counts(symbols.first.tolist(), symbols.count.tolist())
-        return encoder.interval()
 
-    def decode(self, data: bytes, grid: int, cells: Ints, quality: int) -> tuple[IndexSymbols, Interval]:
-        """Decode the indices of features at `cells`, at a quality; also return the interval that they encode to.
+    def decode(self, decoder: RangeDecoder, grid: int, cells: Ints, quality: int) -> IndexSymbols:
+        """Decode the indices of features at `cells`, at a quality.
 
         Raises `ValueError` for bytes that no encoder writes.
         """
-        decoder = RangeDecoder(data)
-        symbols = self.walk(grid, cells, quality, lambda weights: decoder.decode_by(Counts(weights).find))
-        return symbols, decoder.interval()
+        return self.walk(grid, cells, quality, lambda weights: decoder.decode_by(Counts(weights).find))
 
     def walk(
         self, grid: int, cells: Ints, quality: int, symbol_of: Callable[[Ints], tuple[int, int, int]]

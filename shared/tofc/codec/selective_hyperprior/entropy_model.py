@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tofc.codec.integer_net import Floats, Ints
-from tofc.codec.range_coder import Interval, RangeDecoder, RangeEncoder, Table
+from tofc.codec.range_coder import RangeDecoder, RangeEncoder, Table
 from tofc.codec.selective_hyperprior.hyper_analysis import HyperAnalysis
 from tofc.codec.selective_hyperprior.hyper_synthesis import HyperSynthesis
 from tofc.codec.selective_hyperprior.symbols import SelectiveHyperpriorSymbols
@@ -70,29 +70,26 @@ class SelectiveHyperpriorModel:
         bits += self._y_bits[symbols.table, symbols.residual + self._limit].sum(axis=1)
         return bits
 
-    def encode(self, symbols: SelectiveHyperpriorSymbols) -> Interval:
+    def encode(self, symbols: SelectiveHyperpriorSymbols, encoder: RangeEncoder) -> None:
         """Encode the symbols of a view."""
         n, quality, z = len(symbols.q), symbols.quality, symbols.q[:, 1 : 1 + self._hyper]
-        encoder = RangeEncoder()
         encoder.encode(symbols.experts.tolist(), [self._expert_tables[quality]] * n)
         encoder.encode((z + self._hyper_limit).ravel().tolist(), self._z_tables[quality] * n)
         encoder.encode((symbols.residual + self._limit).ravel().tolist(), self._tables_of(symbols.table))
-        return encoder.interval()
 
-    def decode(self, data: bytes, grid: int, cells: Ints, quality: int) -> tuple[SelectiveHyperpriorSymbols, Interval]:
-        """Decode the symbols of n features, at a quality; also return the interval that they encode to.
+    def decode(self, decoder: RangeDecoder, grid: int, cells: Ints, quality: int) -> SelectiveHyperpriorSymbols:
+        """Decode the symbols of n features, at a quality.
 
         Raises `ValueError` for bytes that no encoder writes.
         """
-        n, decoder = len(cells), RangeDecoder(data)
+        n = len(cells)
         experts = np.array(decoder.decode([self._expert_tables[quality]] * n), np.int64)
         z = np.array(decoder.decode(self._z_tables[quality] * n), np.int64).reshape(n, -1) - self._hyper_limit
         mean, table = self._synthesis(experts, z, quality)
         residual = np.array(decoder.decode(self._tables_of(table)), np.int64).reshape(n, -1) - self._limit
-        symbols = SelectiveHyperpriorSymbols(
+        return SelectiveHyperpriorSymbols(
             quality=quality, q=_join(experts, z, mean + residual), residual=residual, table=table
         )
-        return symbols, decoder.interval()
 
     def values(self, q: NDArray[np.integer], quality: int) -> NDArray[np.float32]:
         """Return the components [n, M] that the numbers sent [n, 1 + Z + M] stand for."""
