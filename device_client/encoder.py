@@ -1,7 +1,7 @@
 """Pictures → packets: views, vision tower, merging and entropy coding, in one thread off the event loop.
 
-    image ─ views ─ tower ─ codec ─→ packet, packet, …      one view at a time: a packet is sent while the next view
-                                                             is still computed
+    image ─ views ─ tower ─ codec ─→ packet, packet, …      one view at a time: a packet of the first views is sent
+                                                             while the next views are still computed
 
 Promises that a view is encoded at most once, and only when a question waits for it. Leaves the algorithms to
 `tofc.model` and `tofc.codec`, the sending to `picture_upload`. Torch is imported in `TowerEncoder.load` only, and only
@@ -36,7 +36,7 @@ from tofc.out_of_memory import out_of_memory
 from tofc.terminal import one_line
 
 if TYPE_CHECKING:
-    from tofc.codec.codec import Codec, Explanation
+    from tofc.codec.codec import Codec, CodedView, Explanation
     from tofc.model.vision_tower import VisionTower
 
 T = TypeVar("T")
@@ -60,11 +60,11 @@ class Encoder(Protocol):
     def rule(self) -> ViewRule: ...
     @property
     def setting(self) -> str:
-        """Return a text: under one codec, equal settings give equal pictures the same packets."""
+        """Return a text: under one codec, equal settings give equal pictures the same views."""
 
     @property
     def form(self) -> ImageForm | None:
-        """Return None for a packet for each view; else every picture is one packet, an image file of this form."""
+        """Return None for packets of views; else every picture is one packet, an image file of this form."""
 
     @property
     def ready(self) -> bool:
@@ -77,7 +77,7 @@ class Encoder(Protocol):
         """Free the weights: nothing is encoded any more."""
 
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
-        """Yield the picture's packets in prompt order, each computed when it is requested."""
+        """Yield the picture's views in prompt order, each computed when it is requested."""
 
 
 class TowerEncoder:
@@ -159,6 +159,7 @@ class TowerEncoder:
         started = time.perf_counter()
         prepared = views(image, self.rule)
         controller = self._controller(codec, prepared)
+        together: list[CodedView] = []
         views_ms = _ms_since(started)
         for index in range(len(prepared)):
             view = prepared.pop(0)  # so that its pixels are freed with it
@@ -166,10 +167,17 @@ class TowerEncoder:
             features = tower.encode(view.pixels[None])[0]  # [N, D]
             tower_ms = _ms_since(started)
             started = time.perf_counter()
-            packet = codec.encode(features, *controller.next_rate(features))
+            together.append(controller.code(features))
+            packet, joins, joined = codec.write(together[-1:]), 0, b""
+            if len(together) == self._choice.views_per_packet or not prepared:
+                joins = len(together)
+                joined = codec.write(together) if joins > 1 else b""
+                together.clear()
             yield Encoded(
                 index=index,
                 packet=packet,
+                joins=joins,
+                joined=joined,
                 views_ms=views_ms if index == 0 else 0.0,
                 tower_ms=tower_ms,
                 encode_ms=_ms_since(started),
@@ -183,7 +191,14 @@ class TowerEncoder:
         controller = self._controller(codec, prepared)
         for view in prepared:
             features = tower.encode(view.pixels[None])[0]  # [N, D]
-            yield view, codec.explain(features, *controller.next_rate(features))
+            layout = controller.code(features).layout
+            yield view, codec.explain(features, layout.n, layout.quality)
+
+    def packets(self, views: Sequence[CodedView]) -> list[bytes]:
+        """Return the packets in which the views of a picture leave."""
+        _, codec = self._loaded()
+        step = self._choice.views_per_packet
+        return [codec.write(views[first : first + step]) for first in range(0, len(views), step)]
 
     def _controller(self, codec: Codec, prepared: Sequence[View]) -> RateController:
         sides = (self._checkpoint.config.grid(view.pixels.shape[-1]) for view in prepared)

@@ -30,6 +30,7 @@ class FakeEncoder:
         feature_codec: str = DEFAULT,
         setting: str = "",
         packet_bytes: int = 100,
+        views_per_packet: int = 1,
         rule: ViewRule | None = None,
         before_view: Callable[[int], None] | None = None,
     ) -> None:
@@ -42,6 +43,7 @@ class FakeEncoder:
         self.loaded = self.unloaded = 0  # calls
         self.encoded = 0
         self._packet_bytes = packet_bytes
+        self._views_per_packet = views_per_packet
         self._before_view = before_view
 
     @property
@@ -57,10 +59,16 @@ class FakeEncoder:
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
         layout = plan(image.width, image.height, self.rule)
         pixels = hashlib.sha256(image.tobytes()).digest()
-        for index in range(layout.rows * layout.columns + 1):
+        count, together = layout.rows * layout.columns + 1, b""
+        for index in range(count):
             if self._before_view is not None:
                 self._before_view(index)
             seed = pixels + index.to_bytes(4, "little") + self.setting.encode()
             packet = hashlib.shake_256(seed).digest(self._packet_bytes)
             self.encoded += 1
-            yield Encoded(index=index, packet=packet)
+            together += packet
+            joins = 0
+            if index + 1 == count or (index + 1) % self._views_per_packet == 0:
+                joins = len(together) // self._packet_bytes
+            yield Encoded(index=index, packet=packet, joins=joins, joined=together if joins > 1 else b"")
+            together = b"" if joins else together

@@ -62,12 +62,16 @@ def write_map(path: Path, out: Path, encoder: TowerEncoder) -> str:
     jpeg = None
     if comparison is not None:  # the drawing font has no multiplication sign
         jpeg = comparison.jpeg_bytes, f"quality {QUALITY}, {comparison.width} x {comparison.height}"
-    total_bytes = sum(len(explained.packet) for _, explained in views)
+    packets = encoder.packets([explained.coded for _, explained in views])
+    total_bytes = sum(map(len, packets))
     rivals = [best_within_budget(picture.image, codec, total_bytes) for codec in TITLES]
-    draw(path.name, views, picture.rows, picture.columns, jpeg, rivals).save(out, "PNG")
+    draw(path.name, views, picture.rows, picture.columns, total_bytes, jpeg, rivals).save(out, "PNG")
     codec = "" if encoder.feature_codec == DEFAULT else f", codec {encoder.feature_codec}"
     stages = f"; {stage_line(views)}" if _has_indices(views) else ""
-    return f"{out}: {format_bytes(total_bytes)} in {len(views)} view{'s' * (len(views) > 1)}{codec}{stages}"
+    count = f"{len(views)} view{'s' * (len(views) > 1)}"
+    if len(views) > 1:
+        count += f", {len(packets)} packet{'s' * (len(packets) > 1)}"
+    return f"{out}: {format_bytes(total_bytes)} in {count}{codec}{stages}"
 
 
 def draw(
@@ -75,6 +79,7 @@ def draw(
     views: Views,
     rows: int,
     columns: int,
+    total_bytes: int,
     jpeg: tuple[int, str] | None = None,
     rivals: Sequence[Rival] = (),
 ) -> Image.Image:
@@ -82,6 +87,7 @@ def draw(
 
     Args:
         views: in prompt order, the global one last.
+        total_bytes: of the packets in which they leave.
         jpeg: (bytes, quality and size) of the picture as an ordinary JPEG file.
         rivals: the picture as image files of as many bytes as the packets, at most two.
     """
@@ -99,7 +105,7 @@ def draw(
     high = (second if indices else _HEADER) + block_high + _EDGE
     sheet = Image.new("RGB", (width, high), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    _title(pen, name, views, jpeg, width)
+    _title(pen, name, views, total_bytes, jpeg, width)
 
     def block(top: int, regions: Callable[[Explanation], Regions], caption: Callable[[View, Explanation], str]) -> int:
         """Draw all views, and return where the legend begins."""
@@ -113,7 +119,7 @@ def draw(
             pen.text((corner[0], corner[1] + edge + 4), caption(view, explained), _PALE, text_font(15))
         return top + block_high - _LEGEND + 26
 
-    _bits_legend(pen, span, block(_HEADER, lambda explained: by_bits(explained, span), _bytes_of), views)
+    _bits_legend(pen, span, block(_HEADER, lambda explained: by_bits(explained, span), _bits_of), views)
     if indices:
         count = _index_counts(views)
         colours = {index: class_colour(rank) for rank, (index, _) in enumerate(count.most_common())}
@@ -147,9 +153,9 @@ def _first_indices(explained: Explanation) -> list[int]:
     return found
 
 
-def _bytes_of(view: View, explained: Explanation) -> str:
-    size = format_bytes(len(explained.packet))
-    return size if view.kind == "crop" else f"whole picture: {size}, {len(explained.feature_bits)} features"
+def _bits_of(view: View, explained: Explanation) -> str:
+    bits = f"{explained.feature_bits.sum() + explained.position_bits:.0f} bits"
+    return bits if view.kind == "crop" else f"whole picture: {bits}, {len(explained.feature_bits)} features"
 
 
 def _classes_of(view: View, explained: Explanation) -> str:
@@ -171,8 +177,9 @@ def _beside(sheet: Image.Image, rival: Rival, corner: tuple[int, int]) -> None:
         pen.text((corner[0], corner[1] + high + 4 + 17 * line), text, INK if line == 0 else _PALE, text_font(14))
 
 
-def _title(pen: ImageDraw.ImageDraw, name: str, views: Views, jpeg: tuple[int, str] | None, width: int) -> None:
-    total = sum(len(explained.packet) for _, explained in views)
+def _title(
+    pen: ImageDraw.ImageDraw, name: str, views: Views, total: int, jpeg: tuple[int, str] | None, width: int
+) -> None:
     features = sum(len(explained.feature_bits) for _, explained in views)
     cells = sum(len(explained.merged.assignment) for _, explained in views)
     pen.text((_EDGE, 20), _fitting(f"{name}: {total:,} bytes", 28, width - 2 * _EDGE), INK, text_font(28))

@@ -84,6 +84,14 @@ class PictureListener(Protocol):
         """Take note that the link has ended."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sent:
+    """A view or a chunk that is not acknowledged yet."""
+
+    chunk: SentChunk | None = None
+    ends_packet: bool = True  # its acknowledgement makes room for another packet: not so for a packet's earlier views
+
+
 class Link:
     """An open connection. Made by `open`; ended by `close` or by the other side (`failure`)."""
 
@@ -110,7 +118,7 @@ class Link:
         self._chunk_acknowledged = asyncio.Event()
         # By ref and number; a view or chunk that is sent twice is acknowledged twice. None: a view, whose bytes do not
         # count for the window.
-        self._unacknowledged: defaultdict[tuple[int, int], deque[SentChunk | None]] = defaultdict(deque)
+        self._unacknowledged: defaultdict[tuple[int, int], deque[_Sent]] = defaultdict(deque)
         self._channel = channel
         self._stream = stream
         self._meter = meter
@@ -164,13 +172,17 @@ class Link:
         self._send_at = min(self._send_at, asyncio.get_running_loop().time() + wait_s)
         self._wake_writer.set()
 
-    async def send_view(self, ref: int, index: int, packet: bytes, *, hold: bool = False) -> None:
-        """Send a packet as soon as fewer than 8 are unacknowledged. `hold`: see `send`."""
+    async def send_view(self, ref: int, index: int, packet: bytes, *, views: int = 1, hold: bool = False) -> None:
+        """Send a packet of `views` views, the first of which is view `index`, once fewer than 8 are unacknowledged.
+
+        `hold`: see `send`.
+        """
         if self._view_slots.locked():
             self._send_within(0.0)
         await self._view_slots.acquire()
-        self._unacknowledged[ref, index].append(None)
-        self.send(views=[pb.View(ref=ref, index=index, packets=[packet])], hold=hold)
+        for one in range(index, index + views):
+            self._unacknowledged[ref, one].append(_Sent(ends_packet=one == index + views - 1))
+        self.send(views=[pb.View(ref=ref, index=index, packets=[packet], views=views if views > 1 else 0)], hold=hold)
 
     async def send_chunk(self, ref: int, offset: int, data: bytes, *, first: bool) -> int:
         """Send the next chunk of the image file `data` as soon as the link can take it; return its length in bytes.
@@ -181,7 +193,7 @@ class Link:
         while not self._send_window.admits(len(chunk := data[offset : offset + self._send_window.chunk_bytes])):
             self._chunk_acknowledged.clear()
             await self._chunk_acknowledged.wait()
-        self._unacknowledged[ref, offset].append(self._send_window.send(len(chunk)))
+        self._unacknowledged[ref, offset].append(_Sent(chunk=self._send_window.send(len(chunk))))
         self.send(image_chunks=[pb.ImageChunk(ref=ref, offset=offset, total=len(data) if first else 0, data=chunk)])
         return len(chunk)
 
@@ -327,12 +339,14 @@ class Link:
     def _on_ack(self, ref: int, number: int) -> None:
         if not (sent := self._unacknowledged.get((ref, number))):
             return
-        if chunk := sent.popleft():
-            self._send_window.acknowledge(chunk)
+        acknowledged = sent.popleft()
+        if acknowledged.chunk:
+            self._send_window.acknowledge(acknowledged.chunk)
             self._chunk_acknowledged.set()
         if not sent:
             del self._unacknowledged[ref, number]
-        self._view_slots.release()
+        if acknowledged.ends_packet:
+            self._view_slots.release()
         if listener := self.pictures.get(ref):
             listener.on_ack(number)
 

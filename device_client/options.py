@@ -17,12 +17,13 @@ from device_client.encoder import Encoder, TowerEncoder
 from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
 from device_client.picture import ImageForm
-from device_client.rate import RateChoice
+from device_client.rate import VIEWS_PER_PACKET, RateChoice
 from device_client.servers import Servers
 from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.model.shipped import NANO
 from tofc.option_groups import Option
+from tofc.packet_limits import MOST_VIEWS
 from tofc.rpc.address import DEFAULT_PORT, split_address
 from tofc.rpc.client_security import load_client_security
 from tofc.terminal import note
@@ -185,6 +186,16 @@ class PacketOptions:
             metavar="B",
         ),
     ] = None
+    views_per_packet: Annotated[
+        int | None,
+        Option(
+            envvar="TOFC_DEVICE_VIEWS_PER_PACKET",
+            help="How many parts of a large picture leave together: more take fewer bytes, fewer reach the server "
+            f"earlier; 1 to {MOST_VIEWS}.",
+            show_default=str(VIEWS_PER_PACKET),
+            metavar="N",
+        ),
+    ] = None
     backend: Annotated[
         str | None,
         Option(
@@ -231,7 +242,12 @@ class PacketOptions:
     @property
     def rate(self) -> RateChoice:
         """How many bytes a picture may take."""
-        return RateChoice(preset=self.preset, features=self.features, budget_bytes=self.budget_bytes)
+        return RateChoice(
+            preset=self.preset,
+            features=self.features,
+            budget_bytes=self.budget_bytes,
+            views_per_packet=VIEWS_PER_PACKET if self.views_per_packet is None else self.views_per_packet,
+        )
 
     @property
     def compute(self) -> Compute:

@@ -40,7 +40,9 @@ class Encoded:
     """One view as a packet, or a whole picture as an image file, and the time that each stage took."""
 
     index: int  # in prompt order: crops row by row, the global view last
-    packet: bytes
+    packet: bytes  # of this view alone
+    joins: int = 1  # how many views leave with this one, which is the last of them; 0: it leaves with a later one
+    joined: bytes = b""  # the packet of all of them, if there are several
     views_ms: float = 0.0  # preprocessing; the whole picture's is with the first view
     tower_ms: float = 0.0
     encode_ms: float = 0.0  # merging and entropy coding
@@ -74,7 +76,7 @@ class Picture:
 
     @property
     def n_packets(self) -> int:
-        """Return how many packets are sent."""
+        """Return how many of `packets` there will be."""
         return 1 if self.form else self.n_views
 
 

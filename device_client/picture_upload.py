@@ -1,8 +1,8 @@
 """The upload of one picture over one link: announced, then sent view by view as it is encoded.
 
-    Picture ──→  (PictureState: the server has it? stop)      leaves with view 0, if that is encoded within HOLD_S
-    view 0 ─ encode ─ window ─ View ──→ … ViewAck
-    view 1 ─ encode ─ …                                       may wait for the next views, the last one does not
+    Picture ──→  (PictureState: the server has it? stop)      leaves with the first views, if encoded within HOLD_S
+    views ─ encode ─ window ─ View ──→ … ViewAck              of several views in one packet, if the server takes them
+    views ─ encode ─ …                                        may wait for the next views, the last one does not
     image  ─ compress ─ window ─ ImageChunk ──→ … ImageAck                (instead of the views)
 
 Promises to send no view after the server said that it has them all, to send only what the server lacks after a lost
@@ -104,9 +104,9 @@ class PictureUpload:
                 return
             on_server = {index for index in state.views if index < picture.n_views}
             self._unacknowledged -= len(on_server)
-            for index in range(picture.n_packets):
-                if index in on_server and not picture.form:
-                    continue
+            missing = [index for index in range(picture.n_packets) if index not in on_server or picture.form]
+            waiting: list[int] = []  # views that leave with a later one
+            for index in range(missing[-1] + 1 if missing else 0):
                 encoded_before = index < len(picture.packets)
                 encoded = await self._encoder.view(picture, index)
                 self._check_size(encoded, picture)
@@ -115,17 +115,31 @@ class PictureUpload:
                     await self._send_file(encoded.packet, state.image, stats)
                     stats.n_views = picture.n_views
                 else:
-                    self._in_flight[index] = 1
-                    between = 0 < index < picture.n_views - 1
-                    await self._link.send_view(self.ref, index, encoded.packet, hold=between)
-                    stats.n_bytes += len(encoded.packet)
-                    stats.n_views += 1
+                    waiting += [index] * (index not in on_server)
+                    if waiting and (encoded.joins or index == missing[-1]):
+                        await self._send_views(picture, waiting, encoded, stats)
+                        waiting = []
                 if not encoded_before:  # stats are kept as long as the link: without the packet, maybe a megabyte
-                    stats.encoded_now.append(replace(encoded, packet=b""))
+                    stats.encoded_now.append(replace(encoded, packet=b"", joined=b""))
         except Exception as error:
             self._failed = True
             for queue in self.waiting:
                 queue.put_nowait(error)
+
+    async def _send_views(self, picture: Picture, indexes: list[int], last: Encoded, stats: UploadStats) -> None:
+        """Send the views of `indexes`, in one packet if these are the views that leave with `last`."""
+        limits, count = self._link.limits, len(indexes)
+        together = count == last.joins > 1 and count <= limits.views_per_packet
+        for first, packet, views in (
+            [(indexes[0], last.joined, count)]
+            if together and len(last.joined) <= limits.packet_bytes
+            else [(index, picture.packets[index].packet, 1) for index in indexes]
+        ):
+            self._in_flight |= dict.fromkeys(range(first, first + views), 1)
+            between = first > 0 and first + views < picture.n_views
+            await self._link.send_view(self.ref, first, packet, views=views, hold=between)
+            stats.n_bytes += len(packet)
+            stats.n_views += views
 
     async def _send_file(self, data: bytes, on_server: pb.ReceivedImage, stats: UploadStats) -> None:
         offset = start = _resume_at(data, on_server)

@@ -1,4 +1,4 @@
-"""How many bytes a picture may take: a preset of the codec, a number of features, or a budget.
+"""How many bytes a picture may take: a preset of the codec, a number of features, or a budget; and in which packets.
 
 Promises that a picture's packets never take more than its budget. The codec lists the rates to choose from: the points
 on the convex hull of answer quality over bytes, in ascending order.
@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tofc.errors import EncoderError, UsageError
+from tofc.packet_limits import MOST_VIEWS
 
 if TYPE_CHECKING:
-    from tofc.codec.codec import Codec
+    from tofc.codec.codec import Codec, CodedView
     from tofc.codec.config import CodecConfig, Rate
+
+VIEWS_PER_PACKET = 8  # of a picture of 1920 × 1080 px, all crops and none of the global view, at the released sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +33,14 @@ class RateChoice:
     """The most features of a view, instead of the preset's."""
     budget_bytes: int | None = None
     """The most bytes of all packets of one picture."""
+    views_per_packet: int = VIEWS_PER_PACKET
+    """How many views of a picture leave together. More take fewer bytes; fewer reach the server earlier."""
 
     def __post_init__(self) -> None:
         if self.features is not None and self.features < 1:
             raise UsageError(f"--features must be 1 or more, got {self.features}; leave it out to use the preset's")
+        if not 1 <= self.views_per_packet <= MOST_VIEWS:
+            raise UsageError(f"--views-per-packet must be 1 to {MOST_VIEWS}, got {self.views_per_packet}")
         if self.budget_bytes is None:
             return
         if self.budget_bytes < 1:
@@ -54,9 +61,9 @@ class RateChoice:
         return self.features or features, quality
 
     def setting(self, config: CodecConfig) -> str:
-        """Return a text that is equal for two choices exactly if they give every picture the same packets."""
+        """Return a text that is equal for two choices exactly if they give every picture the same views."""
         if self.budget_bytes is not None:
-            return f"{self.budget_bytes} bytes"
+            return f"{self.budget_bytes} bytes, {self.views_per_packet} views a packet"
         features, quality = self.rate(config)
         return f"{features or 'all'} features, quality {quality}"
 
@@ -70,6 +77,7 @@ class RateController:
 
     Of the bytes left a view may take the share that its cells are of all cells left. So the bytes that it does not use
     are shared by the views after it. A view that needs more than its share even at the lowest rate takes from theirs.
+    A view's bytes are those that it adds to its packet.
     """
 
     def __init__(self, codec: Codec, choice: RateChoice, cells: Sequence[int]) -> None:
@@ -77,24 +85,28 @@ class RateController:
         self._cells = list(cells)  # of the views to come
         self._left_bytes = choice.budget_bytes or 0
         self._lowest: list[int] = []  # bytes of each view so far at the lowest rate
+        self._packet: list[CodedView] = []  # the views so far of the packet that the next view is for
+        self._packet_bytes = 0
 
-    def next_rate(self, features: NDArray[np.float32]) -> Rate:
-        """Return the rate of the next view, with features [N, D]. Raises EncoderError if the budget is too small."""
+    def code(self, features: NDArray[np.float32]) -> CodedView:
+        """Code the next view, with features [N, D], at its rate. Raises EncoderError if the budget is too small."""
         limit = len(features)
         if len(self._cells) > 1:  # a crop: the last view is the whole picture
             limit = min(limit, self._codec.config.crop_features or limit)
         share_bytes = self._left_bytes * self._cells[0] // sum(self._cells)
         self._cells.pop(0)
         if self._choice.budget_bytes is None:
-            return self._capped(self._choice.rate(self._codec.config), limit)
+            return self._codec.code(features, *self._capped(self._choice.rate(self._codec.config), limit))
         lowest, *others = dict.fromkeys(self._capped(rate, limit) for rate in self._codec.config.rates)
-        self._lowest.append(len(self._codec.encode(features, *lowest)))
+        at_lowest = self._codec.code(features, *lowest)
+        self._lowest.append(self._added_bytes(at_lowest))
         for capped in reversed(others):
-            n_bytes = len(self._codec.encode(features, *capped))
+            coded = self._codec.code(features, *capped)
+            n_bytes = self._added_bytes(coded)
             if n_bytes <= share_bytes:
                 break
         else:  # the lowest rate, even if it takes bytes of the views to come
-            capped, n_bytes = lowest, self._lowest[-1]
+            coded, n_bytes = at_lowest, self._lowest[-1]
             if n_bytes > self._left_bytes:
                 views = len(self._lowest) + len(self._cells)
                 lowest_bytes = sum(self._lowest) + len(self._cells) * max(self._lowest)
@@ -103,7 +115,15 @@ class RateController:
                     f"view{'s' * (views > 1)}; {ceil(lowest_bytes * BUDGET_SLACK / 10) * 10} should be enough"
                 )
         self._left_bytes -= n_bytes
-        return capped
+        self._packet.append(coded)
+        self._packet_bytes += n_bytes
+        if len(self._packet) == self._choice.views_per_packet:
+            self._packet, self._packet_bytes = [], 0
+        return coded
+
+    def _added_bytes(self, view: CodedView) -> int:
+        """Return how many bytes longer the packet is with this view."""
+        return len(self._codec.write([*self._packet, view])) - self._packet_bytes
 
     @staticmethod
     def _capped(rate: Rate, limit: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.base import Prompt
-from tofc.codec.codec import Codec
+from tofc.codec.codec import Codec, Parsed
 from tofc.errors import CheckpointError, CorruptPacketError, InvalidRequestError, PacketError
 from tofc.model.config import SplitConfig
 from tofc.model.projector import Projector
@@ -48,8 +48,8 @@ class Assembled:
 class Assembler(Protocol):
     """Makes prompts. Its methods run in several worker threads at the same time."""
 
-    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
-        """Turn a packet of a codec into rows [n, H]; `last` is the global view.
+    def views(self, packet: bytes, *, codec_id: str, count: int, last: bool) -> Sequence[NDArray[np.float32]]:
+        """Turn a packet of `count` views of a codec into the rows [n, H] of each; `last`: the last is the global view.
 
         Raises CorruptPacketError, InvalidRequestError.
         """
@@ -108,13 +108,23 @@ class SplitAssembler:
             for codec_id, codec in codecs.items()
         }
 
-    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
+    def views(self, packet: bytes, *, codec_id: str, count: int, last: bool) -> Sequence[NDArray[np.float32]]:
         """See `Assembler`."""
-        codec = self._codecs[codec_id]
         try:
-            parsed = codec.parse(packet)
+            parsed = self._codecs[codec_id].parse_views(packet, most=count)
         except PacketError as error:
             raise CorruptPacketError(str(error), reason=error.reason) from error
+        if len(parsed) != count:
+            raise InvalidRequestError(
+                f"the packet has {len(parsed)} views, the request says {count}; say how many it has",
+                reason="VIEW_COUNT_INVALID",
+            )
+        return [
+            self._view(view, codec_id=codec_id, last=last and number == count) for number, view in enumerate(parsed, 1)
+        ]
+
+    def _view(self, parsed: Parsed, *, codec_id: str, last: bool) -> NDArray[np.float32]:
+        codec = self._codecs[codec_id]
         kind, size = ("global view", self._config.global_size) if last else ("crop", self._config.crop_size)
         if parsed.grid != self._config.grid(size):
             raise InvalidRequestError(

@@ -27,13 +27,16 @@ CORRUPT = b"corrupt"  # a packet that starts with this is refused
 
 
 class FakeAssembler:
-    """Turns every byte of a packet, and of the turns' text, into one row [1] that holds the byte's value."""
+    """Turns every byte of a packet, and of the turns' text, into one row [1] that holds the byte's value.
 
-    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
+    The views of a packet of several have equal parts of it.
+    """
+
+    def views(self, packet: bytes, *, codec_id: str, count: int, last: bool) -> Sequence[NDArray[np.float32]]:
         """See `Assembler`."""
-        if not packet or packet.startswith(CORRUPT):
+        if not packet or packet.startswith(CORRUPT) or len(packet) % count:
             raise CorruptPacketError(f"{packet[:16]!r} is not a packet; send the view again")
-        return _rows(packet)
+        return np.split(_rows(packet), count)
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Assembled:
         """See `Assembler`."""

@@ -222,8 +222,15 @@ class ServerSession:
     def _parts(self, request: pb.SessionRequest, group: asyncio.TaskGroup) -> Iterator[Coroutine[Any, Any, None]]:
         yield from (self._picture(announced) for announced in request.pictures)
         for view in request.views:
+            if view.views and len(view.packets) != 1:
+                raise InvalidRequestError(
+                    f"several views must be in one packet, got {view.views} views in {len(view.packets)} packets; "
+                    "leave `views` out for a packet for each",
+                    reason="VIEW_COUNT_INVALID",
+                )
             packets = view.packets or (b"",)  # refused like an empty packet
-            yield from (self._view(view.ref, index, one, group) for index, one in enumerate(packets, view.index))
+            count = view.views or 1
+            yield from (self._view(view.ref, index, count, one, group) for index, one in enumerate(packets, view.index))
         yield from (self._image_chunk(chunk, group) for chunk in request.image_chunks)
         yield from (self._ask(ask, group) for ask in request.asks)
         yield from (self._cancel(cancel) for cancel in request.cancels)
@@ -236,13 +243,13 @@ class ServerSession:
         if picture.complete or announced.want_state:
             await self._outbox.send(picture_state=_picture_state(announced.ref, picture))
 
-    async def _view(self, ref: int, index: int, packet: bytes, group: asyncio.TaskGroup) -> None:
+    async def _view(self, ref: int, index: int, count: int, packet: bytes, group: asyncio.TaskGroup) -> None:
         announced = self._announced(ref, f"view {index}")
-        self._views.check(index, packet, announced)
-        self._counts["views"] += 1
+        self._views.check(index, count, packet, announced)
+        self._counts["views"] += count
         self._counts["bytes"] += len(packet)
         self._observer.received("features", len(packet))
-        await self._views.take(index, packet, announced, self._codec_id, group)
+        await self._views.take(index, count, packet, announced, self._codec_id, group)
 
     def _announced(self, ref: int, what: str) -> pb.Picture:
         announced = self._uploads.get(ref)

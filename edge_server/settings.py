@@ -12,6 +12,7 @@ from pathlib import Path
 from edge_server.engine_address import engine_urls
 from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
+from tofc.packet_limits import MOST_VIEWS
 from tofc.rpc.address import DEFAULT_PORT
 from tofc.rpc.certificate_files import check_authorities, check_pair
 from tofc.rpc.channel import MAX_UP_BYTES
@@ -35,6 +36,7 @@ class SessionLimits:
     """The limits of one session."""
 
     packet_bytes: int = 65_536
+    views_per_packet: int = MOST_VIEWS
     views_per_picture: int = 0  # 0: as many as the model's view rule can give, see `for_model`
     pictures_per_question: int = 8
     questions_in_flight: int = 8
@@ -71,6 +73,7 @@ class SessionLimits:
         """The limits as they are sent to devices."""
         return pb.Limits(
             packet_bytes=self.packet_bytes,
+            views_per_packet=self.views_per_packet,
             views_per_picture=self.views_per_picture,
             pictures_per_question=self.pictures_per_question,
             questions_in_flight=self.questions_in_flight,

@@ -1,6 +1,6 @@
-"""The views that one session is sending, one packet each.
+"""The views that one session is sending, a packet for each or one for several.
 
-Promises that a packet is checked before it is decoded, that views are decoded a few at a time in worker threads, and
+Promises that a packet is checked before it is decoded, that packets are decoded a few at a time in worker threads, and
 that a view counts as in flight until its acknowledgement is queued. Leaves what packets mean to `assemble`, and when
 views are acknowledged to `view_acks`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 
 class ViewUploads:
-    """Decodes the views of the session `name`, each while it holds one of `slots`."""
+    """Decodes the packets of the session `name`, each while it holds one of `slots`."""
 
     def __init__(
         self,
@@ -46,17 +47,24 @@ class ViewUploads:
         self._slots = slots
         self._acks = AckBatcher()
 
-    def check(self, index: int, packet: bytes, announced: pb.Picture) -> None:
-        """Check a view without decoding its packet. Raises InvalidRequestError."""
+    def check(self, index: int, count: int, packet: bytes, announced: pb.Picture) -> None:
+        """Check a packet of `count` views from `index` on without decoding it. Raises InvalidRequestError."""
         if announced.HasField("image"):
             raise InvalidRequestError(
                 f"ref {announced.ref} was announced as an image file, got view {index} of it; send the file in chunks",
                 reason="VIEW_OF_IMAGE",
             )
-        if index > _last_index(announced):
+        if index + count - 1 > _last_index(announced):
             raise InvalidRequestError(
-                f"the index of a view of ref {announced.ref} must be 0 to {_last_index(announced)}, got {index}",
+                f"the index of a view of ref {announced.ref} must be 0 to {_last_index(announced)}, got "
+                f"{index + count - 1}",
                 reason="VIEW_INDEX_INVALID",
+            )
+        if count > self._limits.views_per_packet:
+            raise InvalidRequestError(
+                f"a packet must have at most {self._limits.views_per_packet} views, got {count} of ref "
+                f"{announced.ref}; send several packets",
+                reason="VIEW_COUNT_INVALID",
             )
         if len(packet) > self._limits.packet_bytes:
             raise InvalidRequestError(
@@ -66,37 +74,42 @@ class ViewUploads:
             )
 
     async def take(
-        self, index: int, packet: bytes, announced: pb.Picture, codec_id: str, group: asyncio.TaskGroup
+        self, index: int, count: int, packet: bytes, announced: pb.Picture, codec_id: str, group: asyncio.TaskGroup
     ) -> None:
-        """Have a task of `group` decode a checked view with the session's codec, once a slot is free.
+        """Have a task of `group` decode a checked packet with the session's codec, once a slot is free.
 
-        The task raises CorruptPacketError, InvalidRequestError. If there is not enough memory for the view, questions
+        The task raises CorruptPacketError, InvalidRequestError. If there is not enough memory for the views, questions
         about the picture get the error.
         """
         await self._slots.acquire()  # a client that sends faster than this decodes is slowed down here
-        group.create_task(self._decode(index, packet, announced, codec_id))
+        group.create_task(self._decode(range(index, index + count), packet, announced, codec_id))
 
-    async def _decode(self, index: int, packet: bytes, announced: pb.Picture, codec_id: str) -> None:
-        last = index == _last_index(announced)
+    async def _decode(self, indexes: range, packet: bytes, announced: pb.Picture, codec_id: str) -> None:
+        last = indexes[-1] == _last_index(announced)
         try:
             # A view that the server has already, or whose picture was evicted meanwhile, is acknowledged and dropped: a
             # question that names the picture requests it again.
             picture = self._pictures.get(announced.picture_id, (announced.rows, announced.columns))
-            if picture is not None and not picture.has(index):
-                decoding = functools.partial(_timed_view, self._runtime.backend.assembler, packet, codec_id, last)
+            if picture is not None and not all(picture.has(index) for index in indexes):
+                decoding = functools.partial(
+                    _timed_views, self._runtime.backend.assembler, packet, codec_id, len(indexes), last
+                )
                 try:
-                    rows, decode_ms = await asyncio.get_running_loop().run_in_executor(self._runtime.pool, decoding)
-                    self._pictures.put(picture, index, rows, decode_ms)
-                    self._runtime.observer.view(decode_ms / 1e3)
+                    views, decode_ms = await asyncio.get_running_loop().run_in_executor(self._runtime.pool, decoding)
+                    for index, rows in zip(indexes, views, strict=True):
+                        self._pictures.put(picture, index, rows, decode_ms)
+                        self._runtime.observer.view(decode_ms / 1e3)
                 except Exception as error:
-                    limit = memory_limit_error(error, f"view {index} of ref {announced.ref} of {self._name}")
+                    limit = memory_limit_error(error, f"view {indexes[0]} of ref {announced.ref} of {self._name}")
                     if limit is None:
                         raise
                     self._pictures.fail(picture, limit)
                     picture = None
             # The slot is held until this is queued, so that a client which reads nothing cannot send views without end.
-            for ack in self._acks.add(announced.ref, index, last=picture is None or picture.complete):
-                await self._outbox.send(view_ack=ack)
+            done = picture is None or picture.complete
+            for index in indexes:
+                for ack in self._acks.add(announced.ref, index, last=done and index == indexes[-1]):
+                    await self._outbox.send(view_ack=ack)
         finally:
             self._slots.release()
 
@@ -106,7 +119,10 @@ def _last_index(announced: pb.Picture) -> int:
     return announced.rows * announced.columns
 
 
-def _timed_view(assembler: Assembler, packet: bytes, codec_id: str, last: bool) -> tuple[NDArray[np.float32], float]:
+def _timed_views(
+    assembler: Assembler, packet: bytes, codec_id: str, count: int, last: bool
+) -> tuple[Sequence[NDArray[np.float32]], float]:
+    """Return the rows of each view of a packet, and the milliseconds that each took on average."""
     started = time.perf_counter()
-    rows = assembler.view(packet, codec_id=codec_id, last=last)
-    return rows, (time.perf_counter() - started) * 1e3
+    views = assembler.views(packet, codec_id=codec_id, count=count, last=last)
+    return views, (time.perf_counter() - started) * 1e3 / count

@@ -108,8 +108,9 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
 
         async def acknowledge(view: pb.View) -> None:
             await self.acking.wait()
-            for ack in acks.add(view.ref, view.index, last=complete(view.ref)):
-                await send(view_ack=ack)
+            for index in range(view.index, view.index + (view.views or 1)):
+                for ack in acks.add(view.ref, index, last=complete(view.ref)):
+                    await send(view_ack=ack)
 
         def complete(ref: int) -> bool:
             picture = refs[ref]
@@ -173,7 +174,8 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                         state.image.crc32 = zlib.crc32(self.files.get(message.ref, b""))
                     await send(picture_state=state)
             elif kind == "view":
-                self.stored[refs[message.ref].picture_id].add(message.index)
+                views = range(message.index, message.index + (message.views or 1))
+                self.stored[refs[message.ref].picture_id].update(views)
                 tasks.append(asyncio.create_task(acknowledge(message)))
                 async with arrived:
                     arrived.notify_all()
@@ -250,9 +252,9 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 def _single(parts: MutableSequence[Any]) -> Iterator[Any]:
-    """Yield the parts of a message, with one packet in each view."""
+    """Yield the parts of a message, with one packet in each View."""
     for part in parts:
-        if isinstance(part, pb.View):
+        if isinstance(part, pb.View) and not part.views:
             for index, packet in enumerate(part.packets, part.index):
                 yield pb.View(ref=part.ref, index=index, packets=[packet])
         else:

@@ -30,7 +30,7 @@ def explained(size: tuple[int, int], n: int, weights: CodecWeights | None = None
 
 @pytest.mark.parametrize(("size", "rows", "columns"), [((300, 300), 0, 0), ((672, 448), 2, 3), ((224 * 9, 224), 1, 9)])
 def test_map_is_a_readable_png(tmp_path: Path, size: tuple[int, int], rows: int, columns: int) -> None:
-    map_of = draw("a picture.jpg", explained(size, 12), rows, columns, (14_250, "quality 75, 336×336"))
+    map_of = draw("a picture.jpg", explained(size, 12), rows, columns, 20, (14_250, "quality 75, 336×336"))
     map_of.save(tmp_path / "map.png")
     with Image.open(tmp_path / "map.png") as read:
         read.load()
@@ -40,7 +40,7 @@ def test_map_is_a_readable_png(tmp_path: Path, size: tuple[int, int], rows: int,
 
 def test_borders_run_between_clusters_only() -> None:
     one, all_of_them = explained((300, 300), 1), explained((300, 300), 36)
-    few, many = (np.asarray(draw("x", maps, 0, 0)).astype(int) for maps in (one, all_of_them))
+    few, many = (np.asarray(draw("x", maps, 0, 0, 20)).astype(int) for maps in (one, all_of_them))
     assert few.shape == many.shape
     white = [int((sheet.min(axis=2) == 255).sum()) for sheet in (few, many)]
     assert white[0] < white[1] / 10
@@ -51,18 +51,18 @@ def test_the_expert_of_a_cluster_is_drawn_where_a_codec_has_experts() -> None:
     (view, one), *_ = maps
     assert one.experts is not None
     other = replace(one, experts=one.experts + 1)
-    found = [np.asarray(draw("x", [(view, each)], 0, 0)) for each in (one, other, replace(one, experts=None))]
+    found = [np.asarray(draw("x", [(view, each)], 0, 0, 20)) for each in (one, other, replace(one, experts=None))]
     assert (found[0] != found[1]).any() and (found[0] != found[2]).any()
 
 
 def test_a_codec_of_indices_gets_a_second_block_in_which_colours_are_indices() -> None:
     maps = explained((672, 448), 12, fake_index_weights(seed=3))
-    sheet = draw("x", maps, 2, 3)
-    assert sheet.height > draw("x", explained((672, 448), 12), 2, 3).height + 624
+    sheet = draw("x", maps, 2, 3, 20)
+    assert sheet.height > draw("x", explained((672, 448), 12), 2, 3, 20).height + 624
     (view, one), *_ = maps
     assert one.indices is not None
     other = replace(one, indices=np.zeros_like(one.indices))
-    found = [np.asarray(draw("x", [(view, each), *maps[1:]], 2, 3)) for each in (one, other)]
+    found = [np.asarray(draw("x", [(view, each), *maps[1:]], 2, 3, 20)) for each in (one, other)]
     changed = np.flatnonzero((found[0] != found[1]).any(axis=(1, 2)))
     assert len(changed) and changed.min() > 92 + 624, "the bits are the same, only the block of indices differs"
 
@@ -91,8 +91,8 @@ def test_the_bits_of_an_index_and_its_residuals_are_told() -> None:
 
 
 def test_a_long_name_is_shortened() -> None:
-    short = draw("x" * 500, explained((300, 300), 4), 0, 0)
-    assert short.width == draw("x", explained((300, 300), 4), 0, 0).width
+    short = draw("x" * 500, explained((300, 300), 4), 0, 0, 20)
+    assert short.width == draw("x", explained((300, 300), 4), 0, 0, 20).width
 
 
 def test_every_piece_of_a_cluster_is_found() -> None:

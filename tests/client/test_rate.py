@@ -14,7 +14,7 @@ from PIL import Image
 
 from device_client.encoder import TowerEncoder
 from device_client.rate import RateChoice, RateController
-from tofc.codec.codec import Codec
+from tofc.codec.codec import Codec, CodedView
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.files import load_weights
 from tofc.errors import EncoderError, UsageError
@@ -24,27 +24,33 @@ CODEC = Codec(fake_weights(Q=3))
 VIEWS = [fake_features(CODEC.weights, cells, seed=cells + i) for i, cells in enumerate((16, 16, 36))]
 
 
-def sizes(budget: int) -> list[int]:
-    """Return the bytes of each view."""
-    controller = RateController(CODEC, RateChoice(budget_bytes=budget), [len(view) for view in VIEWS])
-    return [len(CODEC.encode(view, *controller.next_rate(view))) for view in VIEWS]
+def sizes(budget: int, together: int = 1) -> list[int]:
+    """Return the bytes of each packet, which has `together` views."""
+    choice = RateChoice(budget_bytes=budget, views_per_packet=together)
+    controller = RateController(CODEC, choice, [len(view) for view in VIEWS])
+    coded = [controller.code(view) for view in VIEWS]
+    return [len(CODEC.write(coded[first : first + together])) for first in range(0, len(coded), together)]
 
 
 LOWEST, HIGHEST = (sum(len(CODEC.encode(view, quality=quality)) for view in VIEWS) for quality in (0, 2))
 
 
-@given(st.integers(1, 2 * HIGHEST))
-def test_a_picture_never_takes_more_than_its_budget(budget: int) -> None:
-    if budget < LOWEST:
+@given(st.integers(1, 2 * HIGHEST), st.sampled_from([1, 2, 8]))
+def test_a_picture_never_takes_more_than_its_budget(budget: int, together: int) -> None:
+    lowest = sum(
+        len(CODEC.write([CODEC.code(view, quality=0) for view in VIEWS[first : first + together]]))
+        for first in range(0, len(VIEWS), together)
+    )
+    if budget < lowest:
         with pytest.raises(EncoderError, match=f"--budget-bytes {budget} is too little.* should be enough") as error:
-            sizes(budget)
+            sizes(budget, together)
         enough = re.findall(r"\d+", str(error.value))[-1]
-        assert sizes(int(enough))
+        assert sizes(int(enough), together)
     else:
         try:
-            assert LOWEST <= sum(sizes(budget)) <= budget
+            assert lowest <= sum(sizes(budget, together)) <= budget
         except EncoderError:  # what the first views took within their share is missing at the last
-            assert budget < 1.2 * LOWEST
+            assert budget < 1.2 * lowest
 
 
 def test_a_large_budget_gives_the_highest_rate_and_a_small_one_the_lowest() -> None:
@@ -55,12 +61,12 @@ def test_a_large_budget_gives_the_highest_rate_and_a_small_one_the_lowest() -> N
 def test_what_a_view_leaves_goes_to_the_next() -> None:
     blank = np.zeros_like(VIEWS[0])  # costs next to nothing
     budget = HIGHEST - 10
-    controller = RateController(CODEC, RateChoice(budget_bytes=budget), [16, 36])
-    taken = len(CODEC.encode(blank, *controller.next_rate(blank)))
+    controller = RateController(CODEC, RateChoice(budget_bytes=budget, views_per_packet=1), [16, 36])
+    taken = len(CODEC.write([controller.code(blank)]))
     assert taken < budget * 16 // 52
     finest = len(CODEC.encode(VIEWS[2], quality=2))
     assert finest <= budget - taken
-    assert len(CODEC.encode(VIEWS[2], *controller.next_rate(VIEWS[2]))) == finest
+    assert len(CODEC.write([controller.code(VIEWS[2])])) == finest
 
 
 def test_presets_of_nano_cost_more_from_one_to_the_next() -> None:
@@ -92,22 +98,22 @@ def test_crops_keep_no_more_than_the_codec_says(choice: RateChoice) -> None:
     config = replace(CODEC.config, crop_features=3)
     codec = Codec(replace(CODEC.weights, config=config))
     controller = RateController(codec, choice, [len(view) for view in VIEWS])
-    assert [controller.next_rate(view)[0] for view in VIEWS] == [3, 3, choice.features or 36]
+    assert [controller.code(view).layout.n for view in VIEWS] == [3, 3, choice.features or 36]
 
 
 def test_a_view_is_encoded_once_at_each_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = tuple((features, quality) for quality in (0, 1) for features in (2, 3, 16, None))
     config = replace(CODEC.config, crop_features=3, rates=rates, presets={"all": len(rates) - 1}, preset="all")
     codec, tried = Codec(replace(CODEC.weights, config=config)), []
-    really = codec.encode
+    really = codec.code
 
-    def encode(features: np.ndarray, *rate: int) -> bytes:
+    def code(features: np.ndarray, *rate: int) -> CodedView:
         tried.append(rate)
         return really(features, *rate)
 
-    monkeypatch.setattr(codec, "encode", encode)
-    lowest = len(really(VIEWS[0], 2, 0))
-    RateController(codec, RateChoice(budget_bytes=2 * lowest), [16, 16]).next_rate(VIEWS[0])
+    monkeypatch.setattr(codec, "code", code)
+    lowest = len(codec.write([really(VIEWS[0], 2, 0)]))
+    RateController(codec, RateChoice(budget_bytes=2 * lowest), [16, 16]).code(VIEWS[0])
     assert tried == [(2, 0), (3, 1), (2, 1), (3, 0)]
 
 
@@ -125,9 +131,9 @@ def test_the_real_encoder_keeps_the_budget(tmp_path: Path) -> None:
         example.resize((700, 500)).save(large)
     with pytest.raises(UsageError, match="--preset tiny is not known; this codec has low, medium, high, max"):
         TowerEncoder.open(NANO, RateChoice(preset="tiny"))
-    encoder = TowerEncoder.open(NANO, RateChoice(budget_bytes=220))
+    encoder = TowerEncoder.open(NANO, RateChoice(budget_bytes=100))
     encoder.load()
     with Image.open(large) as image:
-        packets = [one.packet for one in encoder.encode(image.convert("RGB"))]
-    assert len(packets) > 1
-    assert sum(map(len, packets)) <= 220
+        found = list(encoder.encode(image.convert("RGB")))
+    assert [one.joins for one in found] == [0] * 7 + [8, 0, 2]
+    assert sum(len(one.joined) for one in found) <= 100 < sum(len(one.packet) for one in found)

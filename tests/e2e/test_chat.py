@@ -55,8 +55,8 @@ class RecordingAssembler(Assembler):
         self.asked: list[tuple[list[Turn], int]] = []  # turns, and the number of pictures
         self.made: list[Assembled] = []
 
-    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
-        return self.inner.view(packet, codec_id=codec_id, last=last)
+    def views(self, packet: bytes, *, codec_id: str, count: int, last: bool) -> Sequence[NDArray[np.float32]]:
+        return self.inner.views(packet, codec_id=codec_id, count=count, last=last)
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], most: int) -> Assembled:
         self.asked.append((list(turns), len(pictures)))

@@ -98,7 +98,7 @@ async def test_the_rows_are_those_of_the_named_codec(model: Path, several: Serve
     decoded = other.decode(packet)
     wanted = decoded.features @ weight.T + other.grid_embedding(decoded.grid, decoded.positions)
     assembler = several.running.backend.assembler
-    rows = assembler.view(packet, codec_id=checkpoint.codec_id_of("other"), last=True)
+    (rows,) = assembler.views(packet, codec_id=checkpoint.codec_id_of("other"), count=1, last=True)
     np.testing.assert_allclose(rows, wanted, atol=1e-3)
 
 

@@ -97,7 +97,11 @@ def load_nano() -> Nano:
         image = open_image(PICTURES / name)
         cut = plan(*image.size, checkpoint.config.rule)
         count = len(list(views(image, checkpoint.config.rule)))
-        rows = [assembler.view(one.packet, codec_id="id", last=one.index == count - 1) for one in encoder.encode(image)]
+        rows = [
+            rows
+            for one in encoder.encode(image)
+            for rows in assembler.views(one.packet, codec_id="id", count=1, last=one.index == count - 1)
+        ]
         pictures[name] = PictureRows(rows=cut.rows, columns=cut.columns, views=rows)
     prompts = [
         assembler.prompt([Turn(role="user", text=line["question"])], [pictures[line["image"]]], 8000).prompt

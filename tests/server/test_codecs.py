@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import grpc
@@ -33,9 +34,9 @@ async def test_a_session_uses_the_codec_that_its_device_names(
     asked: list[str] = []
 
     class Assembler(FakeAssembler):
-        def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
+        def views(self, packet: bytes, *, codec_id: str, count: int, last: bool) -> Sequence[NDArray[np.float32]]:
             asked.append(codec_id)
-            return super().view(packet, codec_id=codec_id, last=last)
+            return super().views(packet, codec_id=codec_id, count=count, last=last)
 
     client = connect(await serve(replace(fake_backend(codecs=OTHERS), assembler=Assembler())))
     if served:

@@ -84,16 +84,34 @@ def expected_rows(folder: Path, codec: Codec, data: bytes) -> NDArray[np.float32
 
 def test_a_view_is_projected_and_gets_its_grid_embedding(folder: Path, codec: Codec, backend: Backend) -> None:
     data, codec_id = packet(codec, GRID**2, 12, seed=1), backend.codecs[0].codec_id
-    rows = backend.assembler.view(data, codec_id=codec_id, last=True)
+    (rows,) = backend.assembler.views(data, codec_id=codec_id, count=1, last=True)
     assert rows.shape == (12, H) and rows.dtype == np.float32
     np.testing.assert_allclose(rows, expected_rows(folder, codec, data), atol=1e-5)
     with pytest.raises(
         InvalidRequestError, match="a crop of 224 px has a grid of 4 x 4 features, the packet has 6 x 6"
     ):
-        backend.assembler.view(data, codec_id=codec_id, last=False)
+        backend.assembler.views(data, codec_id=codec_id, count=1, last=False)
     with pytest.raises(CorruptPacketError) as damaged:
-        backend.assembler.view(data[:-1] + bytes([data[-1] ^ 1]), codec_id=codec_id, last=True)
+        backend.assembler.views(data[:-1] + bytes([data[-1] ^ 1]), codec_id=codec_id, count=1, last=True)
     assert damaged.value.reason == "CHECKSUM_MISMATCH"
+
+
+def test_views_of_one_packet_are_those_of_their_own_packets(folder: Path, codec: Codec, backend: Backend) -> None:
+    codec_id = backend.codecs[0].codec_id
+    coded = [
+        codec.code(fake_features(codec.weights, cells, seed), n)
+        for seed, (cells, n) in enumerate(((CROP_GRID**2, 16), (CROP_GRID**2, 5), (GRID**2, 12)))
+    ]
+    found = backend.assembler.views(codec.write(coded), codec_id=codec_id, count=3, last=True)
+    for number, (view, rows) in enumerate(zip(coded, found, strict=True)):
+        alone = backend.assembler.views(codec.write([view]), codec_id=codec_id, count=1, last=number == 2)
+        assert (rows == alone[0]).all()
+    with pytest.raises(CorruptPacketError, match="3 views, at most 2"):
+        backend.assembler.views(codec.write(coded), codec_id=codec_id, count=2, last=True)
+    with pytest.raises(InvalidRequestError, match="has 3 views, the request says 4"):
+        backend.assembler.views(codec.write(coded), codec_id=codec_id, count=4, last=True)
+    with pytest.raises(InvalidRequestError, match="a crop of 224 px has a grid of 4 x 4 features"):
+        backend.assembler.views(codec.write(coded), codec_id=codec_id, count=3, last=False)
 
 
 def test_views_replace_the_patch_tokens_of_the_prompt(folder: Path, backend: Backend) -> None:
@@ -144,7 +162,9 @@ async def test_packets_in_and_text_out(folder: Path, codec: Codec, connect: Conn
         text, done = await client.answer(1)
         backend = server.backend
         rows = [
-            backend.assembler.view(data, codec_id=checkpoint.codec_id, last=data is whole) for data in (crop, whole)
+            one
+            for data in (crop, whole)
+            for one in backend.assembler.views(data, codec_id=checkpoint.codec_id, count=1, last=data is whole)
         ]
         made = backend.assembler.prompt(
             [Turn(role="user", text="what is in the picture?")], [PictureRows(rows=1, columns=1, views=rows)], 1000

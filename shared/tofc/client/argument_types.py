@@ -20,7 +20,7 @@ _FILE: tuple[str, _Types] = ("a path (str or pathlib.Path)", (str, PathLike))
 
 _TYPES = {
     **dict.fromkeys(("max_tokens", "top_k", "seed", "vote", "token_budget"), _WHOLE),
-    **dict.fromkeys(("features", "budget_bytes", "threads", "quality"), _WHOLE),
+    **dict.fromkeys(("features", "budget_bytes", "views_per_packet", "threads", "quality"), _WHOLE),
     **dict.fromkeys(("temperature", "top_p", "timeout_s", "wait_s", "scale"), _NUMBER),
     "address": ("a str or a list of them", (str, list, tuple)),
     **dict.fromkeys(("question", "token"), _TEXT),

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from tofc.codec import files, packet
 from tofc.codec.dequantiser import Dequantiser
 from tofc.codec.entropy_model import EntropyModel, Symbols
-from tofc.codec.layout import MOST_VIEWS, PacketLayout
+from tofc.codec.layout import PacketLayout
 from tofc.codec.merge import Merged, merge
 from tofc.codec.range_coder import RangeDecoder, RangeEncoder
 from tofc.codec.weights import CodecWeights
 from tofc.errors import PacketError, UsageError
+from tofc.packet_limits import MOST_VIEWS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

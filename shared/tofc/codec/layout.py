@@ -16,10 +16,10 @@ from math import comb
 
 from tofc.codec import positions
 from tofc.errors import PacketError
+from tofc.packet_limits import MOST_VIEWS
 
 SIDES = (4, 6, 8, 9, 12, 13, 16)  # grid codes 0..6
 EXPLICIT = 7  # grid code: the side follows in eight more bits
-MOST_VIEWS = 64  # of one packet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from tofc.codec.checksum import append_crc, strip_crc
 from tofc.codec.layout import (
     EXPLICIT,
-    MOST_VIEWS,
     SIDES,
     DigitReader,
     PacketLayout,
@@ -37,6 +36,7 @@ from tofc.codec.layout import (
 )
 from tofc.codec.range_coder import Interval
 from tofc.errors import PacketError
+from tofc.packet_limits import MOST_VIEWS
 
 _SEVERAL = 0  # in the place of a grid side
 

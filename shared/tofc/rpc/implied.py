@@ -41,7 +41,7 @@ class ImpliedNumbers:
         self._highest_request = 0
 
     def shorten(self, request: pb.SessionRequest) -> None:
-        """Remove every number that `restore` finds again, and join views that follow each other."""
+        """Remove every number that `restore` finds again, and join packets that follow each other."""
         for picture in request.pictures:
             implied = self._next_ref()
             self._count_picture(picture.ref)
@@ -51,11 +51,11 @@ class ImpliedNumbers:
         del request_views[:]
         for view in views:
             follows = (view.ref, view.index) == (self._view_ref, self._next_index)
-            if follows and request_views:
+            if follows and request_views and not (view.views or request_views[-1].views):
                 request_views[-1].packets.extend(view.packets)
             else:
                 request_views.append(self._shortened(view, follows=follows))
-            self._count_view(view.ref, view.index, len(view.packets))
+            self._count_view(view)
         for ask in request.asks:
             implied = self._next_request()
             self._count_ask(ask.request)
@@ -75,7 +75,7 @@ class ImpliedNumbers:
             implied = 0 if view.ref else min(self._next_index, UINT32_MAX)
             view.ref = view.ref or self._view_ref
             view.index = view.index if view.HasField("index") else implied
-            self._count_view(view.ref, view.index, len(view.packets))
+            self._count_view(view)
         for ask in request.asks:
             ask.request = ask.request or self._next_request()
             self._count_ask(ask.request)
@@ -84,9 +84,10 @@ class ImpliedNumbers:
 
     def _shortened(self, view: pb.View, *, follows: bool) -> pb.View:
         if follows:
-            return pb.View(packets=view.packets)
+            return pb.View(packets=view.packets, views=view.views)
         ref = 0 if view.ref == self._view_ref else view.ref
-        return pb.View(ref=ref, index=None if ref and not view.index else view.index, packets=view.packets)
+        index = None if ref and not view.index else view.index
+        return pb.View(ref=ref, index=index, packets=view.packets, views=view.views)
 
     def _next_ref(self) -> int:
         return min(self._highest_ref + 1, UINT32_MAX)
@@ -99,9 +100,9 @@ class ImpliedNumbers:
         self._announced = self._view_ref = ref
         self._next_index = 0
 
-    def _count_view(self, ref: int, index: int, packets: int) -> None:
-        self._view_ref = ref
-        self._next_index = index + packets
+    def _count_view(self, view: pb.View) -> None:
+        self._view_ref = view.ref
+        self._next_index = view.index + (view.views or len(view.packets))
 
     def _count_ask(self, request: int) -> None:
         self._highest_request = max(self._highest_request, request)

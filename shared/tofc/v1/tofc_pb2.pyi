@@ -108,7 +108,7 @@ class Welcome(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., samples_by_default: bool = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels", "samples")
+    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels", "samples", "views_per_packet")
     PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
     VIEWS_PER_PICTURE_FIELD_NUMBER: _ClassVar[int]
     PICTURES_PER_QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class Limits(_message.Message):
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_PER_PACKET_FIELD_NUMBER: _ClassVar[int]
     packet_bytes: int
     views_per_picture: int
     pictures_per_question: int
@@ -127,7 +128,8 @@ class Limits(_message.Message):
     image_bytes: int
     image_pixels: int
     samples: int
-    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., samples: _Optional[int] = ...) -> None: ...
+    views_per_packet: int
+    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., samples: _Optional[int] = ..., views_per_packet: _Optional[int] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("ref", "picture_id", "rows", "columns", "image", "want_state")
@@ -176,14 +178,16 @@ class ReceivedImage(_message.Message):
     def __init__(self, bytes: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class View(_message.Message):
-    __slots__ = ("ref", "index", "packets")
+    __slots__ = ("ref", "index", "packets", "views")
     REF_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     PACKETS_FIELD_NUMBER: _ClassVar[int]
+    VIEWS_FIELD_NUMBER: _ClassVar[int]
     ref: int
     index: int
     packets: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ..., packets: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    views: int
+    def __init__(self, ref: _Optional[int] = ..., index: _Optional[int] = ..., packets: _Optional[_Iterable[bytes]] = ..., views: _Optional[int] = ...) -> None: ...
 
 class ImageChunk(_message.Message):
     __slots__ = ("ref", "offset", "total", "data")
