@@ -197,8 +197,7 @@ class TowerEncoder:
     def packets(self, views: Sequence[CodedView]) -> list[bytes]:
         """Return the packets in which the views of a picture leave."""
         _, codec = self._loaded()
-        step = self._choice.views_per_packet
-        return [codec.write(views[first : first + step]) for first in range(0, len(views), step)]
+        return codec.packets(views, self._choice.views_per_packet)
 
     def _controller(self, codec: Codec, prepared: Sequence[View]) -> RateController:
         sides = (self._checkpoint.config.grid(view.pixels.shape[-1]) for view in prepared)

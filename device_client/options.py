@@ -17,13 +17,13 @@ from device_client.encoder import Encoder, TowerEncoder
 from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
 from device_client.picture import ImageForm
-from device_client.rate import VIEWS_PER_PACKET, RateChoice
+from device_client.rate import RateChoice
 from device_client.servers import Servers
 from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
 from tofc.model.shipped import NANO
 from tofc.option_groups import Option
-from tofc.packet_limits import MOST_VIEWS
+from tofc.packet_limits import MOST_VIEWS, VIEWS_PER_PACKET
 from tofc.rpc.address import DEFAULT_PORT, split_address
 from tofc.rpc.client_security import load_client_security
 from tofc.terminal import note

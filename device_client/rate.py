@@ -15,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tofc.errors import EncoderError, UsageError
-from tofc.packet_limits import MOST_VIEWS
+from tofc.packet_limits import MOST_VIEWS, VIEWS_PER_PACKET
 
 if TYPE_CHECKING:
     from tofc.codec.codec import Codec, CodedView
     from tofc.codec.config import CodecConfig, Rate
-
-VIEWS_PER_PACKET = 8  # of a picture of 1920 × 1080 px, all crops and none of the global view, at the released sizes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
     selector (1 byte) │ packet      a case: which of the codecs decodes it, and the bytes that it decodes
 
-Mutations use only two facts about packets: the header of half a byte and the checksum at the end. Leaves recording
-findings and choosing among cases to the caller.
+Packets have one view or several. Mutations use only two facts about them: the header of half a byte and the checksum
+at the end. Leaves recording findings and choosing among cases to the caller.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from random import Random
 import numpy as np
 
 from benchmarks.fuzz import Finding
-from tofc.codec import Codec, CodecWeights, checksum, packet
+from tofc.codec import Codec, CodecWeights, CodedView, checksum, packet
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.index.fake import fake_index_weights
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
 from tofc.errors import PacketError
+from tofc.packet_limits import MOST_VIEWS
 
 Blind = Callable[[bytes], bytes]  # a mutation that knows nothing of the format
 
@@ -58,7 +59,7 @@ def strip_crc(data: bytes) -> bytes:
 def canonicalised(codec: Codec, data: bytes) -> bytes | None:
     """Return the canonical packet with the same content; None if the bytes do not decode to symbols."""
     with _written() as written, suppress(PacketError):
-        codec.decode(data)
+        codec.decode_views(data)
     return written[-1] if written else None
 
 
@@ -85,26 +86,29 @@ def check(codec: Codec, data: bytes) -> str:
     """
     with _written() as written:
         try:
-            decoded = codec.decode(data)
+            views = codec.decode_views(data)
         except PacketError as error:
             if not REASON.fullmatch(error.reason) or len(str(error)) < 10:
                 raise Finding(f"refused without a reason or a message: {error.reason!r}, {error}") from error
             return error.reason
     if written[-1] != data:
         raise Finding(f"{data.hex()} was accepted, but an encoder writes {written[-1].hex()}")
-    n, cells = len(decoded.positions), decoded.positions
-    rules = {
-        "grid": 1 <= decoded.grid <= codec.config.max_grid,
-        "number of features": n >= 1 and decoded.features.shape == (n, codec.config.feature_dim),
-        "order of positions": (np.diff(cells) > 0).all(),
-        "positions": cells[0] >= 0 and cells[-1] < decoded.grid**2,
-        "numbers": np.isfinite(decoded.features).all(),
-    }
-    if broken := [rule for rule, holds in rules.items() if not holds]:
-        raise Finding(f"{data.hex()} was accepted with wrong {', '.join(broken)}")
-    return hashlib.sha256(
-        cells.tobytes() + decoded.features.tobytes() + bytes([decoded.grid, decoded.quality])
-    ).hexdigest()
+    if not 1 <= len(views) <= MOST_VIEWS:
+        raise Finding(f"{data.hex()} was accepted with {len(views)} views")
+    digest = hashlib.sha256()
+    for view in views:
+        n, cells = len(view.positions), view.positions
+        rules = {
+            "grid": 1 <= view.grid <= codec.config.max_grid,
+            "number of features": n >= 1 and view.features.shape == (n, codec.config.feature_dim),
+            "order of positions": (np.diff(cells) > 0).all(),
+            "positions": cells[0] >= 0 and cells[-1] < view.grid**2,
+            "numbers": np.isfinite(view.features).all(),
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise Finding(f"{data.hex()} was accepted with wrong {', '.join(broken)}")
+        digest.update(cells.tobytes() + view.features.tobytes() + bytes([view.grid, view.quality]))
+    return digest.hexdigest()
 
 
 def _set(body: bytes, rng: Random) -> bytes:
@@ -148,6 +152,12 @@ class Packets:
                     views = fake_features(codec.weights, side**2, seed=side)
                     for n in sorted({1, side**2 // 2, side**2 - 1, side**2} - {0}):
                         yield bytes([selector]) + codec.encode(views, n, n % codec.config.qualities)
+            for sides in ((4, 4), (4, 4, 6), (1, 5, 5, 2)):
+                several = [
+                    codec.code(fake_features(codec.weights, side**2, seed=at), side**2 - at % 2 * (side > 1))
+                    for at, side in enumerate(sides)
+                ]
+                yield bytes([selector]) + codec.write(several)
 
     def run(self, data: bytes) -> str:
         """Run one case; return the reason of refusal, or TAKEN."""
@@ -179,6 +189,9 @@ class Packets:
         return self.codecs[data[0] % len(self.codecs) if data else 0], data[1:]
 
     def _encoded(self, codec: Codec, rng: Random) -> bytes:
+        return codec.write([self._coded(codec, rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))])
+
+    def _coded(self, codec: Codec, rng: Random) -> CodedView:
         side = rng.randint(1, codec.config.max_grid)
-        views = fake_features(codec.weights, side**2, seed=rng.randrange(1 << 32))
-        return codec.encode(views * np.float32(rng.choice((0, 1, 1, 10, 1e20))), rng.randint(1, side**2))
+        view = fake_features(codec.weights, side**2, seed=rng.randrange(1 << 32))
+        return codec.code(view * np.float32(rng.choice((0, 1, 1, 10, 1e20))), rng.randint(1, side**2))

@@ -78,8 +78,8 @@ def picture(client: int, ref: int, name: int, rows: int = 0, columns: int = 0, *
     return request(client, pictures=[announced])
 
 
-def view(client: int, ref: int, index: int = 0, packet: bytes = b"view") -> Step:
-    return request(client, views=[pb.View(ref=ref, index=index, packets=[packet])])
+def view(client: int, ref: int, index: int = 0, packet: bytes = b"view", views: int = 0) -> Step:
+    return request(client, views=[pb.View(ref=ref, index=index, packets=[packet], views=views)])
 
 
 def ask(client: int, number: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:
@@ -125,7 +125,8 @@ def seeds() -> list[list[Step]]:
     late = [*plain[:2], ask(0, 1, 1, deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
     first = {"pictures": [pb.Picture(picture_id=PICTURES[0], rows=1, columns=1)], "asks": [pb.Ask(question="a cat?")]}
     implied = [hello(0), request(0, **first, views=[pb.View(packets=[b"view"] * 2)]), ask(0, 0), view(0, 0, 1)]
-    return [plain, crops, talk, gone, shared, slow, left, batch, implied, late]
+    several = [hello(0), picture(0, 1, 1, 2, 2), view(0, 1, 0, b"fourfour", 4), view(0, 1, 4), ask(0, 1, 1)]
+    return [plain, crops, talk, gone, shared, slow, left, batch, implied, late, several]
 
 
 def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:

@@ -177,7 +177,7 @@ class Client:
             (view.ref, index)
             for request in requests
             for view in request.views
-            for index in range(view.index, view.index + (len(view.packets) or 1))
+            for index in range(view.index, view.index + (view.views or len(view.packets) or 1))
         )
         acks = [response.view_ack for response in self.responses if response.HasField("view_ack")]
         acked = Counter((ack.ref, index) for ack in acks for index in ack.indexes)

@@ -284,7 +284,7 @@ def test_the_check_finds_a_codec_that_breaks_its_promises(monkeypatch: pytest.Mo
     codec = Codec(fake_weights(D=12, M=6, H=4))
     data = codec.encode(VIEWS[4])
     with pytest.raises(Finding, match="without a reason or a message"), monkeypatch.context() as patched:
-        patched.setattr(codec, "decode", Mock(side_effect=PacketError("odd", "?")))
+        patched.setattr(codec, "decode_views", Mock(side_effect=PacketError("odd", "?")))
         check(codec, data)
     with pytest.raises(Finding, match="numbers"), monkeypatch.context() as patched:
         patched.setattr(codec, "dequantise", lambda q, *_: np.full((len(q), 12), np.nan, np.float32))

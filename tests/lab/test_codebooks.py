@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tofc_lab.nano.answerer import Reduce
+from tofc_lab.nano.costs import IdealCost
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.rate_distortion.codebooks import Codebooks, Design
 from tofc_lab.rate_distortion.index_contexts import Context, CountContext, NetContext
@@ -58,11 +61,16 @@ def test_views_of_all_sides_are_fitted_in_a_fixed_order(training: Training) -> N
     assert [grid.shape for grid in Codebooks.fit(training, TWO).grids()] == [(100, 4, 4, 2), (200, 6, 6, 2)]
 
 
+def bits(reduce: Reduce, views: Sequence[NDArray[np.float32]]) -> float:
+    costs = [reduce(view)[2] for view in views]
+    return sum(cost.bits for cost in costs if isinstance(cost, IdealCost))
+
+
 def test_every_feature_becomes_that_of_a_near_codeword(training: Training) -> None:
     view = unseen()[0]
-    found, cells, size = Codebooks.fit(training, Design(sizes=(64,))).reduce(36)(view)
+    found, cells, cost = Codebooks.fit(training, Design(sizes=(64,))).reduce(36)(view)
     assert (cells == np.arange(36)).all()
-    assert size == 2 + 36 * 6 / 8  # log2 of 64 codewords
+    assert cost == IdealCost(36 * 6)  # log2 of 64 codewords
     assert np.abs(found - view).mean() < 0.2
 
 
@@ -80,7 +88,7 @@ def test_further_stages_come_closer(training: Training, product: bool) -> None:
 def test_an_entropy_constrained_codebook_needs_fewer_bytes(training: Training, design: Design, n: int) -> None:
     fixed = Design(sizes=design.sizes, product=design.product)
     plain, constrained = (Codebooks.fit(training, one).reduce(n) for one in (fixed, design))
-    assert sum(constrained(view)[2] for view in unseen()) < 0.7 * sum(plain(view)[2] for view in unseen())
+    assert bits(constrained, unseen()) < 0.7 * bits(plain, unseen())
 
 
 @CONTEXTS
@@ -89,7 +97,7 @@ def test_neighbours_tell_what_an_index_is(training: Training, kind: type[CountCo
     context = context_of(kind, books)
     for cells in (16, 36):
         views = [view for view in unseen() if len(view) == cells]
-        alone, beside = (sum(books.reduce(36, one)(view)[2] - 2 for view in views) for one in (None, context))
+        alone, beside = (bits(books.reduce(36, one), views) for one in (None, context))
         assert beside < 0.65 * alone
 
 
@@ -97,7 +105,7 @@ def test_neighbours_tell_what_an_index_is(training: Training, kind: type[CountCo
 def test_a_stage_tells_what_the_next_one_is(training: Training, design: Design) -> None:
     books = Codebooks.fit(training, design)
     context = context_of(CountContext, books)
-    alone, beside = (sum(books.reduce(36, one)(view)[2] - 2 for view in unseen()) for one in (None, context))
+    alone, beside = (bits(books.reduce(36, one), unseen()) for one in (None, context))
     assert beside < 0.65 * alone
 
 

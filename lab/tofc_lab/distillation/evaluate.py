@@ -75,8 +75,8 @@ def evaluate(
         likeliest, number = wanted.argmax(-1), len(asked)
         views, share = picture.views(), len(asked) / len(answers[picture.digest])
         for index, (n, quality) in enumerate(rates):
-            packets = [codec.encode(view, min(n or len(view), len(view)), quality) for view in views]
-            decoded = [codec.decode(packet) for packet in packets]
+            packets = codec.packets([codec.code(view, min(n or len(view), len(view)), quality) for view in views])
+            decoded = [one for packet in packets for one in codec.decode_views(packet)]
             cells = [one.positions.astype(np.int64) for one in decoded]
             packed = teacher.pack([picture_input(picture, [one.features for one in decoded], cells)], [asked])
             got = teacher.logits(packed, packed.features, grid).log_softmax(-1)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tofc.model.prompt import token_id
 from tofc_lab.codec.source import Project, merged_by
+from tofc_lab.nano.costs import Cost, packet_bytes
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.nano.packing import AttentionLabel, Batch, QuestionAnswer, VisualInput
 from tofc_lab.resume import fingerprint
@@ -123,8 +124,8 @@ def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     )
 
 
-#: features [N, D] of a view → (features [n, D] for the decoder, their cells [n], the bytes they cost)
-Reduce = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64], float]]
+#: features [N, D] of a view → (features [n, D] for the decoder, their cells [n], what they cost)
+Reduce = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64], Cost]]
 
 
 def merging(n: int | None = None, share: float = 1.0, project: Project | None = None) -> Reduce:
@@ -143,20 +144,20 @@ def merging(n: int | None = None, share: float = 1.0, project: Project | None = 
 
 def visual_input(cached: CachedPicture, reduce: Reduce) -> VisualInput:
     """Return the decoder's input for a picture, each view reduced."""
-    features, slots, views, size = [], [], [], 0.0
+    features, slots, views, costs = [], [], [], []
     for side, view in zip(cached.sides, cached.views(), strict=True):
         kept, cells, cost = reduce(view)
         features.append(kept)
         slots.append(SLOT[side] + cells)
         views.append((side, cells))
-        size += cost
+        costs.append(cost)
     return VisualInput(
         features=np.concatenate(features),
         views=tuple(views),
         slots=np.concatenate(slots),
         rows=cached.rows,
         columns=cached.columns,
-        size=size,
+        size=packet_bytes(costs),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from tofc.codec.codec import Codec
 from tofc_lab.nano.answerer import CROP_CELLS, Answerer, Reduce, ask, visual_input
+from tofc_lab.nano.costs import CodedCost
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.nano.packing import Packer, QuestionAnswer
 
@@ -39,9 +40,9 @@ def coded(codec: Codec, n: int | None, quality: int) -> Reduce:
 
     def reduce(view):  # type: ignore[no-untyped-def]  # typed by `Reduce`
         most = crop if crop is not None and len(view) == CROP_CELLS else len(view)
-        packet = codec.encode(view, min(n or len(view), most), quality)
-        decoded = codec.decode(packet)
-        return decoded.features, decoded.positions, len(packet)
+        sent = codec.code(view, min(n or len(view), most), quality)
+        decoded = codec.decode(codec.write([sent]))
+        return decoded.features, decoded.positions, CodedCost(codec, sent)
 
     return reduce
 

@@ -29,8 +29,9 @@ from torch import Tensor
 from tofc.codec.merge import merge
 from tofc_lab.codec.index.codebooks import nearest, refit
 from tofc_lab.nano.answerer import Reduce
+from tofc_lab.nano.costs import IdealCost
 from tofc_lab.rate_distortion.index_contexts import Context
-from tofc_lab.rate_distortion.simple import HEADER, place_bits
+from tofc_lab.rate_distortion.simple import place_bits
 from tofc_lab.rate_distortion.training_views import COMPONENTS, Space, Training
 
 ROUNDS = 12  # of k-means on a sample, and again with the price of bits
@@ -153,7 +154,7 @@ class Codebooks:
         `context` tells the bits of views that are not merged; both sides know from n whether a view is.
         """
 
-        def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
+        def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], IdealCost]:
             merged = merge(view, min(n, len(view)))
             index = self.index(merged.centroids)
             side = round(len(view) ** 0.5)
@@ -161,8 +162,8 @@ class Codebooks:
                 bits = context.bits(index.reshape(side, side, -1))
             else:
                 bits = sum(float(stage.bits[index[:, at]].sum()) for at, stage in enumerate(self.stages))
-            size = HEADER + (bits + place_bits(len(index), len(view))) / 8
-            return self.decode(index), merged.centres.astype(np.int64), size
+            cost = IdealCost(bits + place_bits(len(index), len(view)))
+            return self.decode(index), merged.centres.astype(np.int64), cost
 
         return reduce
 

@@ -5,8 +5,8 @@
 - whole features in a few bits per number, compressed by Zstandard;
 - the most unusual features, in half precision.
 
-Promises sizes that favour them: ideal bits instead of a coder's output, and nothing for tables. As for ours, a header
-of two bytes, the number n of merged features and their positions are counted.
+Promises sizes that favour them: ideal bits instead of a coder's output, and nothing for tables. As for ours, a packet's
+header of two bytes, the number n of merged features and their positions are counted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from tofc.codec.merge import merge
 from tofc_lab.nano.answerer import Reduce
+from tofc_lab.nano.costs import IdealCost
 
-HEADER = 2  # bytes
 LEVEL = 19  # of Zstandard
 
 
@@ -70,13 +70,13 @@ class Components:
     def reduce(self, n: int) -> Reduce:
         """Return a function that merges a view to at most n features and codes them."""
 
-        def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
+        def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], IdealCost]:
             merged = merge(view, min(n, len(view)))
             q = _quantise(merged.centroids, self.mean, self.analysis, self.step)
             q = np.clip(q, self.low, self.low + self.bits.shape[1] - 1)
             bits = self.bits[np.arange(q.shape[1]), q - self.low].sum() + place_bits(len(q), len(view))
             x = (q * self.step) @ self.synthesis.T + self.mean
-            return x.astype(np.float32), merged.centres.astype(np.int64), HEADER + bits / 8
+            return x.astype(np.float32), merged.centres.astype(np.int64), IdealCost(float(bits))
 
         return reduce
 
@@ -94,12 +94,12 @@ def levels(features: NDArray[np.float32], bits: int, n: int) -> Reduce:
     step = np.maximum(high - low, 1e-6) / ((1 << bits) - 1)
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=False)
 
-    def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
+    def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], IdealCost]:
         merged = merge(view, min(n, len(view)))
         q = np.clip(np.rint((merged.centroids - low) / step), 0, (1 << bits) - 1).astype(np.uint8)
         data = min((compressor.compress(np.ascontiguousarray(one).tobytes()) for one in (q, q.T)), key=len)
-        size = HEADER + len(data) + place_bits(len(q), len(view)) / 8
-        return (q * step + low).astype(np.float32), merged.centres.astype(np.int64), size
+        cost = IdealCost(8 * len(data) + place_bits(len(q), len(view)))
+        return (q * step + low).astype(np.float32), merged.centres.astype(np.int64), cost
 
     return reduce
 
@@ -108,10 +108,10 @@ def outstanding(features: NDArray[np.float32], projector: NDArray[np.float64], n
     """Return a function that keeps the n features whose projections are farthest from the mean, in half precision."""
     mean = features.mean(0)
 
-    def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
+    def reduce(view: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], IdealCost]:
         far = np.linalg.norm((view - mean) @ projector.T, axis=1)
         cells = np.sort(np.argsort(-far, kind="stable")[: min(n, len(view))]).astype(np.int64)
         kept = view[cells].astype(np.float16)
-        return kept.astype(np.float32), cells, HEADER + kept.nbytes + place_bits(len(cells), len(view)) / 8
+        return kept.astype(np.float32), cells, IdealCost(8 * kept.nbytes + place_bits(len(cells), len(view)))
 
     return reduce

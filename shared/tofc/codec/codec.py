@@ -28,7 +28,7 @@ from tofc.codec.merge import Merged, merge
 from tofc.codec.range_coder import RangeDecoder, RangeEncoder
 from tofc.codec.weights import CodecWeights
 from tofc.errors import PacketError, UsageError
-from tofc.packet_limits import MOST_VIEWS
+from tofc.packet_limits import MOST_VIEWS, VIEWS_PER_PACKET
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,6 +157,10 @@ class Codec:
             self.entropy_model.encode(view.symbols, encoder)
         layouts = [view.layout for view in views]
         return packet.write(layouts, encoder.interval(), qualities=self.config.qualities)
+
+    def packets(self, views: Sequence[CodedView], together: int = VIEWS_PER_PACKET) -> list[bytes]:
+        """Write the views of a picture, in their order, as packets of `together` views; the last may have fewer."""
+        return [self.write(views[first : first + together]) for first in range(0, len(views), together)]
 
     def decode(self, data: bytes) -> Decoded:
         """Decode a packet of one view into features [n, D] and their positions in the grid.
