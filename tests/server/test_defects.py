@@ -23,7 +23,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 
 class Broken(FakeAssembler):
-    def view(self, packet: bytes, *, codec_id: str, last: bool) -> NDArray[np.float32]:
+    def views(self, packet: bytes, *, codec_id: str, count: int, last: bool) -> Sequence[NDArray[np.float32]]:
         raise ValueError("words of a library")
 
 

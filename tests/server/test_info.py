@@ -67,7 +67,7 @@ async def test_without_a_token_nothing_is_shown(serve: Serve, tmp_path: Path) ->
 
 def test_the_load_of_a_server_of_an_earlier_version_is_left_out() -> None:
     lines = list(_info_lines(pb.GetServerInfoResponse(server_version="0.1", model_id="m")))
-    assert lines[0] == "server_version: 0.1" and lines[-1] == "limits.samples: 0"
+    assert lines[0] == "server_version: 0.1" and lines[-1] == "limits.views_per_packet: 0"
     assert not any(line.startswith(BUSY) for line in lines)
 
 

@@ -76,7 +76,7 @@ async def test_a_view(
     server = await serve()
     client = connect(server)
     await client.hello()
-    monkeypatch.setattr(FakeAssembler, "view", full(error))
+    monkeypatch.setattr(FakeAssembler, "views", full(error))
     await client.picture(1, "a", rows=1, columns=1)
     await client.ask(1, "?", refs=(1,))
     await client.view(1, 0, b"x")
@@ -172,7 +172,7 @@ async def test_two_questions_about_one_picture_both_get_the_error(
 ) -> None:
     client = connect(await serve())
     await client.hello()
-    monkeypatch.setattr(FakeAssembler, "view", full(MemoryError()))
+    monkeypatch.setattr(FakeAssembler, "views", full(MemoryError()))
     await client.picture(1, "a")
     for number in (1, 2):
         await client.ask(number, "?", refs=(1,))
