@@ -22,6 +22,7 @@ from tofc.model.checkpoint import Checkpoint
 from tofc.model.feature_codecs import DEFAULT
 from tofc.model.prompt import load_tokenizer
 from tofc.model.tower import Tower
+from tofc.packet_limits import VIEWS_PER_PACKET
 from tofc_lab.nano import features
 from tofc_lab.nano.answerer import Answerer, Reduce, merging
 from tofc_lab.nano.evaluate import questions_about, score
@@ -115,6 +116,8 @@ class Benchmark:
         self, name: str, make: Callable[[], Reduce], kind: Kind, split: Split, identity: bytes = b""
     ) -> Outcomes:
         """Measure answers from features that `make()` reduces; `identity` must change whenever its results do."""
+        if kind == "large":  # whose views share packets
+            identity += f"{VIEWS_PER_PACKET} views".encode()
         return self._measured(f"{name}-{_digest(identity)}", kind, split, lambda: (self.pictures(kind, split), make()))
 
     def file(self, file: ImageCodecSetting, kind: Kind, split: Split) -> Outcomes:
