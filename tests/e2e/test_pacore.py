@@ -6,6 +6,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
+
+from PIL import Image
 
 import tofc
 from device_client.encoder import TowerEncoder
@@ -18,9 +21,13 @@ PICTURE = PICTURES / "picture-08.jpg"
 QUESTION = "Which object is closest to the right?"  # nano is not sure: its samples differ
 
 
-async def test_a_question_from_samples_sends_the_picture_once(server: ServerThread, encoder: TowerEncoder) -> None:
+async def test_a_question_from_samples_sends_the_picture_once(
+    server: ServerThread, encoder: TowerEncoder, tmp_path: Path
+) -> None:
+    with Image.open(PICTURE) as image:  # one that no other test has sent to this server
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
     async with Session(Target(address=server.address), encoder) as session:
-        picture = session.open(PICTURE)
+        picture = session.open(tmp_path / "mirrored.png")
         reasoning = Reasoning(pacore="high", rollouts=True)
         report = await session.ask([picture], QUESTION, reasoning=reasoning).result()
         assert report.answer and report.rollouts is not None and report.views_sent == 1
