@@ -146,7 +146,7 @@ def steps(folder: Path) -> dict[str, dict[str, float]]:
     from tofc_lab.codec.distributed import ProcessGroup
     from tofc_lab.codec.entropy_model_trainer import EntropyModelTrainer
     from tofc_lab.codec.places import Pool
-    from tofc_lab.codec.train import CodecRecipe, new_model, train
+    from tofc_lab.codec.train import ROUND, CodecRecipe, new_model, train
     from tofc_lab.distillation.pictures import StoredPicture
     from tofc_lab.distillation.source import DistillationMix, DistillationSource
 
@@ -173,12 +173,12 @@ def steps(folder: Path) -> dict[str, dict[str, float]]:
         view = torch.from_numpy(features).half()
         trainer = EntropyModelTrainer(model, Pool.of(view, [(side, np.arange(side * side))]), seed=0, batch=100)
         trainer.freeze()
-        for _ in range(count):
-            trainer.step(1e-3)
+        for _ in range(count // ROUND):
+            trainer.run([1e-3] * ROUND)
 
     return {
         "a step through the decoder, 2 layers": growth(through_the_decoder, 1, 3),
-        "a settling step": growth(settling, 1, 3),
+        "a settling step": growth(settling, ROUND, 3 * ROUND),
     }
 
 

@@ -186,6 +186,18 @@ class _Move(torch.autograd.Function):
         return _Move.apply(gradients[0], not ctx.to_gpu), None
 
 
+_group = torch._C._group_tensors_by_device_and_dtype
+
+
+def _grouped(*given: Any) -> Any:
+    """Group tensors for operators that take lists, as an optimiser does: torch reads their devices by itself."""
+    groups = {}
+    for (_, dtype), found in _group(*given).items():
+        marked = [one for one in _tensors(found) if on_gpu(one)]
+        groups[_pretended if marked else torch.device("cpu"), dtype] = found
+    return groups
+
+
 class _Stream:
     """A stream that records no graph."""
 
@@ -210,6 +222,7 @@ def pretend_gpu(kind: str = "cuda", observer: Observer | None = None) -> Iterato
         mock.patch(f"{__name__}._observer", observer),
         mock.patch.object(threading.Thread, "run", run_with_modes),
         mock.patch.object(torch, "Generator", Generator),
+        mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", _grouped),
         mock.patch.object(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device(kind)),
         mock.patch.object(torch.accelerator, "device_count", lambda: 1),
         mock.patch.object(torch.accelerator, "current_stream", lambda device=None: _Stream()),  # optimisers ask it

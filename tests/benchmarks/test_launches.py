@@ -15,8 +15,8 @@ LIMITS = {
     "a token, greedy, 36 layers": (1830, 1),
     "a token, sampled, 36 layers": (1830, 1),
     "a token of 8 answers of training, 2 layers": (125, 1),
-    "a step through the decoder, 2 layers": (4400, 13),
-    "a settling step": (1300, 4),
+    "a step through the decoder, 2 layers": (2400, 6),
+    "a settling step": (280, 0.5),
 }
 
 

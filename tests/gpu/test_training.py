@@ -88,16 +88,16 @@ def trained(job: Job) -> bytes:
 
 
 def stop(monkeypatch: pytest.MonkeyPatch, job: Job, after: int) -> None:
-    """Start a training, and stop it after this number of steps of the entropy model."""
-    step, steps = EntropyModelTrainer.step, iter(range(after))
+    """Start a training, and stop it after this number of rounds of the entropy model."""
+    go, rounds = EntropyModelTrainer.run, iter(range(after))
 
-    def stopping(trainer: EntropyModelTrainer, *given: Any) -> float:
-        if next(steps, None) is None:
+    def stopping(trainer: EntropyModelTrainer, *given: Any) -> list[float]:
+        if next(rounds, None) is None:
             raise KeyboardInterrupt
-        return step(trainer, *given)
+        return go(trainer, *given)
 
     with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-        stopped.setattr(EntropyModelTrainer, "step", stopping)
+        stopped.setattr(EntropyModelTrainer, "run", stopping)
         trained(job)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,14 @@ def spans(components: int) -> tuple[tuple[int, int], ...]:
     while ends[-1] < components:
         ends.append(ends[-1] + max(24, ends[-1] // 2))
     return tuple(pairwise([0, *(end for end in ends if end < components), components]))
+
+
+class SliceBiases(NamedTuple):
+    """What is added in each layer of a slice's prediction, the neighbours' part included; R or one row each."""
+
+    own: Tensor  # [S, R, F]
+    mid: Tensor  # [S, R, F]
+    out: Tensor  # [2, R, M]
 
 
 class ContextModel(nn.Module):
@@ -64,24 +73,31 @@ class ContextModel(nn.Module):
         """Return factors [T, C] of the embeddings of T features: those of dropout in training, else ones."""
         return nn.functional.dropout(self.embed_w.new_ones(count, CHANNELS), DROPPED, self.training)
 
-    def embed(self, q: Tensor, quality: int, dropped: Tensor) -> Tensor:
-        """Return the embeddings [R, C + 1] of coded features [R, M], from which their neighbours are predicted."""
+    def embed(self, q: Tensor, quality: Tensor | int, dropped: Tensor) -> Tensor:
+        """Return the embeddings [R, C + 1] of coded features [R, M], from which their neighbours are predicted.
+
+        `quality` is that of all features, or of each [R].
+        """
         seen = torch.addmm(self.embed_b[quality], q, self.embed_w.T).clamp(0, _MAX_ACTIVATION) * dropped
         return torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
 
-    def expect_slice(
-        self, index: int, q: Tensor, around: Tensor | None, stage: int, quality: int
-    ) -> tuple[Tensor, Tensor]:
-        """Predict (mean, scale index) [R, ·] of slice `index` from the components before it in q [R, M].
+    def biases(self, quality: Tensor | int, stage: int, around: Tensor | None) -> SliceBiases:
+        """Prepare the predictions of all slices of R features of a stage, at one quality, or at those of each [R].
 
         `around` [R, F] is the neighbours' part; None in the first stage, where no neighbour is known.
         """
+        own = self.own_b[quality, stage].view(-1, len(self.spans), self.own_b.shape[-1]).transpose(0, 1)
+        mid = self.mid_b[quality].view(-1, len(self.spans), self.mid_b.shape[-1]).transpose(0, 1)
+        out = self.out_b[quality].view(-1, *self.out_b.shape[1:]).transpose(0, 1)
+        return SliceBiases(own if around is None else own + around, mid, out)
+
+    def expect_slice(self, index: int, q: Tensor, biases: SliceBiases) -> tuple[Tensor, Tensor]:
+        """Predict (mean, scale index) [R, ·] of slice `index` from the components before it in q [R, M]."""
         first, last = self.spans[index]
-        bias = self.own_b[quality, stage, index]
-        h = torch.addmm(bias if around is None else around + bias, q[:, :first], self.own_w[index, :, :first].T)
-        h = torch.addmm(self.mid_b[quality, index], h.clamp(0, _MAX_ACTIVATION), self.mid_w[index].T)
-        out = self.out_w[:, first:last].transpose(1, 2)
-        mean, scale = h.clamp(0, _MAX_ACTIVATION) @ out + self.out_b[quality, :, None, first:last]
+        h = torch.addmm(biases.own[index], q[:, :first], self.own_w[index, :, :first].T)
+        h = torch.addmm(biases.mid[index], h.clamp(0, _MAX_ACTIVATION), self.mid_w[index].T)
+        h = h.clamp(0, _MAX_ACTIVATION).expand(2, -1, -1)
+        mean, scale = torch.baddbmm(biases.out[..., first:last], h, self.out_w[:, first:last].transpose(1, 2))
         return mean, scale
 
     def expect(self, q: Tensor, places: Places, quality: int, dropped: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,11 +107,16 @@ class ContextModel(nn.Module):
         # A product instead of indexing, whose backward pass sums in any order where a CPU has several threads.
         at = (places.stage[:, None] == torch.arange(STAGES, device=q.device)).to(q.dtype)  # [T, stages]
         biases = (at @ self.own_b[quality].flatten(1)).unflatten(1, (len(self.spans), -1)).transpose(0, 1)  # [S, T, F]
-        h = q @ (self.own_w * self.before).transpose(1, 2) + around + biases
+        own = (self.own_w * self.before).transpose(1, 2)
+        h = torch.baddbmm(around + biases, q.expand(len(self.spans), -1, -1), own)
         h = torch.baddbmm(self.mid_b[quality][:, None], h.clamp(0, _MAX_ACTIVATION), self.mid_w.transpose(1, 2))
-        h = h.clamp(0, _MAX_ACTIVATION)
-        parts = [h[index] @ self.out_w[:, first:last].transpose(1, 2) for index, (first, last) in enumerate(self.spans)]
-        mean, scale = torch.cat(parts, dim=-1) + self.out_b[quality][:, None]
+        out = self.out_w.transpose(0, 1).contiguous().split([last - first for first, last in self.spans])  # [L, 2, F]
+        # Slices are unbound and split, not indexed: then the backward pass puts their gradients together once.
+        parts = [
+            (part @ w.flatten(0, 1).T).unflatten(1, (-1, 2))
+            for part, w in zip(h.clamp(0, _MAX_ACTIVATION).unbind(), out, strict=True)
+        ]
+        mean, scale = (torch.cat(parts, dim=1) + self.out_b[quality].T).unbind(-1)  # [T, M] each
         return mean, scale
 
     def around(self, embedded: Tensor, places: Places, rows: Tensor | slice) -> Tensor:

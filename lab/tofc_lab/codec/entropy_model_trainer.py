@@ -6,13 +6,15 @@ for each step of the transform it lagged far behind the transform (docs/decision
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tofc_lab.codec.distributed import ProcessGroup
 from tofc_lab.codec.model import CodecModel
-from tofc_lab.codec.places import Pool
+from tofc_lab.codec.places import Places, Pool, joined
 
 BATCH = 1600  # features of a step
 
@@ -37,26 +39,49 @@ class EntropyModelTrainer:
         parts = [project(part.float().to(device)).cpu() for part in self.pool.features.split(1 << 14)]
         self.pool, self.frozen = self.pool.mapped(torch.cat(parts)), True
 
-    def step(self, rate: float, quality: int | None = None) -> float:
-        """Make one step at a quality, a random one if None, and return the bits per feature."""
-        self.optimiser.param_groups[0]["lr"] = rate
+    def run(self, rates: Sequence[float], quality: int | None = None) -> list[float]:
+        """Make a step at each of these learning rates, and return the bits per feature of each.
+
+        Each is at the same quality, or at a random one if that is None. Whole steps of all batches are chosen together,
+        by the model before the first step: slice by slice, with many launches, they would take most of the time.
+        """
+        device = self.model.mean.device
+        batches = [self._draw(quality) for _ in rates]
+        drawn = torch.cat([features for features, _, _ in batches]).to(device)
+        places = joined([where for _, where, _ in batches]).to(device)
+        sizes = [len(features) for features, _, _ in batches]
+        each: Tensor | int
+        if quality is None:
+            each = torch.tensor([one for _, _, one in batches]).repeat_interleave(torch.tensor(sizes)).to(device)
+        else:
+            each = quality
+        with torch.no_grad():
+            components = drawn if self.frozen else self.model.project(drawn.float())
+            y = components / self.model.log_step[each].exp()
+        dropped = self.model.context.dropped(len(y))
+        q = self.model.choose(y, each, places, dropped)
+        found = []
+        parts = zip(rates, q.split(sizes), dropped.split(sizes), batches, strict=True)
+        for rate, steps, kept, (_, where, number) in parts:
+            self.optimiser.param_groups[0]["lr"] = rate
+            bits = self.model.bits(steps, number, where.to(device), kept).mean()
+            self.optimiser.zero_grad()  # of a step through the decoder
+            bits.backward()
+            self.processes.average_gradients(self.parameters)
+            torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
+            self.optimiser.step()
+            found.append(bits.detach())
+        self.optimiser.zero_grad()
+        return torch.stack(found).tolist()
+
+    def _draw(self, quality: int | None) -> tuple[Tensor, Places, int]:
+        """Return the next step's features (components, once frozen), their places, and the quality."""
         if quality is None:
             quality = int(torch.randint(self.model.qualities, (1,), generator=self._seeded(0)))  # the same on all ranks
         self._seeded(1 + self.processes.rank)
         self.steps += 1
         features, places = self.pool.draw(self.generator, self.batch)
-        device = self.model.mean.device
-        with torch.no_grad():
-            components = features.to(device) if self.frozen else self.model.project(features.float().to(device))
-            y = components / self.model.log_step[quality].exp()
-        bits = self.model.code(y, quality, places.to(device))[1].mean()
-        self.optimiser.zero_grad()
-        bits.backward()
-        self.processes.average_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        return bits.item()
+        return features, places, quality
 
     def _seeded(self, sequence: int) -> torch.Generator:
         """Return the generator, seeded for one of this step's sequences: 0 the quality, 1 + rank the batch."""

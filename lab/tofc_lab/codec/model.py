@@ -25,6 +25,7 @@ from tofc_lab.codec.sensitivity import in_float64
 
 SCALES = 20  # of the conditional distribution, geometric
 SCALE_MIN, SCALE_MAX = 0.12, 12.0  # in quantisation steps
+LOG_RATIO = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)  # of the logarithms of two scales that follow each other
 #: squared steps per bit; ln 2 / 6 = 0.12 in theory, where steps are short (distortion falls by 2 ln 2 per bit)
 BIT_PRICE = 0.065
 #: sum of the entropies of single components, divided by their bits under the context model; a rough estimate
@@ -33,12 +34,12 @@ ALONE = 2.5
 
 def scale_of(index: Tensor) -> Tensor:
     """Return the scale, in quantisation steps, of a scale index, which may be fractional."""
-    return SCALE_MIN * torch.exp(index * (math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)))
+    return SCALE_MIN * torch.exp(index * LOG_RATIO)
 
 
 def index_of(scale: Tensor) -> Tensor:
     """Return the scale index of a scale in quantisation steps, inside the range of the tables."""
-    return torch.log(scale.clamp(SCALE_MIN, SCALE_MAX) / SCALE_MIN) * (SCALES - 1) / math.log(SCALE_MAX / SCALE_MIN)
+    return torch.log(scale.clamp(SCALE_MIN, SCALE_MAX) / SCALE_MIN) / LOG_RATIO
 
 
 def ste_round(x: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ class CodecModel(nn.Module):
 
     mean: Tensor
     spread: Tensor
+    edges: Tensor  # [3, 1, 1], see `_bits_saved`
 
     def __init__(self, *, dim: int, components: int, hidden: int, qualities: int) -> None:
         super().__init__()
@@ -71,6 +73,7 @@ class CodecModel(nn.Module):
         self.log_step = nn.Parameter(torch.zeros(qualities, components))
         self.context = ContextModel(components, hidden, qualities, SCALES / 2)
         self.gaussian_conditional = GaussianConditional(None, scale_bound=SCALE_MIN)
+        self.register_buffer("edges", torch.tensor([-1.5, -0.5, 0.5])[:, None, None], persistent=False)
 
     @torch.no_grad()
     def start_from(self, x: Tensor, measure: Tensor, bits: Sequence[float]) -> None:
@@ -145,42 +148,63 @@ class CodecModel(nn.Module):
     def code(self, y: Tensor, quality: int, places: Places, price: float = BIT_PRICE) -> tuple[Tensor, Tensor]:
         """Quantise components in steps [T, M]; return (whole steps [T, M], bits of each feature [T]).
 
-        Quantises as the encoder does, in coding order: each component moves one step towards its prediction where the
-        bits saved, at `price` squared steps each, outweigh the error. Gradients pass straight through the rounding.
+        Gradients pass straight through the rounding. Whole steps are chosen slice by slice, as each depends on those
+        before it; then all predictions are made at once, with gradients. Most kernels and their backward passes are
+        then few and large.
+        """
+        dropped = self.context.dropped(len(y))
+        q = y + (self.choose(y, quality, places, dropped, price) - y).detach()
+        return q, self.bits(q, quality, places, dropped)
+
+    def bits(self, q: Tensor, quality: int, places: Places, dropped: Tensor) -> Tensor:
+        """Return the bits of each feature [T] of whole steps [T, M].
 
         Bits are those of rounded values: uniform noise instead of rounding doubles the estimate for components that
         are nearly always 0.
-
-        Whole steps are chosen slice by slice, as each depends on those before it; then all predictions are made at
-        once, with gradients. Most kernels and their backward passes are then few and large.
         """
-        dropped = self.context.dropped(len(y))
-        q = y + (self._choose(y, quality, places, price, dropped) - y).detach()
         mean, scale = self.context.expect(q, places, quality, dropped)
-        likelihood = self._likelihood(q, scale_of(scale.clamp(0, SCALES - 1)), mean)
-        return q, -bound(likelihood, 1e-9).log2().sum(1)
+        scale = scale_of(scale.clamp(0, SCALES - 1))
+        likelihood = cast(Tensor, self.gaussian_conditional._likelihood(q, scale, means=mean)).clamp(min=1e-12)
+        return -bound(likelihood, 1e-9).log2().sum(1)
 
     @torch.no_grad()
-    def _choose(self, y: Tensor, quality: int, places: Places, price: float, dropped: Tensor) -> Tensor:
-        """Return whole steps [T, M] of components in steps."""
-        context = self.context
+    def choose(
+        self, y: Tensor, quality: Tensor | int, places: Places, dropped: Tensor, price: float = BIT_PRICE
+    ) -> Tensor:
+        """Return whole steps [T, M] of components in steps, at one quality or at that of each feature [T].
+
+        Quantises as the encoder does, in coding order: each component moves one step towards its prediction where the
+        bits saved, at `price` squared steps each, outweigh the error.
+        """
+        context, nearest = self.context, y.round()
+        if not price:
+            return nearest
         q, around = torch.zeros_like(y), None
+        one = y.new_ones(()) / price
+        excess = 2 / price * (y - nearest)
         for stage in range(STAGES):
             rows = (places.stage == stage).nonzero()[:, 0]
             if stage:  # features that are not coded yet are zeros here, and do not count as neighbours
                 around = context.around(context.embed(q, quality, dropped), places, rows)
-            exact, chosen = y[rows], q[rows]
+            biases = context.biases(quality[rows] if isinstance(quality, Tensor) else quality, stage, around)
+            whole, extra, chosen = nearest[rows], excess[rows], q[rows]
             for index, (first, last) in enumerate(context.spans):
-                mean, scale = context.expect_slice(index, chosen, around, stage, quality)
-                part = exact[:, first:last]
-                nearest = part.round()
-                step = torch.sign(nearest - mean.round())
-                both = torch.stack([nearest - step, nearest])
-                shorter, whole = self._likelihood(both, scale_of(scale.clamp(0, SCALES - 1)), mean).log2()
-                error = step * (2 * (part - nearest) + step)  # of the shorter one, less that of the nearest
-                chosen[:, first:last] = torch.where(error < price * (shorter - whole), both[0], nearest)
+                mean, scale = context.expect_slice(index, chosen, biases)
+                part = whole[:, first:last]
+                step = (part - mean.round()).sgn()
+                saved = self._bits_saved((part - mean) * step, scale)
+                error = torch.addcmul(one, extra[:, first:last], step)  # that it adds, in bits at this price
+                torch.sub(part, step * (error < saved), out=chosen[:, first:last])
             q[rows] = chosen
         return q
 
-    def _likelihood(self, q: Tensor, scale: Tensor, mean: Tensor) -> Tensor:
-        return cast(Tensor, self.gaussian_conditional._likelihood(q, scale, means=mean)).clamp(min=1e-12)
+    def _bits_saved(self, distance: Tensor, scale: Tensor) -> Tensor:
+        """Return the bits saved by a residual that is a step shorter than `distance`, by the index of its scale.
+
+        Three edges bound the two intervals. All are on one side of the mean, but for half a step, so that the
+        complementary error function keeps its precision in the tail.
+        """
+        narrow = torch.rsub(scale.clamp(0, SCALES - 1), math.log(math.sqrt(0.5) / SCALE_MIN), alpha=LOG_RATIO).exp()
+        beyond = torch.erfc((distance + self.edges) * narrow)  # twice the mass
+        bits: Tensor = -(beyond[:-1] - beyond[1:]).clamp(min=2e-12).log2()
+        return bits[1] - bits[0]

@@ -46,6 +46,17 @@ def places_of(views: Sequence[View]) -> Places:
     return Places(torch.from_numpy(np.concatenate(stage)), torch.from_numpy(np.concatenate(around)))
 
 
+def joined(parts: Sequence[Places]) -> Places:
+    """Return the places of several batches, one after the other."""
+    sizes = [len(one.stage) for one in parts]
+    starts, total = np.cumsum([0, *sizes]), sum(sizes)
+    around = [
+        torch.where(one.around == size, total, one.around + int(start))
+        for one, size, start in zip(parts, sizes, starts[:-1], strict=True)
+    ]
+    return Places(torch.cat([one.stage for one in parts]), torch.cat(around))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
     """Features [T, D], or their components [T, M], of many views, to draw batches of whole views from; see `of`."""

@@ -29,6 +29,7 @@ from tofc_lab.codec.source import B, Source
 from tofc_lab.progress import Log, print_now
 from tofc_lab.resume import NONE, Settings
 
+ROUND = 8  # settling steps whose symbols are chosen together
 #: the names of two settings in files; with other names, no existing run could be resumed
 _STORED_NAMES = {"entropy_steps_per_step": "follow", "entropy_steps": "settle"}
 
@@ -147,8 +148,8 @@ def train(
     while step < total:
         torch.manual_seed((seed << 32) + step)  # for dropout: a resumed run draws the same as an uninterrupted one
         rate = recipe.rate * min(1.0, (step + 1) / 30, 2 * (total - step) / total)
-        for _ in range(recipe.entropy_steps_per_step):
-            entropy_trainer.step(recipe.context * recipe.rate, finest)
+        if recipe.entropy_steps_per_step:
+            entropy_trainer.run([recipe.context * recipe.rate] * recipe.entropy_steps_per_step, finest)
         for group in optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         batch, counted = next(batches)
@@ -189,13 +190,14 @@ def train(
     entropy_trainer.freeze()
     while entropy_steps_done < recipe.entropy_steps:
         torch.manual_seed((seed << 32) + total + entropy_steps_done)
-        share = min(1.0, 2 * (1 - entropy_steps_done / recipe.entropy_steps))
-        spent = entropy_trainer.step(recipe.context * recipe.rate * share)
-        entropy_steps_done += 1
-        running["settled bits"] = 0.99 * running.get("settled bits", spent) + 0.01 * spent  # of all qualities
-        if entropy_steps_done % 500 == 0:
+        steps = range(entropy_steps_done, _next_multiple(entropy_steps_done, ROUND, recipe.entropy_steps))
+        shares = [min(1.0, 2 * (1 - done / recipe.entropy_steps)) for done in steps]
+        for spent in entropy_trainer.run([recipe.context * recipe.rate * share for share in shares]):
+            running["settled bits"] = 0.99 * running.get("settled bits", spent) + 0.01 * spent  # of all qualities
+        entropy_steps_done = steps.stop
+        if entropy_steps_done % 500 < len(steps):
             log(f"entropy steps {entropy_steps_done}/{recipe.entropy_steps} bits {running['settled bits']:.3f}")
-        if entropy_steps_done % (10 * recipe.save) == 0 or entropy_steps_done == recipe.entropy_steps:
+        if entropy_steps_done % (10 * recipe.save) < len(steps) or entropy_steps_done == recipe.entropy_steps:
             save()
     if processes.rank == 0:
         torch.save(model.state_dict(), out / "codec.pt")
@@ -210,6 +212,11 @@ def new_model(recipe: CodecRecipe, dim: int) -> CodecModel:
         hidden=recipe.hidden,
         qualities=len(recipe.bits),
     )
+
+
+def _next_multiple(number: int, of: int, most: int) -> int:
+    """Return the next multiple after `number`, but at most `most`: a resumed run makes the same rounds."""
+    return min(number - number % of + of, most)
 
 
 @torch.no_grad()
