@@ -143,9 +143,19 @@ class Bench:
             "bfloat16, error against the CPU": error(half, wanted),
         }
 
-    def answers(self) -> Row:
-        """Milliseconds to the first token and tokens a second of the embedded engine, with one question and with 8."""
+    def answers(self, static: bool = False) -> Row:
+        """Milliseconds to the first token and tokens a second of the embedded engine, with one question and with 8.
+
+        With `static`, on a GPU as CUDA graphs; then also how many tokens of an answer are those without it.
+        """
         model = self.decoder(self.device, torch.bfloat16)
+
+        async def tokens_of(static: bool) -> list[int]:
+            engine = TransformersEngine(model, [], static=static)
+            try:
+                return [one async for one in engine.submit(self.prompt(), SamplingParams(max_tokens=self.tokens))]
+            finally:
+                await engine.stop()
 
         async def ask(questions: int, tokens: int) -> tuple[float, float]:
             async def one() -> float:
@@ -154,7 +164,7 @@ class Bench:
                     first = first or time.perf_counter()
                 return first - started
 
-            engine = TransformersEngine(model, [])
+            engine = TransformersEngine(model, [], static=static)
             try:
                 started = time.perf_counter()
                 first = await asyncio.gather(*(one() for _ in range(questions)))
@@ -168,6 +178,10 @@ class Bench:
             first, speed = asyncio.run(ask(questions, self.tokens))
             found[f"{questions} at once, first token, ms"] = round(first * 1e3, 1)
             found[f"{questions} at once, tokens a second"] = round(speed, 1)
+        if static:
+            pairs = list(zip(*(asyncio.run(tokens_of(one)) for one in (False, True)), strict=True))
+            alike = next((i for i, (one, other) in enumerate(pairs) if one != other), len(pairs))
+            found[f"tokens of {len(pairs)} until one differs"] = alike
         return found | self.peak_gb()
 
     def prompt(self) -> Prompt:
@@ -268,6 +282,7 @@ class Bench:
             "tower": self.tower,
             "decoder": self.logits,
             "embedded engine, bfloat16": self.answers,
+            "embedded engine, --cuda-graph, bfloat16": partial(self.answers, static=True),
             "train-codec, bfloat16": self.training if can_train() else "needs `make lab`",
             "vLLM, bfloat16": why or self.vllm,
         }

@@ -163,6 +163,14 @@ def serve(
             help="Allow http:// engines on other machines: nobody else can read that network.",
         ),
     ] = False,
+    cuda_graph: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graph",
+            envvar=_variable("CUDA_GRAPH"),
+            help="With --engine embedded on a GPU: replay each token as one CUDA graph. Not tried on a GPU yet.",
+        ),
+    ] = False,
     max_new_tokens: Annotated[
         int,
         typer.Option(envvar=_variable("MAX_NEW_TOKENS"), help="Most tokens of one answer, thinking included.", min=1),
@@ -312,6 +320,7 @@ def serve(
             engine_key_file=engine_key_file,
             engine_dtype=engine_dtype,
             engine_private_network=engine_private_network,
+            cuda_graph=cuda_graph,
             limits=SessionLimits(
                 new_tokens=max_new_tokens,
                 questions_in_flight=questions,

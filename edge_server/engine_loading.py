@@ -54,8 +54,10 @@ def _embedded(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: Seq
     dtype = compute_dtype(checkpoint, settings)
     with out_of_memory_said("the decoder", checkpoint, settings):
         model = load_qwen3(checkpoint, device=settings.device, dtype=dtype)
-    packed = is_exact(model)
-    if not packed:
+    packed = not settings.cuda_graph and is_exact(model)
+    if settings.cuda_graph:
+        log.warning("tokens are replayed as CUDA graphs (--cuda-graph), which no GPU has tried yet (docs/gpu.md)")
+    elif not packed:
         log.info("answers take turns: on this machine a shared forward in %s would change their bits", dtype)
     engine = TransformersEngine(
         model,
@@ -64,6 +66,7 @@ def _embedded(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: Seq
         queue=settings.engine_queue,
         cache_bytes=settings.key_value_bytes,
         packed=packed,
+        static=settings.cuda_graph,
     )
     log.info(
         "keys and values may take %d MiB (--engine-cache-mib), enough for %d answers of all %d positions",

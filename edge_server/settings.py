@@ -105,6 +105,7 @@ class ServerSettings:
     engine: str = "embedded"
     engine_urls: tuple[str, ...] = ()  # of vllm-remote
     engine_key_file: Path | None = None  # whose first line is their API key
+    cuda_graph: bool = False  # of the embedded engine: an answer's tokens as a CUDA graph, see `static_decoder`
     engine_dtype: str | None = None  # of vLLM, and of the rows that it is sent; None: the checkpoint's
     engine_private_network: bool = False  # whether http:// beyond this machine is safe
     limits: SessionLimits = SessionLimits()
@@ -153,6 +154,13 @@ class ServerSettings:
             for option, given in (("--engine-url", self.engine_urls), ("--engine-key-file", self.engine_key_file)):
                 if given:
                     raise UsageError(f"{option} is for --engine vllm-remote, but the engine is {self.engine}")
+        if self.cuda_graph and self.engine != "embedded":
+            raise UsageError(f"--cuda-graph is for --engine embedded, but the engine is {self.engine}; leave it out")
+        if self.cuda_graph and self.device.partition(":")[0] != "cuda":
+            raise UsageError(
+                f"--cuda-graph needs a GPU of NVIDIA or AMD (--device cuda), but the device is {self.device}; leave it "
+                "out"
+            )
         urls = engine_urls(self.engine_urls, private_network=self.engine_private_network)
         object.__setattr__(self, "engine_urls", urls)
 

@@ -11,10 +11,13 @@ Leaves to `prefix_cache` which caches are kept, and to `schedule` how much memor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from edge_server.engine.static_decoder import StaticStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,8 @@ class KeyValueCache:
         self._before: int = shared.length if shared is not None else 0  # shared rows, which nobody changes any more
         self._own = shape.empty(0)  # [layers, 2, kv heads, capacity, D]
         self.length: int = self._before
+        #: what `static_decoder` made for the memory that the rows have now
+        self.static: StaticStep | None = None
 
     @property
     def nbytes(self) -> int:
@@ -86,12 +91,26 @@ class KeyValueCache:
         if used + rows > self._own.shape[3]:
             grown = self._shape.empty(max(used + rows, self._rows))
             grown[:, :, :, :used] = self._own[:, :, :, :used]
-            self._own = grown
+            self._own, self.static = grown, None
 
     def shrink(self, rows: int) -> None:
         """Forget what comes after the first `rows` rows, and the room for more."""
-        self._own = self._own[:, :, :, : rows - self._before].clone()
+        self._own, self.static = self._own[:, :, :, : rows - self._before].clone(), None
         self.length = rows
+
+    def clear_uncounted(self) -> tuple[Tensor, int]:
+        """Return its own rows [layers, 2, kv heads, capacity, D], zeros where none is counted, and how many it shares.
+
+        Zeros, because even hidden rows take part in sums: with a weight of 0, which times NaN is NaN.
+        """
+        self._own[:, :, :, self.length - self._before :] = 0
+        return self._own, self._before
+
+    def shared_rows(self) -> list[Tensor]:
+        """Return the shared keys and values [2, kv heads, rows, D] of each layer; nothing if it shares none."""
+        if self._shared is None:
+            return []
+        return [self._shared.read(layer, self._before) for layer in range(self._shape.layers)]
 
     def write(self, layer: int, rows: Tensor) -> None:
         """Store keys and values [2, kv heads, n, D] of one layer after the rows that are counted already."""

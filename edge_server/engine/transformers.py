@@ -41,6 +41,7 @@ from edge_server.engine.prefix_cache import PrefixCache, block_keys
 from edge_server.engine.refusals import busy, failed, stopping
 from edge_server.engine.sampling import Sampler, SamplingParams
 from edge_server.engine.schedule import in_turns, share_rows
+from edge_server.engine.static_decoder import StaticDecoder
 from edge_server.memory_errors import memory_limit_error
 from tofc.errors import UnavailableError
 from tofc.out_of_memory import out_of_memory
@@ -103,7 +104,8 @@ class TransformersEngine(Engine):
     """Runs a `Qwen3ForCausalLM`.
 
     `stop_tokens` end an answer; at most `parallel` answers run and `queue` more wait. `packed` must be what
-    `probe.is_exact` says. An answer starts when its prompt and all tokens it may get fit into `cache_bytes` beside
+    `probe.is_exact` says. With `static`, answers take turns and their tokens have fixed shapes, on a GPU as a graph
+    (`static_decoder`). An answer starts when its prompt and all tokens it may get fit into `cache_bytes` beside
     those of the running ones; if none runs, it starts in any case.
     """
 
@@ -120,9 +122,10 @@ class TransformersEngine(Engine):
         queue: int = 32,
         cache_bytes: int = 4 * GIB,
         packed: bool = False,
+        static: bool = False,
     ) -> None:
         self.steps = 0  # computed so far
-        self._decoder = PackedDecoder(model, packed=packed)
+        self._decoder = StaticDecoder(model) if static else PackedDecoder(model, packed=packed)
         self.max_positions = self._decoder.max_positions
         self._stop_tokens = frozenset(stop_tokens)
         self._parallel = parallel

@@ -12,21 +12,23 @@ from benchmarks import gpu
 from benchmarks.launches import can_train
 from tofc.errors import UsageError
 
-NAMES = ["tower", "decoder", "embedded engine, bfloat16", "train-codec, bfloat16", "vLLM, bfloat16"]
+GRAPH = "embedded engine, --cuda-graph, bfloat16"
+NAMES = ["tower", "decoder", "embedded engine, bfloat16", GRAPH, "train-codec, bfloat16", "vLLM, bfloat16"]
 
 
 def test_every_part_has_numbers_or_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gpu.main(["--quick", "--out", str(tmp_path / "gpu.json")])
     found: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text())["measured"]
     assert list(found) == NAMES
-    for name in NAMES[:3]:
+    for name in NAMES[:4]:
         assert isinstance(found[name], dict) and all(value >= 0 for value in found[name].values()), (name, found[name])
-    assert len(found[NAMES[3]]) == 3 if can_train() else found[NAMES[3]] == "needs `make lab`", found[NAMES[3]]
+    assert len(found[NAMES[4]]) == 3 if can_train() else found[NAMES[4]] == "needs `make lab`", found[NAMES[4]]
     assert (
         found["tower"]["float32, error against the CPU"] == 0 < found["tower"]["bfloat16, error against the CPU"] < 0.1
     )
     assert found["decoder"]["float32, error against the CPU"] == 0
     assert found["embedded engine, bfloat16"]["8 at once, tokens a second"] > 0
+    assert found[GRAPH]["tokens of 4 until one differs"] == 4
     assert found["vLLM, bfloat16"] == "vLLM is not installed"
     shown = capsys.readouterr().out
     assert shown.startswith("| part | | |\n") and all(f"| {name} | " in shown for name in NAMES)

@@ -42,12 +42,12 @@ class EngineUnderTest:
     exact_company: bool = True  # whether sampled answers are the same in any company
 
 
-def _embedded(packed: bool) -> Callable[[Nano], EngineUnderTest]:
+def _embedded(packed: bool = False, static: bool = False) -> Callable[[Nano], EngineUnderTest]:
     def entry(nano: Nano) -> EngineUnderTest:
         async def make(*, stops: bool = True, parallel: int = 16, queue: int = 64) -> Engine:
             model = load_qwen3(Checkpoint.open(NANO, "server"))
             return TransformersEngine(
-                model, nano.stop_tokens if stops else [], parallel=parallel, queue=queue, packed=packed
+                model, nano.stop_tokens if stops else [], parallel=parallel, queue=queue, packed=packed, static=static
             )
 
         async def kill(engine: Engine) -> None:
@@ -129,6 +129,7 @@ def _vllm_remote(nano: Nano) -> EngineUnderTest:
 ENGINES: dict[str, Callable[[Nano], EngineUnderTest]] = {
     "fake": _fake,
     "embedded, packed": _embedded(packed=True),
-    "embedded, in turns": _embedded(packed=False),
+    "embedded, in turns": _embedded(),
+    "embedded, in fixed shapes": _embedded(static=True),
     "vllm-remote": _vllm_remote,
 }
