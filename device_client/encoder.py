@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from device_client.compute import AS_STORED, Compute
@@ -32,6 +33,7 @@ from tofc.errors import EncoderError, ResourceError, UsageError
 from tofc.model import feature_codecs
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.views import View, ViewRule, views
+from tofc.model.vision_tower import in_parts
 from tofc.out_of_memory import out_of_memory
 from tofc.terminal import one_line
 
@@ -160,29 +162,31 @@ class TowerEncoder:
         prepared = views(image, self.rule)
         controller = self._controller(codec, prepared)
         together: list[CodedView] = []
+        count = len(prepared)
         views_ms = _ms_since(started)
-        for index in range(len(prepared)):
-            view = prepared.pop(0)  # so that its pixels are freed with it
+        for part in in_parts([view.pixels.shape[-1] for view in prepared], tower.at_once):
+            pixels = np.stack([prepared.pop(0).pixels for _ in part])  # taken out, so that they are freed
             started = time.perf_counter()
-            features = tower.encode(view.pixels[None])[0]  # [N, D]
-            tower_ms = _ms_since(started)
-            started = time.perf_counter()
-            together.append(controller.code(features))
-            packet, joins, joined = codec.write(together[-1:]), 0, b""
-            if len(together) == self._choice.views_per_packet or not prepared:
-                joins = len(together)
-                joined = codec.write(together) if joins > 1 else b""
-                together.clear()
-            yield Encoded(
-                index=index,
-                packet=packet,
-                joins=joins,
-                joined=joined,
-                views_ms=views_ms if index == 0 else 0.0,
-                tower_ms=tower_ms,
-                encode_ms=_ms_since(started),
-                ended_s=time.perf_counter(),
-            )
+            encoded = tower.encode(pixels)  # [B, N, D]
+            tower_ms = _ms_since(started) / len(part)
+            for index, features in zip(part, encoded, strict=True):
+                started = time.perf_counter()
+                together.append(controller.code(features))
+                packet, joins, joined = codec.write(together[-1:]), 0, b""
+                if len(together) == self._choice.views_per_packet or index + 1 == count:
+                    joins = len(together)
+                    joined = codec.write(together) if joins > 1 else b""
+                    together.clear()
+                yield Encoded(
+                    index=index,
+                    packet=packet,
+                    joins=joins,
+                    joined=joined,
+                    views_ms=views_ms if index == 0 else 0.0,
+                    tower_ms=tower_ms,
+                    encode_ms=_ms_since(started),
+                    ended_s=time.perf_counter(),
+                )
 
     def explain(self, image: Image.Image) -> Iterator[tuple[View, Explanation]]:
         """Yield every view and how many bits each part of its packet takes."""

@@ -56,19 +56,29 @@ class FakeAssembler:
 
 
 class FakeViewEncoder:
-    """Turns a view into rows [1, 1]: the mean of its red. `before` is called in the worker thread before each view."""
+    """Turns a view into rows [1, 1]: the mean of its red. `before` is called in the worker thread before each part.
 
-    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+    A part has up to `together` views of one size; `parts` are their numbers of views.
+    """
+
+    def __init__(self, before: Callable[[], object] = lambda: None, together: int = 1) -> None:
         self.rule = ViewRule(global_size=336, crop_size=224, max_side=1344)
         self.encoded = 0
+        self.parts: list[int] = []
+        self._together = together
         self._before = before
 
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def at_once(self, side: int) -> int:
+        """See `ViewEncoder`."""
+        return self._together
+
+    def encode(self, views: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """See `ViewEncoder`."""
         self._before()
-        self.encoded += 1
-        red = (pixels[0].mean() * STD[0] + MEAN[0]) * 255
-        return np.array([[round(red)]], np.float32)
+        self.encoded += len(views)
+        self.parts.append(len(views))
+        reds = [(pixels[0].mean() * STD[0] + MEAN[0]) * 255 for pixels in views]
+        return [np.array([[round(red)]], np.float32) for red in reds]
 
 
 def prompt_bytes(prompt: Prompt) -> bytes:

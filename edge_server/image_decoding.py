@@ -1,7 +1,7 @@
 """An image file → the rows [N, H] of its picture's views, which otherwise come from packets.
 
     file ─ header ─ Pillow ─ views ─ tower ─ all features [N, D] ─ project, place ─→ [N, H]      one thread
-           checks                    view by view
+           checks                    views of one size together, as many as fit an accelerator's memory
 
 Promises that nothing is decoded before announcement, limits and the file's header agree, that the whole server decodes
 one file at a time, and that a file which cannot be decoded is refused with an error that says why. Leaves collecting
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from edge_server.settings import SessionLimits
 from tofc.errors import CorruptPacketError, ImageCodecError, ImageError, InvalidRequestError, MismatchError
 from tofc.model.image_codec import decompress, require
 from tofc.model.views import ViewRule, plan, views
+from tofc.model.vision_tower import in_parts
 from tofc.v1 import tofc_pb2 as pb
 
 if TYPE_CHECKING:
@@ -42,14 +43,17 @@ CODECS: dict[int, str] = {
 
 
 class ViewEncoder(Protocol):
-    """Encodes the views of image files, in a worker thread, one at a time."""
+    """Encodes the views of image files, in a worker thread."""
 
     @property
     def rule(self) -> ViewRule:
         """How a picture is cut into views."""
 
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turn one view, normalised pixels [3, S, S], into rows [n, H] for the decoder."""
+    def at_once(self, side: int) -> int:
+        """Return how many views of `side` px are best encoded together."""
+
+    def encode(self, views: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Turn views of one size, normalised pixels [3, S, S], into rows [n, H] for the decoder each."""
 
 
 class TowerViewEncoder:
@@ -72,12 +76,17 @@ class TowerViewEncoder:
         self._project_on_cpu = projector.project
         self._add_grid = add_grid
 
-    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def at_once(self, side: int) -> int:
+        return self._tower.at_once(side)
+
+    def encode(self, views: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        pixels = np.stack(views)
         if self._projector is None:
-            rows = self._project_on_cpu(self._tower.encode(pixels[None])[0])  # [N, H]
+            rows = self._project_on_cpu(self._tower.encode(pixels).reshape(-1, self._tower.config.feature_dim))
         else:
-            rows = self._projector(self._tower.features(pixels[None])[0])
-        return self._add_grid(rows, self._tower.config.grid(pixels.shape[-1]), np.arange(len(rows)))
+            rows = self._projector(self._tower.features(pixels).flatten(0, 1))  # [B · N, H]
+        grid = self._tower.config.grid(pixels.shape[-1])
+        return [self._add_grid(one, grid, np.arange(len(one))) for one in np.split(rows, len(views))]
 
 
 def check_image(announced: pb.Picture, limits: SessionLimits, rule: ViewRule | None) -> None:
@@ -159,13 +168,16 @@ class ImageDecodeQueue:
                 return
             reading = partial(read_views, file, announced.image, self.encoder.rule, self.max_pixels)
             pixels, decode_ms = await self._run(reading)
-            for index, view in enumerate(pixels):
+            for part in in_parts([view.shape[-1] for view in pixels], self.encoder.at_once):
                 if (held := self._unfinished(announced)) is None:
                     return
-                if not held.has(index):
-                    rows, encode_ms = await self._run(partial(self.encoder.encode, view))
-                    self.pictures.put(held, index, rows, decode_ms + encode_ms)
-                    decode_ms = 0.0  # counted with the first view
+                missing = [index for index in part if not held.has(index)]
+                if missing:
+                    encoding = partial(self.encoder.encode, [pixels[index] for index in missing])
+                    found, encode_ms = await self._run(encoding)
+                    for index, rows in zip(missing, found, strict=True):
+                        self.pictures.put(held, index, rows, decode_ms + encode_ms)
+                        decode_ms = encode_ms = 0.0  # counted with the first view
 
     def _unfinished(self, announced: pb.Picture) -> HeldPicture | None:
         picture = self.pictures.get(announced.picture_id, (announced.rows, announced.columns))

@@ -83,6 +83,18 @@ async def test_crops_and_chunks(serve: Serve, connect: Connect) -> None:
     assert (await client.answer(1))[0] == "BBBBB?"
 
 
+async def test_views_of_one_size_are_encoded_together(serve: Serve, connect: Connect) -> None:
+    view_encoder = FakeViewEncoder(together=3)
+    client = connect(await serve(fake_backend(view_encoder=view_encoder), limits=LIMITS))
+    await client.hello()
+    await client.send(pictures=[image_picture(1, "b", (448, 448), rows=2, columns=2)])
+    await client.expect("picture_state")
+    await client.chunks(1, jpeg("B", (448, 448)))
+    await client.ask(1, "?", refs=(1,))
+    assert (await client.answer(1))[0] == "BBBBB?"
+    assert view_encoder.parts == [3, 1, 1]  # four crops, and the global view
+
+
 async def test_packets_and_files_beside_each_other(serve: Serve, connect: Connect) -> None:
     client = connect(await serve(limits=LIMITS))
     await client.hello()

@@ -57,6 +57,10 @@ class NumpyTower:
             names = [name for name in weights if name.startswith(prefix)]
             self._blocks.append({name.removeprefix(prefix): weights[name] for name in names})
 
+    def at_once(self, side: int) -> int:
+        """Return 1: more views together would take more memory and no less time."""
+        return 1
+
     def encode(self, pixels: Array) -> Array:
         """Encode normalised pixels [B, 3, S, S] as features [B, N, D], row by row, N = `config.grid(S)` squared.
 

@@ -2,8 +2,9 @@
 
 Promises the published computation (Perception Encoder, arXiv 2504.13181; STEP3-VL-10B, arXiv 2601.09668) for any
 square view whose side is a multiple of the patch. It is written here because it must not depend on a version of another
-package: no error would show that two machines compute it differently. On a CPU its widest tensors hold a block of
-tokens, never a whole view; elsewhere blocks would only multiply the kernels to launch. Leaves weights to `tower`.
+package: no error would show that two machines compute it differently. On a CPU, and `in_blocks`, its widest tensors
+hold a block of tokens, never a whole view; elsewhere blocks would only multiply the kernels to launch. Leaves weights
+to `tower`.
 
     pixels ─ conv1 ─ + positions ─ ln_pre ─ L × (attention with 2-D RoPE, MLP) ─ conv ½ ─ conv ½ ─ features
              14 px     interpolated                                              [B, 13·13, 6144] of 728 px
@@ -12,7 +13,9 @@ tokens, never a whole view; elsewhere blocks would only multiply the kernels to 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,7 +24,8 @@ from torch import Tensor, nn
 
 from tofc.model.config import ROPE_THETA
 
-BLOCK = 676  # tokens on a CPU: a quarter of a view of 728 px
+BLOCK = 676  # tokens: a quarter of a view of 728 px
+_scarce: ContextVar[bool] = ContextVar("tofc_tower_in_blocks", default=False)
 
 
 class PerceptionEncoder(nn.Module):
@@ -86,8 +90,18 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [B, N, heads
 
 
 def block_tokens(x: Tensor) -> int:  # [B, N, …]
-    """Return how many tokens are computed at once: a block on a CPU; all elsewhere, where memory is less scarce."""
-    return BLOCK if x.device.type == "cpu" else x.shape[1]
+    """Return how many tokens are computed at once: a block on a CPU and `in_blocks`, else all."""
+    return BLOCK if x.device.type == "cpu" or _scarce.get() else x.shape[1]
+
+
+@contextmanager
+def in_blocks() -> Iterator[None]:
+    """Compute blocks of tokens on every device in a `with` block, where memory is scarce."""
+    before = _scarce.set(True)
+    try:
+        yield
+    finally:
+        _scarce.reset(before)
 
 
 class _Transformer(nn.Module):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby, islice
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.int8 import Int8Linear
 from tofc.model.mapped_tensors import MappedTensors
-from tofc.model.perception_encoder import PerceptionEncoder
+from tofc.model.perception_encoder import PerceptionEncoder, in_blocks
 from tofc.model.released_names import VISION, from_released
 from tofc.model.resources import require_memory
-from tofc.model.vision_tower import check_pixels
+from tofc.model.torch_devices import free_device_memory_bytes
+from tofc.model.vision_tower import check_pixels, in_parts
+from tofc.out_of_memory import out_of_memory
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _LARGE_BLOCK_BYTES = 1 << 20
 BATCH = 8  # views that an accelerator computes at once, at most
+SHARE = 0.5  # of its free memory that they may take: answers need some too
 
 
 class Tower:
@@ -67,29 +70,54 @@ class Tower:
 
     @torch.inference_mode()
     def features(self, pixels: NDArray[np.float32]) -> torch.Tensor:
-        """Compute what `encode` returns, as a float32 tensor on the tower's device."""
+        """Compute what `encode` returns, as a float32 tensor on the tower's device.
+
+        Where an accelerator's memory is too small for all views, it computes half of them at a time, and so on; and if
+        it is too small for one, blocks of its tokens.
+        """
         check_pixels(pixels, self.config.patch)
         x = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device, self.dtype)
-        found: torch.Tensor = self.model(x).float()  # [B, N, D]
+        return self._computed(x)
+
+    def _computed(self, x: torch.Tensor) -> torch.Tensor:  # [B, 3, S, S] → [B, N, D]
+        try:
+            found: torch.Tensor = self.model(x).float()
+            return found
+        except Exception as error:
+            if self.device.type == "cpu" or not out_of_memory(error):
+                raise
+        # Out of the handler: the error's traceback would keep what was computed.
+        if len(x) > 1:
+            half = (len(x) + 1) // 2
+            return torch.cat([self._computed(some) for some in x.split(half)])
+        with in_blocks():
+            found = self.model(x).float()
         return found
+
+    def at_once(self, side: int) -> int:
+        """Return how many views of `side` px are best computed together: on an accelerator as many as fit its memory.
+
+        On a CPU one: more would take more memory and no less time.
+        """
+        if self.device.type == "cpu":
+            return 1
+        free = free_device_memory_bytes(str(self.device))
+        return BATCH if free is None else max(1, min(BATCH, int(free * SHARE) // self._view_bytes(side)))
+
+    def _view_bytes(self, side: int) -> int:
+        """Return about how much memory a view takes: its widest tensors, in the MLP and where queries are rotated."""
+        vision = self.config.vision
+        width, inner = int(vision["hidden_size"]), int(vision["hidden_size"] * vision["mlp_ratio"])
+        token = self.dtype.itemsize * (3 * inner + 8 * width) + 4 * 6 * width  # rotation is in float32
+        return token * (side // self.config.patch) ** 2
 
     def encode_views(self, views: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Encode the views [3, S, S] of a picture, in their order, as features [N, D] each.
 
-        On an accelerator views of one size that follow each other are computed together, up to `BATCH`.
+        Views of one size that follow each other are computed together, see `at_once`.
         """
-        found: list[NDArray[np.float32]] = []
-        for _, same in groupby(views, key=lambda view: view.shape):
-            for some in _batched(same, 1 if self.device.type == "cpu" else BATCH):
-                found += list(self.encode(np.stack(some)))
-        return found
-
-
-def _batched(items: Iterable[NDArray[np.float32]], size: int) -> Iterator[list[NDArray[np.float32]]]:
-    """Split into lists of at most `size`: `itertools.batched` is newer than the oldest Python here."""
-    rest = iter(items)
-    while some := list(islice(rest, size)):
-        yield some
+        parts = in_parts([view.shape[-1] for view in views], self.at_once)
+        return [one for part in parts for one in self.encode(np.stack(views[part.start : part.stop]))]
 
 
 def _return_large_blocks() -> None:

@@ -9,6 +9,7 @@ the computation to them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -32,6 +33,25 @@ class VisionTower(Protocol):
 
         Raises `UsageError` for another shape, or a side that is not a multiple of the patch size.
         """
+
+    def at_once(self, side: int) -> int:
+        """Return how many views of `side` px are best computed together."""
+
+
+def in_parts(sides: Sequence[int], at_once: Callable[[int], int]) -> Iterator[range]:
+    """Divide views, given by their sides, into ranges of one size that are computed together.
+
+    >>> list(in_parts([504, 504, 504, 728], lambda side: 2))
+    [range(0, 2), range(2, 3), range(3, 4)]
+    """
+    begin = 0
+    while begin < len(sides):
+        side, end = sides[begin], begin + 1
+        most = begin + at_once(side)
+        while end < min(most, len(sides)) and sides[end] == side:
+            end += 1
+        yield range(begin, end)
+        begin = end
 
 
 def check_pixels(pixels: NDArray[Any], patch: int) -> None:
