@@ -26,6 +26,8 @@ RECIPE += moved
 moved: ;
 endif
 WITHOUT_DEPENDENCIES = PIP_USER=0 .ci/get $(BIN)/python --no-deps
+TRAINING := accelerate compressai contourpy cycler fonttools kiwisolver matplotlib peft psutil pyparsing python-dateutil scipy six
+TRAINING_TESTS := tests/gpu/test_training.py tests/lab/test_settling.py tests/benchmarks/test_launches.py
 INSTALL = @echo "Installing into $(VENV) ($1), once; this takes some minutes." && .ci/install $(VENV) $1 && touch $@
 
 .PHONY: help
@@ -40,6 +42,9 @@ $(VENV)/installed-dev: $(RECIPE)
 	$(call INSTALL,device server dev)
 	@# Beside the environment, not in it: transformers imports torchvision if it is there, and the programs must do without.
 	@$(WITHOUT_DEPENDENCIES) --upgrade --target $(VENV)/beside torchvision
+	@# What training needs and the environment lacks, for the tests of training on a pretended GPU.
+	@CONSTRAINTS=.ci/lock.txt $(WITHOUT_DEPENDENCIES) --no-compile --upgrade --target $(VENV)/beside-lab $(TRAINING) || \
+		echo "What training needs was not installed: the lines above say why. Its tests are left out."
 	@# grpcio-tools asks for an old protobuf, which the compiler in it does not need.
 	@CONSTRAINTS=.ci/lock.txt $(WITHOUT_DEPENDENCIES) --only-binary :all: grpcio-tools || \
 		echo "grpcio-tools was not installed: it has no build for this Python, or the lines above say why. Only \`make check\` and \`make proto\` need it."
@@ -57,6 +62,7 @@ demo: $(VENV)/installed-demo ## start a server, ask it about a picture, stop it 
 test: $(VENV)/installed-dev ## run all tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 	@OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/beside $(BIN)/python -m pytest tests/parity
+	@OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/beside-lab $(BIN)/python -m pytest $(TRAINING_TESTS) -k 'not serving'
 
 # vLLM wants other versions than .ci/lock.txt, and 2.5 GB: an environment of its own, with what the package index has.
 # Its CPU build asks for packages that need a GPU's libraries; they are taken out again, because none of them is used.

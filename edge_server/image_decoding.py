@@ -11,6 +11,7 @@ the file to `image_uploads` and keeping the rows to `picture_cache`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -21,9 +22,18 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_server.engine.accelerator_loss import accelerator_lost
+from edge_server.engine.refusals import failed
 from edge_server.picture_cache import HeldPicture, PictureCache
 from edge_server.settings import SessionLimits
-from tofc.errors import CorruptPacketError, ImageCodecError, ImageError, InvalidRequestError, MismatchError
+from tofc.errors import (
+    CorruptPacketError,
+    ImageCodecError,
+    ImageError,
+    InvalidRequestError,
+    MismatchError,
+    UnavailableError,
+)
 from tofc.model.image_codec import decompress, require
 from tofc.model.views import ViewRule, plan, views
 from tofc.model.vision_tower import in_parts
@@ -32,6 +42,8 @@ from tofc.v1 import tofc_pb2 as pb
 if TYPE_CHECKING:
     from tofc.model.projector import Projector
     from tofc.model.tower import Tower
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 CODECS: dict[int, str] = {
@@ -155,13 +167,15 @@ class ImageDecodeQueue:
     encoder: ViewEncoder
     pictures: PictureCache
     max_pixels: int
+    on_loss: Callable[[UnavailableError], None] = lambda _: None  # is told if the GPU is lost for good
     pool: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="tofc-images"))
     _turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     async def decode(self, announced: pb.Picture, file: bytes) -> None:
         """Add every view of a file to its picture, except those that the picture has already.
 
-        Stops when the picture is no longer held. Raises CorruptPacketError, LimitError, MemoryError.
+        Stops when the picture is no longer held. Raises CorruptPacketError, LimitError, MemoryError, and
+        UnavailableError (ENGINE_LOST) if the GPU is lost.
         """
         async with self._turn:
             if (held := self._unfinished(announced)) is None:
@@ -188,4 +202,11 @@ class ImageDecodeQueue:
             started = time.perf_counter()
             return work(), (time.perf_counter() - started) * 1e3
 
-        return await asyncio.get_running_loop().run_in_executor(self.pool, timed)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, timed)
+        except RuntimeError as error:
+            if not accelerator_lost(error):
+                raise
+            log.exception("the vision tower failed")
+            self.on_loss(lost := failed())
+            raise lost from error

@@ -133,7 +133,10 @@ class RunningServer:
         settings = self.service.settings
         if settings.take_images and backend.view_encoder is not None:
             self._image_decoder = ImageDecodeQueue(
-                encoder=backend.view_encoder, pictures=self.service.pictures, max_pixels=settings.limits.image_pixels
+                encoder=backend.view_encoder,
+                pictures=self.service.pictures,
+                max_pixels=settings.limits.image_pixels,
+                on_loss=self._on_loss,
             )
         places = min(settings.engine_parallel, backend.engine.load().running_allowed)
         self._admission = Admission(places, settings.engine_queue)
@@ -155,7 +158,11 @@ class RunningServer:
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         backend.engine.watch(self._on_engine_health)
 
-    def _on_engine_health(self, lost: UnavailableError | None) -> None:
+    def _on_loss(self, lost: UnavailableError) -> None:
+        """End the server because the vision tower's GPU is lost for good."""
+        self._on_engine_health(lost, recovers=False)
+
+    def _on_engine_health(self, lost: UnavailableError | None, *, recovers: bool = True) -> None:
         """Report the server as not serving while its engine is lost; end it if the engine does not come back."""
         if self._stopping is not None:
             return
@@ -165,7 +172,8 @@ class RunningServer:
         task = asyncio.create_task(self._health.set(SERVICE, status))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if lost is not None and not self.backend.engine.recovers and not self._engine_lost.done():
+        recovers = recovers and self.backend.engine.recovers
+        if lost is not None and not recovers and not self._engine_lost.done():
             self._engine_lost.set_exception(lost)
 
     @property

@@ -19,10 +19,11 @@ from device_client.session import Session
 from edge_server.engine.base import Prompt, sample_params
 from edge_server.engine.fake import FakeEngine
 from edge_server.engine.sampling import SamplingParams
-from edge_server.fake import fake_backend
+from edge_server.fake import FakeViewEncoder, fake_backend
 from edge_server.server import SERVICE
 from tests.server.conftest import Connect, Serve
 from tests.server.raw_client import ANSWERED
+from tests.server.test_image_uploads import LIMITS, SIZE, jpeg
 from tofc.errors import InvalidRequestError, UnavailableError
 from tofc.v1 import tofc_pb2 as pb
 
@@ -60,6 +61,24 @@ async def test_a_lost_engine_is_reported_until_it_is_back(serve: Serve, connect:
     assert await reported(watch) == Status.Value("SERVING")
     await connect(server).hello()
     assert not server.watching_engine.done()
+
+
+async def test_a_gpu_that_the_vision_tower_loses_ends_the_server(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lose() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    server = await serve(fake_backend(view_encoder=FakeViewEncoder(before=lose)), limits=LIMITS)
+    client = connect(server)
+    await client.hello()
+    watch = health_pb2_grpc.HealthStub(client.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    assert await reported(watch) == Status.Value("SERVING")
+    await client.image(1, "a", jpeg("A"), size=SIZE)
+    assert (await client.expect("error")).reason == "ENGINE_LOST"
+    assert await reported(watch) == Status.Value("NOT_SERVING")
+    assert isinstance(server.watching_engine.exception(), UnavailableError)
+    assert "the vision tower failed" in caplog.text
 
 
 async def test_an_engine_that_does_not_come_back_ends_the_server(serve: Serve) -> None:
