@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda:0")
 Observer = Callable[[Any, list[Tensor]], None]  # is told of every operator and the tensors that it takes
@@ -47,7 +46,18 @@ def _mark_of(tensor: Tensor) -> bool | None:
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [one for one in tree_leaves(tree) if isinstance(one, Tensor) and not one.is_meta]
+    """Return the tensors in arguments or results, in their order."""
+    found, rest = [], [tree]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Tensor):
+            if not one.is_meta:
+                found.append(one)
+        elif isinstance(one, (tuple, list)):
+            rest += reversed(one)
+        elif isinstance(one, dict):
+            rest += reversed(one.values())
+    return found
 
 
 def _mark(tensors: Any, mark: bool | None) -> None:
