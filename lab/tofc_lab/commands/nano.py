@@ -353,3 +353,26 @@ def experts(
     else:
         training = features.load(folder, "world", "train", 6000)
         of_components.compare(Codec(weights), training, validation, writable(out), codec_id=codec_id, quality=4)
+
+
+@nano.command("across-views", rich_help_panel=OTHERS)
+def across_views(model: WholeCheckpoint = NANO, run: Run = RUN, out: JsonFile = RESULTS / "across_views.json") -> None:
+    """Measure what the indices of crops would cost less if their coder saw the global view (after `features`)."""
+    import platform
+    from datetime import date
+
+    from tofc import json_text
+    from tofc.codec.codec import Codec
+    from tofc.model.checkpoint import Checkpoint
+    from tofc_lab.nano import across_views, features
+
+    checkpoint = Checkpoint.open(model)
+    pictures = features.load(features.folder(run), "large", "train", 1600)
+    found = {
+        "command": "tofc-lab nano across-views",
+        "date": date.today().isoformat(),
+        "machine": platform.machine(),
+        "codec_id": checkpoint.codec_id,
+        "qualities": across_views.measure(Codec.load(checkpoint.codec_path), pictures, (2, 4), features_bar),
+    }
+    json_text.write(writable(out), found)
