@@ -1,7 +1,8 @@
-"""The command `device-client`: ask about pictures, chat about them, or draw a map of what would be sent of one.
+"""The command `device-client`: ask about pictures, chat about them, draw a map of what would be sent, or measure links.
 
 Promises that wrong arguments are reported before anything slow begins. Leaves reading the command line and errors to
-`program`, the options to `options`, and the work to `ask`, `batch`, `chat` and `inspect`.
+`program`, the options to `options`, and the work to `ask`, `batch`, `chat`, `inspect` and
+`bench_command`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from device_client.ask import ask_all, split_arguments
 from device_client.chat import converse
 from device_client.encoder import Encoder, EncoderThread
 from device_client.exit_codes import LINES_FAILED
+from device_client.link_shape import parse_link
 from device_client.options import AnswerOptions, ImageOptions, PacketOptions, ServerOptions, encoder_opener
 from device_client.picture import Picture
 from device_client.question import check_text
@@ -229,6 +231,55 @@ def inspect(
     if out.exists() and path.exists() and out.samefile(path):
         raise UsageError(f"--out {out} is the picture itself; name another file for the map")
     note(write_map(path, out, packets.open_encoder()))
+
+
+@command(epilog=EXIT_CODES)
+def bench(
+    *,
+    path: Annotated[
+        Path | None, Argument(help="A picture.", metavar="PICTURE", show_default="the picture of `make demo`")
+    ] = None,
+    links: Annotated[
+        list[str] | None,
+        Option(
+            "--link",
+            envvar="TOFC_DEVICE_BENCH_LINK",
+            help="The link to behave like: 3g, lte, wifi, or RATE[,RTT[,LOSS[,JITTER]]] such as 25KB/s or "
+            "1Mbit/s,60ms,1%; UP:DOWN for two rates. Repeat the option to compare links.",
+            show_default="the real one",
+            metavar="LINK",
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, Option("--rounds", envvar="TOFC_DEVICE_BENCH_ROUNDS", help="Questions of each kind.", metavar="N")
+    ] = 9,
+    question: Annotated[
+        str, Option("--question", "-q", envvar="TOFC_DEVICE_BENCH_QUESTION", help="What is asked.", metavar="TEXT")
+    ] = "what number is on the sign?",
+    seed: Annotated[
+        int, Option("--seed", envvar="TOFC_DEVICE_BENCH_SEED", help="Of the link's losses and jitter.", metavar="N")
+    ] = 0,
+    as_json: Annotated[bool, Option("--json", envvar="TOFC_DEVICE_JSON", help="Print one JSON object per link.")] = (
+        False
+    ),
+    server: ServerOptions,
+    packets: PacketOptions,
+) -> None:
+    """Measure how soon an answer begins over a slow link: features against image files, and --mode auto.
+
+    The link is a relay in this process, in front of the real server; nothing else on this machine is slowed. Every
+    question is about a picture that the server does not know. Image files need a server that takes them.
+    """
+    from device_client.bench_command import run  # imports what the other commands do not need
+
+    if rounds < 1:
+        raise UsageError(f"--rounds must be 1 or more, got {rounds}")
+    check_text(question)
+    if path is not None:
+        _check_exist([path])
+    asyncio.run(
+        run(path, [parse_link(one) for one in links or []], question, rounds, seed, server, packets, as_json=as_json)
+    )
 
 
 OpenSession = Callable[[Encoder | EncoderThread], Session]

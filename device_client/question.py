@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from device_client.conversations import Conversation
 from device_client.link import Event, Link
+from device_client.mode_choice import Decision
 from device_client.picture import Picture
 from device_client.picture_upload import PictureUpload, UploadStats
 from device_client.reasoning import Reasoning
@@ -68,6 +69,8 @@ class PendingQuestion:
     waited_s: float = 0.0  # until it was asked again
     submission: Submission | None = None
     previous_request: int = 0  # the request that this question continues; 0: all turns were sent
+    sent: Sequence[Picture] = ()  # the pictures as they are sent in this attempt
+    decision: Decision | None = None  # how that was chosen; None: it was not
     uploads: dict[int, tuple[Picture, PictureUpload]] = field(default_factory=dict)  # of this attempt, by ref
     seed: int = field(default_factory=lambda: random.getrandbits(SEED_BITS))
 
@@ -101,14 +104,14 @@ class PendingQuestion:
         return turns
 
     def check_limits(self, limits: pb.Limits) -> None:
-        """Raise LimitError or MismatchError for what the server would refuse.
+        """Raise LimitError or MismatchError for what the server would refuse of what is sent.
 
         A limit of 0 is none, except that of an image's pixels: the server then takes no images.
         """
         turns = (text for turn in self.history for text in turn)
         n_bytes = sum(len(text.encode()) for text in (self.text, *turns))
-        views = max((picture.n_views for picture in self.pictures), default=0)
-        pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in self.pictures), default=(0, (0, 0)))
+        views = max((picture.n_views for picture in self.sent), default=0)
+        pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in self.sent), default=(0, (0, 0)))
         counted = "pixels of one picture" if width * height == pixels else "pixels of one picture, padded to a square"
         if pixels and not limits.image_pixels:
             raise MismatchError(

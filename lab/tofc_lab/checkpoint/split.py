@@ -27,6 +27,7 @@ from tofc.model.feature_codecs import (
     CODEC_FILES,
     DEFAULT,
     FOLDER,
+    IMAGE_FILES,
     check_codec_model,
     codec_folder,
     codec_hash,
@@ -219,6 +220,8 @@ def _put_codecs(
         target.mkdir(parents=True, exist_ok=True)
         for part in CODEC_FILES:
             shutil.copyfile(folder / part, target / part)
+        if side == "device" and (folder / IMAGE_FILES).exists():
+            shutil.copyfile(folder / IMAGE_FILES, target / IMAGE_FILES)
     write_json(half / "split.json", {**record, "side": side})
     sums = {name: digest for name, digest in _read_sums(half).items() if not name.startswith(f"{FOLDER}/")}
     for file in sorted(half.rglob("*")):

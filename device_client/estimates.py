@@ -1,0 +1,145 @@
+"""How long a picture's first token would take as features and as an image file, from what was measured so far.
+
+    features    views · device ms a view ─────────────────────────────── + server decode a view + base
+    image file  megapixels · compression ms + bytes · link ms a byte + views · server tower ms a view + base
+
+`base` is what both ways share: the round trip, the prefill, the queue. Each figure is the median of its last
+measurements, so one slow picture changes nothing. Promises None where nothing of the device is known yet, and guesses
+that favour trying an image file once where only the server is unknown. Leaves deciding to `mode_choice`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+
+KEPT = 5  # measurements of each kind
+SERVER_SPEEDUP = 4.0  # guess: how much faster than this device a server's tower is, until it was seen
+ROUND_TRIPS = 4  # of opening a link: TCP, TLS, HTTP/2's settings, Hello
+OPENING_CPU_MS = 15.0  # of both sides
+FILE_BYTES_PER_MP = 20_000.0  # guesses, until a file was made: of a small WebP
+FILE_MS_PER_MP = 60.0
+
+
+@dataclass
+class Figure:
+    """The median of the last measurements of one thing; `value` is None before the first."""
+
+    _seen: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def add(self, value: float) -> None:
+        """Take a measurement."""
+        self._seen.append(value)
+
+    @property
+    def value(self) -> float | None:
+        """Return the median."""
+        return statistics.median(self._seen) if self._seen else None
+
+    def or_else(self, guess: float) -> float:
+        """Return the median, or a guess before the first measurement."""
+        return guess if self.value is None else self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one question about new pictures took, all sent in one way."""
+
+    views: int
+    megapixels: float
+    device_ms: float
+    """Views, tower and codec; or compressing the file."""
+    n_bytes: int
+    """Of packets or files."""
+    upload_ms: float
+    """From the end of encoding to the last acknowledgement."""
+    server_ms: float
+    """The server's decoding; of a file its tower too."""
+    first_token_ms: float | None
+    """None: it also contains opening the link or loading the tower."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What opening a link took."""
+
+    ms: float
+    n_bytes: int
+    """Both ways, on the socket."""
+
+
+class LinkEstimates:
+    """What is known of one link to one server, and of the device that uses it."""
+
+    def __init__(self, opening: Opening, device: DeviceEstimates, server: ServerEstimates) -> None:
+        self._opening = opening
+        self._device, self._server = device, server
+        self._round_trip_ms, self._ms_per_byte = Figure(), Figure()
+        self._features_base_ms, self._file_base_ms = Figure(), Figure()
+
+    @property
+    def file_was_sent(self) -> bool:
+        """Whether an image file was sent over this link."""
+        return self._ms_per_byte.value is not None
+
+    @property
+    def round_trip_ms(self) -> float:
+        """Return the round trip, a share of opening the link before the first acknowledgement."""
+        return self._round_trip_ms.or_else(self._opening.ms / ROUND_TRIPS)
+
+    @property
+    def ms_per_byte(self) -> float:
+        """Return what a byte takes: as measured with files, else what opening took beyond its round trips."""
+        beyond_ms = self._opening.ms - ROUND_TRIPS * self.round_trip_ms - OPENING_CPU_MS
+        return self._ms_per_byte.or_else(max(0.0, beyond_ms) / self._opening.n_bytes)
+
+    def features_ms(self, views: int) -> float | None:
+        """Predict the first token of a picture that is sent as packets; None before the first one was."""
+        if (view_ms := self._device.view_ms.value) is None:
+            return None
+        return views * (view_ms + self._server.packet_ms.or_else(0.0)) + self._base_ms(self._features_base_ms)
+
+    def file_ms(self, views: int, megapixels: float) -> float:
+        """Predict the first token of a picture that is sent as an image file."""
+        server_view_ms = self._server.view_ms.or_else(self._device.view_ms.or_else(0.0) / SERVER_SPEEDUP)
+        file_ms = megapixels * self._device.file_ms_per_mp.or_else(FILE_MS_PER_MP)
+        n_bytes = megapixels * self._device.file_bytes_per_mp.or_else(FILE_BYTES_PER_MP)
+        link_ms = n_bytes * self.ms_per_byte
+        return file_ms + link_ms + views * server_view_ms + self._base_ms(self._file_base_ms)
+
+    def add_features(self, seen: Measured) -> None:
+        """Take what a question about packets took."""
+        self._device.view_ms.add(seen.device_ms / seen.views)
+        self._server.packet_ms.add(seen.server_ms / seen.views)
+        self._round_trip_ms.add(max(0.0, seen.upload_ms - seen.server_ms / seen.views))
+        if seen.first_token_ms is not None:
+            self._features_base_ms.add(max(0.0, seen.first_token_ms - seen.device_ms - seen.server_ms))
+
+    def add_file(self, seen: Measured) -> None:
+        """Take what a question about image files took."""
+        self._device.file_ms_per_mp.add(seen.device_ms / seen.megapixels)
+        self._device.file_bytes_per_mp.add(seen.n_bytes / seen.megapixels)
+        self._server.view_ms.add(seen.server_ms / seen.views)
+        link_ms = max(0.0, seen.upload_ms - self.round_trip_ms)
+        self._ms_per_byte.add(link_ms / seen.n_bytes)
+        if seen.first_token_ms is not None:
+            self._file_base_ms.add(max(0.0, seen.first_token_ms - seen.device_ms - link_ms - seen.server_ms))
+
+    def _base_ms(self, own: Figure) -> float:
+        others = [one.value for one in (self._features_base_ms, self._file_base_ms) if one.value is not None]
+        return own.or_else(min(others, default=self.round_trip_ms))
+
+
+class DeviceEstimates:
+    """What is known of this device."""
+
+    def __init__(self) -> None:
+        self.view_ms, self.file_ms_per_mp, self.file_bytes_per_mp = Figure(), Figure(), Figure()
+
+
+class ServerEstimates:
+    """What is known of one server."""
+
+    def __init__(self) -> None:
+        self.view_ms, self.packet_ms = Figure(), Figure()
