@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from device_client.encoder import TowerEncoder
+from device_client.encoder import Encoder
 from device_client.equal_files import NO_FILES, EqualFiles
 from device_client.image_encoder import ImageEncoder
 from device_client.picture import Encoded, Picture, as_file
@@ -23,7 +23,7 @@ class AutoEncoder:
 
     form = None
 
-    def __init__(self, tower: TowerEncoder, files: EqualFiles = NO_FILES, *, no_files: str = "") -> None:
+    def __init__(self, tower: Encoder, files: EqualFiles = NO_FILES, *, no_files: str = "") -> None:
         """Wrap a tower. `no_files`: why there is no file for a picture, where there is none.
 
         Raises ImageCodecError if Pillow lacks the codec of a file.
@@ -51,7 +51,7 @@ class AutoEncoder:
         return self._tower.codec_id
 
     @property
-    def feature_codec(self) -> str:
+    def feature_codec(self) -> str | None:
         return self._tower.feature_codec
 
     @property

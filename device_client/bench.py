@@ -6,8 +6,8 @@
                                          └─ auto ────────────────────┘
 
 Promises that the ways take turns, so that a busy machine slows all of them alike, that no picture is known to the
-server, and that the medians leave out a first round, in which links are opened and the tower is loaded. Leaves the
-link to `relay` and showing the figures to `bench_table`.
+server, and that the medians leave out the first two rounds, in which links are opened and auto measures both ways.
+Leaves the link to `relay` and showing the figures to `bench_command`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from tofc.rpc.address import split_address
 
 WEBP_75 = ImageForm(codec="webp", quality=75)
 FEATURES, EQUAL, PLAIN, AUTO = "features", "image, equal answers", "image, WebP q75", "auto"
-WARM_UP = 1  # rounds
+ON_DEVICE = ("views", "tower", "encode")  # stages
+WARM_UP = 2  # rounds: links are opened and the tower is warm, auto measures both ways
 TAG_PX = 8  # side of the square by which the pictures differ
 
 
@@ -52,12 +53,20 @@ class Way:
         """Return the median of a stage in ms."""
         return statistics.median(report.timings[stage] for report in self.reports)
 
+    def stages_ms(self) -> dict[str, float]:
+        """Return where the time to the first token goes: medians of what device and server measured, and the rest."""
+        device = statistics.median(sum(one.timings[name] for name in ON_DEVICE) for one in self.reports)
+        server = statistics.median(one.timings["server_decode"] + one.timings["server_prefill"] for one in self.reports)
+        rest = max(0.0, self.median("first_token") - device - server)
+        return {"device": round(device, 1), "link and queue": round(rest, 1), "server": round(server, 1)}
+
     def to_json(self) -> dict[str, Any]:
         """Return medians and modes as a JSON object."""
         up, down = (_mean([getattr(one, name) for one in self.reports]) for name in ("bytes_up", "bytes_down"))
         found: dict[str, Any] = {
             "first_token_ms": round(self.median("first_token"), 1),
             "total_ms": round(self.median("total"), 1),
+            "stages_ms": self.stages_ms(),
             "bytes_picture": round(statistics.mean(one.bytes_picture for one in self.reports)),
             "bytes_up": up,
             "bytes_down": down,
@@ -130,7 +139,7 @@ async def measure(
                     ways[name].reports.append(report)
                     ways[name].joules += [after - before] if after is not None and before is not None else []
             order.append(order.pop(0))
-            progress(number + 1)
+            progress(max(0, number + 1))
 
 
 def _opened(image: Image.Image, encoder: Encoder) -> Picture:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from device_client import bench
 from device_client.bench import Way
+from device_client.bench_options import BenchOptions
 from device_client.energy import EnergyMeter, NotMeasurable, open_meter
-from device_client.link import Target
 from device_client.link_shape import LinkShape
 from device_client.options import PacketOptions, ServerOptions, open_auto
 from device_client.picture import open_picture
@@ -32,17 +30,7 @@ EXAMPLE = NANO / "example.jpg"
 REAL = "the real link"
 
 
-async def run(
-    path: Path | None,
-    links: Sequence[LinkShape],
-    question: str,
-    rounds: int,
-    seed: int,
-    server: ServerOptions,
-    packets: PacketOptions,
-    *,
-    as_json: bool,
-) -> None:
+async def run(path: Path | None, options: BenchOptions, server: ServerOptions, packets: PacketOptions) -> None:
     """Measure every link and print what was found. Raises as `Session.ask`, UsageError, ImageError."""
     targets = server.targets()
     if len(targets) > 1:
@@ -59,34 +47,35 @@ async def run(
     await asyncio.to_thread(tower.load)  # its owner keeps it over all links
     pictures, meter = bench.new_pictures(image, secrets.randbits(64)), open_meter()
     try:
-        measured: list[LinkShape | None] = [*links]
-        for link in measured or [None]:
+        links: list[LinkShape | None] = [*options.shapes]
+        for link in links or [None]:
             ways = bench.ways_of(auto, tower, auto.files.form(views), images=images)
-            await _measure(targets[0], link, ways, pictures, question, rounds, seed, meter)
-            _print(link, ways, meter, rounds=rounds, views=views, as_json=as_json)
+            await bench.measure(
+                targets[0],
+                link,
+                ways,
+                pictures,
+                options.question,
+                rounds=options.rounds,
+                meter=meter,
+                seed=options.seed,
+                progress=_progress(link, options.rounds),
+            )
+            _print(link, ways, meter, rounds=options.rounds, views=views, as_json=options.as_json)
     finally:
         if not isinstance(meter, NotMeasurable):
             meter.close()
 
 
-async def _measure(
-    target: Target,
-    link: LinkShape | None,
-    ways: Mapping[str, Way],
-    pictures: Iterator[Image.Image],
-    question: str,
-    rounds: int,
-    seed: int,
-    meter: EnergyMeter | NotMeasurable,
-) -> None:
-    def progress(done: int) -> None:
-        end = "\n" if done == rounds else "\r"
-        print(f"{link.name if link else REAL}: round {done} of {rounds}", end=end, file=sys.stderr, flush=True)
+def _progress(link: LinkShape | None, rounds: int) -> Callable[[int], None]:
+    """Return what shows how far a link is, at a terminal."""
 
-    await bench.measure(
-        target, link, ways, pictures, question, rounds=rounds, meter=meter, seed=seed,
-        **({"progress": progress} if sys.stderr.isatty() else {}),
-    )  # fmt: skip
+    def show(done: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == rounds else "\r"
+            print(f"{link.name if link else REAL}: round {done} of {rounds}", end=end, file=sys.stderr, flush=True)
+
+    return show
 
 
 def _print(

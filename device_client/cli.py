@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from device_client.ask import ask_all, split_arguments
+from device_client.bench_options import BenchOptions
 from device_client.chat import converse
 from device_client.encoder import Encoder, EncoderThread
 from device_client.exit_codes import LINES_FAILED
-from device_client.link_shape import parse_link
 from device_client.options import AnswerOptions, ImageOptions, PacketOptions, ServerOptions, encoder_opener
 from device_client.picture import Picture
 from device_client.question import check_text
@@ -239,29 +239,7 @@ def bench(
     path: Annotated[
         Path | None, Argument(help="A picture.", metavar="PICTURE", show_default="the picture of `make demo`")
     ] = None,
-    links: Annotated[
-        list[str] | None,
-        Option(
-            "--link",
-            envvar="TOFC_DEVICE_BENCH_LINK",
-            help="The link to behave like: 3g, lte, wifi, or RATE[,RTT[,LOSS[,JITTER]]] such as 25KB/s or "
-            "1Mbit/s,60ms,1%; UP:DOWN for two rates. Repeat the option to compare links.",
-            show_default="the real one",
-            metavar="LINK",
-        ),
-    ] = None,
-    rounds: Annotated[
-        int, Option("--rounds", envvar="TOFC_DEVICE_BENCH_ROUNDS", help="Questions of each kind.", metavar="N")
-    ] = 9,
-    question: Annotated[
-        str, Option("--question", "-q", envvar="TOFC_DEVICE_BENCH_QUESTION", help="What is asked.", metavar="TEXT")
-    ] = "what number is on the sign?",
-    seed: Annotated[
-        int, Option("--seed", envvar="TOFC_DEVICE_BENCH_SEED", help="Of the link's losses and jitter.", metavar="N")
-    ] = 0,
-    as_json: Annotated[bool, Option("--json", envvar="TOFC_DEVICE_JSON", help="Print one JSON object per link.")] = (
-        False
-    ),
+    measured: BenchOptions,
     server: ServerOptions,
     packets: PacketOptions,
 ) -> None:
@@ -272,14 +250,9 @@ def bench(
     """
     from device_client.bench_command import run  # imports what the other commands do not need
 
-    if rounds < 1:
-        raise UsageError(f"--rounds must be 1 or more, got {rounds}")
-    check_text(question)
     if path is not None:
         _check_exist([path])
-    asyncio.run(
-        run(path, [parse_link(one) for one in links or []], question, rounds, seed, server, packets, as_json=as_json)
-    )
+    asyncio.run(run(path, measured, server, packets))
 
 
 OpenSession = Callable[[Encoder | EncoderThread], Session]

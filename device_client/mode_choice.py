@@ -54,19 +54,16 @@ class ModeChoice:
 
     def choose(self, pictures: Sequence[Picture], link: Link) -> tuple[list[Picture], Decision]:
         """Return the pictures as they are sent over `link`."""
-        takes_files = all(self._takes(link, picture) for picture in pictures)
-        known = [picture for picture in pictures if picture.packets or (picture.file and takes_files)]
-        new = [picture for picture in pictures if picture not in known]
+        files = all(self._takes(link, picture) for picture in pictures)
+        modes = [_known_mode(picture, files=files) for picture in pictures]
+        new = [picture for picture, mode in zip(pictures, modes, strict=True) if mode is None]
         if new:
             decision = self._decide(new, link)
-            mode = decision.mode
         else:
-            kinds = {"image" if picture.file and takes_files else "features" for picture in known}
-            mode, why = "features", "the pictures were encoded in this way for an earlier question"
-            decision = Decision(mode=kinds.pop() if len(kinds) == 1 else "mixed", why=why)
-        return [self._sent(picture, "image" if picture in known and picture.file else mode) for picture in pictures], (
-            decision
-        )
+            mode = str(modes[0]) if len(set(modes)) == 1 else "mixed"
+            decision = Decision(mode=mode, why="the pictures were encoded in this way for an earlier question")
+        sent = [self._sent(picture, mode or decision.mode) for picture, mode in zip(pictures, modes, strict=True)]
+        return sent, decision
 
     def learn(self, mode: str, seen: Measured, link: Link) -> None:
         """Take what a question about new pictures took."""
@@ -119,6 +116,13 @@ class ModeChoice:
         if picture.image is None and not picture.packets and picture.file is not None:  # now a server without files
             picture.image = picture.file.image or _decoded(picture.file, picture.size)
         return picture
+
+
+def _known_mode(picture: Picture, *, files: bool) -> str | None:
+    """Return how a picture was sent before; None for a new one. `files`: the server takes image files."""
+    if picture.file is not None and files:
+        return "image"
+    return "features" if picture.packets or picture.file is not None else None
 
 
 def _decoded(file: Picture, size: tuple[int, int]) -> Image.Image:

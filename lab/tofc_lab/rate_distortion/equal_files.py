@@ -17,7 +17,7 @@ from tofc import json_text
 from tofc.codec.files import load_config
 from tofc.errors import UsageError
 from tofc.model.config import read_json
-from tofc.model.feature_codecs import IMAGE_FILES
+from tofc.model.feature_codecs import IMAGE_FILES, codec_hash
 
 OURS, CODEC, TITLE = "TOFC (this project)", "webp", "WebP"
 WITHIN_POINTS = 1.0  # percentage points of accuracy
@@ -27,6 +27,8 @@ KINDS = {"one_view": "world", "crops": "large"}
 def write(results: Path, codec: Path) -> Path:
     """Write the file beside a codec, from the results of `tofc-lab rate-distortion`. Raises UsageError."""
     found, config = read_json(results), load_config(codec)
+    if (made := found["codec_id"]) != (given := codec_hash(codec)):
+        raise UsageError(f"{results} is about the codec {made}, {codec} holds {given}; run `tofc-lab rate-distortion`")
     presets: dict[str, Any] = {}
     for preset, rate in config.presets.items():
         features, quality = config.rates[rate]
@@ -41,10 +43,8 @@ def write(results: Path, codec: Path) -> Path:
 
 
 def _equal(methods: dict[str, Any], setting: str) -> dict[str, Any] | None:
-    ours = [point["accuracy"]["all"] for point in methods[OURS]["points"] if point["setting"] == setting]
-    if not ours:
-        raise UsageError(f"the results have no setting {setting!r}; run `tofc-lab rate-distortion` for this codec")
-    return smallest(methods[TITLE]["points"], ours[0] - WITHIN_POINTS / 100)
+    (ours,) = [point["accuracy"]["all"] for point in methods[OURS]["points"] if point["setting"] == setting]
+    return smallest(methods[TITLE]["points"], ours - WITHIN_POINTS / 100)
 
 
 def smallest(points: Sequence[dict[str, Any]], accuracy: float) -> dict[str, Any] | None:
