@@ -15,6 +15,7 @@ from device_client.encoder import Encoder
 from device_client.equal_files import NO_FILES, EqualFiles
 from device_client.image_encoder import ImageEncoder
 from device_client.picture import Encoded, Picture, as_file
+from tofc.errors import ImageError
 from tofc.model.views import ViewRule
 
 
@@ -38,9 +39,16 @@ class AutoEncoder:
         }
 
     def plan_file(self, picture: Picture) -> Picture | None:
-        """Return a picture as an image file, which is not made yet; None if no file answers as well."""
-        form = self.files.form(picture.n_views)
-        return None if form is None else replace(as_file(picture, self.rule, form), encoder=self._encoders[form])
+        """Return a picture as an image file, which is not made yet.
+
+        None if no file answers as well, or the picture is too narrow for the file's scale.
+        """
+        if (form := self.files.form(picture.n_views)) is None:
+            return None
+        try:
+            return replace(as_file(picture, self.rule, form), encoder=self._encoders[form])
+        except ImageError:
+            return None
 
     @property
     def model_id(self) -> str:

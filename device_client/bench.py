@@ -76,6 +76,7 @@ class Way:
         }
         if any(report.auto for report in self.reports):
             found["chosen"] = dict(Counter(one.mode for one in self.reports))
+            found["modes"] = [one.mode for one in self.reports]
             found["why"] = self.reports[-1].auto and self.reports[-1].auto["why"]
         return found
 

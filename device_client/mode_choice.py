@@ -23,7 +23,8 @@ from device_client.link import Link
 from device_client.picture import Picture
 from tofc.model.image_codec import decompress
 
-MEASURE_AGAIN_AFTER = 8  # pictures that went the other way
+MEASURE_AGAIN_AFTER = 8  # pictures that went the other way, at most
+MEASURE_AGAIN_GROWTH = 2  # pictures for each time that a way was measured: one slow picture should not count for long
 MEASURE_AGAIN_WITHIN = 1.5  # times the time of the better way
 
 
@@ -51,6 +52,7 @@ class ModeChoice:
         self._link: Link | None = None
         self._estimates: LinkEstimates | None = None
         self._since = {"features": 0, "image": 0}  # pictures since one was sent in this way
+        self._measured = {"features": 0, "image": 0}  # pictures that were sent in this way
 
     def choose(self, pictures: Sequence[Picture], link: Link) -> tuple[list[Picture], Decision]:
         """Return the pictures as they are sent over `link`."""
@@ -68,6 +70,7 @@ class ModeChoice:
     def learn(self, mode: str, seen: Measured, link: Link) -> None:
         """Take what a question about new pictures took."""
         estimates = self._on(link)
+        self._measured[mode] += 1
         self._since[mode] = 0
         self._since["image" if mode == "features" else "features"] += 1
         (estimates.add_features if mode == "features" else estimates.add_file)(seen)
@@ -79,7 +82,8 @@ class ModeChoice:
         if any(self._encoder.files.form(picture.n_views) is None for picture in pictures):
             return Decision(mode="features", why=self._encoder.no_files)
         if not all(self._takes(link, picture) for picture in pictures):
-            return Decision(mode="features", why="the picture has more pixels than the server takes in an image file")
+            why = "as an image file the picture is too narrow, or has more pixels than the server takes"
+            return Decision(mode="features", why=why)
         estimates = self._on(link)
         views = sum(picture.n_views for picture in pictures)
         megapixels = sum(picture.megapixels for picture in pictures)
@@ -88,10 +92,10 @@ class ModeChoice:
             return Decision(mode="features", why="nothing is measured yet")
         mode, other = ("image", "features") if image_ms < features_ms else ("features", "image")
         better_ms, other_ms = min(features_ms, image_ms), max(features_ms, image_ms)
-        rate = f"{1 / estimates.ms_per_byte:.3g} kB/s" if estimates.ms_per_byte else "a fast link"
-        why = f"sooner by {rate}, a round trip of {estimates.round_trip_ms:.0f} ms, and the speed of device and server"
+        rate = f"{1 / estimates.ms_per_byte:.3g} kB/s" if estimates.ms_per_byte else "the speed of a fast link"
+        why = f"predicted to be sooner, at {rate} and a round trip of {estimates.round_trip_ms:.0f} ms"
         close = other_ms <= MEASURE_AGAIN_WITHIN * better_ms and estimates.file_was_sent
-        if close and self._since[other] >= MEASURE_AGAIN_AFTER:
+        if close and self._since[other] >= min(MEASURE_AGAIN_AFTER, MEASURE_AGAIN_GROWTH * self._measured[other]):
             mode, why = other, f"measured again: it was close {self._since[other]} pictures ago"
         return Decision(mode=mode, why=why, features_ms=round(features_ms, 1), image_ms=round(image_ms, 1))
 

@@ -10,10 +10,10 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from device_client.conversations import Conversation
 from device_client.link import Event, Link
-from device_client.mode_choice import Decision
 from device_client.picture import Picture
 from device_client.picture_upload import PictureUpload, UploadStats
 from device_client.reasoning import Reasoning
@@ -25,6 +25,9 @@ from tofc.errors import LimitError, MismatchError, UsageError
 from tofc.text import encoding_problem
 from tofc.tracing import NO_SPAN, Span
 from tofc.v1 import tofc_pb2 as pb
+
+if TYPE_CHECKING:
+    from device_client.mode_choice import Decision
 
 # A longer time is not sent: the device cancels when it is over, or the server finds the link lost before that.
 MAX_DEADLINE_S = 60.0

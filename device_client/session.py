@@ -35,7 +35,6 @@ from device_client.deadline import Deadline
 from device_client.encoder import Encoder, EncoderThread
 from device_client.link import NOT_BACK, Link, Target
 from device_client.meter import Traffic
-from device_client.mode_choice import ModeChoice
 from device_client.next_step import BUSY, AskAgain, Raise, Retry, next_step
 from device_client.picture import Picture
 from device_client.question import PendingQuestion, Submission, check_text
@@ -112,8 +111,11 @@ class Session:
             Servers.of(target, device), self.encoder.encoder, policy=retry, wait_s=wait_s, log=log, sleep=sleep
         )
         self._uploads = Uploads(self.encoder)
-        auto = self.encoder.encoder
-        self._choice = ModeChoice(auto) if isinstance(auto, AutoEncoder) else None
+        self._choice = None
+        if isinstance(auto := self.encoder.encoder, AutoEncoder):
+            from device_client.mode_choice import ModeChoice  # which only this encoder needs
+
+            self._choice = ModeChoice(auto)
         self._tracer = tracer
         self._load_reported = False
         self._reported: Traffic | None = Traffic()  # up to the end of the last question

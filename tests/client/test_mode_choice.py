@@ -12,7 +12,7 @@ from device_client.equal_files import EqualFiles, read_equal_files
 from device_client.estimates import DeviceEstimates, Figure, LinkEstimates, Measured, Opening, ServerEstimates
 from device_client.fake import FakeEncoder
 from device_client.mode_choice import MEASURE_AGAIN_AFTER
-from device_client.picture import ImageForm
+from device_client.picture import ImageForm, Picture
 from device_client.render import cost_line
 from device_client.session import Session
 from tests.client.conftest import Begin, FakeServer
@@ -124,13 +124,18 @@ async def test_a_model_without_equal_files_sends_features(
     assert report.auto is not None and (report.mode, report.auto["why"]) == ("features", "no file is known")
 
 
-async def test_a_picture_with_more_pixels_than_the_server_takes_goes_as_features(
+def test_a_picture_that_is_too_narrow_has_no_file() -> None:
+    narrow = Picture(source="", image=None, picture_id=bytes(16), rows=0, columns=0, size=(20_000, 100))
+    assert auto().plan_file(narrow) is None
+
+
+async def test_a_picture_that_cannot_be_sent_as_a_file_goes_as_features(
     server: FakeServer, begin: Begin, small: Path, taking: None
 ) -> None:
     server.limits.image_pixels = 100
     session = begin(auto())
     report = await session.ask([session.open(small)], "what?").result()
-    assert report.auto is not None and report.mode == "features" and "more pixels" in report.auto["why"]
+    assert report.auto is not None and report.mode == "features" and "too narrow, or has more" in report.auto["why"]
 
 
 async def slow_device(session: Session, small: Path) -> None:
@@ -184,6 +189,27 @@ async def test_after_a_move_to_a_server_without_images_the_picture_goes_as_featu
     session._connection.current.end(LinkLostError("cut here"))
     report = await session.ask([picture], "and now?").result()
     assert (report.answer, report.mode, report.views_sent) == ("yes to and now?", "features", picture.n_views)
+
+
+async def test_one_slow_picture_is_measured_again_soon(
+    server: FakeServer, begin: Begin, tmp_path: Path, taking: None
+) -> None:
+    picture = tmp_path / "336.png"
+    Image.new("RGB", (336, 336)).save(picture)
+    session = begin(auto())
+    await session.connect()
+    choice, link = session._choice, session._connection.current
+    assert choice is not None and link is not None
+    taken = []
+    for device_ms in (140, 100, 100, 100, 100, 100):  # of each picture, if it goes as features
+        _, decision = choice.choose([session.open(picture)], link)
+        taken.append(decision.mode)
+        if decision.mode == "features":
+            took = seen(device_ms=device_ms, upload_ms=30, server_ms=10, first_ms=device_ms + 50)
+        else:
+            took = seen(device_ms=6, n_bytes=2200, upload_ms=40, server_ms=95, first_ms=165)
+        choice.learn(decision.mode, took, link)
+    assert taken == ["features", "image", "image", "features", "features", "features"]
 
 
 async def test_the_other_way_is_measured_again_where_it_was_close(
