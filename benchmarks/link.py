@@ -2,7 +2,7 @@
 
     sudo python -m benchmarks.link                  # the matrix; about an hour; benchmarks/results/link.json
     sudo python -m benchmarks.link --only 25KB/s    # the links whose name contains this
-    python -m benchmarks.link --table               # the tables of docs/latency.md, from the last run
+    python -m benchmarks.link --table               # the table of docs/latency.md, from the last run
     python -m benchmarks.link --waterfall docs/link.png   # the picture there; needs matplotlib
 
 Runs the real server and `device-client bench` in two network namespaces with a link between them (`tun_relay`); needs
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ PICTURES = {"336 px": NANO / "example.jpg", "crops": ROOT / "tests" / "e2e" / "p
 QUESTIONS = {"336 px": "what number is on the sign?", "crops": "how many objects are there?"}
 CROP_LINKS = [",".join(parts) for parts in product(("25KB/s", "1Mbit/s", "10Mbit/s"), ("60ms",), ("0%",))]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+CHOICE, NOT_MEASURED = "choice", "–"
 GOALS = "first token: 0.25 × WebP q75 and 0.45 × the image file of equal answers at 25 KB/s, 1.0 everywhere"
 
 
@@ -112,17 +114,47 @@ def _first(one: tuple[str, str]) -> tuple[int, int]:
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """Return the results as Markdown."""
+    """Return the results as Markdown: ratios of medians, at the three round trips in turn."""
+    by_link = {(row["link"], row["picture"]): row for row in rows}
+    compared = {"image file of equal answers": EQUAL, "WebP q75": PLAIN}
+    titles = [f"{what}{lost}" for what in compared for lost in ("", ", 1 % lost")]
     lines = [
-        "| link | picture | features, ms | over the file of equal answers | over WebP q75 | auto over the better |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| {' / '.join(sorted(TRIPS, key=_ms))} | {' | '.join(titles)} | auto over the better | its choices |",
+        "|" + " --- |" * (len(titles) + 3),
     ]
-    for row in sorted(rows, key=lambda row: (row["picture"], _order(row["link"]))):
-        first = {name: way["first_token_ms"] for name, way in row["ways"].items()}
-        ratios = [first[FEATURES] / first[name] for name in (EQUAL, PLAIN)]
-        shown = " | ".join(f"{one:.2f}" for one in (*ratios, row["auto_over_better"]))
-        lines.append(f"| {row['link'].replace(',', ', ')} | {row['picture']} | {first[FEATURES]:.0f} | {shown} |")
+    for rate, picture in ((rate, picture) for picture in PICTURES for rate in RATES):
+        cells = [_ratios(by_link, rate, loss, picture, other) for other in compared.values() for loss in LOSSES]
+        cells += [_ratios(by_link, rate, "0%", picture, one) for one in (AUTO, CHOICE)]
+        if set(cells) != {NOT_MEASURED}:
+            lines.append(f"| {rate}, {picture} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _ratios(by_link: dict[tuple[str, str], dict[str, Any]], rate: str, loss: str, picture: str, what: str) -> str:
+    """Return a cell: a ratio for each round trip, in rising order."""
+    rows = [by_link.get((f"{rate},{trip},{loss}", picture)) for trip in sorted(TRIPS, key=_ms)]
+    found = [None if row is None else ratio(row, what) for row in rows]
+    return " / ".join("–" if one is None else f"{one:.2f}" for one in found) if any(found) else NOT_MEASURED
+
+
+def ratio(row: dict[str, Any], what: str) -> float:
+    """Return features' first token over that of an image file; or for auto what it took over the better way.
+
+    CHOICE: as auto, but each of its questions counted as what the way it chose took in the same round.
+    """
+    ways = row["ways"]
+    first = {name: way["first_token_ms"] for name, way in ways.items()}
+    if what not in (AUTO, CHOICE):
+        return float(first[FEATURES] / first[what])
+    better = min(first[FEATURES], first[EQUAL])
+    if what == AUTO:
+        return float(first[AUTO] / better)
+    chosen = [FEATURES if mode == "features" else EQUAL for mode in ways[AUTO]["modes"]]
+    return statistics.median(ways[name]["first_tokens_ms"][turn] for turn, name in enumerate(chosen)) / better
+
+
+def _ms(trip: str) -> float:
+    return parse_link(f"25KB/s,{trip}").rtt_s
 
 
 def _order(link: str) -> int:

@@ -11,6 +11,7 @@ what TCP does to its window after a loss to `benchmarks/link.py`, whose segments
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
 from collections.abc import Coroutine
@@ -19,10 +20,14 @@ from typing import Any, Self
 
 from device_client.link_shape import LinkShape
 
-BUFFER_BYTES = 4096  # the kernel doubles it
+BUFFER_BYTES = 4096  # at least; the kernel doubles it
+BUFFER_S = 0.005  # of a fast link in the kernel's buffers
 SEGMENT_BYTES = 1448  # of TCP over Ethernet
 RETRANSMISSION_S = 0.2  # Linux's shortest timeout, beyond the round trip
-TICK_S = 0.02  # a slow link takes smaller pieces than a segment, so that each takes no longer than this
+PIECE_S = 0.02  # a slow link takes smaller pieces than a segment, so that each takes no longer than this
+WAITED_S = 0.001  # bytes that arrive later than this after they were asked for were not there before
+LATE_S = 0.05  # the most that is made up for where this process was woken late
+AHEAD_S = 0.002  # a fast link takes several segments before this process sleeps: it may be woken late
 
 
 class Relay:
@@ -38,7 +43,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._listener = _with_small_buffers(socket.socket())
+        self._listener = self._with_small_buffers(socket.socket())
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
         self.port: int = self._listener.getsockname()[1]
@@ -71,7 +76,7 @@ class Relay:
             self._start(self._serve(client))
 
     async def _serve(self, client: socket.socket) -> None:
-        self._sockets.add(_with_small_buffers(client))
+        self._sockets.add(self._with_small_buffers(client))
         server = None
         with suppress(OSError):
             server = await self._connect()
@@ -89,7 +94,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(*self._to, type=socket.SOCK_STREAM)
         family, kind, proto, _, address = found[0]
-        server = _with_small_buffers(socket.socket(family, kind, proto))
+        server = self._with_small_buffers(socket.socket(family, kind, proto))
         try:
             await loop.sock_connect(server, address)
         except OSError:
@@ -100,17 +105,22 @@ class Relay:
     async def _carry(self, source: socket.socket, target: socket.socket, *, up: bool = False) -> None:
         loop = asyncio.get_running_loop()
         rate = self.shape.up if up else self.shape.down
-        piece = max(1, min(SEGMENT_BYTES, int(rate * TICK_S)))
+        piece = max(1, min(SEGMENT_BYTES, int(rate * PIECE_S)))
         delayed: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         delivering = self._start(self._deliver(delayed, target))
         arrives_at = 0.0
         try:
+            asked_at = -math.inf
             while data := await loop.sock_recv(source, piece):
-                self._free_at[up] = max(self._free_at[up], loop.time()) + len(data) / rate
+                now, free_at = loop.time(), self._free_at[up]
+                late = now - asked_at <= WAITED_S and now - free_at <= LATE_S  # this process, while bytes were waiting
+                self._free_at[up] = (free_at if late else max(free_at, now)) + len(data) / rate
                 sent_at = self._free_at[up]
                 arrives_at = max(arrives_at, sent_at + self._delay_s(len(data)))
                 delayed.put_nowait((arrives_at, data))
-                await asyncio.sleep(sent_at - loop.time())
+                if (ahead_s := sent_at - loop.time()) > AHEAD_S:
+                    await asyncio.sleep(ahead_s)
+                asked_at = loop.time()
         except OSError:
             pass
         finally:
@@ -134,9 +144,9 @@ class Relay:
                 await asyncio.sleep(at - loop.time())
                 await loop.sock_sendall(target, data)
 
-
-def _with_small_buffers(connection: socket.socket) -> socket.socket:
-    connection.setblocking(False)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-    return connection
+    def _with_small_buffers(self, connection: socket.socket) -> socket.socket:
+        size = max(BUFFER_BYTES, int(max(self.shape.up, self.shape.down) * BUFFER_S))
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        return connection

@@ -53,20 +53,35 @@ def test_tcp_between_the_namespaces_is_as_slow_as_the_link_and_survives_losses()
 
 def row(name: str, picture: str, **first_ms: float) -> dict[str, Any]:
     stages = {"device": 90.0, "link and queue": 70.0, "server": 20.0}
-    ways = {way: {"first_token_ms": ms, "stages_ms": stages} for way, ms in first_ms.items()}
-    return {"link": name, "picture": picture, "ways": ways, "auto_over_better": 1.04}
+    ways: dict[str, dict[str, Any]] = {
+        way: {"first_token_ms": ms, "first_tokens_ms": [ms] * 3, "stages_ms": stages} for way, ms in first_ms.items()
+    }
+    ways[AUTO]["modes"] = ["features", "image", "features"]
+    return {"link": name, "picture": picture, "ways": ways}
 
 
 ROWS = [
     row("1Mbit/s,60ms,0%", "336 px", **{FEATURES: 150, EQUAL: 200, PLAIN: 300, AUTO: 156}),
     row("25KB/s,60ms,0%", "336 px", **{FEATURES: 128, EQUAL: 256, PLAIN: 512, AUTO: 130}),
+    row("25KB/s,200ms,1%", "336 px", **{FEATURES: 400, EQUAL: 500, PLAIN: 800, AUTO: 410}),
 ]
 
 
-def test_the_table_has_a_row_for_each_link_in_order_of_the_rate() -> None:
-    *_, first, second = link.tables(ROWS).splitlines()
-    assert first == "| 25KB/s, 60ms, 0% | 336 px | 128 | 0.50 | 0.25 | 1.04 |"
-    assert second == "| 1Mbit/s, 60ms, 0% | 336 px | 150 | 0.75 | 0.50 | 1.04 |"
+def test_the_table_has_a_row_for_each_rate_and_a_number_for_each_round_trip() -> None:
+    header, _, first, second = link.tables(ROWS).splitlines()
+    assert header.startswith(
+        "| 20ms / 60ms / 200ms | image file of equal answers | image file of equal answers, 1 % lost |"
+    )
+    assert first.split(" | ")[:3] == ["| 25KB/s, 336 px", "– / 0.50 / –", "– / – / 0.80"]
+    assert first.split(" | ")[3:] == ["– / 0.25 / –", "– / – / 0.50", "– / 1.02 / –", "– / 1.00 / – |"]
+    assert second.split(" | ")[2] == "–"
+
+
+def test_a_choice_counts_as_what_the_chosen_way_took_in_that_round() -> None:
+    made = row("25KB/s,60ms,0%", "336 px", **{FEATURES: 100, EQUAL: 200, PLAIN: 300, AUTO: 150})
+    made["ways"][FEATURES]["first_tokens_ms"], made["ways"][EQUAL]["first_tokens_ms"] = [90, 100, 130], [150, 200, 210]
+    assert link.ratio(made, AUTO) == 1.5
+    assert link.ratio(made, link.CHOICE) == 1.3, "90, 200, 130"
 
 
 def test_the_links_of_the_issue_are_all_measured() -> None:
