@@ -3,17 +3,19 @@
     features    views · device ms a view ─────────────────────────────── + server decode a view + base
     image file  megapixels · compression ms + bytes · link ms a byte + views · server tower ms a view + base
 
-`base` is what both ways share: the round trip, the prefill, the queue. Each figure is the median of its last
-measurements, so one slow picture changes nothing. Promises None where nothing of the device is known yet, and guesses
-that favour trying an image file once where only the server is unknown. Leaves deciding to `mode_choice`.
+`base` is what both ways share: the round trip, the prefill, the queue. Times of device and server are the lower
+quartile of the last eight, because whatever disturbs them makes them longer; a link is the median of its last three
+files, because links change. Promises None where nothing of the device is known yet, and guesses that favour trying an
+image file once where only the server is unknown. Leaves deciding to `mode_choice`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-KEPT = 5  # measurements of each kind
+KEPT = 8  # measurements of a time
+KEPT_OF_LINK = 3  # of the link's speed
 SERVER_SPEEDUP = 4.0  # guess: how much faster than this device a server's tower is, until it was seen
 ROUND_TRIPS = 4  # of opening a link: TCP, TLS, HTTP/2's settings, Hello
 OPENING_CPU_MS = 15.0  # of both sides
@@ -21,11 +23,13 @@ FILE_BYTES_PER_MP = 20_000.0  # guesses, until a file was made: of a small WebP
 FILE_MS_PER_MP = 60.0
 
 
-@dataclass
 class Figure:
-    """The median of the last measurements of one thing; `value` is None before the first."""
+    """A quantile of the last measurements of one thing; `value` is None before the first."""
 
-    _seen: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    def __init__(self, kept: int = KEPT, *, part: int = 4) -> None:
+        """Keep so many measurements; take the one below which a `part`-th of them are (4: the lower quartile)."""
+        self._seen: deque[float] = deque(maxlen=kept)
+        self._part = part
 
     def add(self, value: float) -> None:
         """Take a measurement."""
@@ -33,11 +37,11 @@ class Figure:
 
     @property
     def value(self) -> float | None:
-        """Return the median, the lower one of an even number: what disturbs a measurement makes it longer."""
-        return sorted(self._seen)[(len(self._seen) - 1) // 2] if self._seen else None
+        """Return the quantile; of few measurements the lower one."""
+        return sorted(self._seen)[(len(self._seen) - 1) // self._part] if self._seen else None
 
     def or_else(self, guess: float) -> float:
-        """Return the median, or a guess before the first measurement."""
+        """Return the value, or a guess before the first measurement."""
         return guess if self.value is None else self.value
 
 
@@ -74,7 +78,7 @@ class LinkEstimates:
     def __init__(self, opening: Opening, device: DeviceEstimates, server: ServerEstimates) -> None:
         self._opening = opening
         self._device, self._server = device, server
-        self._round_trip_ms, self._ms_per_byte = Figure(), Figure()
+        self._round_trip_ms, self._ms_per_byte = Figure(), Figure(KEPT_OF_LINK, part=2)
         self._features_base_ms, self._file_base_ms = Figure(), Figure()
 
     @property

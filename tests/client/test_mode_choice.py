@@ -9,7 +9,7 @@ from PIL import Image
 
 from device_client.auto_encoder import AutoEncoder
 from device_client.equal_files import EqualFiles, read_equal_files
-from device_client.estimates import DeviceEstimates, Figure, LinkEstimates, Measured, Opening, ServerEstimates
+from device_client.estimates import KEPT, DeviceEstimates, Figure, LinkEstimates, Measured, Opening, ServerEstimates
 from device_client.fake import FakeEncoder
 from device_client.mode_choice import MEASURE_AGAIN_AFTER
 from device_client.picture import ImageForm, Picture
@@ -56,12 +56,14 @@ def estimates(opening: Opening, *, device_ms: float, round_trip_ms: float) -> Li
     return made
 
 
-def test_a_figure_is_the_median_of_the_last_measurements() -> None:
-    figure = Figure()
+def test_a_time_is_the_lower_quartile_of_the_last_measurements_and_a_link_the_median_of_three() -> None:
+    figure, link = Figure(), Figure(3, part=2)
     assert figure.value is None and figure.or_else(7.0) == 7.0
-    for value in (1000, 1, 2, 3, 900, 4):
+    for value in (1, 50, 20, 900, 40, 30, 1000, 60, 70):
         figure.add(value)
-    assert figure.value == 3, "of 1, 2, 3, 900, 4"
+        link.add(value)
+    assert figure.value == 30, "of 20, 30, 40, 50, 60, 70, 900, 1000"
+    assert link.value == 70, "of 60, 70, 1000"
 
 
 def test_features_are_predicted_as_they_were_measured() -> None:
@@ -143,7 +145,7 @@ async def slow_device(session: Session, small: Path) -> None:
     await session.ask([session.open(small)], "first?").result()
     choice, link = session._choice, session._connection.current
     assert choice is not None and link is not None
-    for _ in range(2):
+    for _ in range(KEPT):
         choice.learn("features", seen(device_ms=1e4, upload_ms=9, server_ms=1, first_ms=1e4 + 9), link)
 
 
