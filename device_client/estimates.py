@@ -12,6 +12,7 @@ image file once where only the server is unknown. Leaves deciding to `mode_choic
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 KEPT = 8  # measurements of a time
@@ -38,7 +39,7 @@ class Figure:
     @property
     def value(self) -> float | None:
         """Return the quantile; of few measurements the lower one."""
-        return sorted(self._seen)[(len(self._seen) - 1) // self._part] if self._seen else None
+        return _quantile(self._seen, self._part) if self._seen else None
 
     def or_else(self, guess: float) -> float:
         """Return the value, or a guess before the first measurement."""
@@ -79,7 +80,8 @@ class LinkEstimates:
         self._opening = opening
         self._device, self._server = device, server
         self._round_trip_ms, self._ms_per_byte = Figure(), Figure(KEPT_OF_LINK, part=2)
-        self._features_base_ms, self._file_base_ms = Figure(), Figure()
+        self._seen_features: deque[Measured] = deque(maxlen=KEPT)
+        self._seen_files: deque[Measured] = deque(maxlen=KEPT)
 
     @property
     def file_was_sent(self) -> bool:
@@ -99,39 +101,51 @@ class LinkEstimates:
 
     def features_ms(self, views: int) -> float | None:
         """Predict the first token of a picture that is sent as packets; None before the first one was."""
-        if (view_ms := self._device.view_ms.value) is None:
+        if self._device.view_ms.value is None:
             return None
-        return views * (view_ms + self._server.packet_ms.or_else(0.0)) + self._base_ms(self._features_base_ms)
+        return self._packets_ms(views) + self._base_ms(self._features_bases() or self._file_bases())
 
     def file_ms(self, views: int, megapixels: float) -> float:
         """Predict the first token of a picture that is sent as an image file."""
+        return self._file_ms(views, megapixels) + self._base_ms(self._file_bases() or self._features_bases())
+
+    def _packets_ms(self, views: int) -> float:
+        """Return what device and server compute for packets."""
+        return views * (self._device.view_ms.or_else(0.0) + self._server.packet_ms.or_else(0.0))
+
+    def _file_ms(self, views: int, megapixels: float) -> float:
+        """Return what device and server compute for a file, and what the link takes for its bytes."""
         server_view_ms = self._server.view_ms.or_else(self._device.view_ms.or_else(0.0) / SERVER_SPEEDUP)
-        file_ms = megapixels * self._device.file_ms_per_mp.or_else(FILE_MS_PER_MP)
+        device_ms = megapixels * self._device.file_ms_per_mp.or_else(FILE_MS_PER_MP)
         n_bytes = megapixels * self._device.file_bytes_per_mp.or_else(FILE_BYTES_PER_MP)
-        link_ms = n_bytes * self.ms_per_byte
-        return file_ms + link_ms + views * server_view_ms + self._base_ms(self._file_base_ms)
+        return device_ms + n_bytes * self.ms_per_byte + views * server_view_ms
+
+    def _features_bases(self) -> list[float]:
+        """Return what the first tokens so far took beyond what is known of packets now."""
+        known = [one for one in self._seen_features if one.first_token_ms is not None]
+        return [(one.first_token_ms or 0.0) - self._packets_ms(one.views) for one in known]
+
+    def _file_bases(self) -> list[float]:
+        known = [one for one in self._seen_files if one.first_token_ms is not None]
+        return [(one.first_token_ms or 0.0) - self._file_ms(one.views, one.megapixels) for one in known]
+
+    def _base_ms(self, bases: list[float]) -> float:
+        return max(0.0, _quantile(bases, 4)) if bases else self.round_trip_ms
 
     def add_features(self, seen: Measured) -> None:
         """Take what a question about packets took."""
         self._device.view_ms.add(seen.device_ms / seen.views)
         self._server.packet_ms.add(seen.server_ms / seen.views)
         self._round_trip_ms.add(max(0.0, seen.upload_ms - seen.server_ms / seen.views))
-        if seen.first_token_ms is not None:
-            self._features_base_ms.add(max(0.0, seen.first_token_ms - seen.device_ms - seen.server_ms))
+        self._seen_features.append(seen)
 
     def add_file(self, seen: Measured) -> None:
         """Take what a question about image files took."""
         self._device.file_ms_per_mp.add(seen.device_ms / seen.megapixels)
         self._device.file_bytes_per_mp.add(seen.n_bytes / seen.megapixels)
         self._server.view_ms.add(seen.server_ms / seen.views)
-        link_ms = max(0.0, seen.upload_ms - self.round_trip_ms)
-        self._ms_per_byte.add(link_ms / seen.n_bytes)
-        if seen.first_token_ms is not None:
-            self._file_base_ms.add(max(0.0, seen.first_token_ms - seen.device_ms - link_ms - seen.server_ms))
-
-    def _base_ms(self, own: Figure) -> float:
-        others = [one.value for one in (self._features_base_ms, self._file_base_ms) if one.value is not None]
-        return own.or_else(min(others, default=self.round_trip_ms))
+        self._ms_per_byte.add(max(0.0, seen.upload_ms - self.round_trip_ms) / seen.n_bytes)
+        self._seen_files.append(seen)
 
 
 class DeviceEstimates:
@@ -146,3 +160,7 @@ class ServerEstimates:
 
     def __init__(self) -> None:
         self.view_ms, self.packet_ms = Figure(), Figure()
+
+
+def _quantile(values: Collection[float], part: int) -> float:
+    return sorted(values)[(len(values) - 1) // part]
