@@ -5,9 +5,9 @@
                                          ├─ WebP, quality 75 ────────┤
                                          └─ auto ────────────────────┘
 
-Promises that the ways take turns, so that a busy machine slows all of them alike, that no picture is known to the
-server, and that the medians leave out the first two rounds, in which links are opened and auto measures both ways.
-Leaves the link to `relay` and showing the figures to `bench_command`.
+Promises that the ways take turns in a random order, so that a busy machine slows all of them alike, that no picture is
+known to the server, and that the medians leave out the first two rounds, in which links are opened and auto measures
+both ways. Leaves the link to `relay` and showing the figures to `bench_command`.
 """
 
 from __future__ import annotations
@@ -129,8 +129,9 @@ async def measure(
             relay = await stack.enter_async_context(Relay(*split_address(target.address), link, seed=seed))
             target = replace(target, via=relay.address)
         sessions = {name: await stack.enter_async_context(Session(target, way.encoder)) for name, way in ways.items()}
-        order = list(ways)
+        order, shuffled = list(ways), random.Random(seed)
         for number in range(-WARM_UP, rounds):
+            shuffled.shuffle(order)  # what came before warms caches
             for name in order:
                 picture = _opened(next(pictures), ways[name].encoder)
                 before = _joules(meter)
@@ -139,7 +140,6 @@ async def measure(
                 if number >= 0:
                     ways[name].reports.append(report)
                     ways[name].joules += [after - before] if after is not None and before is not None else []
-            order.append(order.pop(0))
             progress(max(0, number + 1))
 
 
