@@ -71,9 +71,8 @@ def _progress(link: LinkShape | None, rounds: int) -> Callable[[int], None]:
     """Return what shows how far a link is, at a terminal."""
 
     def show(done: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == rounds else "\r"
-            print(f"{link.name if link else REAL}: round {done} of {rounds}", end=end, file=sys.stderr, flush=True)
+        if done and sys.stderr.isatty():
+            note(f"{link.name if link else REAL}: round {done} of {rounds}")
 
     return show
 
