@@ -1,7 +1,8 @@
-"""The command `device-client`: ask about pictures, chat about them, or draw a map of what would be sent of one.
+"""The command `device-client`: ask about pictures, chat about them, draw a map of what would be sent, or measure links.
 
 Promises that wrong arguments are reported before anything slow begins. Leaves reading the command line and errors to
-`program`, the options to `options`, and the work to `ask`, `batch`, `chat` and `inspect`.
+`program`, the options to `options`, and the work to `ask`, `batch`, `chat`, `inspect` and
+`bench_command`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from device_client.ask import ask_all, split_arguments
+from device_client.bench_options import BenchOptions
 from device_client.chat import converse
 from device_client.encoder import Encoder, EncoderThread
 from device_client.exit_codes import LINES_FAILED
@@ -229,6 +231,28 @@ def inspect(
     if out.exists() and path.exists() and out.samefile(path):
         raise UsageError(f"--out {out} is the picture itself; name another file for the map")
     note(write_map(path, out, packets.open_encoder()))
+
+
+@command(epilog=EXIT_CODES)
+def bench(
+    *,
+    path: Annotated[
+        Path | None, Argument(help="A picture.", metavar="PICTURE", show_default="the picture of `make demo`")
+    ] = None,
+    measured: BenchOptions,
+    server: ServerOptions,
+    packets: PacketOptions,
+) -> None:
+    """Measure how soon an answer begins over a slow link: features against image files, and --mode auto.
+
+    The link is a relay in this process, in front of the real server; nothing else on this machine is slowed. Every
+    question is about a picture that the server does not know. Image files need a server that takes them.
+    """
+    from device_client.bench_command import run  # imports what the other commands do not need
+
+    if path is not None:
+        _check_exist([path])
+    asyncio.run(run(path, measured, server, packets))
 
 
 OpenSession = Callable[[Encoder | EncoderThread], Session]

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from device_client.compute import AS_STORED, Compute
+from device_client.equal_files import EqualFiles, read_equal_files
 from device_client.loader import LOADER
 from device_client.picture import Encoded, ImageForm, Picture, open_picture
 from device_client.rate import DEFAULT, RateChoice, RateController
@@ -95,7 +96,9 @@ class TowerEncoder:
 
         self._checkpoint = checkpoint
         self._choice, self._compute = choice, compute
-        self.setting = choice.setting(load_config(checkpoint.codec_path)) + compute.setting(checkpoint)
+        config = load_config(checkpoint.codec_path)
+        self.setting = choice.setting(config) + compute.setting(checkpoint)
+        self._preset = choice.preset or config.preset
         self._tower: VisionTower | None = None
         self._codec: Codec | None = None
 
@@ -133,6 +136,10 @@ class TowerEncoder:
     @property
     def form(self) -> None:
         return None
+
+    def equal_files(self) -> tuple[str, EqualFiles]:
+        """Return the preset's name, and the image files that answer as well. Raises CheckpointError."""
+        return self._preset, read_equal_files(self._checkpoint.codec_path, self._preset)
 
     def load(self) -> None:
         from tofc.blas_threads import use_one_blas_thread
@@ -285,7 +292,7 @@ class EncoderThread:
         while len(picture.packets) <= index:
             if picture.steps is None:
                 assert picture.image is not None, "pixels are freed with the last view"
-                picture.steps = self.encoder.encode(picture.image)
+                picture.steps = (picture.encoder or self.encoder).encode(picture.image)
             self.doing = f"encoding {one_line(picture.source)}, {len(picture.packets) + 1} of {picture.n_packets}"
             try:
                 picture.packets.append(next(picture.steps))

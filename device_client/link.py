@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ import grpc
 import grpc.aio
 
 from device_client.conversations import Conversations
+from device_client.estimates import Opening
 from device_client.handshake import shake_hands
 from device_client.meter import Meter, Traffic, attach
 from device_client.reply_limit import ReplyLimit
@@ -53,6 +55,7 @@ VIEWS_IN_FLIGHT = 8  # the most views or chunks that are unacknowledged, of all 
 NOT_BACK = "NOT_BACK"  # reason of a LinkLostError: the link did not come back within the question's time
 SESSION_CLOSED = "the session was closed; open another one"
 CLOSE_S = 2.0  # the most that closing may take
+OPENING_BYTES = 600  # of opening a link, both ways, where the kernel does not count them
 
 Event = pb.Token | pb.Progress | pb.Rollout | pb.Done | pb.NeedPicture | Exception
 
@@ -69,6 +72,8 @@ class Target:
     """The longest that connecting may take, the handshake included."""
     keepalive: Keepalive = DEFAULT_KEEPALIVE
     """When a link that does not answer counts as lost."""
+    via: str = ""
+    """HOST:PORT of a relay that leads there; empty: none."""
 
 
 class PictureListener(Protocol):
@@ -103,9 +108,13 @@ class Link:
         welcome: pb.Welcome,
         meter: Meter | None,
         window: SendWindow,
+        opening_ms: float = 0.0,
     ) -> None:
         self.address = address
         self.welcome = welcome
+        traffic = meter.read() if meter else None
+        opening_bytes = traffic.up + traffic.down if traffic else OPENING_BYTES
+        self.opening = Opening(ms=opening_ms, n_bytes=max(opening_bytes, 1))
         self.failure: Exception | None = None  # a CallError, unless it is a defect
         # By request, in flight as the server counts them; None: cancelled, but the server has not ended it yet.
         self.questions: dict[int, asyncio.Queue[Event] | None] = {}
@@ -136,15 +145,18 @@ class Link:
     async def open(cls, target: Target, model_id: str, codec_id: str) -> Link:
         """Connect and shake hands. Raises as `shake_hands`, and UsageError for an address that is not allowed."""
         dialled = DialTarget.of(target.address)
-        channel = dial(target.address, target.security, target.keepalive)
+        started = time.perf_counter()
+        channel = dial(target.address, target.security, target.keepalive, via=target.via)
         try:
             stream = Stream(TofcServiceStub(channel).Session(metadata=target.security.metadata))
             hello = pb.Hello(client_version=software_version(), model_id=model_id, codec_id=codec_id)
             welcome = await shake_hands(
                 stream, hello, dialled=dialled, security=target.security, connect_s=target.connect_s
             )
+            opening_ms = (time.perf_counter() - started) * 1e3
             window = SendWindow(ping_timeout_s=target.keepalive.timeout_ms / 1e3)
-            return cls(target.address, channel, stream, welcome, await attach(target.address), window)
+            meter = await attach(target.via or target.address)
+            return cls(target.address, channel, stream, welcome, meter, window, opening_ms)
         except BaseException:
             await channel.close()
             raise

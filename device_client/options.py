@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
+from device_client.auto_encoder import AutoEncoder
 from device_client.compute import Compute
 from device_client.encoder import Encoder, TowerEncoder
+from device_client.equal_files import EqualFiles
 from device_client.image_encoder import ImageEncoder
 from device_client.link import Target
 from device_client.picture import ImageForm
@@ -29,7 +31,7 @@ from tofc.rpc.client_security import load_client_security
 from tofc.terminal import note
 from tofc.tracing import Tracer, open_tracer
 
-MODES = ("features", "image")
+MODES = ("features", "image", "auto")
 DEFAULT_FORM = ImageForm()
 
 
@@ -270,7 +272,8 @@ class ImageOptions:
         Option(
             envvar="TOFC_DEVICE_MODE",
             help="What is sent of a picture. features: packets, computed on this device. image: a compressed image "
-            "file, for comparison; the server must allow it.",
+            "file, for comparison; the server must allow it. auto: whichever of the two is predicted to be answered "
+            "sooner, the file in a quality that answers as well.",
             metavar="MODE",
         ),
     ] = "features"
@@ -279,8 +282,8 @@ class ImageOptions:
         Option(
             "--codec",
             envvar="TOFC_DEVICE_CODEC",
-            help="With --mode image: the format, one of jpeg, webp, avif and jxl.",
-            show_default=DEFAULT_FORM.codec,
+            help="With --mode image or auto: the format, one of jpeg, webp, avif and jxl.",
+            show_default=f"{DEFAULT_FORM.codec}; auto: as the model says",
             metavar="CODEC",
         ),
     ] = None
@@ -289,8 +292,8 @@ class ImageOptions:
         Option(
             "--quality",
             envvar="TOFC_DEVICE_QUALITY",
-            help="With --mode image: quality of the file, 1 to 100, as the format defines it.",
-            show_default=str(DEFAULT_FORM.quality),
+            help="With --mode image or auto: quality of the file, 1 to 100, as the format defines it.",
+            show_default=f"{DEFAULT_FORM.quality}; auto: as the model says",
             metavar="Q",
         ),
     ] = None
@@ -299,8 +302,8 @@ class ImageOptions:
         Option(
             "--scale",
             envvar="TOFC_DEVICE_SCALE",
-            help="With --mode image: multiply width and height by S before compressing; at most 1.",
-            show_default=str(DEFAULT_FORM.scale),
+            help="With --mode image or auto: multiply width and height by S before compressing; at most 1.",
+            show_default=f"{DEFAULT_FORM.scale:g}; auto: as the model says",
             metavar="S",
         ),
     ] = None
@@ -309,8 +312,13 @@ class ImageOptions:
         if self.mode not in MODES:
             raise UsageError(f"--mode must be one of {', '.join(MODES)}, got {self.mode}")
         for option, value in (("--codec", self.codec), ("--quality", self.quality), ("--scale", self.scale)):
-            if value is not None and self.mode != "image":
-                raise UsageError(f"{option} {value} belongs to --mode image; add that, or leave {option} out")
+            if value is not None and self.mode == "features":
+                raise UsageError(f"{option} {value} belongs to --mode image or auto; add that, or leave {option} out")
+
+    @property
+    def given(self) -> bool:
+        """Whether the user chose a file."""
+        return (self.codec, self.quality, self.scale) != (None, None, None)
 
     @property
     def form(self) -> ImageForm:
@@ -358,17 +366,42 @@ class AnswerOptions:
         return self.timeout_s or None
 
 
+def open_auto(packets: PacketOptions, given: ImageForm | None, tower: TowerEncoder | None = None) -> AutoEncoder:
+    """Open the encoder of --mode auto. `given`: the image file; None: one that answers as well as the preset.
+
+    `tower`: of these packets, if it is open already.
+
+    Raises as `PacketOptions.open_encoder`, and ImageCodecError.
+    """
+    tower = tower or packets.open_encoder()
+    if tower.feature_codec != DEFAULT:
+        raise UsageError(
+            f"--feature-codec {tower.feature_codec} does not go with --mode auto: image files need the model's default "
+            "codec; leave one of them out"
+        )
+    if given is not None:
+        return AutoEncoder(tower, EqualFiles(one_view=given, crops=given))
+    if packets.features is not None or packets.budget_bytes is not None:
+        option = "--features" if packets.features is not None else "--budget-bytes"
+        return AutoEncoder(tower, no_files=f"no image file is known to answer as well as {option}; give --quality too")
+    name, files = tower.equal_files()
+    return AutoEncoder(tower, files, no_files=f"the model names no image file that answers as well as preset {name}")
+
+
 def encoder_opener(packets: PacketOptions, image: ImageOptions) -> Callable[[], Encoder]:
     """Check that the options go together and return what opens their encoder. Raises UsageError, ImageCodecError."""
     if image.mode == "features":
         return packets.open_encoder
+    if image.mode == "auto":
+        given = image.form if image.given else None
+        return lambda: open_auto(packets, given)
     for one in fields(packets):
         value = getattr(packets, one.name)
         if one.name != "model" and value is not None:
             option = "--" + one.name.replace("_", "-")
             raise UsageError(
-                f"{option} {value} belongs to --mode features; leave out {option} or --mode image (--quality makes an "
-                "image file smaller)"
+                f"{option} {value} belongs to --mode features or auto; leave out {option} or --mode image (--quality "
+                "makes an image file smaller)"
             )
     form = image.form
     return lambda: ImageEncoder.open(packets.model, form)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
@@ -49,6 +50,12 @@ class Encoded:
     ended_s: float = 0.0  # when it was encoded, of time.perf_counter
 
 
+class PacketMaker(Protocol):
+    """What makes a picture's packets, each when it is requested."""
+
+    def encode(self, image: Image.Image) -> Iterator[Encoded]: ...
+
+
 @dataclass(kw_only=True, eq=False)
 class Picture:
     """A picture to ask about. `rows` × `columns` crops (0 × 0: none) and one global view.
@@ -63,11 +70,14 @@ class Picture:
     rows: int
     columns: int
     file_bytes: int | None = None
+    size: tuple[int, int] = (0, 0)  # (width, height) in px
     form: ImageForm | None = None  # None: a packet for each view; else one, which is an image file
     form_size: tuple[int, int] = (0, 0)  # (width, height) in px, of that file
     form_pixels: int = 0  # of that file, as the server counts them: with the padding of a narrow picture to a square
     packets: list[Encoded] = field(default_factory=list, repr=False)
     steps: Iterator[Encoded] | None = field(default=None, repr=False)  # the encoder's generator, where it stopped
+    encoder: PacketMaker | None = field(default=None, repr=False)  # None: that of the session
+    file: Picture | None = field(default=None, repr=False)  # what is sent instead of features, by `--mode auto`
 
     @property
     def n_views(self) -> int:
@@ -78,6 +88,11 @@ class Picture:
     def n_packets(self) -> int:
         """Return how many of `packets` there will be."""
         return 1 if self.form else self.n_views
+
+    @property
+    def megapixels(self) -> float:
+        """Return its size in millions of pixels."""
+        return self.size[0] * self.size[1] / 1e6
 
 
 def picture_id(image: Image.Image, codec_id: str, setting: str) -> bytes:
@@ -109,9 +124,31 @@ def open_picture(
         rows=layout.rows,
         columns=layout.columns,
         file_bytes=_size(given),
+        size=image.size,
         form=form,
         form_size=size,
         form_pixels=layout.padded[0] * layout.padded[1] if form else 0,
+    )
+
+
+def as_file(picture: Picture, rule: ViewRule, form: ImageForm) -> Picture:
+    """Return a picture of features as one that is sent as an image file; its id follows from the other's.
+
+    Raises ImageError if the model's views cannot hold it at the form's scale.
+    """
+    size = scaled_size(picture.size, form.scale)
+    layout = plan(*size, rule)
+    told = f"tofc image file {form.codec} {form.quality} {form.scale!r}".encode()
+    return replace(
+        picture,
+        picture_id=hashlib.sha256(told + picture.picture_id).digest()[:16],
+        rows=layout.rows,
+        columns=layout.columns,
+        form=form,
+        form_size=size,
+        form_pixels=layout.padded[0] * layout.padded[1],
+        packets=[],
+        steps=None,
     )
 
 

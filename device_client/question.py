@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from device_client.conversations import Conversation
 from device_client.link import Event, Link
@@ -24,6 +25,9 @@ from tofc.errors import LimitError, MismatchError, UsageError
 from tofc.text import encoding_problem
 from tofc.tracing import NO_SPAN, Span
 from tofc.v1 import tofc_pb2 as pb
+
+if TYPE_CHECKING:
+    from device_client.mode_choice import Decision
 
 # A longer time is not sent: the device cancels when it is over, or the server finds the link lost before that.
 MAX_DEADLINE_S = 60.0
@@ -68,6 +72,8 @@ class PendingQuestion:
     waited_s: float = 0.0  # until it was asked again
     submission: Submission | None = None
     previous_request: int = 0  # the request that this question continues; 0: all turns were sent
+    sent: Sequence[Picture] = ()  # the pictures as they are sent in this attempt
+    decision: Decision | None = None  # how that was chosen; None: it was not
     uploads: dict[int, tuple[Picture, PictureUpload]] = field(default_factory=dict)  # of this attempt, by ref
     seed: int = field(default_factory=lambda: random.getrandbits(SEED_BITS))
 
@@ -101,14 +107,14 @@ class PendingQuestion:
         return turns
 
     def check_limits(self, limits: pb.Limits) -> None:
-        """Raise LimitError or MismatchError for what the server would refuse.
+        """Raise LimitError or MismatchError for what the server would refuse of what is sent.
 
         A limit of 0 is none, except that of an image's pixels: the server then takes no images.
         """
         turns = (text for turn in self.history for text in turn)
         n_bytes = sum(len(text.encode()) for text in (self.text, *turns))
-        views = max((picture.n_views for picture in self.pictures), default=0)
-        pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in self.pictures), default=(0, (0, 0)))
+        views = max((picture.n_views for picture in self.sent), default=0)
+        pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in self.sent), default=(0, (0, 0)))
         counted = "pixels of one picture" if width * height == pixels else "pixels of one picture, padded to a square"
         if pixels and not limits.image_pixels:
             raise MismatchError(

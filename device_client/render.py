@@ -22,6 +22,8 @@ def format_bytes(size_bytes: float) -> str:
 def cost_line(report: Report, comparison: Comparison | None) -> str:
     """Return the line that is shown under an answer."""
     parts = [*_unanswered(report), _sent(report)]
+    if report.auto is not None and report.views_sent:
+        parts.append(f"auto: {report.auto['mode']}, {report.auto['why']}")
     if report.bytes_up is None:
         parts.append("bytes on the socket: not measurable here (needs Linux's TCP_INFO)")
     else:
@@ -56,7 +58,7 @@ def _sent(report: Report) -> str:
     if not report.views_sent:
         return "picture 0 B: the server has it"
     views = f"{report.views_sent} view{'s' * (report.views_sent > 1)}"
-    if report.mode == "image":
+    if report.mode != "features":
         scaled = "" if report.image_scale == 1 else f", scale {report.image_scale:g}"
         views = f"as {report.image_codec}, quality {report.image_quality}{scaled}, {views}"
     elif report.feature_codec != DEFAULT:

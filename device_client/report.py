@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from device_client.estimates import Measured
 from device_client.meter import Traffic
-from device_client.picture import ImageForm, Picture
+from device_client.picture import Picture
 from device_client.question import PendingQuestion
 from tofc.errors import ImageCodecError, ImageError
 from tofc.model.feature_codecs import DEFAULT
@@ -45,18 +46,19 @@ class Report:
     timings: dict[str, float] = field(default_factory=dict)  # ms
     usage: dict[str, int] = field(default_factory=dict)
     feature_codec: str | None = DEFAULT  # its name in the model's checkpoint; None with mode image
-    mode: str = "features"  # or image; then the next three are set
+    mode: str = "features"  # or image; then the next three are set. auto may send some as each: mixed
     image_codec: str | None = None
     image_quality: int | None = None
     image_scale: float | None = None
+    auto: dict[str, Any] | None = None  # of --mode auto: mode, why, the times it predicted; None: it was not chosen
     unanswered: bool = False  # the answer ended while the model was still thinking
     thinking: str | None = None  # None: it was not requested
     votes: list[dict[str, Any]] | None = None  # of --vote: text and count of each different answer; None: no vote
     rollouts: list[dict[str, Any]] | None = None  # None: they were not requested
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object; `thinking`, `votes` and `rollouts` only where they were requested."""
-        optional = ("thinking", "votes", "rollouts")
+        """Return it as a JSON object; `auto`, `thinking`, `votes` and `rollouts` only where they were requested."""
+        optional = ("auto", "thinking", "votes", "rollouts")
         return {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
 
 
@@ -88,13 +90,14 @@ def build_report(
     done: pb.Done,
     *,
     feature_codec: str | None,
-    form: ImageForm | None,
     traffic: tuple[int | None, int | None],
     connect_ms: float,
     load_ms: float,
     total_ms: float,
 ) -> Report:
-    """Return the report of a question that was answered. `traffic`: bytes (up, down); `form`: None for features."""
+    """Return the report of a question that was answered. `traffic`: bytes (up, down)."""
+    forms = [picture.form for picture in question.sent]
+    form = next((one for one in forms if one is not None), None)
     encoded_now = [encoded for stats in question.upload_stats for encoded in stats.encoded_now]
     timings = {
         "connect": connect_ms,
@@ -122,7 +125,7 @@ def build_report(
         bytes_picture=sum(stats.n_bytes for stats in question.upload_stats),
         bytes_up=traffic[0],
         bytes_down=traffic[1],
-        views=sum(picture.n_views for picture in question.pictures),
+        views=sum(picture.n_views for picture in question.sent),
         views_sent=sum(stats.n_views for stats in question.upload_stats),
         features=done.usage.visual_tokens // max(done.usage.prompts, 1),
         reconnects=question.losses,
@@ -135,11 +138,29 @@ def build_report(
             "thinking_tokens": done.usage.thinking_tokens,
             **_of_samples(done.usage),
         },
-        feature_codec=feature_codec,
-        mode="image" if form else "features",
+        feature_codec=None if forms and all(forms) else feature_codec,
+        mode="features" if form is None else "image" if all(forms) else "mixed",
+        auto=None if question.decision is None else question.decision.to_json(),
         image_codec=form.codec if form else None,
         image_quality=form.quality if form else None,
         image_scale=form.scale if form else None,
+    )
+
+
+def measured(question: PendingQuestion, report: Report) -> Measured | None:
+    """Return what a question tells about the speed of its mode; None if it was not all about new pictures."""
+    stats, sent, ms = question.upload_stats, question.sent, report.timings
+    one_try = question.attempts == 1 and len(stats) == len(sent)
+    if report.mode == "mixed" or not one_try or not all(one.encoded_now and one.ended_s for one in stats):
+        return None
+    return Measured(
+        views=report.views,
+        megapixels=sum(picture.megapixels for picture in sent),
+        device_ms=ms["views"] + ms["tower"] + ms["encode"],
+        n_bytes=report.bytes_picture,
+        upload_ms=max(one.upload_ms for one in stats),
+        server_ms=ms["server_decode"],
+        first_token_ms=None if ms["connect"] or ms["load"] else ms["first_token"],
     )
 
 

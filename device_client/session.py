@@ -29,16 +29,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from device_client.auto_encoder import AutoEncoder
 from device_client.connection import Connection
 from device_client.deadline import Deadline
 from device_client.encoder import Encoder, EncoderThread
-from device_client.link import NOT_BACK, Target
+from device_client.link import NOT_BACK, Link, Target
 from device_client.meter import Traffic
 from device_client.next_step import BUSY, AskAgain, Raise, Retry, next_step
 from device_client.picture import Picture
 from device_client.question import PendingQuestion, Submission, check_text
 from device_client.reasoning import Reasoning
-from device_client.report import Report, build_report, spent
+from device_client.report import Report, build_report, measured, spent
 from device_client.retry_policy import RetryPolicy
 from device_client.rollouts import SampleStatus
 from device_client.sampling import Sampling
@@ -110,6 +111,11 @@ class Session:
             Servers.of(target, device), self.encoder.encoder, policy=retry, wait_s=wait_s, log=log, sleep=sleep
         )
         self._uploads = Uploads(self.encoder)
+        self._choice = None
+        if isinstance(auto := self.encoder.encoder, AutoEncoder):
+            from device_client.mode_choice import ModeChoice  # which only this encoder needs
+
+            self._choice = ModeChoice(auto)
         self._tracer = tracer
         self._load_reported = False
         self._reported: Traffic | None = Traffic()  # up to the end of the last question
@@ -199,8 +205,8 @@ class Session:
                         yield delta
                 for delta in question.transcript.end():
                     yield delta
-                self._end(question, event)
-                answer.report = self._report(question, event, before, _ms_since(started))
+                link = self._end(question, event)
+                answer.report = self._report(question, event, link, before, _ms_since(started))
             except BaseException as error:
                 failure = error
                 raise
@@ -257,12 +263,17 @@ class Session:
         link = submission.link
         if link.failure is not None:  # while the question waited for its place: uploads are the next link's by now
             raise link.failure
+        question.sent = question.pictures
+        if self._choice is not None:
+            question.sent, decision = self._choice.choose(question.pictures, link)
+            if question.decision is None or question.decision.mode != decision.mode:  # else asked again
+                question.decision = decision
         question.check_limits(link.limits)
         question.transcript.start_attempt()
         question.samples = SampleStatus()
         question.uploads.clear()
         refs, starts_upload = [], False
-        for picture in question.pictures:
+        for picture in question.sent:
             upload, stats = self._uploads.ensure(link, picture)
             if stats is not None:
                 question.upload_stats.append(stats)
@@ -310,14 +321,18 @@ class Session:
         if not upload.awaiting_reply:  # else the server sent this before it read the last announcement
             question.upload_stats.append(upload.start(picture, resend=True))
 
-    def _end(self, question: PendingQuestion, done: pb.Done) -> None:
-        """Release an answered question and remember its conversation, which later questions may continue."""
+    def _end(self, question: PendingQuestion, done: pb.Done) -> Link:
+        """Release an answered question and remember its conversation, which later questions may continue.
+
+        Return the link that it was answered over.
+        """
         assert question.submission is not None
+        link = question.submission.link
         text = question.transcript.answer.text
         if text and done.finish_reason != pb.FINISH_REASON_CANCELLED:
-            conversations = question.submission.link.conversations
-            conversations.add((*question.history, (question.text, text)), question.submission.request)
+            link.conversations.add((*question.history, (question.text, text)), question.submission.request)
         self._release(question, cancel=False)
+        return link
 
     def _release(self, question: PendingQuestion, *, cancel: bool) -> None:
         """End the question's submission, if it has one. With `cancel` the server and the uploads stop work on it."""
@@ -331,18 +346,21 @@ class Session:
                 upload.abandon()
         submission.link.drop_question(submission.request, cancel=cancel)
 
-    def _report(self, question: PendingQuestion, done: pb.Done, before: Traffic | None, total_ms: float) -> Report:
+    def _report(
+        self, question: PendingQuestion, done: pb.Done, link: Link, before: Traffic | None, total_ms: float
+    ) -> Report:
         encoded_now = any(stats.encoded_now for stats in question.upload_stats)
         report = build_report(
             question,
             done,
             feature_codec=self.encoder.encoder.feature_codec,
-            form=self.encoder.encoder.form,
             traffic=spent(before, self.traffic()),
             connect_ms=self._connection.connect_ms,
             load_ms=self.encoder.load_ms if encoded_now and not self._load_reported else 0.0,
             total_ms=total_ms,
         )
+        if self._choice is not None and (seen := measured(question, report)) is not None:
+            self._choice.learn(report.mode, seen, link)
         self._load_reported = self._load_reported or encoded_now
         self._connection.connect_ms = 0.0  # the next question did not wait for it
         return report

@@ -100,6 +100,7 @@ def loaded_by(module: str) -> set[str]:
         ("tofc", {"torch", "grpc", "numpy", "PIL", "device_client", "edge_server"}),
         ("tofc.client", {"torch", "transformers", "typer", "rich", "edge_server", "tofc_lab"}),
         ("device_client.program", {"torch", "transformers", "typer", "rich", "edge_server", "tofc_lab"}),
+        ("device_client.program", {"device_client.mode_choice", "device_client.bench", "device_client.relay"}),
         ("edge_server.cli", {"torch", "transformers", "device_client", "tofc_lab"}),
         ("tofc_lab.cli", {"torch", "transformers", "compressai"}),
         ("tofc.codec.codec", {"torch", "transformers", "grpc"}),

@@ -231,7 +231,7 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
         (["small.png", "what?", "--token-file", "wide.jsonl"], "wide.jsonl is UTF-16 text; save it as UTF-8"),
         (["small.png", "what?", "--tls-ca", "wide.jsonl"], "wide.jsonl is UTF-16 text; save it as UTF-8"),
         (["small.png", "what?", "--batch", "q.jsonl", "--out", "o.jsonl"], "from the file"),
-        (["small.png", "what?", "--mode", "images"], "--mode must be one of features, image, got images"),
+        (["small.png", "what?", "--mode", "images"], "--mode must be one of features, image, auto, got images"),
         (["small.png", "what?", "--codec", "webp"], "--codec webp belongs to --mode image"),
         (["small.png", "what?", "--quality", "50"], "--quality 50 belongs to --mode image"),
         (["small.png", "what?", "--mode", "features", "--scale", "0.5"], "--scale 0.5 belongs to --mode image"),

@@ -60,7 +60,7 @@ def test_defaults_stay() -> None:
     }
 
 
-@pytest.mark.parametrize("command", ["ask", "chat", "inspect"])
+@pytest.mark.parametrize("command", ["ask", "chat", "inspect", "bench"])
 def test_every_option_says_what_it_is_in_a_sentence(command: str) -> None:
     for name, parameter in options(command).items():
         if name != "help":

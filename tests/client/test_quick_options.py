@@ -30,6 +30,8 @@ ORDINARY = [
     ["ask"],
     ["chat", PICTURE, "--wait", "3"],
     ["inspect", PICTURE, "--out", "map.png"],
+    ["bench"],
+    ["bench", PICTURE, "--link", "3g", "--link=25KB/s,60ms", "--rounds", "3", "--json"],
 ]
 UNUSUAL = [
     ["ask", "--help"],

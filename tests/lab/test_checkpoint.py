@@ -60,6 +60,20 @@ def test_the_device_holds_the_tower_and_nothing_of_the_decoder(whole: Path, halv
     assert files == {"config.json", "model.safetensors", "codec.json", "codec.safetensors", "split.json", "SHA256SUMS"}
 
 
+def test_the_device_gets_the_list_of_image_files_that_answer_as_well(whole: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "model"
+    shutil.copytree(whole, listed)
+    (listed / "image_files.json").write_text('{"presets": {}}')
+    made = split(listed, tmp_path / "halves")
+    assert (made.device / "image_files.json").read_text() == '{"presets": {}}'
+    assert "image_files.json" in (made.device / "SHA256SUMS").read_text()
+    assert not (made.server / "image_files.json").exists()
+    fake_weights(D=128, H=32, seed=9).save(tmp_path / "codec")
+    split(listed, tmp_path / "halves", codecs={"default": tmp_path / "codec"})
+    assert not (made.device / "image_files.json").exists(), "it was about the codec before"
+    assert "image_files.json" not in (made.device / "SHA256SUMS").read_text()
+
+
 def test_the_server_holds_everything_else(whole: Path, halves: Halves) -> None:
     decoder, projector = names(halves.server / "model.safetensors"), names(halves.server / "projector.safetensors")
     assert decoder | projector | names(halves.device / "model.safetensors") == names(whole / "model.safetensors")

@@ -52,6 +52,13 @@ async def test_with_asyncio_and_image_files() -> None:
     assert (answer.text, answer.usage.bytes_picture > 1000) == ("42", True)
 
 
+async def test_auto_may_send_files_to_the_private_server() -> None:
+    async with AsyncClient(":local:", mode="auto") as edge:
+        picture = await edge.picture(EXAMPLE)
+        first, again = await picture.ask(SIGN), await picture.ask(DOG)
+    assert (first.text, again.usage.bytes_picture) == ("42", 0)
+
+
 def test_closing_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     edge = Client(":local:")
     edge._thread.run(lambda: _begin(edge.picture(EXAMPLE)))

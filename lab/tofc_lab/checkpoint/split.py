@@ -27,6 +27,7 @@ from tofc.model.feature_codecs import (
     CODEC_FILES,
     DEFAULT,
     FOLDER,
+    IMAGE_FILES,
     check_codec_model,
     codec_folder,
     codec_hash,
@@ -219,8 +220,12 @@ def _put_codecs(
         target.mkdir(parents=True, exist_ok=True)
         for part in CODEC_FILES:
             shutil.copyfile(folder / part, target / part)
+        (target / IMAGE_FILES).unlink(missing_ok=True)  # of an earlier codec
+        if side == "device" and (folder / IMAGE_FILES).exists():
+            shutil.copyfile(folder / IMAGE_FILES, target / IMAGE_FILES)
     write_json(half / "split.json", {**record, "side": side})
-    sums = {name: digest for name, digest in _read_sums(half).items() if not name.startswith(f"{FOLDER}/")}
+    gone = (f"{FOLDER}/", IMAGE_FILES)
+    sums = {name: digest for name, digest in _read_sums(half).items() if not name.startswith(gone)}
     for file in sorted(half.rglob("*")):
         if file.is_file() and file.name != SUMS and (file.suffix != ".safetensors" or file.name in CODEC_FILES):
             sums[file.relative_to(half).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()

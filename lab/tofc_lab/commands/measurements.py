@@ -79,6 +79,18 @@ def rate_distortion(
     figure.draw(out, picture)
 
 
+@app.command("image-files", rich_help_panel=PANEL)
+def image_files(
+    codec: Annotated[Path, typer.Option(help="Folder of the codec's files.")] = NANO,
+    comparison: Annotated[Path, typer.Option(help="JSON file of `tofc-lab rate-distortion`.")] = RESULTS
+    / "rate_distortion.json",
+) -> None:
+    """Write which image files answer as well as the codec's presets, for `device-client --mode auto`."""
+    from tofc_lab.rate_distortion import equal_files
+
+    say(f"wrote {equal_files.write(comparison, codec)}")
+
+
 @app.command(rich_help_panel=PANEL)
 def curves(
     run: Run = RUN,

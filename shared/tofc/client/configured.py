@@ -31,7 +31,7 @@ from tofc.rpc.security import ClientSecurity
 LOCAL = ":local:"
 TIMEOUT_S = 300.0  # as the command's
 
-Mode = Literal["features", "image"]
+Mode = Literal["features", "image", "auto"]
 File = str | PathLike[str]
 
 
@@ -73,7 +73,7 @@ class Configured:
                 same, and the others while that one cannot serve.
             model: folder of the server's model, whole or only its device half; for ":local:" whole.
             mode: "features" sends packets of the vision tower's features; "image" sends compressed image files, for
-                comparison, to a server that allows them.
+                comparison, to a server that allows them; "auto" sends whichever is predicted to be answered sooner.
             feature_codec: which of the model's codecs makes the packets, the name of its folder in codecs/; None: its
                 default one. Every server of the model takes them, unless it was started for one codec only.
             preset: how precisely a picture is sent; nano has "low", "medium", "high" (its default) and "max".
@@ -86,9 +86,9 @@ class Configured:
             dtype: the vision tower's number type, "float32", "bfloat16" or "int8"; None: as the checkpoint is stored.
             device: where the vision tower computes, "cpu" (None), "cuda", …; with ":local:" the decoder too.
             threads: CPU threads of the vision tower; None: one for numpy, as many as torch chooses.
-            codec: with mode="image": "jpeg" (None), "webp", "avif" or "jxl".
-            quality: with mode="image": 1 to 100, as the format defines it; None: 75.
-            scale: with mode="image": factor of width and height, more than 0 up to 1; None: 1.
+            codec: with mode="image" or "auto": "jpeg" (None), "webp", "avif" or "jxl".
+            quality: with mode="image" or "auto": 1 to 100, as the format defines it; None: 75.
+            scale: with mode="image" or "auto": factor of width and height, more than 0 up to 1; None: 1.
             token: the server's access token; instead of `token_file`.
             token_file: a file whose first line is the token.
             tls: encrypt the connection; trust the system's certificate authorities.
@@ -124,7 +124,7 @@ class Configured:
                     views_per_packet=views_per_packet,
                     backend=backend,
                     dtype=dtype,
-                    device=device if mode == "features" else None,  # else it is the private server's
+                    device=device if mode != "image" else None,  # else it is the private server's
                     threads=threads,
                 ),
                 ImageOptions(mode=mode, codec=codec, quality=quality, scale=scale),
@@ -139,7 +139,7 @@ class Configured:
                 Path(model),
                 feature_codec=feature_codec or DEFAULT,
                 device=device or "cpu",
-                take_images=mode == "image",
+                take_images=mode != "features",
             ),
             open_encoder=open_encoder,
             wait_s=wait_s,

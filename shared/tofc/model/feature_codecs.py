@@ -2,6 +2,7 @@
 
     codec.json, codec.safetensors          the codec `default`
     codecs/NAME/codec.json, .safetensors   the codec NAME: a-z, 0-9 and -
+    image_files.json                       beside either: image files that answer as well (`--mode auto`)
 
 Promises that a name is found in the checkpoint or refused with the names that are there, so that no name leaves its
 folder. Leaves the content of the files to `tofc.codec`, and which codec both sides use to the handshake, which compares
@@ -20,6 +21,7 @@ from tofc.model import tensor_files
 DEFAULT = "default"  # the name of the codec beside the weights
 FOLDER = "codecs"
 CODEC_FILES = ("codec.json", "codec.safetensors")
+IMAGE_FILES = "image_files.json"  # beside a codec's files, and optional: which image files answer as well
 
 
 def codec_names(path: Path) -> tuple[str, ...]:
