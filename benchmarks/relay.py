@@ -46,8 +46,12 @@ class Relay:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await _cancel(self._accepting, *self._connections)
-        self._listener.close()
+        ending = [self._accepting, *self._connections]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        for one in (self._listener, *self._sockets):
+            one.close()
 
     def die(self) -> None:
         """Deliver nothing any more in either direction, and close nothing, as if a cable was pulled."""
@@ -58,64 +62,58 @@ class Relay:
         while True:
             client, _ = await loop.sock_accept(self._listener)
             self.links += 1
+            self._sockets.add(client)
             connection = asyncio.create_task(self._serve(client))
             self._connections.add(connection)
             connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, client: socket.socket) -> None:
         server = self._socket()
-        self._sockets |= {client, server}
-        ways: list[asyncio.Task[None]] = []
+        self._sockets.add(server)
         try:
             await asyncio.get_running_loop().sock_connect(server, ("127.0.0.1", self._to))
-            ways = [asyncio.create_task(self._carry(client, server, up=True))]
-            ways += [asyncio.create_task(self._carry(server, client, up=False))]
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        except OSError:
+            async with asyncio.TaskGroup() as ways:  # all end with the first, before the sockets are closed
+                for source, target, up in ((client, server, True), (server, client, False)):
+                    pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES_AHEAD)
+                    ways.create_task(self._receive(source, pieces))
+                    ways.create_task(self._deliver(pieces, target, up))
+        except* OSError:
             pass
-        finally:
-            await _cancel(*ways)  # first: the number of a closed socket may at once be that of another connection
+        finally:  # not before: the number of a closed socket may at once be that of another connection
             for one in (client, server):
                 self._sockets.discard(one)
                 one.close()
 
-    async def _carry(self, source: socket.socket, target: socket.socket, *, up: bool) -> None:
-        """Return when either end closes, and what was sent before is delivered."""
+    async def _receive(self, source: socket.socket, pieces: asyncio.Queue[tuple[float, bytes]]) -> None:
+        """Put what arrives, with the times when it is due; an empty piece at the end."""
         loop = asyncio.get_running_loop()
         size = BUFFER_BYTES if math.isinf(self._rate) else max(1, int(self._rate / PIECES_S))
         free_at = loop.time()
-        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES_AHEAD)
-        delivering = asyncio.create_task(self._deliver(pieces, target, up))
-        try:
-            while data := await loop.sock_recv(source, size):
-                free_at = max(free_at, loop.time()) + len(data) / self._rate
-                await asyncio.sleep(free_at - loop.time())
-                await pieces.put((loop.time() + self._delay_s, data))
-            await pieces.put((0.0, b""))
-            await delivering
-        except OSError:
-            pass
-        finally:
-            await _cancel(delivering)
+        while data := await loop.sock_recv(source, size):
+            free_at = max(free_at, loop.time()) + len(data) / self._rate
+            await asyncio.sleep(free_at - loop.time())
+            await pieces.put((loop.time() + self._delay_s, data))
+        await pieces.put((loop.time(), b""))
 
     async def _deliver(self, pieces: asyncio.Queue[tuple[float, bytes]], target: socket.socket, up: bool) -> None:
+        """Send on what is due. Raises ConnectionError when there is no more."""
         loop = asyncio.get_running_loop()
-        with suppress(OSError):
-            while (piece := await pieces.get())[1]:
-                at, data = piece
-                await asyncio.sleep(at - loop.time())
-                self.carried += len(data) * up
-                if self.dies_at is not None and self.carried >= self.dies_at:
-                    self.die()
-                if self._dead:
-                    await asyncio.Event().wait()
-                if self._left is not None and len(data) >= self._left:
-                    await loop.sock_sendall(target, data[: self._left])
-                    self._cut()
-                    return
-                if self._left is not None:
-                    self._left -= len(data)
-                await loop.sock_sendall(target, data)
+        while True:
+            at, data = await pieces.get()
+            await asyncio.sleep(at - loop.time())
+            self.carried += len(data) * up
+            if self.dies_at is not None and self.carried >= self.dies_at:
+                self.die()
+            if self._dead:
+                await asyncio.Event().wait()
+            if not data:
+                raise ConnectionError("the other end has closed")
+            last = self._left is not None and len(data) >= self._left
+            data = data[: self._left] if last else data
+            self._left = self._left - len(data) if self._left is not None else None
+            await loop.sock_sendall(target, data)
+            if last:
+                self._cut()
 
     def _cut(self) -> None:
         self.cut += 1
@@ -131,9 +129,3 @@ class Relay:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         return one
-
-
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
