@@ -32,7 +32,7 @@ SIDES_PX = (336, 448, 672)  # of new pictures
 
 async def soak(served: Served, material: Material, *, clients: int, minutes: float, seed: int) -> dict[str, Any]:
     """Run the mixed load and return what was asked, and the memory of both sides."""
-    started, seen, counts = time.monotonic(), Seen(), {"sessions": 0, "cancelled": 0, "pictures": 0}
+    started, seen, counts = time.monotonic(), Seen(), {"answers": 0, "sessions": 0, "cancelled": 0, "pictures": 0}
     samples: list[tuple[float, float, float]] = []
 
     def running() -> bool:
@@ -66,11 +66,13 @@ async def soak(served: Served, material: Material, *, clients: int, minutes: flo
             await session.ask([picture], question, history=earlier, timeout_s=TIMEOUT_S).result()
         else:
             await ask(seen, session, picture, question, long(random) if kind == "long" else Sampling())
+            counts["answers"] += len(seen.reports)
+            seen.reports.clear()  # kept, they would be what grows
 
     async def sample() -> None:
         while running():
             samples.append((time.monotonic() - started, served.memory_mb, resident_mb(os.getpid())))
-            asked = f"{len(seen.reports)} answers, server {samples[-1][1]:.0f} MB"
+            asked = f"{counts['answers']} answers, server {samples[-1][1]:.0f} MB"
             print(f"\r{samples[-1][0]:.0f} of {minutes * 60:.0f} s, {asked} ", end="", file=sys.stderr, flush=True)
             await asyncio.sleep(EVERY_S)
 
@@ -79,7 +81,7 @@ async def soak(served: Served, material: Material, *, clients: int, minutes: flo
     print(file=sys.stderr)
     faults = [f"{len(seen.errors)} questions failed: {', '.join(sorted(set(seen.errors)))}"] if seen.errors else []
     found = summary(samples)
-    return {"minutes": minutes, "answers": len(seen.reports), **counts, **found, "faults": faults + found["faults"]}
+    return {"minutes": minutes, **counts, **found, "faults": faults + found["faults"]}
 
 
 def long(random: Random) -> Sampling:
