@@ -28,7 +28,7 @@ async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
         await before.ready()
     try:
         urls = [before.url] if routed else [one.url for one in engines]
-        engine, params = await remote(*urls, form=ENDLESS), SamplingParams(max_tokens=1200)
+        engine, params = await remote(*urls, form=ENDLESS), SamplingParams(max_tokens=600)
         told: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
         engine.watch(told.put_nowait)
         asked = [Prompt(embeds=one, client="a", pictures=str(number)) for number, one in enumerate(prompts()[:8])]
@@ -40,7 +40,7 @@ async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
         engines[1].kill()
         rest = await asyncio.gather(*(_read(one, 4000) for one in generations))
         broke = sum("broke off" in record.getMessage() for record in caplog.records)
-        print(f"8 answers of 1200 tokens are right after an engine was killed, and {broke} times one broke off")
+        print(f"8 answers of 600 tokens are right after an engine was killed, and {broke} times one broke off")
         assert [first + then for first, then in zip(said, rest, strict=True)] == wanted
         assert broke and told.empty()  # one engine was always there
 
