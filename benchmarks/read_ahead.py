@@ -25,11 +25,11 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.load.server import ROOT, Served, serving
+from benchmarks.relay import Relay
 from device_client.encoder import TowerEncoder
 from device_client.link import Target
 from device_client.report import Report
 from device_client.session import Session
-from tests.relay import Relay
 from tofc import json_text
 from tofc.model.shipped import NANO
 

@@ -31,18 +31,40 @@ class Rollout:
     """Generated, thinking included."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the samples of a question are.
+
+    >>> str(Progress(round=1, rounds=2, ended=7, samples=32))
+    '7 of 32 samples, round 1 of 2'
+    """
+
+    round: int
+    """From 1."""
+    rounds: int
+    """In all."""
+    ended: int
+    """Samples of this round that have ended."""
+    samples: int
+    """Samples of this round."""
+
+    def __str__(self) -> str:
+        rounds = f", round {self.round} of {self.rounds}" if self.rounds > 1 else ""
+        return f"{self.ended} of {self.samples} samples{rounds}"
+
+
 @dataclass(kw_only=True)
 class SampleStatus:
     """The samples of one attempt to ask a question."""
 
-    progress: pb.Progress | None = None
+    progress: Progress | None = None
     _texts: dict[tuple[int, int], list[str]] = field(default_factory=dict)  # by round and sample
     _ended: dict[tuple[int, int], pb.Rollout] = field(default_factory=dict)
 
     def add(self, event: pb.Progress | pb.Rollout) -> None:
         """Take what the server sent."""
         if isinstance(event, pb.Progress):
-            self.progress = event
+            self.progress = Progress(round=event.round, rounds=event.rounds, ended=event.ended, samples=event.samples)
             return
         key = (event.round, event.sample)
         self._texts.setdefault(key, []).append(event.text)
@@ -56,8 +78,7 @@ class SampleStatus:
         of = self.progress
         if of.ended >= of.samples and of.round >= of.rounds:
             return "reading the samples"
-        rounds = f", round {of.round} of {of.rounds}" if of.rounds > 1 else ""
-        return f"{of.ended} of {of.samples} samples{rounds}"
+        return str(of)
 
     @property
     def rollouts(self) -> tuple[Rollout, ...]:

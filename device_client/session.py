@@ -161,11 +161,13 @@ class Session:
         sampling: Sampling = SAMPLING,
         thinking: bool = False,
         reasoning: Reasoning = PLAIN,
+        progress: bool = False,
         timeout_s: float | None = None,
     ) -> Answer:
         """Ask about pictures. `history` holds earlier (question, answer) turns about the same pictures.
 
-        With `thinking` the answer also yields what the model thinks before it answers, as separate deltas.
+        With `thinking` the answer also yields what the model thinks before it answers, as separate deltas; with
+        `progress`, deltas that say how far the samples of `reasoning` are.
         Nothing happens until the answer is iterated or awaited. It raises `UsageError` for an empty question,
         `DeadlineError` after `timeout_s`, `UnavailableError` when the link cannot be replaced, and the error that the
         server replies with (`CallError`).
@@ -180,10 +182,10 @@ class Session:
             reasoning=reasoning,
             policy=self._policy,
         )
-        return Answer(lambda answer: self._deltas(answer, pending, timeout_s))
+        return Answer(lambda answer: self._deltas(answer, pending, progress, timeout_s))
 
     async def _deltas(
-        self, answer: Answer, question: PendingQuestion, timeout_s: float | None
+        self, answer: Answer, question: PendingQuestion, progress: bool, timeout_s: float | None
     ) -> AsyncGenerator[Delta, None]:
         started = time.perf_counter()
         before = self._reported
@@ -199,6 +201,8 @@ class Session:
                     if isinstance(event, (pb.Progress, pb.Rollout)):
                         question.samples.add(event)
                         answer.samples = question.samples
+                        if progress and isinstance(event, pb.Progress):
+                            yield Delta(text="", progress=question.samples.progress)
                         continue
                     question.first_token_ms = question.first_token_ms or _ms_since(started)
                     for delta in question.transcript.add(event):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from device_client.rollouts import Progress
 from tofc.v1 import tofc_pb2 as pb
 
 
@@ -17,12 +18,14 @@ class Delta:
 
     `replaces`: it replaces all text of its kind shown so far: after a lost link the question was asked again, and the
     model gave another answer. `restart`: the text shown as the answer was thinking; the answer starts now.
+    `progress`: no text, but how far the samples are that the answer is found from.
     """
 
     text: str
     thinking: bool = False
     replaces: bool = False
     restart: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(kw_only=True)

@@ -82,8 +82,16 @@ def view(client: int, ref: int, index: int = 0, packet: bytes = b"view", views: 
     return request(client, views=[pb.View(ref=ref, index=index, packets=[packet], views=views)])
 
 
-def ask(client: int, number: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: int) -> Step:
+def ask(client: int, number: int, *refs: int, pause: int = 0, text: str = "a cat?", **more: Any) -> Step:
     return request(client, pause, asks=[pb.Ask(request=number, refs=refs, question=text, **more)])
+
+
+def sampled(
+    client: int, number: int, *refs: int, pause: int = 0, text: str = "cat", deadline_ms: int = 0, **reasoning: Any
+) -> Step:
+    """Ask a question that is answered from samples."""
+    how = pb.Reasoning(**reasoning)
+    return ask(client, number, *refs, pause=pause, text=text, deadline_ms=deadline_ms, reasoning=how)
 
 
 def cancel(client: int, number: int) -> Step:
@@ -126,7 +134,21 @@ def seeds() -> list[list[Step]]:
     first = {"pictures": [pb.Picture(picture_id=PICTURES[0], rows=1, columns=1)], "asks": [pb.Ask(question="a cat?")]}
     implied = [hello(0), request(0, **first, views=[pb.View(packets=[b"view"] * 2)]), ask(0, 0), view(0, 0, 1)]
     several = [hello(0), picture(0, 1, 1, 2, 2), view(0, 1, 0, b"fourfour", 4), view(0, 1, 4), ask(0, 1, 1)]
-    return [plain, crops, talk, gone, shared, slow, left, batch, implied, late, several]
+    return [plain, crops, talk, gone, shared, slow, left, batch, implied, late, several, *_with_samples()]
+
+
+def _with_samples() -> list[list[Step]]:
+    """Return sessions whose questions are answered from samples."""
+    begin = [hello(0), picture(0, 1, 0), view(0, 1)]
+    rounds = [*begin, sampled(0, 1, 1, rounds=[4]), sampled(0, 2, rounds=[3, 2], rollouts=True)]
+    vote = [*begin, sampled(0, 1, vote=3, rollouts=True), sampled(0, 2, vote=4, token_budget=5, pause=9)]
+    late = [*begin[:2], sampled(0, 1, 1, rounds=[2, 2], deadline_ms=1000), Step(0, Kind.WAIT, 2), view(0, 1)]
+    wide = [hello(0), hello(1), sampled(0, 1, rounds=[40]), sampled(1, 1, rounds=[24, 8]), cancel(0, 1)]
+    slow = [*begin, Step(0, Kind.READ_NOT), sampled(0, 1, rounds=[4], rollouts=True), Step(0, Kind.WAIT, 5)]
+    slow += [cancel(0, 1), Step(0, Kind.READ)]
+    thought = [*begin, sampled(0, 1, text="a cat?dog", rounds=[3], rollouts=True), sampled(0, 2, vote=2)]
+    left = [*begin, sampled(0, 1, rounds=[9]), Step(0, Kind.LEAVE, 2)]
+    return [rounds, vote, late, wide, slow, thought, left]
 
 
 def changed(steps: list[Step], rng: Random, blind: Callable[[bytes], bytes]) -> list[Step]:
@@ -183,6 +205,15 @@ def _fresh(rng: Random) -> Step:
             rng.randrange(4),
             *rng.choices(range(4), k=rng.randrange(3)),
             previous_request=rng.choice((0, 0, 1, 2)),
+        ),
+        lambda: sampled(
+            client,
+            rng.randrange(4),
+            *rng.choices(range(4), k=rng.randrange(2)),
+            deadline_ms=rng.choice((0, 0, 1, 1000)),
+            rollouts=rng.random() < 0.5,
+            token_budget=rng.choice((0, 0, 1, 7)),
+            **rng.choice(({"vote": rng.randrange(5)}, {"rounds": rng.choices(range(6), k=rng.randrange(1, 4))})),
         ),
         lambda: cancel(client, rng.randrange(4)),
     ))()  # fmt: skip

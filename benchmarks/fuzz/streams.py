@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from benchmarks.fuzz import Finding
 from benchmarks.fuzz.requests import PICTURES, Kind, Step, changed, read, seeds, write
@@ -36,7 +37,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 TIGHT = SessionLimits(
     packet_bytes=8, views_per_picture=5, pictures_per_question=2, questions_in_flight=2, question_bytes=20,
-    new_tokens=16, views_in_flight=2, pictures_under_way=2, numbers=6,
+    new_tokens=16, views_in_flight=2, pictures_under_way=2, numbers=6, samples=8,
 )  # fmt: skip
 #: generous limits; limits so tight that each of them is reached; and a cache that holds two pictures
 SETTINGS = (
@@ -154,6 +155,7 @@ class Client:
             "the first response is Welcome or Error": not kinds or kinds[0] in ("welcome", "error"),
             "at most one Welcome": kinds.count("welcome") <= 1,
             "at most one Done for a question": all(count == 1 for count in done.values()),
+            **self._samples_add_up(),
             "nothing follows a session's Error": not fatal or (fatal == errors[-1:] and kinds[-1] == "error"),
         }
         if self.status not in (None, grpc.StatusCode.OK) and fatal:
@@ -162,6 +164,25 @@ class Client:
             rules |= self._everything_answered({*done, *(error.request for error in errors)})
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise Finding(f"{broken}: {[str(response) for response in self.responses[-6:]]}, {self.status}")
+
+    def _samples_add_up(self) -> dict[str, bool]:
+        """Return the rules of answers from samples; a number may be used again, so no rule is about one question."""
+        asks = [ask.reasoning for one in self.steps if one.kind is Kind.REQUEST for ask in asks_of(one.request)]
+        kinds = {response.WhichOneof("response") for response in self.responses}
+        told = [response.progress for response in self.responses if response.HasField("progress")]
+        ended = [response.done for response in self.responses if response.HasField("done")]
+        most = max((sum(one.rounds) or one.vote for one in asks), default=0)
+        return {
+            "progress comes only with samples": not told or any(one.rounds or one.vote for one in asks),
+            "progress is within its round": all(
+                one.ended <= one.samples <= most and 1 <= one.round <= one.rounds for one in told
+            ),
+            "samples are sent only if they were asked for": "rollout" not in kinds or any(one.rollouts for one in asks),
+            "samples are counted": all(one.usage.samples_used <= one.usage.samples <= most for one in ended),
+            "votes are those of usable samples": all(
+                not one.votes or sum(vote.count for vote in one.votes) == one.usage.samples_used for one in ended
+            ),
+        }
 
     def _everything_answered(self, answered: set[int]) -> dict[str, bool]:
         requests = [pb.SessionRequest.FromString(s.request) for s in self.steps if s.kind is Kind.REQUEST]
@@ -192,6 +213,14 @@ class Client:
             "every question gets Done or Error": asked <= answered,
             "thinking is sent only if it was asked for": thought <= thinking,
         }
+
+
+def asks_of(request: bytes) -> list[pb.Ask]:
+    """Return the questions of a request; none if it cannot be read."""
+    try:
+        return list(pb.SessionRequest.FromString(request).asks)
+    except DecodeError:
+        return []
 
 
 def grpc_status(number: int) -> grpc.StatusCode | None:
@@ -232,12 +261,12 @@ def _end(loop: JumpingLoop) -> None:
 async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list[Client]:
     # The fake model repeats the question, so a question decides whether there is thinking.
     backend = fake_backend(think_tokens=ThinkTokens(begin=ord(" "), end=ord("?")))
-    service = TofcService(ServerSettings(model=Path("unused"), **settings))
+    service, admission = TofcService(ServerSettings(model=Path("unused"), **settings)), Admission(8, 32)
     service.open(
         ServerIdentity(version="1.0", model_id=backend.model_id, codecs=backend.codecs),
         Runtime(
             backend=backend,
-            admission=Admission(8, 32),
+            admission=admission,
             pool=_InlineExecutor(),
             picture_timeout_s=60.0,
         ),
@@ -256,6 +285,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
         "every cached picture has content": all(one.complete or one.view_indexes or one.kept_file for one in held),
         "cached pictures are not in use": all(one.evictable and not (one.uploaders or one.arriving) for one in held),
         "no session is left": not any(service._slots),
+        "no place of the engine is taken": admission.running == admission.waiting == 0,
         "the engine is idle": backend.engine.idle.is_set(),  # type: ignore[attr-defined]
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:

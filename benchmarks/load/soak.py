@@ -7,9 +7,11 @@ Promises samples of the memory of both sides, whose first and last third are com
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -28,11 +30,13 @@ from device_client.session import Session
 EVERY_S = 2.0  # between samples
 IN_A_SESSION = 20  # things that a client does before it opens another session
 SIDES_PX = (336, 448, 672)  # of new pictures
+M_ARENA_MAX = -8  # in glibc's malloc.h
 
 
 async def soak(served: Served, material: Material, *, clients: int, minutes: float, seed: int) -> dict[str, Any]:
     """Run the mixed load and return what was asked, and the memory of both sides."""
-    started, seen, counts = time.monotonic(), Seen(), {"sessions": 0, "cancelled": 0, "pictures": 0}
+    limit_arenas()
+    started, seen, counts = time.monotonic(), Seen(), {"answers": 0, "sessions": 0, "cancelled": 0, "pictures": 0}
     samples: list[tuple[float, float, float]] = []
 
     def running() -> bool:
@@ -66,11 +70,13 @@ async def soak(served: Served, material: Material, *, clients: int, minutes: flo
             await session.ask([picture], question, history=earlier, timeout_s=TIMEOUT_S).result()
         else:
             await ask(seen, session, picture, question, long(random) if kind == "long" else Sampling())
+            counts["answers"] += len(seen.reports)
+            seen.reports.clear()  # kept, they would be what grows
 
     async def sample() -> None:
         while running():
             samples.append((time.monotonic() - started, served.memory_mb, resident_mb(os.getpid())))
-            asked = f"{len(seen.reports)} answers, server {samples[-1][1]:.0f} MB"
+            asked = f"{counts['answers']} answers, server {samples[-1][1]:.0f} MB"
             print(f"\r{samples[-1][0]:.0f} of {minutes * 60:.0f} s, {asked} ", end="", file=sys.stderr, flush=True)
             await asyncio.sleep(EVERY_S)
 
@@ -79,7 +85,17 @@ async def soak(served: Served, material: Material, *, clients: int, minutes: flo
     print(file=sys.stderr)
     faults = [f"{len(seen.errors)} questions failed: {', '.join(sorted(set(seen.errors)))}"] if seen.errors else []
     found = summary(samples)
-    return {"minutes": minutes, "answers": len(seen.reports), **counts, **found, "faults": faults + found["faults"]}
+    return {"minutes": minutes, **counts, **found, "faults": faults + found["faults"]}
+
+
+def limit_arenas() -> None:
+    """Give this process two of glibc's arenas instead of eight a core.
+
+    A device has one session for hours, here hundreds come and go. The thread of each may get an arena that none had
+    before, and free memory stays in the arena that it was in: that would be what grows.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def long(random: Random) -> Sampling:

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import grpc
 import grpc.aio
 
-from benchmarks.trust.relay import Relay
+from benchmarks.relay import Relay
 from edge_server.fake import fake_backend
 from edge_server.server import start
 from edge_server.settings import ServerSettings

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from random import Random
 from typing import Any
 
-from benchmarks.trust.relay import Relay
+from benchmarks.relay import Relay
 from benchmarks.trust.subject import Fault, Server, Subject
 from device_client import batch
 from device_client.batch_out import open_out
@@ -120,7 +120,7 @@ async def cuts(subject: Subject, server: Server, count: int, rng: Random) -> dic
     """Cut the link after random numbers of bytes, in the middle of whatever is being sent."""
     gaps = [rng.randrange(1, 2 * BETWEEN_CUTS) for _ in range(count)]
     total, resumed, faults, started = 0, 0, list[str](), asyncio.get_running_loop().time()
-    async with Relay(server.port, gaps) as relay:
+    async with Relay(server.port, cuts=gaps) as relay:
         for number in itertools.count():
             asked = Batch(subject, f"cuts-{number}", min(LINES, 3 * count))
             async with aclosing(asked.run(relay.port)) as lines:

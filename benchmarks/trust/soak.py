@@ -59,9 +59,14 @@ def summary(samples: list[tuple[float, float, float]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     faults = []
     for column, name in ((1, "server"), (2, "device")):
-        first, last = (statistics.median(one[column] for one in part) for part in (kept[:third], kept[-third:]))
+        parts = (kept[:third], kept[third:-third], kept[-third:])
+        first, middle, last = (statistics.median(one[column] for one in part) for part in parts)
         slope = statistics.linear_regression([one[0] for one in kept], [one[column] for one in kept]).slope
-        found[f"{name}_mb"] = {"first_third": round(first, 1), "last_third": round(last, 1)}
+        found[f"{name}_mb"] = {
+            "first_third": round(first, 1),
+            "middle_third": round(middle, 1),
+            "last_third": round(last, 1),
+        }
         found[f"{name}_mb_an_hour"] = round(slope * 3600, 1)
         if last > FLAT * first:
             faults.append(f"the {name}'s memory grew from {first:.0f} to {last:.0f} MB")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_server.engine.base import Prompt
+from edge_server.engine.samples import SEEDS
 from edge_server.engine.sampling import SamplingParams
 from edge_server.engine.torch_file import save_rows
 from tofc.model.identity_probe import LIKELIEST
@@ -39,16 +40,15 @@ class CompletionFormat:
     ) -> bytes:
         """Return the body that asks for `samples` answers to rows [T, H], streamed; sample i has the seed + i.
 
-        vLLM adds i to the seed itself. It takes seeds as signed numbers, and refuses several greedy samples.
+        vLLM adds i to the seed itself, and refuses several greedy samples.
         """
-        seed = sampling.seed if sampling.seed < 2**63 else sampling.seed - 2**64
         options = _options(sampling.max_tokens) | {
             "stream": True,
             "n": samples,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
-            "seed": seed,
+            "seed": sampling.seed % SEEDS,
             "stop_token_ids": list(self.stop_tokens),
         }
         return self._body(rows, options, model=model, salt=salt)

@@ -136,8 +136,10 @@ class Endpoints:
         try:
             model, positions = await self._ask_identity(endpoint)
         except BrokenOffError as error:
-            if endpoint.state is State.DOWN or _patience_left_s(endpoint) <= 0:
+            if endpoint.state is State.DOWN:
                 self._set(endpoint, State.DOWN, str(error))
+            elif _patience_left_s(endpoint) <= 0:
+                self._set(endpoint, State.DOWN, f"no answer to the identity probe for {PATIENCE_S:.0f} s ({error})")
             return
         if positions < self.max_positions:
             raise UsageError(
@@ -152,7 +154,7 @@ class Endpoints:
         if endpoint.state is State.DOWN:  # perhaps it has just started, which takes longer
             return await self._check.identity(endpoint.url)
         known = (endpoint.model, endpoint.max_positions)
-        return await self._check.identity(endpoint.url, known, timeout_s=_patience_left_s(endpoint))
+        return await self._check.identity(endpoint.url, known, timeout_s=max(_patience_left_s(endpoint), 0.0))
 
     def _set(self, endpoint: Endpoint, state: State, problem: str) -> None:
         before, told = self.alive, (endpoint.state, endpoint.problem)

@@ -3,8 +3,8 @@
     POST /v1/completions ─ torch.load ─→ engine.submit_samples ─→ data: {"choices": [{"token_ids": [7]}]} …
                              a Fault of the test's script changes what is sent ─┘
 
-Promises what `vllm_remote` relies on: sample i gets the seed + i, greedy requests have one sample, the stop token is
-part of an answer, a closed connection cancels its answers. Leaves HTTP to h11. For tests only.
+Promises what `vllm_remote` relies on: sample i gets the seed + i, the seed -1 is none, greedy requests have one sample,
+the stop token is part of an answer, a closed connection cancels its answers. Leaves HTTP to h11. For tests only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import base64
 import contextlib
 import io
 import json
+import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ class FakeVllm:
             temperature=asked["temperature"],
             top_p=asked["top_p"],
             top_k=asked["top_k"],
-            seed=asked["seed"] % 2**64,
+            seed=secrets.randbits(64) if asked["seed"] == -1 else asked["seed"] % 2**64,
         )
         try:
             generations = self._engine.submit_samples(Prompt(embeds=rows), sampling, asked["n"])

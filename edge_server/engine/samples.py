@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from edge_server.engine.base import Finish, Generation, Prompt, answer_limit, sample_params
 from edge_server.engine.faults import BrokenOffError, NonsenseError
@@ -19,6 +20,7 @@ from tofc.errors import InvalidRequestError
 
 MAX_TEMPERATURE = 2.0  # vLLM's
 GREEDY = 1e-5  # a temperature below it is 0 for vLLM
+SEEDS = 2**63  # vLLM takes signed numbers as seeds, of which -1 means none
 
 
 @dataclass(eq=False, kw_only=True)
@@ -108,6 +110,12 @@ def make_samples(
         return [Sample(generations=generations, sampling=params[0])], generations
     pairs = zip(generations, params, strict=True)
     return [Sample(generations=[one], sampling=own) for one, own in pairs], generations
+
+
+def by_request(samples: list[Sample]) -> list[list[Sample]]:
+    """Return the samples of each request: vLLM counts seeds, and does not begin again after the last one."""
+    starts = [i for i, one in enumerate(samples) if i and one.sampling.seed % SEEDS == 0]
+    return [samples[a:b] for a, b in pairwise([0, *starts, len(samples)])]
 
 
 def count(samples: Collection[Sample]) -> tuple[int, int]:

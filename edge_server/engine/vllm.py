@@ -26,7 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from edge_server.engine.base import HealthCallback, Prompt
 from edge_server.engine.completion_request import cache_salt
 from edge_server.engine.refusals import failed, stopping
-from edge_server.engine.samples import Sample
+from edge_server.engine.samples import SEEDS, Sample
 from edge_server.engine.vllm_answers import VllmAnswers
 from tofc.errors import UnavailableError
 
@@ -102,7 +102,7 @@ class VllmEngine(VllmAnswers):
             repetition_penalty=1.0,
             presence_penalty=0.0,
             frequency_penalty=0.0,
-            seed=first.seed if first.seed < 2**63 else first.seed - 2**64,
+            seed=first.seed % SEEDS,
             max_tokens=first.max_tokens,
             stop_token_ids=list(self._stop_tokens),
             ignore_eos=True,

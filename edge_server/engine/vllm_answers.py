@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from edge_server.engine.base import Engine, EngineLoad, Generation, HealthCallback, Prompt
 from edge_server.engine.refusals import busy, stopping
-from edge_server.engine.samples import Sample, count, make_samples
+from edge_server.engine.samples import Sample, by_request, count, make_samples
 from edge_server.engine.sampling import SamplingParams
 from tofc.errors import CallError, InternalError
 
@@ -47,11 +47,13 @@ class VllmAnswers(Engine):
         if taken + samples > self._allowed:
             raise busy(taken)
         asked, generations = make_samples(
-            prompt, sampling, samples, max_positions=self.max_positions, on_close=lambda: self._closed(task)
+            prompt, sampling, samples, max_positions=self.max_positions, on_close=lambda: self._closed(tasks)
         )
-        task = asyncio.get_running_loop().create_task(self._answer(prompt, asked))
-        self._running[task] = asked
-        task.add_done_callback(self._answered)
+        tasks = []
+        for part in by_request(asked):
+            tasks.append(task := asyncio.get_running_loop().create_task(self._answer(prompt, part)))
+            self._running[task] = part
+            task.add_done_callback(self._answered)
         return generations
 
     def load(self) -> EngineLoad:
@@ -74,10 +76,11 @@ class VllmAnswers(Engine):
     def _open(self) -> list[Sample]:
         return [one for samples in self._running.values() for one in samples if one.open]
 
-    def _closed(self, task: asyncio.Task[None]) -> None:
-        """Cancel a request when nobody waits for any of its samples; vLLM cannot end one of them alone."""
-        if not any(one.open for one in self._running.get(task, ())):
-            task.cancel()
+    def _closed(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Cancel requests of whose samples nobody waits for any; vLLM cannot end one of them alone."""
+        for task in tasks:
+            if not any(one.open for one in self._running.get(task, ())):
+                task.cancel()
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         """Fail the samples that have not ended: here, because a task that is cancelled early never runs."""

@@ -44,7 +44,7 @@ class SampleRound:
     ) -> None:
         """Sample i has the seed of `sampling` + i. `token_budget`: most new tokens of the round; None: no limit.
 
-        `pool` reads the samples that are stopped.
+        `pool` reads the samples, because the text of many tokens takes long.
         """
         self.generations: list[Generation] = []  # of the first request
         self._ended: dict[int, Sample] = {}  # and, after `run`, those that were stopped
@@ -60,6 +60,7 @@ class SampleRound:
         self._budget = token_budget
         self._unsent = deque(range(width))
         self._ids: dict[int, list[int]] = {}  # of samples that were begun
+        self._outcomes: dict[int, tuple[Finish | None, bool]] = {}  # of samples that were not stopped, as for `read`
         self._reading = 0  # samples
         self._events: asyncio.Queue[Sample | Exception | None] = asyncio.Queue()  # None: the budget is used up
 
@@ -92,10 +93,9 @@ class SampleRound:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
                 self._keep(0)
-        stopped = sorted(self._ids.keys() - self._ended.keys())
-        if stopped:  # in a thread, as all of them together take long
+        if rest := sorted(self._ids.keys() - self._ended.keys()):
             loop = asyncio.get_running_loop()
-            self._ended |= await loop.run_in_executor(self._pool, self._read_stopped, stopped)
+            self._ended |= await loop.run_in_executor(self._pool, self._read_all, rest)
         return self.samples
 
     @property
@@ -103,8 +103,11 @@ class SampleRound:
         """The samples that were begun, in order; if `run` was interrupted, stopped ones have no text."""
         return [self._ended.get(i) or Sample(index=i, tokens=len(ids)) for i, ids in sorted(self._ids.items())]
 
-    def _read_stopped(self, stopped: Sequence[int]) -> dict[int, Sample]:
-        return {index: self._read(index, self._ids[index], None, False) for index in stopped}
+    def _read_one(self, index: int) -> Sample:
+        return self._read(index, self._ids[index], *self._outcomes.get(index, (None, False)))
+
+    def _read_all(self, indexes: Sequence[int]) -> dict[int, Sample]:
+        return {index: self._read_one(index) for index in indexes}
 
     def _keep(self, readers: int) -> None:
         """Release the places that so many samples do not need; the caller's stays."""
@@ -176,4 +179,6 @@ class SampleRound:
             failed = True
         finally:
             await generation.aclose()
-        return self._read(index, ids, generation.finish, failed)
+        self._outcomes[index] = (generation.finish, failed)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._read_one, index)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.relay import Relay
 from benchmarks.trust import once, soak
 from benchmarks.trust.__main__ import SHORT, parts
 from benchmarks.trust.attacks import ATTACKS
 from benchmarks.trust.beside import p95
 from benchmarks.trust.dead_link import dead_link
-from benchmarks.trust.relay import Relay
 from benchmarks.trust.subject import FAKE, Fault, Server, Subject, serving
 from tofc.rpc.channel import Keepalive
 
@@ -97,7 +97,7 @@ async def test_the_relay_cuts_after_the_given_numbers_of_bytes() -> None:
         ends[-1].set_result(None)
 
     there = await asyncio.start_server(echo, "127.0.0.1", 0)
-    async with there, Relay(there.sockets[0].getsockname()[1], [30, 10]) as relay, asyncio.timeout(HANGS_S):
+    async with there, Relay(there.sockets[0].getsockname()[1], cuts=[30, 10]) as relay, asyncio.timeout(HANGS_S):
         for cut, sent, received in ((1, 20, 10), (2, 10, 0)):
             reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
             writer.write(b"x" * sent)

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from benchmarks.relay import Relay
 from device_client.encoder import Encoder, EncoderThread
 from device_client.fake import FakeEncoder
 from device_client.image_encoder import ImageEncoder
@@ -30,7 +31,6 @@ from edge_server import server as servers
 from edge_server.fake import FakeViewEncoder, fake_backend
 from edge_server.server import RunningServer, start
 from edge_server.settings import ServerSettings, SessionLimits
-from tests.relay import Relay
 from tofc.errors import CallError, LinkLostError
 from tofc.rpc.channel import CHUNK_BYTES, Keepalive, make_server
 
@@ -94,16 +94,14 @@ async def test_packets_and_a_long_answer_over_a_link_with_much_delay(server: Run
 async def test_a_file_arrives_over_a_link_that_is_lost_more_often_than_without_progress(
     server: RunningServer, noise: Path
 ) -> None:
-    async with Relay(server.port, rate=RATE * 2) as relay:
-        relay.cuts = [4000, 7000, 10_000, 13_000, 16_000]
+    async with Relay(server.port, rate=RATE * 2, cuts=[4000, 3000, 3000, 3000, 3000]) as relay:
         report, size = await asked(relay, image_files(), noise)
         assert report.reconnects == 5 > RetryPolicy().losses and relay.links == 6
         assert size < report.bytes_picture < 3 * size, "restarted each time it would be four"
 
 
 async def test_views_that_arrived_are_not_sent_again(server: RunningServer, wide: Path) -> None:
-    async with Relay(server.port, rate=RATE * 4) as relay:
-        relay.cuts = [6000]
+    async with Relay(server.port, rate=RATE * 4, cuts=[6000]) as relay:
         report, _ = await asked(relay, packets(400), wide)
         assert (report.reconnects, relay.links) == (1, 2)
         assert 21 <= report.views_sent <= 21 + VIEWS_IN_FLIGHT

@@ -129,7 +129,7 @@ async def test_nothing_of_sampling_is_left_to_the_engine(vllm: Serve, remote: Co
     assert asked.pop("model") == "fake"
     salt, session = asked.pop("cache_salt"), server.headers[0]["x-session-id"]
     assert asked == {
-        **{"prompt": [], "stream": True, "return_token_ids": True, "n": 1, "seed": -1},
+        **{"prompt": [], "stream": True, "return_token_ids": True, "n": 1, "seed": 2**63 - 1},
         **{"max_tokens": 9, "min_tokens": 0, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.0},
         **{"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
         **{"stop": [], "stop_token_ids": [STOP], "ignore_eos": True, "skip_special_tokens": False},
@@ -162,12 +162,13 @@ async def test_samples_come_from_one_request_and_have_their_own_seeds(
 ) -> None:
     server = await vllm()
     engine = await remote(server)
-    params = SamplingParams(max_tokens=12, temperature=1.5, seed=2**63 - 2)
     (one,) = as_prompts(prompts()[:1])
-    wanted = [await collect(each) for each in embedded.submit_samples(one, params, 5)]
-    found = await asyncio.gather(*map(collect, engine.submit_samples(one, params, 5)))
-    assert found == wanted and len(set(map(tuple, wanted))) > 1
-    assert [asked["n"] for asked in server.requests] == [5]
+    for seed in (9, 2**64 - 2):
+        params = SamplingParams(max_tokens=12, temperature=2.0, seed=seed)
+        wanted = [await collect(each) for each in embedded.submit_samples(one, params, 5)]
+        found = await asyncio.gather(*map(collect, engine.submit_samples(one, params, 5)))
+        assert found == wanted and len(set(map(tuple, wanted))) > 1
+    assert sorted(asked["n"] for asked in server.requests) == [2, 3, 5]  # vLLM's seeds do not begin again
 
 
 async def test_greedy_samples_are_asked_once(vllm: Serve, remote: Connect) -> None:

@@ -63,6 +63,16 @@ def test_a_picture_that_is_opened_twice_is_sent_once(edge: Client) -> None:
     assert edge.picture(pixels.copy()).ask(SIGN).usage.bytes_picture == 0
 
 
+def test_progress_of_samples_is_told_before_the_answer(edge: Client, example: Path) -> None:
+    stream = edge.picture(example).ask(SIGN, pacore=4, stream=True)
+    pieces = [*stream]
+    told = [piece.progress for piece in pieces if piece.progress]
+    assert [str(one) for one in told] == [f"{ended} of 4 samples" for ended in range(5)]
+    assert [piece.kind for piece in pieces[:5]] == ["progress"] * 5 and pieces[4].text == ""
+    assert "".join(piece.text for piece in pieces[5:]) == stream.result().text
+    assert {piece.kind for piece in pieces[5:]} == {"answer"}
+
+
 def test_an_answer_comes_in_pieces(edge: Client, example: Path) -> None:
     stream = edge.picture(example).ask("what is in the picture?", stream=True, **LONG)
     pieces = [*stream]

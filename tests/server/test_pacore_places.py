@@ -162,15 +162,36 @@ async def test_a_round_gives_a_place_to_a_question_that_waits_before_its_next_sa
     assert admission.running == 0
 
 
-async def test_samples_that_are_stopped_together_are_read_in_a_thread() -> None:
-    engine, admission, threads = FakeEngine(lambda _: b"3", gate=asyncio.Event()), Admission(8, 32), set[str]()
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_samples_are_read_in_a_thread(stopped: bool) -> None:
+    gate = asyncio.Event() if stopped else None
+    engine, admission, threads = FakeEngine(lambda _: b"3", gate=gate), Admission(8, 32), set[str]()
 
     def noted(index: int, ids: Sequence[int], finish: Finish | None, failed: bool) -> Sample:
         threads.add(threading.current_thread().name)
         return read(index, ids, finish, failed)
 
     async with admission.place("a"):
-        now = asyncio.get_running_loop().time()
-        samples = await round_of(engine, 3, admission, noted).run(now, lambda _: None)
-    assert [one.finish for one in samples] == [None] * 3
+        ends = asyncio.get_running_loop().time() if stopped else None
+        samples = await round_of(engine, 3, admission, noted).run(ends, lambda _: None)
+    assert [one.finish for one in samples] == [None if stopped else Finish.STOP] * 3
     assert threads and threading.main_thread().name not in threads
+
+
+async def test_a_sample_that_has_ended_counts_even_if_the_round_ends_while_it_is_read() -> None:
+    engine, admission, loop = FakeEngine(lambda _: b"3"), Admission(8, 32), asyncio.get_running_loop()
+    reading, opened = asyncio.Event(), threading.Event()
+
+    def slowly(index: int, ids: Sequence[int], finish: Finish | None, failed: bool) -> Sample:
+        loop.call_soon_threadsafe(reading.set)
+        assert opened.wait(ANSWERED)
+        return read(index, ids, finish, failed)
+
+    async with admission.place("a"):
+        ends = loop.time() + 0.5
+        running = asyncio.create_task(round_of(engine, 1, admission, slowly).run(ends, lambda _: None))
+        await asyncio.wait_for(reading.wait(), ANSWERED)
+        await until(lambda: loop.time() > ends + 0.1)
+        opened.set()
+        (sample,) = await asyncio.wait_for(running, ANSWERED)
+    assert sample.finish is Finish.STOP

@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.vllm.engines import Process, engine
+from edge_server.engine.vllm_remote import VllmRemoteEngine, find_engines
+from tests.engine.remote import remote_model
+from tests.vllm.engines import Process, Remote, engine
 from tofc.model.shipped import NANO
 from tofc_lab.checkpoint.split import split
 
@@ -27,7 +30,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def started(half: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Process]]:
-    """Two engines, the second of which may be killed by the last test."""
+    """Two engines, which tests may kill."""
     logs = tmp_path_factory.mktemp("logs")
     engines = [engine(half, logs / f"engine{number}.log") for number in range(2)]
     for one in engines:
@@ -45,3 +48,19 @@ async def engines(started: list[Process]) -> AsyncIterator[list[Process]]:
     for one in started:
         await one.ready()
     yield started
+
+
+@pytest_asyncio.fixture
+async def remote() -> AsyncIterator[Remote]:
+    """Ask engines; the asking ends with the test."""
+    found: list[VllmRemoteEngine] = []
+
+    async def begin(*urls: str, **changed: Any) -> VllmRemoteEngine:
+        model = remote_model(**changed)
+        engines = await find_engines(urls, None, model)
+        found.append(VllmRemoteEngine(engines, None, model, parallel=64, queue=64))
+        return found[-1]
+
+    yield begin
+    for one in found:
+        await one.stop()

@@ -10,11 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
+from edge_server.engine.completion_request import CompletionFormat
+from edge_server.engine.vllm_remote import VllmRemoteEngine
+
+Remote = Callable[..., Awaitable[VllmRemoteEngine]]  # of the addresses of engines, and changes of the model
+
+ENDLESS = CompletionFormat(dtype="float32", stop_tokens=[])  # nano's answers are short: measured without its stop token
 START_S = 400.0  # on two busy cores
 #: docs/serving.md explains each; a test compares the two
 OPTIONS = (

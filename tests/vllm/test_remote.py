@@ -5,43 +5,23 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 from numpy.typing import NDArray
 
 from edge_server.engine.base import Generation, Prompt
-from edge_server.engine.completion_request import CompletionFormat
 from edge_server.engine.qwen3 import load_qwen3
 from edge_server.engine.sampling import SamplingParams
 from edge_server.engine.transformers import TransformersEngine
-from edge_server.engine.vllm_remote import VllmRemoteEngine, find_engines
 from tests.engine.remote import STOP, as_prompts, collect, nano, prompts, remote_model
-from tests.vllm.engines import Process, metric, router
-from tofc.errors import UnavailableError, UsageError
+from tests.vllm.engines import ENDLESS, Process, Remote, metric, router
+from tofc.errors import UsageError
 
-ENDLESS = CompletionFormat(dtype="float32", stop_tokens=[])  # nano's answers are short: measured without its stop token
 DONE = "vllm:request_success_total"
-Remote = Callable[..., Awaitable[VllmRemoteEngine]]
-
-
-@pytest_asyncio.fixture
-async def remote() -> AsyncIterator[Remote]:
-    found: list[VllmRemoteEngine] = []
-
-    async def begin(*urls: str, **changed: Any) -> VllmRemoteEngine:
-        model = remote_model(**changed)
-        engines = await find_engines(urls, None, model)
-        found.append(VllmRemoteEngine(engines, None, model, parallel=64, queue=64))
-        return found[-1]
-
-    yield begin
-    for one in found:
-        await one.stop()
 
 
 def rows(seed: int, count: int) -> NDArray[np.float32]:
@@ -192,46 +172,3 @@ async def test_a_router_keeps_pictures_at_one_engine(engines: list[Process], rem
         assert sum(spread) == 24 and all(count % 4 == 0 for count in spread), spread
     finally:
         before.kill()
-
-
-async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
-    engines: list[Process], remote: Remote
-) -> None:
-    """The last test of this file: no engine is left, and the tests after it start them again."""
-    engine, params = await remote(*(one.url for one in engines), form=ENDLESS), SamplingParams(max_tokens=800)
-    told: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
-    engine.watch(told.put_nowait)
-    asked = [Prompt(embeds=one, client="a", pictures=str(number)) for number, one in enumerate(prompts()[:8])]
-    wanted = await asyncio.gather(*(collect(engine.submit(one, params)) for one in asked))
-
-    await _kill_in_the_middle(engine, engines, asked, wanted)
-    assert told.empty()  # one engine was always there
-
-    engines[0].kill()
-    async with asyncio.timeout(10):
-        assert isinstance(await told.get(), UnavailableError)
-    with pytest.raises(UnavailableError) as lost:
-        await collect(engine.submit(asked[0], params))
-    assert lost.value.reason == "ENGINE_LOST"
-
-
-async def _kill_in_the_middle(
-    engine: VllmRemoteEngine, engines: list[Process], asked: list[Prompt], wanted: list[list[int]]
-) -> None:
-    """Kill the second engine while both are giving answers, and compare what is said in the end."""
-    generations = [engine.submit(one, SamplingParams(max_tokens=len(wanted[0]))) for one in asked]
-    said: list[list[int]] = [[] for _ in asked]
-
-    async def read(number: int, most: int) -> None:
-        async for token in generations[number]:
-            said[number].append(token)
-            if len(said[number]) == most:
-                return
-
-    await asyncio.gather(*(read(number, 40) for number in range(8)))
-    running = [await metric(one, "vllm:num_requests_running") for one in engines]
-    engines[1].kill()
-    await asyncio.gather(*(read(number, 4000) for number in range(8)))
-    print(f"{running} answers at the two engines when the second was killed: {sum(map(len, said))} tokens, all right")
-    assert min(running) > 0
-    assert said == wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.relay import Relay
 from edge_server.engine.base import Engine
 from edge_server.engine.completion_request import CompletionFormat
 from edge_server.engine.vllm_remote import VllmRemoteEngine, find_engines
@@ -12,7 +13,6 @@ from tests.engine.engines import EngineUnderTest
 from tests.engine.nano import Nano
 from tests.engine.remote import remote_model
 from tests.engine.test_suite import *  # noqa: F403
-from tests.relay import Relay
 from tests.vllm.engines import Process
 
 
@@ -29,7 +29,7 @@ class _Relayed(VllmRemoteEngine):
 @pytest.fixture
 def under_test(engines: list[Process], nano: Nano) -> EngineUnderTest:  # noqa: F811
     async def make(*, stops: bool = True, parallel: int = 16, queue: int = 64) -> Engine:
-        relay = await Relay(engines[0].port, rate=1e9).__aenter__()
+        relay = await Relay(engines[0].port).__aenter__()
         stop_tokens = sorted(nano.stop_tokens) if stops else []
         model = remote_model(form=CompletionFormat(dtype="float32", stop_tokens=stop_tokens))
         found = await find_engines([f"http://127.0.0.1:{relay.port}"], None, model)

@@ -11,7 +11,7 @@ sending and replacing lost links to `device_client`.
 
 from __future__ import annotations
 
-from device_client.rollouts import Rollout
+from device_client.rollouts import Progress, Rollout
 from tofc.client.aio import AsyncChat, AsyncClient, AsyncPicture
 from tofc.client.answer import Answer, Piece, Usage
 from tofc.client.options import AskOptions
@@ -32,6 +32,7 @@ __all__ = [
     "Picture",
     "PictureSource",
     "Piece",
+    "Progress",
     "Rollout",
     "Usage",
 ]

@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from device_client.report import Report
-from device_client.rollouts import Rollout
+from device_client.rollouts import Progress, Rollout
 from device_client.transcript import Delta
 
-Kind = Literal["answer", "thinking"]
+Kind = Literal["answer", "thinking", "progress"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """A part of an answer as it arrives.
 
-    `kind`: whether the text belongs to the answer, or to the thinking before it (with `thinking=True` only).
+    `kind`: whether the text belongs to the answer, or to the thinking before it (with `thinking=True` only). With
+    `pacore` or `vote` there are also pieces without text that say how far the samples are ("progress").
     `restart`: this text replaces all earlier pieces of its kind. It happens when a link was lost and the model then
     gives another answer, or when the text so far turns out to be thinking.
     """
@@ -28,12 +29,13 @@ class Piece:
     text: str
     kind: Kind = "answer"
     restart: bool = False
+    progress: Progress | None = None
 
     @classmethod
     def of(cls, delta: Delta) -> Piece:
         """Return the piece for a delta of `device_client`."""
-        kind: Kind = "thinking" if delta.thinking else "answer"
-        return cls(text=delta.text, kind=kind, restart=delta.replaces or delta.restart)
+        kind: Kind = "progress" if delta.progress else "thinking" if delta.thinking else "answer"
+        return cls(text=delta.text, kind=kind, restart=delta.replaces or delta.restart, progress=delta.progress)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ class Connection:
                 sampling=asking.sampling,
                 thinking=asking.thinking,
                 reasoning=asking.reasoning,
+                progress=True,
                 timeout_s=asking.timeout_s,
             )
             try:
