@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 KEPT = 8  # conversations
 
-Conversation = tuple[tuple[str, str], ...]  # (question, answer) for each turn
+Conversation = tuple[tuple[str, str], ...]  # (role, text) of each turn
 
 
 class Conversations:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from device_client.chat_options import ChatOptions
 from device_client.conversations import Conversation
 from device_client.link import Event, Link
 from device_client.picture import Picture
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # A longer time is not sent: the device cancels when it is over, or the server finds the link lost before that.
 MAX_DEADLINE_S = 60.0
+ROLES = {"user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT, "system": pb.ROLE_SYSTEM}
 SEED_BITS = 14  # of a seed chosen here: two bytes on the link; every question gets another one
 
 
@@ -58,10 +60,11 @@ class PendingQuestion:
 
     pictures: Sequence[Picture]
     text: str
-    history: Conversation = ()
+    history: Conversation = ()  # the turns before it
     sampling: Sampling = field(default_factory=Sampling)
     thinking: bool = False  # whether the user wants to see it
     reasoning: Reasoning = field(default_factory=Reasoning)
+    chat: ChatOptions = field(default_factory=ChatOptions)
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
     attempts: int = 1
@@ -101,18 +104,19 @@ class PendingQuestion:
     @property
     def turns(self) -> list[pb.Turn]:
         """Return the history as the protocol's turns."""
-        turns = []
-        for asked, answered in self.history:
-            turns += [pb.Turn(role=pb.ROLE_USER, text=asked), pb.Turn(role=pb.ROLE_ASSISTANT, text=answered)]
-        return turns
+        return [pb.Turn(role=ROLES[role], text=text) for role, text in self.history]
+
+    @property
+    def conversation(self) -> Conversation:
+        """Return all turns, this one included."""
+        return (*self.history, ("user", self.text))
 
     def check_limits(self, limits: pb.Limits) -> None:
         """Raise LimitError or MismatchError for what the server would refuse of what is sent.
 
         A limit of 0 is none, except that of an image's pixels: the server then takes no images.
         """
-        turns = (text for turn in self.history for text in turn)
-        n_bytes = sum(len(text.encode()) for text in (self.text, *turns))
+        n_bytes = sum(len(text.encode()) for _, text in self.conversation)
         views = max((picture.n_views for picture in self.sent), default=0)
         pixels, (width, height) = max(((one.form_pixels, one.form_size) for one in self.sent), default=(0, (0, 0)))
         counted = "pixels of one picture" if width * height == pixels else "pixels of one picture, padded to a square"
@@ -124,7 +128,13 @@ class PendingQuestion:
             )
         exceeded = "LIMIT_EXCEEDED"
         for found, allowed, what, remedy, reason in (
-            (len(self.pictures), limits.pictures_per_question, "pictures in one question", "ask about fewer", exceeded),
+            (
+                len(self.pictures),
+                limits.pictures_per_question,
+                "pictures in one question",
+                "ask about fewer",
+                "TOO_MANY_PICTURES",
+            ),
             (views, limits.views_per_picture, "views of one picture", "scale the picture down", exceeded),
             (pixels, limits.image_pixels, counted, "lower --scale", exceeded),
             (n_bytes, limits.question_bytes, "bytes of question", "shorten it", "QUESTION_TOO_LONG"),
@@ -133,12 +143,13 @@ class PendingQuestion:
             if allowed and found > allowed:
                 raise LimitError(f"{found} {what}, this server allows {allowed}; {remedy}", reason=reason)
         self.reasoning.check_limits(limits)
+        self.chat.check_limits(limits)
 
     def message(self, request: int, refs: Sequence[int], welcome: pb.Welcome, left_s: float | None) -> pb.Ask:
         """Return the message that asks the server; `left_s`: seconds left for the answer (None: no limit)."""
         # the server must know the time that samples may take, so that it can still answer
         deadline_s = left_s if left_s is not None and (self.reasoning.samples or left_s <= MAX_DEADLINE_S) else None
-        return pb.Ask(
+        message = pb.Ask(
             request=request,
             refs=refs,
             question=self.text,
@@ -150,3 +161,5 @@ class PendingQuestion:
             traceparent=self.span.traceparent,
             reasoning=self.reasoning.message(),
         )
+        message.MergeFrom(self.chat.message(welcome.limits))
+        return message

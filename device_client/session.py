@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from device_client.auto_encoder import AutoEncoder
+from device_client.chat_options import ChatOptions, as_conversation, places_of
 from device_client.connection import Connection
 from device_client.deadline import Deadline
 from device_client.encoder import Encoder, EncoderThread
@@ -48,6 +49,7 @@ from device_client.spans import end_span
 from device_client.transcript import Delta
 from device_client.uploads import Uploads
 from tofc.errors import CallError, DeadlineError, LinkLostError, ReplyError, UnavailableError
+from tofc.model.prompt import Turn
 from tofc.tracing import OFF, Tracer
 from tofc.v1 import tofc_pb2 as pb
 
@@ -172,14 +174,48 @@ class Session:
         `DeadlineError` after `timeout_s`, `UnavailableError` when the link cannot be replaced, and the error that the
         server replies with (`CallError`).
         """
-        check_text(question)
-        pending = PendingQuestion(
-            pictures=pictures,
-            text=question,
-            history=tuple((asked, answered) for asked, answered in history),
+        turns: list[Turn] = []
+        for asked, answered in history:
+            turns += [Turn(role="user", text=asked), Turn(role="assistant", text=answered)]
+        return self.converse(
+            pictures,
+            [*turns, Turn(role="user", text=question)],
             sampling=sampling,
             thinking=thinking,
             reasoning=reasoning,
+            progress=progress,
+            timeout_s=timeout_s,
+        )
+
+    def converse(
+        self,
+        pictures: Sequence[Picture],
+        turns: Sequence[Turn],
+        *,
+        sampling: Sampling = SAMPLING,
+        thinking: bool = False,
+        reasoning: Reasoning = PLAIN,
+        stop: Sequence[str] = (),
+        thinking_budget: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> Answer:
+        """Ask with all turns of a conversation, which show `pictures` in order; the last one is the user's.
+
+        The answer ends before the first of the texts `stop`. `thinking_budget`: most tokens of thinking, which
+        `sampling.max_tokens` then does not count. Otherwise like `ask`. It also raises `MismatchError` if the server is
+        older than places of pictures and stop texts.
+        """
+        question = turns[-1]
+        check_text(question.text)
+        pending = PendingQuestion(
+            pictures=pictures,
+            text=question.text,
+            history=as_conversation(turns[:-1]),
+            sampling=sampling,
+            thinking=thinking,
+            reasoning=reasoning,
+            chat=ChatOptions(stop=tuple(stop), thinking_budget=thinking_budget, places=places_of(turns)),
             policy=self._policy,
         )
         return Answer(lambda answer: self._deltas(answer, pending, progress, timeout_s))
@@ -334,7 +370,7 @@ class Session:
         link = question.submission.link
         text = question.transcript.answer.text
         if text and done.finish_reason != pb.FINISH_REASON_CANCELLED:
-            link.conversations.add((*question.history, (question.text, text)), question.submission.request)
+            link.conversations.add((*question.conversation, ("assistant", text)), question.submission.request)
         self._release(question, cancel=False)
         return link
 

@@ -10,9 +10,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
 from edge_server.assemble import Assembled, PictureRows
 from edge_server.backend import Backend
@@ -28,8 +28,9 @@ from edge_server.picture_cache import HeldPicture
 from edge_server.read_ahead import reading_ahead
 from edge_server.reasoning import Delta, ReasoningParser
 from edge_server.runtime import Runtime
-from edge_server.settings import MAX_TURNS, SessionLimits
-from tofc.errors import CallError, DeadlineError, InternalError, InvalidRequestError
+from edge_server.stop_text import StopText
+from edge_server.thinking_budget import AnswerTokens
+from tofc.errors import CallError, DeadlineError, InternalError
 from tofc.model.prompt import Turn
 from tofc.rpc.errors import to_message
 from tofc.rpc.implied import UINT32_MAX
@@ -37,38 +38,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-ROLES: dict[int, Literal["system", "user", "assistant"]] = {
-    pb.ROLE_USER: "user",
-    pb.ROLE_ASSISTANT: "assistant",
-    pb.ROLE_SYSTEM: "system",
-}
 ANSWER_SHARE = 8  # in a conversation, 1/8 of the model's positions is reserved for the answer
-
-
-def collect_turns(ask: pb.Ask, earlier: Sequence[Turn], limits: SessionLimits) -> list[Turn]:
-    """Return the turns of a question after `earlier` ones. Raises InvalidRequestError for a wrong order or size."""
-    count = len(earlier) + len(ask.history) + 1
-    if count > MAX_TURNS:
-        raise InvalidRequestError(
-            f"a question must have at most {MAX_TURNS} turns, got {count}; drop earlier ones",
-            reason="QUESTION_TOO_LONG",
-        )
-    for position, turn in enumerate(ask.history, len(earlier)):
-        if turn.role not in ROLES or (turn.role == pb.ROLE_SYSTEM and position):
-            raise InvalidRequestError(
-                f"turn {position} has role {turn.role}; allowed are user (1), assistant (2), and system (3) for the "
-                "first turn only",
-                reason="TURNS_INVALID",
-            )
-    history = [Turn(role=ROLES[turn.role], text=turn.text) for turn in ask.history]
-    turns = [*earlier, *history, Turn(role="user", text=ask.question)]
-    size = sum(len(turn.text.encode()) for turn in turns)
-    if size > limits.question_bytes:
-        raise InvalidRequestError(
-            f"a question must have at most {limits.question_bytes} bytes, got {size}; drop earlier turns or shorten it",
-            reason="QUESTION_TOO_LONG",
-        )
-    return turns
 
 
 @dataclass(kw_only=True, eq=False)
@@ -81,6 +51,8 @@ class QuestionJob:
     rounds: Rounds | None = None  # of samples before the answer; with it `sample_sampling` is set
     sample_sampling: SamplingParams | None = None
     thinking: bool = False  # whether to send the model's thinking too
+    thinking_budget: int | None = None  # tokens; None: `sampling.max_tokens` counts them too
+    stop: tuple[str, ...] = ()  # texts before which the answer ends
     pictures: list[HeldPicture]
     evicted: list[int]  # refs of the pictures that the client must send again
     deadline_ms: int
@@ -98,7 +70,7 @@ class QuestionJob:
     _views_ms: float = 0.0
     _place_ms: float = 0.0  # spent waiting for a place of the engine
     _first_token_ms: float = 0.0
-    _generation: Generation | None = None
+    _tokens: AnswerTokens | None = None
     _sampled: SampledQuestion | None = None
 
     def cancel(self) -> None:
@@ -200,21 +172,36 @@ class QuestionJob:
                 assembled, sampling = following, sampled.after(self.sampling)
                 following = None
             parser = self._begin(backend, assembled)
-            self._generation = generation = backend.engine.submit(assembled.prompt, sampling)
-            del assembled
-            generation.on_finished(release)  # a client that reads slowly must not hold the slot
-            try:
+            self._tokens = tokens = AnswerTokens(
+                backend.engine,
+                sampling,
+                parser,
+                budget=self.thinking_budget,
+                think_tokens=backend.think_tokens,
+                extend=partial(self._extend, runtime),
+                submitted=lambda one: one.on_finished(release),  # a client that reads slowly must not hold the slot
+            )
+            stop = StopText(self.stop)
+            async with aclosing(tokens.of(assembled.prompt)) as generated:
+                del assembled
                 if self._sampled is not None:
                     await self._sampled.send_rollouts()
-                async for token in generation:
+                async for token in generated:
                     self._first_token_ms = self._first_token_ms or self._elapsed_ms()
-                    await self._send(parser.push(token), outbox)
-            finally:
-                await generation.aclose()
-        await self._send(parser.finish(), outbox)
-        if generation.finish is None:
+                    await self._send(stop.push(parser.push(token)), outbox)
+                    if stop.found:
+                        return Finish.STOP
+        await self._send(stop.finish(parser.finish()), outbox)
+        if stop.found:
+            return Finish.STOP
+        if tokens.finish is None:
             raise InternalError("the engine ended the answer without saying why; ask again")
-        return generation.finish
+        return tokens.finish
+
+    async def _extend(self, runtime: Runtime, prompt: Prompt, ids: Sequence[int]) -> Prompt:
+        """Return the prompt continued by token ids."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(runtime.pool, runtime.backend.assembler.continued, prompt, ids)
 
     def _beginning(self, backend: Backend, client: str, rows: Sequence[PictureRows]) -> Prompt | None:
         """Return the prompt up to the first missing view."""
@@ -251,7 +238,7 @@ class QuestionJob:
         """Send the answer that has most votes."""
         self._first_token_ms = self._elapsed_ms()
         await sampled.send_rollouts()
-        await self._send([Delta(text=sampled.votes[0].text)], outbox)
+        await self._send(StopText(self.stop).finish([Delta(text=sampled.votes[0].text)]), outbox)
         return Finish.STOP
 
     async def _assemble(self, runtime: Runtime, client: str, turns: Sequence[Turn]) -> Assembled:
@@ -316,7 +303,8 @@ class QuestionJob:
     @property
     def _measured(self) -> Generation | None:
         """The answer whose times are reported: of one that votes decided, the first sample."""
-        return self._generation or (self._sampled.first if self._sampled else None)
+        of_answer = self._tokens.first if self._tokens else None
+        return of_answer or (self._sampled.first if self._sampled else None)
 
     def _usage(self) -> pb.Usage:
         usage = pb.Usage(

@@ -10,7 +10,7 @@ the tokens around views to `tofc.model.prompt` and memory to `picture_cache`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -56,6 +56,9 @@ class Assembler(Protocol):
 
     def prompt(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Assembled:
         """Make a prompt of at most `max_rows` rows. Raises InvalidRequestError (PROMPT_TOO_LONG)."""
+
+    def continued(self, prompt: Prompt, ids: Sequence[int]) -> Prompt:
+        """Return the prompt followed by token ids, as if the model had generated them."""
 
     def beginning(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Prompt | None:
         """Return the prompt up to the first view that is missing: pictures may have their first views only.
@@ -162,6 +165,10 @@ class SplitAssembler:
         if visual:
             embeds[tokens.feature_positions] = np.concatenate([view for one in pictures for view in one.views])
         return Assembled(prompt=Prompt(embeds=embeds), ids=tokens.ids, visual_tokens=visual)
+
+    def continued(self, prompt: Prompt, ids: Sequence[int]) -> Prompt:
+        """See `Assembler`."""
+        return replace(prompt, embeds=np.concatenate([prompt.embeds, self._embed(ids)]))
 
     def beginning(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Prompt | None:
         """See `Assembler`. A view that is missing is laid out with one feature: the tokens before it stay the same."""

@@ -7,6 +7,7 @@ to the engine that it is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,10 @@ class FakeAssembler:
             raise too_long(len(embeds), max_rows)
         prompt = Prompt(embeds=embeds)
         return Assembled(prompt=prompt, ids=prompt_bytes(prompt), visual_tokens=sum(len(view) for view in views))
+
+    def continued(self, prompt: Prompt, ids: Sequence[int]) -> Prompt:
+        """See `Assembler`."""
+        return replace(prompt, embeds=np.concatenate([prompt.embeds, _rows(bytes(ids))]))
 
     def beginning(self, turns: Sequence[Turn], pictures: Sequence[PictureRows], max_rows: int) -> Prompt | None:
         """See `Assembler`."""

@@ -68,6 +68,16 @@ class ReasoningParser:
         self._breaks: str | None = None if think_tokens is None else ""
         self._after_think_token = inside  # this stretch follows a think token
 
+    @property
+    def inside(self) -> bool:
+        """Return whether the next token is thinking, unless it ends that."""
+        return self._inside
+
+    @property
+    def answer_tokens(self) -> int:
+        """Return how many of the tokens so far are the answer's."""
+        return self.tokens - self.thinking_tokens
+
     def push(self, token: int) -> list[Delta]:
         """Return the text that this id completes."""
         self.tokens += 1

@@ -150,7 +150,7 @@ class RunningServer:
                 image_decoder=self._image_decoder,
                 observer=self.service.observer,
             ),
-            settings.limits.for_model(backend.max_views),
+            settings.limits.for_model(backend.max_views, backend.engine.max_positions),
         )
         served = [codec for codec in backend.codecs if codec.served]
         if len(served) > 1 or served[0].name != DEFAULT:

@@ -15,12 +15,13 @@ import logging
 import time
 import traceback
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from edge_server.answer import QuestionJob, collect_turns
+from edge_server.answer import QuestionJob
 from edge_server.conversations import Conversations
 from edge_server.engine.sampling import SamplingParams
 from edge_server.handshake import ServerIdentity, check_hello
@@ -31,6 +32,7 @@ from edge_server.pacore.rounds import Rounds, sample_sampling
 from edge_server.picture_cache import HeldPicture, PictureCache
 from edge_server.runtime import Runtime
 from edge_server.settings import SessionLimits
+from edge_server.turns import check_stop, collect_turns
 from edge_server.uploads import Uploads
 from edge_server.view_uploads import ViewUploads
 from tofc.errors import (
@@ -324,6 +326,10 @@ class ServerSession:
         if ask.HasField("reasoning"):
             rounds = Rounds.of(ask.reasoning, self._limits.samples)
             sampled = sample_sampling(ask.sampling, sampling)
+        budget = min(ask.thinking_budget, self._limits.new_tokens) if ask.HasField("thinking_budget") else None
+        if sampled is not None and budget is not None and self._runtime.backend.think_tokens is not None:
+            sampled = replace(sampled, max_tokens=sampled.max_tokens + budget)  # a sample is not closed
+        stop = check_stop(ask.stop)
         pictures, evicted = self._uploads.hold(list(ask.refs))
         return QuestionJob(
             number=ask.request,
@@ -332,6 +338,8 @@ class ServerSession:
             rounds=rounds,
             sample_sampling=sampled,
             thinking=ask.thinking,
+            thinking_budget=budget,
+            stop=stop,
             pictures=pictures,
             evicted=evicted,
             deadline_ms=ask.deadline_ms,

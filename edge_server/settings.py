@@ -28,6 +28,7 @@ DTYPES = ("auto", *TYPES)
 ENGINES = ("embedded", "vllm-remote", "vllm")
 IMAGE_BYTES = 8 * MIB  # with `--take-images`: a photograph of good quality
 IMAGE_PIXELS = 25_000_000
+STOP_TEXTS = 4  # of one question, as in OpenAI's interface
 MAX_TURNS = 512  # of a question, earlier ones included; empty ones cost tokens of the prompt too
 
 
@@ -46,12 +47,13 @@ class SessionLimits:
     pictures_under_way: int = 16  # incomplete; beyond it the oldest that no question waits for may be evicted
     numbers: int = 10_000  # refs of pictures, and numbers of questions; a client that needs more opens another session
     samples: int = 64  # of one question, all rounds together; 0: questions are answered once
+    context_tokens: int = 0  # of prompt and answer together, for devices to know; 0: the model's, see `for_model`
     image_bytes: int = 0  # of an image file; 0, and then image_pixels too: image files are not accepted
     image_pixels: int = 0  # width times height of an image file
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name in ("views_per_picture", "samples", "image_bytes", "image_pixels") and value == 0:
+            if name in ("views_per_picture", "samples", "context_tokens", "image_bytes", "image_pixels") and value == 0:
                 continue
             if value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
@@ -64,9 +66,9 @@ class SessionLimits:
             if getattr(self, name) > MAX_UP_BYTES // 2:
                 raise UsageError(f"{name} must be at most {MAX_UP_BYTES // 2}, got {getattr(self, name)}")
 
-    def for_model(self, max_views: int) -> SessionLimits:
-        """Return these limits, with `max_views` for `views_per_picture` if that is 0."""
-        return replace(self, views_per_picture=self.views_per_picture or max_views)
+    def for_model(self, max_views: int, max_positions: int) -> SessionLimits:
+        """Return these limits, with `max_views` for `views_per_picture` if that is 0, and the model's context."""
+        return replace(self, views_per_picture=self.views_per_picture or max_views, context_tokens=max_positions)
 
     @property
     def message(self) -> pb.Limits:
@@ -82,6 +84,8 @@ class SessionLimits:
             image_bytes=self.image_bytes,
             image_pixels=self.image_pixels,
             samples=self.samples,
+            stop_texts=STOP_TEXTS,
+            context_tokens=self.context_tokens,
         )
 
 

@@ -270,7 +270,7 @@ async def _converse(settings: dict[str, Any], scripts: list[list[Step]]) -> list
             pool=_InlineExecutor(),
             picture_timeout_s=60.0,
         ),
-        service.settings.limits.for_model(backend.max_views),
+        service.settings.limits.for_model(backend.max_views, backend.engine.max_positions),
     )
     clients = [Client(steps) for steps in scripts]
     await asyncio.gather(*(client.run(service) for client in clients))

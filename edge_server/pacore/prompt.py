@@ -40,7 +40,12 @@ def synthesis_text(question: str, messages: Sequence[str]) -> str:
 
 
 def synthesis_turns(turns: Sequence[Turn], messages: Sequence[str]) -> list[Turn]:
-    """Return the turns of the synthesis: `turns` with the last one's text replaced; unmodified without messages."""
+    """Return the turns of the synthesis: `turns` with the last one's text replaced; unmodified without messages.
+
+    Pictures of the last turn come first, because its text becomes a part of another one.
+    """
     if not messages:
         return list(turns)
-    return [*turns[:-1], replace(turns[-1], text=synthesis_text(turns[-1].text, messages))]
+    last = turns[-1]
+    synthesis = replace(last, text=synthesis_text(last.text, messages), pictures=(0,) * len(last.pictures))
+    return [*turns[:-1], synthesis]

@@ -186,3 +186,18 @@ def test_a_tokenizer_of_another_model_is_refused(tiny: Path, tmp_path: Path) -> 
     plain: PreTrainedTokenizerFast = make(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(CheckpointError, match="no token <im_patch>"):
         image_token_ids(plain, ONE, (), 3)
+
+
+def test_pictures_stand_where_their_turns_show_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = [
+        Turn(role="user", text="Image 1:which?", pictures=(8,)),
+        Turn(role="assistant", text="a cat"),
+        Turn(role="user", text="and these?", pictures=(0, 10)),
+    ]
+    prompt = build(tokenizer, turns, [ONE, PictureLayout(whole=1), PictureLayout(whole=2)])
+    found = text(tokenizer, prompt.ids).replace("<im_patch>", "#")
+    one, two, three = (f"<im_start>{'#' * n}<im_end>" for n in (3, 1, 2))
+    assert f"Image 1:{one}which?" in found and f"{two}and these?{three}" in found
+    assert len(prompt.feature_positions) == 6
+    with pytest.raises(ValueError, match="the turns show 3 pictures, and 1 were given"):
+        build(tokenizer, turns, [ONE])

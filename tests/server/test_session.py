@@ -34,7 +34,7 @@ async def test_a_picture_is_sent_once_and_asked_about_twice(serve: Serve, connec
     client = connect(await serve())
     welcome = await client.hello()
     assert (welcome.model_id, welcome.codec_id) == ("fake-model", "fake-codec")
-    assert welcome.limits == SessionLimits(views_per_picture=37).message
+    assert welcome.limits == SessionLimits(views_per_picture=37, context_tokens=65536).message
     assert not await client.picture(1, "one", rows=1, columns=2)
     for index, packet in enumerate((b"A", b"B", b"whole ")):
         await client.view(1, index, packet)

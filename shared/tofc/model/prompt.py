@@ -11,8 +11,9 @@ embeddings to the server.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -72,6 +73,18 @@ class Turn:
     """Whose message it is."""
     text: str
     """The message."""
+    pictures: tuple[int, ...] = ()
+    """Where in `text` pictures are shown, ascending, in characters. Pictures are taken in the order of all turns."""
+
+    @property
+    def segments(self) -> list[str | None]:
+        """The text cut at its pictures, in order; None for each picture, and no empty text beside one."""
+        found: list[str | None] = []
+        at = 0
+        for offset in self.pictures:
+            found += [self.text[at:offset]] * (offset > at) + [None]
+            at = offset
+        return [*found, self.text[at:]] if self.text[at:] or not found else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,20 +159,23 @@ def image_token_ids(
 
 
 def build(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], layouts: Sequence[PictureLayout]) -> PromptTokens:
-    """Build the prompt for an answer to `turns`. Pictures come before the text of the first user turn.
+    """Build the prompt for an answer to `turns`. If no turn has a picture, all come before the first user's text.
 
-    Raises `UsageError` if the last turn is not a user's, `CheckpointError` for a template that fails or drops a turn.
+    Raises `UsageError` if the last turn is not a user's, or the turns have places for another number of pictures;
+    `CheckpointError` for a template that fails or drops a turn.
     """
     if not turns or turns[-1].role != "user":
         raise UsageError("the conversation must end with a user turn, which is then answered")
+    turns = _placed(turns, len(layouts))
     patch = token_id(tokenizer, IM_PATCH)
     pictures = [image_token_ids(tokenizer, one, one.crops, one.whole) for one in layouts]
+    texts = [piece for turn in turns for piece in turn.segments if piece is not None]
     ids: list[int] = []
-    for kind, piece in _render(tokenizer, turns, len(layouts)):
+    for kind, piece in _render(tokenizer, turns):
         if kind == "template":
             ids += _encode(tokenizer, piece)
         elif kind == "text":
-            ids += encode_text(tokenizer, turns[int(piece)].text)
+            ids += encode_text(tokenizer, texts[int(piece)])
         else:
             ids += pictures[int(piece)]
     return PromptTokens(ids=ids, feature_positions=np.flatnonzero(np.array(ids) == patch))
@@ -199,26 +215,42 @@ def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 _MARK = re.compile("\ue000(text|picture):(\\d+)\ue001")
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], images: int) -> list[tuple[str, str]]:
-    """Render the chat template; return its pieces in order: ("template", text), ("text", turn), ("picture", number).
+def _placed(turns: Sequence[Turn], n: int) -> Sequence[Turn]:
+    """Return the turns with places for `n` pictures. Raises `UsageError` if they have places for another number."""
+    places = sum(len(turn.pictures) for turn in turns)
+    if places == n:
+        return turns
+    if places:
+        raise UsageError(f"the turns show {places} pictures, and {n} were given; give as many as are shown")
+    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+    return [*turns[:first], replace(turns[first], pictures=(0,) * n), *turns[first + 1 :]]
 
-    The template gets a marker instead of each turn's text, so that no text can influence it. Templates of multimodal
-    models take lists of parts; those that take only strings get the markers in one string.
+
+def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    """Render the chat template; return its pieces in order: ("template", text), ("text", number), ("picture", number).
+
+    The template gets a marker instead of each text, so that no text can influence it. Templates of multimodal models
+    take lists of parts; those that take only strings get the markers in one string.
     """
     from jinja2 import TemplateError
 
-    expected = _expected(turns, images)
-    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), 0)
-    picture_marks = [f"\ue000picture:{i}\ue001" for i in range(images)]
+    numbers = Counter[str]()
+    expected: list[tuple[str, str]] = []
     # lists of dictionaries, typed loosely: the tokenizer's annotation lacks lists of parts
     parts: list[Any] = []
     strings: list[Any] = []
-    for index, turn in enumerate(turns):
-        mark = f"\ue000text:{index}\ue001"
-        before = images if index == first else 0
-        content = [*[{"type": "image"}] * before, {"type": "text", "text": mark}]
-        parts.append({"role": turn.role, "content": content if before or turn.role == "user" else mark})
-        strings.append({"role": turn.role, "content": "".join(picture_marks[:before]) + mark})
+    for turn in turns:
+        content: list[Any] = []
+        marks = ""
+        for segment in turn.segments:
+            kind = "picture" if segment is None else "text"
+            expected.append((kind, str(numbers[kind])))
+            numbers[kind] += 1
+            mark = "\ue000{}:{}\ue001".format(*expected[-1])
+            content.append({"type": "image"} if segment is None else {"type": "text", "text": mark})
+            marks += mark
+        parts.append({"role": turn.role, "content": content if turn.pictures or turn.role == "user" else marks})
+        strings.append({"role": turn.role, "content": marks})
     problem = "leaves out or repeats a turn or a picture of the conversation"
     for messages in (parts, strings):
         try:
@@ -230,18 +262,6 @@ def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], images: i
         if [piece for piece in pieces if piece[0] != "template"] == expected:
             return pieces
     raise CheckpointError(f"the chat template {problem}; use the chat_template.jinja that was released with the model")
-
-
-def _expected(turns: Sequence[Turn], images: int) -> list[tuple[str, str]]:
-    """Return the pieces that a rendered template must have, besides its own text."""
-    found: list[tuple[str, str]] = []
-    placed = False
-    for index, turn in enumerate(turns):
-        if turn.role == "user" and not placed:
-            found += [("picture", str(i)) for i in range(images)]
-            placed = True
-        found.append(("text", str(index)))
-    return found
 
 
 def _pieces(rendered: str) -> Iterator[tuple[str, str]]:

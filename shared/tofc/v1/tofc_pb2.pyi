@@ -108,7 +108,7 @@ class Welcome(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., samples_by_default: bool = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels", "samples", "views_per_packet")
+    __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels", "samples", "stop_texts", "context_tokens", "views_per_packet")
     PACKET_BYTES_FIELD_NUMBER: _ClassVar[int]
     VIEWS_PER_PICTURE_FIELD_NUMBER: _ClassVar[int]
     PICTURES_PER_QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,8 @@ class Limits(_message.Message):
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STOP_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VIEWS_PER_PACKET_FIELD_NUMBER: _ClassVar[int]
     packet_bytes: int
     views_per_picture: int
@@ -128,8 +130,10 @@ class Limits(_message.Message):
     image_bytes: int
     image_pixels: int
     samples: int
+    stop_texts: int
+    context_tokens: int
     views_per_packet: int
-    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., samples: _Optional[int] = ..., views_per_packet: _Optional[int] = ...) -> None: ...
+    def __init__(self, packet_bytes: _Optional[int] = ..., views_per_picture: _Optional[int] = ..., pictures_per_question: _Optional[int] = ..., questions_in_flight: _Optional[int] = ..., question_bytes: _Optional[int] = ..., new_tokens: _Optional[int] = ..., image_bytes: _Optional[int] = ..., image_pixels: _Optional[int] = ..., samples: _Optional[int] = ..., stop_texts: _Optional[int] = ..., context_tokens: _Optional[int] = ..., views_per_packet: _Optional[int] = ...) -> None: ...
 
 class Picture(_message.Message):
     __slots__ = ("ref", "picture_id", "rows", "columns", "image", "want_state")
@@ -218,7 +222,7 @@ class ViewAck(_message.Message):
     def __init__(self, ref: _Optional[int] = ..., indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request", "without_pictures", "reasoning", "traceparent")
+    __slots__ = ("request", "refs", "question", "history", "sampling", "deadline_ms", "thinking", "previous_request", "without_pictures", "reasoning", "places", "stop", "thinking_budget", "traceparent")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     REFS_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -229,6 +233,9 @@ class Ask(_message.Message):
     PREVIOUS_REQUEST_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_PICTURES_FIELD_NUMBER: _ClassVar[int]
     REASONING_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    THINKING_BUDGET_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request: int
     refs: _containers.RepeatedScalarFieldContainer[int]
@@ -240,8 +247,11 @@ class Ask(_message.Message):
     previous_request: int
     without_pictures: bool
     reasoning: Reasoning
+    places: _containers.RepeatedCompositeFieldContainer[Place]
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    thinking_budget: int
     traceparent: str
-    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ..., without_pictures: bool = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, request: _Optional[int] = ..., refs: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., history: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., deadline_ms: _Optional[int] = ..., thinking: bool = ..., previous_request: _Optional[int] = ..., without_pictures: bool = ..., reasoning: _Optional[_Union[Reasoning, _Mapping]] = ..., places: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., stop: _Optional[_Iterable[str]] = ..., thinking_budget: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Reasoning(_message.Message):
     __slots__ = ("rounds", "vote", "rollouts", "token_budget")
@@ -254,6 +264,14 @@ class Reasoning(_message.Message):
     rollouts: bool
     token_budget: int
     def __init__(self, rounds: _Optional[_Iterable[int]] = ..., vote: _Optional[int] = ..., rollouts: bool = ..., token_budget: _Optional[int] = ...) -> None: ...
+
+class Place(_message.Message):
+    __slots__ = ("turn", "offset")
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    turn: int
+    offset: int
+    def __init__(self, turn: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("role", "text")
