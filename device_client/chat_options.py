@@ -1,7 +1,7 @@
 """What a chat needs beyond a question: turns that show pictures anywhere, texts that end an answer, a thinking budget.
 
-Promises that a server which would ignore one of them is not asked, except for the budget, which it then counts with the
-answer. Leaves the turns' form on the wire to `question`.
+Promises that a server which would ignore one of them is not asked, except for the budget, which an older one, or one
+whose model does not think, is not sent. Leaves the turns' form on the wire to `question`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,11 @@ class ChatOptions:
                 reason="LIMIT_EXCEEDED",
             )
 
-    def message(self, limits: pb.Limits) -> pb.Ask:
+    def message(self, welcome: pb.Welcome) -> pb.Ask:
         """Return the part of the message that asks the server."""
-        budget = self.thinking_budget if limits.stop_texts else None  # an older one would ignore it
+        budget = None
+        if welcome.thinking and self.thinking_budget is not None:
+            budget = min(self.thinking_budget, welcome.limits.new_tokens)
         places = [pb.Place(turn=turn, offset=offset) for turn, offset in self.places]
         return pb.Ask(stop=self.stop, thinking_budget=budget, places=places)
 

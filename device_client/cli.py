@@ -1,8 +1,8 @@
-"""The command `device-client`: ask about pictures, chat about them, draw a map of what would be sent, or measure links.
+"""The command `device-client`: ask, chat, serve an endpoint, draw a map of what would be sent, or measure links.
 
 Promises that wrong arguments are reported before anything slow begins. Leaves reading the command line and errors to
-`program`, the options to `options`, and the work to `ask`, `batch`, `chat`, `inspect` and
-`bench_command`.
+`program`, the options to `options`, and the work to `ask`, `batch`, `chat`, `endpoint`,
+`inspect` and `bench_command`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from device_client.ask import ask_all, split_arguments
 from device_client.bench_options import BenchOptions
 from device_client.chat import converse
 from device_client.encoder import Encoder, EncoderThread
+from device_client.endpoint.options import EndpointOptions
 from device_client.exit_codes import LINES_FAILED
 from device_client.options import AnswerOptions, ImageOptions, PacketOptions, ServerOptions, encoder_opener
 from device_client.picture import Picture
@@ -29,8 +31,9 @@ from device_client.sampling import Sampling
 from device_client.session import Session
 from device_client.waiting import log
 from tofc.errors import UsageError
+from tofc.install import install
 from tofc.option_groups import Argument, Option
-from tofc.terminal import note, one_line
+from tofc.terminal import note, one_line, say
 from tofc.tracing import Tracer
 
 T = TypeVar("T")
@@ -253,6 +256,38 @@ def bench(
     if path is not None:
         _check_exist([path])
     asyncio.run(run(path, measured, server, packets))
+
+
+@command(epilog=EXIT_CODES)
+def serve(
+    *,
+    endpoint: EndpointOptions,
+    server: ServerOptions,
+    packets: PacketOptions,
+    image: ImageOptions,
+) -> None:
+    """Answer clients of OpenAI's chat completions on this machine, over HTTP, until Ctrl-C.
+
+    The model is loaded once. A picture that was sent before costs no time and no bytes.
+    """
+    try:
+        from device_client.endpoint.serve import serve as serve_endpoint
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("device_client", "tofc"):
+            raise
+        raise UsageError(f"serve needs {error.name}: {install('endpoint')}") from error
+    tracer = server.tracer()
+    open_session, open_encoder = _session_opener(server, tracer), encoder_opener(packets, image)
+
+    async def run() -> None:
+        await serve_endpoint(open_session(open_encoder()), endpoint, packets.model, say=_say_now)
+
+    _run(run(), tracer)
+
+
+def _say_now(text: str) -> None:
+    say(text)
+    sys.stdout.flush()
 
 
 OpenSession = Callable[[Encoder | EncoderThread], Session]

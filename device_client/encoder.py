@@ -238,10 +238,10 @@ class EncoderThread:
         self.doing = ""  # what the thread does at the moment, for a user who waits
         self._closed = self._loaded = False
 
-    def open(self, path: Path) -> Picture:
-        """Open and identify a picture under this encoder's codec and setting."""
+    def open(self, given: Path | bytes) -> Picture:
+        """Open and identify a picture, a file or its bytes, under this encoder's codec and setting."""
         encoder = self.encoder
-        return open_picture(path, encoder.rule, encoder.codec_id, encoder.setting, encoder.form)
+        return open_picture(given, encoder.rule, encoder.codec_id, encoder.setting, encoder.form)
 
     def start(self) -> None:
         """Start to load the model; return at once. Later calls do nothing."""

@@ -161,5 +161,5 @@ class PendingQuestion:
             traceparent=self.span.traceparent,
             reasoning=self.reasoning.message(),
         )
-        message.MergeFrom(self.chat.message(welcome.limits))
+        message.MergeFrom(self.chat.message(welcome))
         return message

@@ -46,7 +46,7 @@ class ServerIdentity:
         return self.codecs[0].codec_id
 
     def welcome(
-        self, limits: SessionLimits, picture_key: bytes, *, codec_id: str, samples_by_default: bool
+        self, limits: SessionLimits, picture_key: bytes, *, codec_id: str, samples_by_default: bool, thinking: bool
     ) -> pb.Welcome:
         """Return the response to Hello. `codec_id` is the codec of the session."""
         return pb.Welcome(
@@ -56,6 +56,7 @@ class ServerIdentity:
             limits=limits.message,
             picture_key=picture_key,
             samples_by_default=samples_by_default,
+            thinking=thinking,
         )
 
 

@@ -195,9 +195,13 @@ class ServerSession:
         check_hello(first.hello, self._identity)
         self._codec_id = first.hello.codec_id
         self._on_hello(self)
-        samples = self._runtime.backend.generation_config.temperature > 0
+        backend = self._runtime.backend
         welcome = self._identity.welcome(
-            self._limits, self._pictures.key, codec_id=self._codec_id, samples_by_default=samples
+            self._limits,
+            self._pictures.key,
+            codec_id=self._codec_id,
+            samples_by_default=backend.generation_config.temperature > 0,
+            thinking=backend.think_tokens is not None,
         )
         await self._outbox.send(welcome=welcome)
         await self._take_parts(first, group)

@@ -92,20 +92,22 @@ class Hello(_message.Message):
     def __init__(self, client_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("server_version", "model_id", "codec_id", "limits", "picture_key", "samples_by_default")
+    __slots__ = ("server_version", "model_id", "codec_id", "limits", "picture_key", "samples_by_default", "thinking")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     CODEC_ID_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PICTURE_KEY_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_BY_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     model_id: str
     codec_id: str
     limits: Limits
     picture_key: bytes
     samples_by_default: bool
-    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., samples_by_default: bool = ...) -> None: ...
+    thinking: bool
+    def __init__(self, server_version: _Optional[str] = ..., model_id: _Optional[str] = ..., codec_id: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., picture_key: _Optional[bytes] = ..., samples_by_default: bool = ..., thinking: bool = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("packet_bytes", "views_per_picture", "pictures_per_question", "questions_in_flight", "question_bytes", "new_tokens", "image_bytes", "image_pixels", "samples", "stop_texts", "context_tokens", "views_per_packet")

@@ -1,0 +1,77 @@
+"""Who may use the endpoint: a key, the pages of allowed origins, and on the loopback only names of this machine.
+
+Promises that a web page which a person happens to visit cannot use the endpoint: its browser names the page's origin,
+and a name that an attacker points at 127.0.0.1 is not one of this machine. Leaves TLS to `serve`, and the headers that
+allow an origin to starlette's CORSMiddleware.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from device_client.endpoint.errors import ApiError
+from tofc.rpc.address import is_loopback
+from tofc.rpc.tokens import Token
+
+OPEN = ("/health", "/v1/health")  # without a key: it tells nothing but that the endpoint runs
+
+
+class Access:
+    """Refuses requests before anything is read of them."""
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[Token], origins: Sequence[str], local: bool) -> None:
+        """`keys`: one of them must be sent, if there are any; `local`: the endpoint listens on the loopback only."""
+        self._app = app
+        self._keys = keys
+        self._origins = origins
+        self._local = local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with an error."""
+        if scope["type"] == "http" and (error := self._problem(scope["path"], Headers(scope=scope))) is not None:
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else error.headers
+            await JSONResponse(error.body, error.status, headers)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _problem(self, path: str, headers: Headers) -> ApiError | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._local and not self._keys and not is_loopback(_name(host)):
+            return ApiError(
+                403,
+                "host_not_allowed",
+                f"the Host {host[:80]!r} is not a name of this machine; use 127.0.0.1 or localhost, or start the "
+                "endpoint with --api-key-file",
+            )
+        if origin is not None and not self._allowed(origin, host):
+            return ApiError(
+                403,
+                "origin_not_allowed",
+                f"pages of {origin[:80]!r} may not use this endpoint; start it with --allow-origin {origin[:80]}",
+            )
+        if self._keys and path not in OPEN and not self._has_key(headers.get("authorization", "")):
+            message = "the API key is missing or wrong; send Authorization: Bearer KEY"
+            return ApiError(401, "invalid_api_key", message, kind="authentication_error")
+        return None
+
+    def _allowed(self, origin: str, host: str) -> bool:
+        return "*" in self._origins or origin in self._origins or urlsplit(origin).netloc == host
+
+    def _has_key(self, given: str) -> bool:
+        sent = given.encode()
+        found = False
+        for key in self._keys:  # compare with all of them, so that the time reveals nothing
+            found |= hmac.compare_digest(sent, f"Bearer {key.value}".encode())
+        return found
+
+
+def _name(host: str) -> str:
+    """Return a Host header without its port."""
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdecimal() else host
