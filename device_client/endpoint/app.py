@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
@@ -203,7 +203,7 @@ class _Events(StreamingResponse):
             await self._stack.aclose()
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
     """Return the result of `work`; if the client leaves before, cancel it and raise ClientGone."""
     working = asyncio.ensure_future(work)
     leaving = asyncio.create_task(_left(request))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -51,6 +51,7 @@ class Metrics:
 
     def __init__(self, pictures: Callable[[], int], traffic: Callable[[], Traffic | None]) -> None:
         """`pictures` returns how many pictures are kept, `traffic` the bytes on the link; both in the event loop."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside every counter, not needed
         self._registry = registry = CollectorRegistry()
         registry.register(_Traffic(traffic))
         self._counts = {

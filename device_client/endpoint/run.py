@@ -112,7 +112,7 @@ class ChatRun:
                 asked.turns,
                 sampling=sampling,
                 reasoning=asked.reasoning,
-                thinking=asked.include_thinking and self._defaults.include_thinking,
+                thinking=self._welcome.thinking and asked.include_thinking and self._defaults.include_thinking,
                 stop=asked.stop,
                 thinking_budget=self._budget(),
                 timeout_s=self._timeout_s(),
