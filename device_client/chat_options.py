@@ -45,13 +45,16 @@ class ChatOptions:
                 reason="LIMIT_EXCEEDED",
             )
 
+    def budget(self, welcome: pb.Welcome) -> int | None:
+        """Return the budget that is sent; None: none."""
+        if not welcome.thinking or self.thinking_budget is None:
+            return None
+        return min(self.thinking_budget, welcome.limits.new_tokens)
+
     def message(self, welcome: pb.Welcome) -> pb.Ask:
         """Return the part of the message that asks the server."""
-        budget = None
-        if welcome.thinking and self.thinking_budget is not None:
-            budget = min(self.thinking_budget, welcome.limits.new_tokens)
         places = [pb.Place(turn=turn, offset=offset) for turn, offset in self.places]
-        return pb.Ask(stop=self.stop, thinking_budget=budget, places=places)
+        return pb.Ask(stop=self.stop, thinking_budget=self.budget(welcome), places=places)
 
 
 def as_conversation(turns: Sequence[Turn]) -> Conversation:

@@ -111,6 +111,13 @@ class PendingQuestion:
         """Return all turns, this one included."""
         return (*self.history, ("user", self.text))
 
+    def most_tokens(self, welcome: pb.Welcome) -> int:
+        """Return the most tokens of its answer, thinking included; 0: as many as the server allows."""
+        budget = self.chat.budget(welcome)
+        if budget is None:
+            return self.sampling.max_tokens
+        return (self.sampling.max_tokens or welcome.limits.new_tokens) + budget + 1  # 1: </think>
+
     def check_limits(self, limits: pb.Limits) -> None:
         """Raise LimitError or MismatchError for what the server would refuse of what is sent.
 

@@ -290,7 +290,7 @@ class Session:
             link = await self._connection.link()
         async with deadline.within(_late(deadline)):
             request, events = await link.reserve_question(
-                max_tokens=question.sampling.max_tokens,
+                max_tokens=question.most_tokens(link.welcome),
                 pictures=len(question.pictures),
                 samples=question.reasoning.samples,
                 rollouts=question.reasoning.rollouts,

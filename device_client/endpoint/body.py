@@ -34,6 +34,7 @@ class BodyReader:
                 "content_encoding_not_taken",
                 f"Content-Encoding {encoding[:40]!r} is not taken; send the body as it is",
                 param="Content-Encoding",
+                close=True,
             )
         stated = request.headers.get("content-length", "")
         if stated.isdecimal() and int(stated) > self._most:
@@ -49,7 +50,7 @@ class BodyReader:
                     if self._held > BODIES * self._most:
                         raise ApiError(
                             429, "endpoint_busy", "too many large requests at one time; ask again",
-                            kind="rate_limit_error", retry_after_s=1.0,
+                            kind="rate_limit_error", retry_after_s=1.0, close=True,
                         )  # fmt: skip
             return await asyncio.to_thread(_parsed, data)
         except TimeoutError:
@@ -58,6 +59,7 @@ class BodyReader:
                 "body_timeout",
                 f"the body did not arrive within {self._timeout_s:g} s ({len(data)} bytes did); send it faster",
                 kind="timeout_error",
+                close=True,
             ) from None
         finally:
             self._held -= len(data)
@@ -68,6 +70,7 @@ class BodyReader:
             "body_too_large",
             f"a body must have at most {self._most} bytes, got {n_bytes}; send fewer or smaller pictures, or "
             "name those that were sent before by their uuid",
+            close=True,
         )
 
 

@@ -48,7 +48,9 @@ class ApiError(Exception):
         kind: str = INVALID,
         param: str | None = None,
         retry_after_s: float | None = None,
+        close: bool = False,
     ) -> None:
+        """`close`: end the connection, because the rest of the body is not wanted."""
         super().__init__(message)
         self.status = status
         self.code = code
@@ -56,6 +58,7 @@ class ApiError(Exception):
         self.kind = kind
         self.param = param
         self.retry_after_s = retry_after_s
+        self.close = close
 
     @property
     def body(self) -> dict[str, Any]:
@@ -65,7 +68,8 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Return the headers of the response: `Retry-After`, in whole seconds, where the same request may succeed."""
-        return {} if self.retry_after_s is None else {"Retry-After": str(max(math.ceil(self.retry_after_s), 1))}
+        after = {} if self.retry_after_s is None else {"Retry-After": str(max(math.ceil(self.retry_after_s), 1))}
+        return after | ({"Connection": "close"} if self.close else {})
 
 
 def invalid(param: str | None, message: str, *, code: str = "invalid_value") -> ApiError:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from device_client.encoder import TowerEncoder
+from edge_server.backend import Backend
 from edge_server.server import RunningServer, start
 from edge_server.settings import ServerSettings
 
@@ -25,11 +26,13 @@ DEFAULTS: dict[str, Any] = {"model": MODEL, "port": 0, "grace_s": 0.0}
 class ServerThread:
     """A server with an event loop and a thread of its own, so that it shares as little as possible with the client."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, backend: Backend | None = None, **settings: Any) -> None:
+        """Start it, with nano unless there is a `backend`."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
-        self.running: RunningServer = self.run(start(ServerSettings(**{**DEFAULTS, **settings})))
+        made = ServerSettings(**{**DEFAULTS, **settings})
+        self.running: RunningServer = self.run(start(made) if backend is None else start(made, lambda _: backend))
 
     def run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()

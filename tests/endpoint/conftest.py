@@ -9,11 +9,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
-from device_client.encoder import TowerEncoder
+from device_client.encoder import Encoder, TowerEncoder
 from device_client.endpoint.options import EndpointOptions
 from device_client.endpoint.serve import Server, serve
 from device_client.link import Target
+from device_client.picture import Encoded
 from device_client.retry_policy import RetryPolicy
 from device_client.session import Session
 from tests.e2e.conftest import MODEL, ServerThread
@@ -25,12 +27,16 @@ AT_ONCE = RetryPolicy(first_s=0.01, max_s=0.02)
 class EndpointThread:
     """An endpoint with an event loop and a thread of its own."""
 
-    def __init__(self, edge: str, *, session: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(
+        self, edge: str, *, encoder: Encoder | None = None, session: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Start it; `encoder`: nano's by default, `session`: options of the session."""
         self.url = ""
         self.failure: BaseException | None = None
         self.session: Session | None = None
         self.towers: list[object] = []  # an entry for each view that was encoded
         self._edge = edge
+        self._encoder = encoder
         self._session_options = {"retry": AT_ONCE, "log": lambda _: None, **(session or {})}
         self._options = EndpointOptions(**{"port": 0, **options})
         self._server: Server | None = None
@@ -50,8 +56,7 @@ class EndpointThread:
     def _run(self) -> None:
         async def work() -> None:
             self._loop = asyncio.get_running_loop()
-            encoder = _Counted.open(MODEL)
-            encoder.towers = self.towers
+            encoder = self._encoder or _counted(self.towers)
             self.session = Session(Target(address=self._edge), encoder, **self._session_options)
             await serve(self.session, self._options, MODEL, say=self._say, started=self._started)
 
@@ -77,15 +82,18 @@ class EndpointThread:
         assert not self._thread.is_alive() and self.failure is None, self.failure
 
 
-class _Counted(TowerEncoder):
-    """The real encoder, which also counts the views that its tower encodes."""
+def _counted(towers: list[object]) -> TowerEncoder:
+    """Return the real encoder, which adds each view that its tower encodes to `towers`."""
+    made = TowerEncoder.open(MODEL)
+    encode = made.encode
 
-    towers: list[object]
-
-    def encode(self, image: Any) -> Iterator[Any]:
-        for encoded in super().encode(image):
-            self.towers.append(encoded)
+    def counting(image: Image.Image) -> Iterator[Encoded]:
+        for encoded in encode(image):
+            towers.append(encoded)
             yield encoded
+
+    made.encode = counting  # type: ignore[method-assign]
+    return made
 
 
 Begin = Callable[..., EndpointThread]
