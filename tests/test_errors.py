@@ -19,6 +19,8 @@ PACKAGES = ("shared/tofc", "device_client", "edge_server", "lab/tofc_lab")
 PRIVATE = {
     "shared/tofc/model/image_metadata.py: _Unexpected",
     "device_client/batch_out.py: _NoLocks",
+    "device_client/endpoint/app.py: ClientGone",
+    "device_client/endpoint/errors.py: ApiError",
     "shared/tofc/quick_options.py: _NotQuick",
     *(
         f"edge_server/engine/faults.py: {name}"

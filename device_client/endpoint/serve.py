@@ -35,7 +35,7 @@ KEEP_ALIVE_S = 75  # longer than clients keep a connection without using it: els
 CONNECTIONS = 4  # for each request that may be answered
 
 
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: `serve` ends it."""
 
     @contextmanager
@@ -88,7 +88,7 @@ async def serve(
     model: Path,
     *,
     say: Callable[[str], None],
-    started: Callable[[Server], None] = lambda _: None,
+    started: Callable[[HttpServer], None] = lambda _: None,
 ) -> None:
     """Serve until a signal (SIGINT, SIGTERM) comes. `say` gets the address; `started` the server, before it serves.
 
@@ -112,7 +112,7 @@ async def serve(
         ssl_certfile=options.endpoint_cert,
         ssl_keyfile=options.endpoint_key,
     )
-    server = Server(config)
+    server = HttpServer(config)
     async with session:
         session.encoder.start()
         connecting = asyncio.create_task(_connect(endpoint))
@@ -145,7 +145,7 @@ def _bind(options: EndpointOptions) -> socket.socket:
 
 
 @contextmanager
-def _stopped_by_signals(server: Server) -> Iterator[None]:
+def _stopped_by_signals(server: HttpServer) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from device_client.encoder import Encoder, TowerEncoder
 from device_client.endpoint.options import EndpointOptions
-from device_client.endpoint.serve import Server, serve
+from device_client.endpoint.serve import HttpServer, serve
 from device_client.link import Target
 from device_client.picture import Encoded
 from device_client.retry_policy import RetryPolicy
@@ -39,7 +39,7 @@ class EndpointThread:
         self._encoder = encoder
         self._session_options = {"retry": AT_ONCE, "log": lambda _: None, **(session or {})}
         self._options = EndpointOptions(**{"port": 0, **options})
-        self._server: Server | None = None
+        self._server: HttpServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -70,7 +70,7 @@ class EndpointThread:
     def _say(self, line: str) -> None:
         self.url = line.removeprefix("listening on ")
 
-    def _started(self, server: Server) -> None:
+    def _started(self, server: HttpServer) -> None:
         self._server = server
         self._ready.set()
 
