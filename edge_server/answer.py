@@ -182,11 +182,12 @@ class QuestionJob:
                 submitted=lambda one: one.on_finished(release),  # a client that reads slowly must not hold the slot
             )
             stop = StopText(self.stop)
-            async with aclosing(tokens.of(assembled.prompt)) as generated:
+            async with aclosing(tokens):
+                await tokens.start(assembled.prompt)
                 del assembled
                 if self._sampled is not None:
                     await self._sampled.send_rollouts()
-                async for token in generated:
+                async for token in tokens:
                     self._first_token_ms = self._first_token_ms or self._elapsed_ms()
                     await self._send(stop.push(parser.push(token)), outbox)
                     if stop.found:

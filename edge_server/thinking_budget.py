@@ -20,9 +20,10 @@ Extend = Callable[[Prompt, Sequence[int]], Awaitable[Prompt]]  # a prompt, conti
 
 
 class AnswerTokens:
-    """Generates one answer. `finish` is set once all tokens were read; `first` is the generation that read the prompt.
+    """Generates one answer: `start` it, iterate over its tokens, `aclose` it in any case.
 
-    `submitted` is called with every generation that is the answer's last: only those may free a place of the engine.
+    `finish` is set once all tokens were read; `first` is the generation that read the prompt. `submitted` is called for
+    the answer's last generation: only that one may free a place of the engine.
     """
 
     def __init__(
@@ -43,57 +44,71 @@ class AnswerTokens:
         self._sampling = sampling
         self._parser = parser
         self._budget = budget
-        self._think_tokens = think_tokens
+        self._end = None if think_tokens is None else think_tokens.end
         self._extend = extend
         self._submitted = submitted
+        self._generation: Generation | None = None
+        self._prompt: Prompt | None = None  # while thinking may have to be closed
+        self._ids: list[int] = []  # that were not read yet when it started: </think>
 
-    async def of(self, prompt: Prompt) -> AsyncGenerator[int]:
-        """Yield the tokens. Raises what the engine raises."""
+    async def start(self, prompt: Prompt) -> None:
+        """Submit the prompt. Raises what the engine raises."""
         most = self._sampling.max_tokens
-        if self._budget is None or self._think_tokens is None:
-            last = self._last(prompt)
-            del prompt  # its rows take memory
-            async for token in last:
-                yield token
+        if self._budget is None or self._end is None:
+            self._submit_last(prompt)
             return
         room = self._engine.max_positions - len(prompt.embeds) - most - 1  # 1: for </think>
-        budget = max(min(self._budget, room), 0)
-        ids: list[int] = []
-        if budget or not self._parser.inside:
-            generation = self._engine.submit(prompt, replace(self._sampling, max_tokens=budget + most + 1))
-            self.first = generation
-            try:
-                async for token in generation:
-                    ids.append(token)
-                    yield token
-                    if self._parser.inside and self._parser.thinking_tokens >= budget:
-                        break
-                    if not self._parser.inside and self._parser.answer_tokens >= most:
-                        self.finish = Finish.LENGTH
-                        return
-                else:
-                    self.finish = generation.finish
-                    return
-            finally:
-                await generation.aclose()
-        ids.append(self._think_tokens.end)
-        yield ids[-1]
-        if len(prompt.embeds) + len(ids) >= self._engine.max_positions:
-            self.finish = Finish.LENGTH
-            return
-        last = self._last(await self._extend(prompt, ids))
-        del prompt
-        async for token in last:
-            yield token
+        self._budget = max(min(self._budget, room), 0)
+        if self._budget or not self._parser.inside:
+            self._prompt = prompt
+            sampling = replace(self._sampling, max_tokens=self._budget + most + 1)
+            self.first = self._generation = self._engine.submit(prompt, sampling)
+        else:
+            self._ids = [self._end]
+            self._submit_last(await self._extend(prompt, self._ids))
 
-    async def _last(self, prompt: Prompt) -> AsyncGenerator[int]:
-        generation = self._engine.submit(prompt, self._sampling)
-        self.first = self.first or generation
-        del prompt
-        self._submitted(generation)
-        try:
-            async for token in generation:
+    async def aclose(self) -> None:
+        """Stop generating; harmless when it has ended."""
+        if self._generation is not None:
+            await self._generation.aclose()
+
+    async def __aiter__(self) -> AsyncGenerator[int]:
+        for token in self._ids:
+            yield token
+        if self._prompt is not None:
+            async for token in self._first_part():
                 yield token
-        finally:
-            await generation.aclose()
-        self.finish = generation.finish
+            if self.finish is not None:
+                return
+            if len(self._prompt.embeds) + len(self._ids) >= self._engine.max_positions:
+                self.finish = Finish.LENGTH
+                return
+            self._submit_last(await self._extend(self._prompt, self._ids))
+            self._prompt = None
+        assert self._generation is not None, "it was not started"
+        async for token in self._generation:
+            yield token
+        self.finish = self._generation.finish
+
+    async def _first_part(self) -> AsyncGenerator[int]:
+        """Yield tokens until the answer ends, or the budget: then `</think>` is the last one, and `finish` not set."""
+        assert self._generation is not None and self._budget is not None and self._end is not None
+        async for token in self._generation:
+            self._ids.append(token)
+            yield token
+            if self._parser.inside and self._parser.thinking_tokens >= self._budget:
+                break
+            if not self._parser.inside and self._parser.answer_tokens >= self._sampling.max_tokens:
+                self.finish = Finish.LENGTH
+                return
+        else:
+            self.finish = self._generation.finish
+            return
+        await self._generation.aclose()
+        self._ids.append(self._end)
+        yield self._end
+
+    def _submit_last(self, prompt: Prompt) -> None:
+        self._generation = self._engine.submit(prompt, self._sampling)
+        self.first = self.first or self._generation
+        self._submitted(self._generation)
