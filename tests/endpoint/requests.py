@@ -33,11 +33,13 @@ def picture(number: int) -> str:
 
 
 @cache
-def as_png(side: int = 0) -> str:
-    """Return the example as PNG, enlarged to `side` px."""
-    with Image.open(MODEL / "example.jpg") as image:
-        buffer = io.BytesIO()
-        (image.resize((side, side)) if side else image).save(buffer, "PNG")
+def as_png(number: int) -> str:
+    """Return the example as PNG, with one pixel of another colour for each number: servers do not know it yet."""
+    with Image.open(MODEL / "example.jpg") as opened:
+        pixels = opened.convert("RGB")
+    pixels.putpixel((0, 0), (number, 0, 0))
+    buffer = io.BytesIO()
+    pixels.save(buffer, "PNG")
     return data_url(buffer.getvalue(), "png")
 
 

@@ -49,7 +49,7 @@ def test_the_openai_client_gets_answers(endpoint: EndpointThread) -> None:
     with sdk(endpoint) as client:
         (model,) = client.models.list().data
         assert client.models.retrieve(model.id).id == model.id == "nano"
-        done = client.chat.completions.create(**ask())
+        done = client.chat.completions.create(**ask(url=as_png(2)))
         assert done.choices[0].message.content == NUMBER and done.choices[0].finish_reason == "stop"
         assert done.usage is not None and done.usage.completion_tokens > 0
         cost: dict[str, Any] = done.usage.model_extra["tofc"]  # type: ignore[index]
@@ -89,7 +89,7 @@ CLIENTS = {
     "frigate, openai": (frigate_openai(SIGN, [example()]), NUMBER),
     "frigate, openai, captions": (frigate_openai(ROCKET, [example()], ["Frame 1"]), "yes"),
     "llm vision": (llm_vision(SIGN, [example()]), NUMBER),
-    "lmms-eval": (lmms_eval(SIGN, as_png()), NUMBER),
+    "lmms-eval": (lmms_eval(SIGN, as_png(1)), NUMBER),
     "vlmevalkit, openai": (vlmevalkit_openai(ROCKET, example()), None),  # at temperature 1
     "vlmevalkit, lmdeploy": (vlmevalkit_lmdeploy(SIGN, example()), NUMBER),
     "vlmevalkit, hello": (vlmevalkit_hello(), None),

@@ -13,7 +13,20 @@ import openai
 from PIL import Image
 
 from tests.endpoint.conftest import WAIT_S, Begin, client
-from tests.endpoint.requests import CHAT, NUMBER, ROCKET, SIGN, ask, data_url, example, image, picture, text, user
+from tests.endpoint.requests import (
+    CHAT,
+    NUMBER,
+    ROCKET,
+    SIGN,
+    as_png,
+    ask,
+    data_url,
+    example,
+    image,
+    picture,
+    text,
+    user,
+)
 
 
 def cost(response: httpx2.Response) -> dict[str, Any]:
@@ -24,7 +37,7 @@ def cost(response: httpx2.Response) -> dict[str, Any]:
 
 def test_twenty_turns_send_one_picture_once(begin: Begin) -> None:
     endpoint = begin()
-    turns = [user(image(example()), text(SIGN))]
+    turns = [user(image(as_png(3)), text(SIGN))]
     costs = []
     with client(endpoint) as http:
         for turn in range(20):
@@ -75,9 +88,9 @@ def test_a_png_of_20_mb_is_taken(http: httpx2.Client) -> None:
 
 
 async def test_32_requests_at_one_time_are_answered(begin: Begin) -> None:
-    endpoint = begin()
+    endpoint, url = begin(), as_png(4)
     async with openai.AsyncOpenAI(base_url=endpoint.url, api_key="unused", timeout=WAIT_S, max_retries=0) as made:
-        asked = [ask(SIGN if number % 2 else ROCKET, stream=False) for number in range(32)]
+        asked = [ask(SIGN if number % 2 else ROCKET, url, stream=False) for number in range(32)]
         found = await asyncio.gather(*(made.chat.completions.create(**body) for body in asked))
     assert [one.choices[0].message.content for one in found] == ["yes", NUMBER] * 16
     assert len(endpoint.towers) == 1  # opened and encoded once, though all came together
@@ -86,11 +99,11 @@ async def test_32_requests_at_one_time_are_answered(begin: Begin) -> None:
 def test_what_is_kept_is_bounded(begin: Begin) -> None:
     endpoint = begin(keep_mib=0)
     with client(endpoint) as http:
-        named = {**image(example()), "uuid": "a"}
+        named = {**image(as_png(5)), "uuid": "a"}
         assert cost(http.post(CHAT, json={"messages": [user(named, text(SIGN))]}))["cached"] == 0
         null = {"type": "image_url", "image_url": None, "uuid": "a"}
         assert http.post(CHAT, json={"messages": [user(null, text(SIGN))]}).status_code == 400
-        again = cost(http.post(CHAT, json=ask()))
+        again = cost(http.post(CHAT, json=ask(url=as_png(5))))
         assert (again["cached"], again["picture_bytes"]) == (0, 0)  # the server has it all the same
 
 
