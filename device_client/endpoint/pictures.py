@@ -140,4 +140,4 @@ def _decoded(url: str, path: str) -> bytes:
 
 def _weight(picture: Picture) -> int:
     pixels = 0 if picture.image is None else 3 * picture.image.width * picture.image.height
-    return pixels + sum(len(one.packet) for one in picture.packets)
+    return pixels + sum(len(one.packet) + len(one.joined) for one in picture.packets)
