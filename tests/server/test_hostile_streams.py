@@ -96,7 +96,13 @@ def test_any_bytes_are_steps_and_steps_are_bytes(data: bytes) -> None:
     assert read(write(steps)) == steps
 
 
-@pytest.mark.parametrize("steps", seeds()[:-1])  # the question of the last one comes too late
+def in_time(steps: list[Step]) -> bool:
+    """Return whether no question has a deadline, which passes before its picture has come."""
+    requests = [pb.SessionRequest.FromString(step.request) for step in steps if step.kind is Kind.REQUEST]
+    return not any(ask.deadline_ms for request in requests for ask in request.asks)
+
+
+@pytest.mark.parametrize("steps", [steps for steps in seeds() if in_time(steps)])
 def test_good_sessions_end_well(steps: list[Step]) -> None:
     played = converse(0, [[one for one in steps if one.client == who] for who in (0, 1)])
     leaves = any(one.kind is Kind.LEAVE for one in steps)
