@@ -74,6 +74,14 @@ def _embedded(settings: ServerSettings, checkpoint: Checkpoint, stop_tokens: Seq
         engine.full_answers,
         engine.max_positions,
     )
+    if engine.max_positions < model.config.max_position_embeddings:
+        log.warning(
+            "a question and its answer may have %d of the model's %d positions; more would not fit into "
+            "--engine-cache-mib %d",
+            engine.max_positions,
+            model.config.max_position_embeddings,
+            settings.key_value_bytes // MIB,
+        )
     return engine
 
 

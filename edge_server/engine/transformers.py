@@ -43,7 +43,7 @@ from edge_server.engine.sampling import Sampler, SamplingParams
 from edge_server.engine.schedule import in_turns, share_rows
 from edge_server.engine.static_decoder import StaticDecoder
 from edge_server.memory_errors import memory_limit_error
-from tofc.errors import UnavailableError
+from tofc.errors import ResourceError, UnavailableError
 from tofc.out_of_memory import out_of_memory
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class TransformersEngine(Engine):
     `stop_tokens` end an answer; at most `parallel` answers run and `queue` more wait. `packed` must be what
     `probe.is_exact` says. With `static`, answers take turns and their tokens have fixed shapes, on a GPU as a graph
     (`static_decoder`). An answer starts when its prompt and all tokens it may get fit into `cache_bytes` beside
-    those of the running ones; if none runs, it starts in any case.
+    those of the running ones; a prompt that would not fit alone is refused.
     """
 
     name = "transformers"
@@ -126,7 +126,13 @@ class TransformersEngine(Engine):
     ) -> None:
         self.steps = 0  # computed so far
         self._decoder = StaticDecoder(model) if static else PackedDecoder(model, packed=packed)
-        self.max_positions = self._decoder.max_positions
+        # What would not fit into memory alone is refused when it is submitted.
+        self.max_positions = min(self._decoder.max_positions, cache_bytes // self._decoder.shape.row_bytes)
+        if self.max_positions < 2:
+            raise ResourceError(
+                f"keys and values of one position take {self._decoder.shape.row_bytes} bytes, all together may take "
+                f"{cache_bytes}; raise --engine-cache-mib"
+            )
         self._stop_tokens = frozenset(stop_tokens)
         self._parallel = parallel
         self._queue = queue
@@ -182,7 +188,7 @@ class TransformersEngine(Engine):
 
     @property
     def full_answers(self) -> int:
-        """How many answers that use every position fit into memory together; if none, one runs at a time."""
+        """How many answers that use every position fit into memory together: at least one."""
         return self._cache_bytes // (self.max_positions * self._decoder.shape.row_bytes)
 
     def watch(self, on_health: HealthCallback) -> None:
@@ -271,9 +277,9 @@ class TransformersEngine(Engine):
             one.limit for one in (*self._running, answer)
         )
         free = self._cache_bytes - rows * self._decoder.shape.row_bytes
-        if free < 0 and (self._running or others):
+        if free < 0:
             return False
-        self._kept.shrink(max(free, 0))
+        self._kept.shrink(free)
         return True
 
     def _questions_in_memory(self) -> set[_Question]:

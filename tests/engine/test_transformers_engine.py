@@ -25,7 +25,7 @@ from edge_server.engine.packed_decoder import STEP_ROWS, PackedDecoder, Segment
 from edge_server.engine.sampling import SamplingParams
 from edge_server.engine.transformers import TransformersEngine
 from tests.server.raw_client import ANSWERED
-from tofc.errors import CheckpointError, LimitError, UnavailableError
+from tofc.errors import CheckpointError, InvalidRequestError, LimitError, UnavailableError
 
 HIDDEN, VOCABULARY, POSITIONS = 32, 61, 4096
 ROW_BYTES = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, D, bytes of a float32
@@ -312,8 +312,10 @@ async def test_keys_and_values_stay_within_their_bytes(model: Qwen3ForCausalLM) 
         assert (engine.load().running, engine.load().waiting) == (3, 2)  # 320 rows each
         await longs[0].aclose()
         assert len(await collect(longs[3])) == 300
-        huge = engine.submit(Prompt(embeds=embeds(9, 2000)), SamplingParams(max_tokens=2))  # alone it may be larger
-        assert await collect(huge) == reference(model, embeds(9, 2000), 2)
+        huge = engine.submit(Prompt(embeds=embeds(9, 999)), SamplingParams(max_tokens=2))  # all of it, alone
+        assert await collect(huge) == reference(model, embeds(9, 999), 1)
+        with pytest.raises(InvalidRequestError, match="at most 999 rows"):
+            engine.submit(Prompt(embeds=embeds(9, 1000)), SamplingParams(max_tokens=2))
     finally:
         await engine.stop()
 
