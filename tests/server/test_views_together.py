@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import grpc
-import pytest
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
 
+import grpc
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge_server.fake import FakeAssembler, fake_backend
 from edge_server.settings import SessionLimits
 from tests.server.conftest import Connect, Serve
+from tests.server.raw_client import ANSWERED
 from tofc.v1 import tofc_pb2 as pb
 
 
@@ -48,3 +56,32 @@ async def test_invalid_numbers_of_views_are_refused(view: pb.View, reason: str, 
     await client.picture(1, "p", rows=2, columns=2)
     await client.send(views=[view])
     await client.failed(grpc.StatusCode.INVALID_ARGUMENT, reason)
+
+
+async def test_a_packet_takes_as_many_places_as_it_has_views(serve: Serve, connect: Connect) -> None:
+    """A session decodes no more views at once for sending them together, and packets larger than that pass too."""
+    decoding: list[int] = []
+    most = 0
+    gate = threading.Event()
+
+    class Waiting(FakeAssembler):
+        def views(self, packet: bytes, *, codec_id: str, count: int, last: bool) -> Sequence[NDArray[np.float32]]:
+            nonlocal most
+            decoding.append(count)
+            most = max(most, sum(decoding))
+            gate.wait(ANSWERED)
+            decoding.remove(count)
+            return super().views(packet, codec_id=codec_id, count=count, last=last)
+
+    server = await serve(
+        replace(fake_backend(), assembler=Waiting()), limits=SessionLimits(views_in_flight=4), threads=8
+    )
+    client = connect(server)
+    await client.hello()
+    await client.picture(1, "p", rows=1, columns=10)
+    for first, count in ((0, 3), (3, 1), (4, 6), (10, 1)):
+        await client.send(views=[pb.View(ref=1, index=first, packets=[b"x" * count], views=count * (count > 1))])
+    await client.ask(1, "?", refs=(1,))
+    gate.set()
+    assert (await client.answer(1))[0] == "x" * 11 + "?"
+    assert 1 <= most <= 6  # the packet of six takes all places
