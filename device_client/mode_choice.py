@@ -111,6 +111,7 @@ class ModeChoice:
 
     def _sent(self, picture: Picture, mode: str) -> Picture:
         """Return what is sent of a picture. Its pixels are kept by one of picture and file."""
+        picture.sent_as = picture.sent_as or mode  # not when it is encoded: the thread may still be busy with others
         if mode == "image":
             if picture.file is None:
                 picture.file = self._encoder.plan_file(picture)
@@ -124,9 +125,7 @@ class ModeChoice:
 
 def _known_mode(picture: Picture, *, files: bool) -> str | None:
     """Return how a picture was sent before; None for a new one. `files`: the server takes image files."""
-    if picture.file is not None and files:
-        return "image"
-    return "features" if picture.packets or picture.file is not None else None
+    return "features" if picture.sent_as == "image" and not files else picture.sent_as
 
 
 def _decoded(file: Picture, size: tuple[int, int]) -> Image.Image:

@@ -78,6 +78,7 @@ class Picture:
     steps: Iterator[Encoded] | None = field(default=None, repr=False)  # the encoder's generator, where it stopped
     encoder: PacketMaker | None = field(default=None, repr=False)  # None: that of the session
     file: Picture | None = field(default=None, repr=False)  # what is sent instead of features, by `--mode auto`
+    sent_as: str | None = None  # the mode that `--mode auto` chose when it was sent first: features, image
 
     @property
     def n_views(self) -> int:

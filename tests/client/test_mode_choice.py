@@ -179,6 +179,21 @@ async def test_a_picture_that_went_as_features_stays_so_beside_a_new_file(
     assert report.feature_codec is not None and report.image_codec == "webp"
 
 
+async def test_a_picture_whose_features_wait_for_the_encoder_stays_so(
+    server: FakeServer, begin: Begin, small: Path, wide: Path, taking: None
+) -> None:
+    session = begin(auto())
+    await session.connect()
+    choice, link = session._choice, session._connection.current
+    assert choice is not None and link is not None
+    picture = session.open(wide)
+    assert choice.choose([picture], link)[1].mode == "features"
+    await slow_device(session, small)
+    assert choice.choose([session.open(wide)], link)[1].mode == "image", "a new one goes as a file by now"
+    sent, decision = choice.choose([picture], link)
+    assert (sent, decision.mode) == ([picture], "features") and picture.image is not None
+
+
 async def test_after_a_move_to_a_server_without_images_the_picture_goes_as_features(
     server: FakeServer, begin: Begin, small: Path, wide: Path, taking: None
 ) -> None:
