@@ -15,7 +15,6 @@ import math
 import random
 import socket
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, Self
 
 from device_client.link_shape import LinkShape
@@ -78,53 +77,62 @@ class Relay:
     async def _serve(self, client: socket.socket) -> None:
         self._sockets.add(self._with_small_buffers(client))
         server = None
-        with suppress(OSError):
+        try:
             server = await self._connect()
-            self._sockets.add(server)
-            directions = [self._start(self._carry(client, server, up=True)), self._start(self._carry(server, client))]
-            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-        for one in (client, server):
-            if one is not None:
-                self._sockets.discard(one)
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
-                one.close()
+            async with asyncio.TaskGroup() as ways:  # with the first that fails all end
+                for source, target, up in ((client, server, True), (server, client, False)):
+                    delayed: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+                    ways.create_task(self._receive(source, delayed, up=up))
+                    ways.create_task(self._deliver(delayed, target))
+        except* OSError:
+            pass
+        finally:  # not before: the number of a closed socket may at once be that of another connection
+            for one in (client, server):
+                if one is not None:
+                    self._close(one)
 
     async def _connect(self) -> socket.socket:
+        """Connect to the first address that answers: a server may listen on one of localhost's two."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(*self._to, type=socket.SOCK_STREAM)
-        family, kind, proto, _, address = found[0]
-        server = self._with_small_buffers(socket.socket(family, kind, proto))
-        try:
-            await loop.sock_connect(server, address)
-        except OSError:
-            server.close()
-            raise
-        return server
+        problem = OSError(f"{self._to[0]} has no address")
+        for family, kind, proto, _, address in await loop.getaddrinfo(*self._to, type=socket.SOCK_STREAM):
+            try:
+                server = socket.socket(family, kind, proto)
+            except OSError as error:  # no IPv6 on this machine
+                problem = error
+                continue
+            self._sockets.add(self._with_small_buffers(server))
+            try:
+                await loop.sock_connect(server, address)
+            except OSError as error:
+                self._close(server)
+                problem = error
+            else:
+                return server
+        raise problem
 
-    async def _carry(self, source: socket.socket, target: socket.socket, *, up: bool = False) -> None:
+    def _close(self, one: socket.socket) -> None:
+        self._sockets.discard(one)
+        one.close()
+
+    async def _receive(self, source: socket.socket, delayed: asyncio.Queue[tuple[float, bytes]], *, up: bool) -> None:
+        """Put what arrives, with the times when it is due; an empty piece at the end."""
         loop = asyncio.get_running_loop()
         rate = self.shape.up if up else self.shape.down
         piece = max(1, min(SEGMENT_BYTES, int(rate * PIECE_S)))
-        delayed: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        delivering = self._start(self._deliver(delayed, target))
         arrives_at = 0.0
-        try:
-            asked_at = -math.inf
-            while data := await loop.sock_recv(source, piece):
-                now, free_at = loop.time(), self._free_at[up]
-                late = now - asked_at <= WAITED_S and now - free_at <= LATE_S  # this process, while bytes were waiting
-                self._free_at[up] = (free_at if late else max(free_at, now)) + len(data) / rate
-                sent_at = self._free_at[up]
-                arrives_at = max(arrives_at, sent_at + self._delay_s(len(data)))
-                delayed.put_nowait((arrives_at, data))
-                if (ahead_s := sent_at - loop.time()) > AHEAD_S:
-                    await asyncio.sleep(ahead_s)
-                asked_at = loop.time()
-        except OSError:
-            pass
-        finally:
-            delivering.cancel()
+        asked_at = -math.inf
+        while data := await loop.sock_recv(source, piece):
+            now, free_at = loop.time(), self._free_at[up]
+            late = now - asked_at <= WAITED_S and now - free_at <= LATE_S  # this process, while bytes were waiting
+            self._free_at[up] = (free_at if late else max(free_at, now)) + len(data) / rate
+            sent_at = self._free_at[up]
+            arrives_at = max(arrives_at, sent_at + self._delay_s(len(data)))
+            delayed.put_nowait((arrives_at, data))
+            if (ahead_s := sent_at - loop.time()) > AHEAD_S:
+                await asyncio.sleep(ahead_s)
+            asked_at = loop.time()
+        delayed.put_nowait((max(arrives_at, loop.time() + self.shape.rtt_s / 2), b""))
 
     def _delay_s(self, n_bytes: int) -> float:
         shape = self.shape
@@ -137,12 +145,14 @@ class Relay:
         return delay_s
 
     async def _deliver(self, delayed: asyncio.Queue[tuple[float, bytes]], target: socket.socket) -> None:
+        """Send on what is due, and the end after it; the other direction may go on."""
         loop = asyncio.get_running_loop()
-        with suppress(OSError):
-            while True:
-                at, data = await delayed.get()
-                await asyncio.sleep(at - loop.time())
-                await loop.sock_sendall(target, data)
+        data = b"?"
+        while data:
+            at, data = await delayed.get()
+            await asyncio.sleep(at - loop.time())
+            await loop.sock_sendall(target, data)
+        target.shutdown(socket.SHUT_WR)
 
     def _with_small_buffers(self, connection: socket.socket) -> socket.socket:
         size = max(BUFFER_BYTES, int(max(self.shape.up, self.shape.down) * BUFFER_S))

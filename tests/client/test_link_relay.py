@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -86,3 +87,34 @@ async def test_a_server_that_cannot_be_reached_ends_the_connection() -> None:
         assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
+
+
+async def test_what_was_sent_before_the_end_arrives_and_is_answered(echo_port: int) -> None:
+    async with Relay("127.0.0.1", echo_port, link(rtt_s=0.1)) as relay:
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        writer.write(DATA)
+        writer.write_eof()
+        assert await reader.read() == DATA
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_the_next_connection_may_get_the_number_of_a_closed_socket(echo_port: int) -> None:
+    async with Relay("127.0.0.1", echo_port, link()) as relay:
+        for _ in range(5):
+            async with asyncio.timeout(20):
+                received, _ = await echoed(relay.port, b"x")
+            assert received == b"x"
+
+
+async def test_the_next_address_of_a_name_is_tried(echo_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    (found,) = await loop.getaddrinfo("127.0.0.1", echo_port, type=socket.SOCK_STREAM)
+
+    async def resolve(*_: object, **__: object) -> list[object]:  # as localhost, where the server listens on one only
+        return [(*found[:4], ("127.0.0.1", 1)), found]
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    async with Relay("localhost", echo_port, link()) as relay:
+        received, _ = await echoed(relay.port, b"x")
+    assert received == b"x"
