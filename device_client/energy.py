@@ -18,7 +18,8 @@ from typing import Protocol
 
 SYSFS = Path("/sys")
 SAMPLE_S = 0.05  # between two readings of a power sensor
-_TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0")  # what a Jetson's whole board takes, by its model
+_REST = "VIN_SYS_5V0"  # of an AGX Orin: what its board takes beside the rails of GPU and CPU
+_TOTALS = (("VDD_IN",), ("POM_5V_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", _REST))  # a Jetson's whole board, by its model
 
 
 class EnergyMeter(Protocol):
@@ -44,7 +45,7 @@ class NotMeasurable:
 
 
 def open_meter(sysfs: Path = SYSFS) -> EnergyMeter | NotMeasurable:
-    """Open the meter of this machine: RAPL, else a Jetson's sensors."""
+    """Open the meter of this machine: RAPL, else a Jetson's sensors. Nobody has tried it on a Jetson."""
     try:
         if packages := _packages(sysfs):
             return RaplMeter(packages)
@@ -130,7 +131,10 @@ def _packages(sysfs: Path) -> list[Path]:
 
 
 def _rails(sysfs: Path) -> list[Callable[[], float]]:
-    """Return what reads watts: the board's input if there is a rail for it, else all rails."""
+    """Return what reads watts: the rails that make up the board's input if they are known, else all rails.
+
+    Raises ValueError where the only rail is a part of the input.
+    """
     rails: dict[str, Callable[[], float]] = {}
     for label in sorted((sysfs / "bus/i2c/drivers").glob("ina3221*/*/hwmon/hwmon*/in[1-3]_label")):
         channel, folder = label.name[2], label.parent
@@ -141,8 +145,10 @@ def _rails(sysfs: Path) -> list[Callable[[], float]]:
         power = label.with_name(f"in_power{label.name[-1]}_input")
         if power.exists():  # in mW
             rails[_text(label)] = lambda p=power: _number(p) / 1e3  # type: ignore[misc]
-    total = [rails[name] for name in _TOTAL_RAILS if name in rails]
-    return total[:1] or list(rails.values())
+    if rails.keys() == {_REST}:
+        raise ValueError(f"it tells {_REST} alone, without what GPU and CPU take")
+    names = next((total for total in _TOTALS if rails.keys() >= set(total)), tuple(rails))
+    return [rails[name] for name in names]
 
 
 def _text(path: Path) -> str:

@@ -77,6 +77,19 @@ def test_without_a_rail_for_the_input_all_rails_are_added(tmp_path: Path) -> Non
     meter.close()
 
 
+def test_an_agx_orins_input_is_the_sum_of_three_rails(tmp_path: Path) -> None:
+    drivers = tmp_path / "bus/i2c/drivers/ina3221"
+    sensor = written(drivers / "1-0040/hwmon/hwmon3", in3_label="VIN_SYS_5V0", in3_input=5000, curr3_input=600)
+    assert "VIN_SYS_5V0 alone" in str(open_meter(tmp_path)), "beside it lie the rails of GPU and CPU"
+    written(sensor, in1_label="VDD_GPU_SOC", in1_input=19_000, curr1_input=200)
+    written(sensor, in2_label="VDD_CPU_CV", in2_input=19_000, curr2_input=100)
+    other = drivers / "1-0041/hwmon/hwmon4"
+    written(other, in2_label="VDDQ_VDD2_1V8AO", in2_input=5000, curr2_input=100)  # fed by VIN_SYS_5V0
+    meter = open_meter(tmp_path)
+    assert isinstance(meter, InaMeter) and meter._read() == pytest.approx(3.0 + 3.8 + 1.9)
+    meter.close()
+
+
 def test_sensors_of_older_jetsons_are_found(tmp_path: Path) -> None:
     sensor = tmp_path / "bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     written(sensor, rail_name_0="POM_5V_IN", in_power0_input=4200, rail_name_1="POM_5V_GPU", in_power1_input=800)
