@@ -51,6 +51,8 @@ class Measured:
     """What one question about new pictures took, all sent in one way."""
 
     views: int
+    last_packet_views: int
+    """Of the packet whose acknowledgement was the last one; 0 for a file."""
     megapixels: float
     device_ms: float
     """Views, tower and codec; or compressing the file."""
@@ -135,8 +137,9 @@ class LinkEstimates:
     def add_features(self, seen: Measured) -> None:
         """Take what a question about packets took."""
         self._device.view_ms.add(seen.device_ms / seen.views)
-        self._server.packet_ms.add(seen.server_ms / seen.views)
-        self._round_trip_ms.add(max(0.0, seen.upload_ms - seen.server_ms / seen.views))
+        view_ms = seen.server_ms / seen.views
+        self._server.packet_ms.add(view_ms)
+        self._round_trip_ms.add(max(0.0, seen.upload_ms - seen.last_packet_views * view_ms))
         self._seen_features.append(seen)
 
     def add_file(self, seen: Measured) -> None:

@@ -32,6 +32,7 @@ class UploadStats:
     encoded_now: list[Encoded] = field(default_factory=list)  # what had to be encoded for it, without the packets
     n_bytes: int = 0  # sent: of packets, or of the image file
     n_views: int = 0
+    last_packet_views: int = 0  # of the last packet; 0: none was sent, or an image file
     started_s: float = 0.0  # when the picture was announced, of time.perf_counter
     ended_s: float = 0.0  # when the last acknowledgement so far arrived; 0: none did
     upload_ms: float = 0.0  # from the end of encoding to the last acknowledgement: what encoding did not hide
@@ -140,6 +141,7 @@ class PictureUpload:
             await self._link.send_view(self.ref, first, packet, views=views, hold=between)
             stats.n_bytes += len(packet)
             stats.n_views += views
+            stats.last_packet_views = views
 
     async def _send_file(self, data: bytes, on_server: pb.ReceivedImage, stats: UploadStats) -> None:
         offset = start = _resume_at(data, on_server)

@@ -153,12 +153,14 @@ def measured(question: PendingQuestion, report: Report) -> Measured | None:
     one_try = question.attempts == 1 and len(stats) == len(sent)
     if report.mode == "mixed" or not one_try or not all(one.encoded_now and one.ended_s for one in stats):
         return None
+    last = max(stats, key=lambda one: one.upload_ms)
     return Measured(
         views=report.views,
+        last_packet_views=last.last_packet_views,
         megapixels=sum(picture.megapixels for picture in sent),
         device_ms=ms["views"] + ms["tower"] + ms["encode"],
         n_bytes=report.bytes_picture,
-        upload_ms=max(one.upload_ms for one in stats),
+        upload_ms=last.upload_ms,
         server_ms=ms["server_decode"],
         first_token_ms=None if ms["connect"] or ms["load"] else ms["first_token"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def auto(files: EqualFiles | None = None) -> AutoEncoder:
 def seen(*, device_ms: float, n_bytes: int = 22, upload_ms: float, server_ms: float, first_ms: float) -> Measured:
     return Measured(
         views=1,
+        last_packet_views=1,
         megapixels=MEGAPIXELS,
         device_ms=device_ms,
         n_bytes=n_bytes,
@@ -46,6 +48,22 @@ def seen(*, device_ms: float, n_bytes: int = 22, upload_ms: float, server_ms: fl
         server_ms=server_ms,
         first_token_ms=first_ms,
     )
+
+
+def test_the_decoding_of_the_whole_last_packet_is_no_part_of_the_round_trip() -> None:
+    made = LinkEstimates(Opening(ms=240, n_bytes=4500), DeviceEstimates(), ServerEstimates())
+    took = seen(device_ms=900, upload_ms=60 + 8 * 10, server_ms=10 * 10, first_ms=1000)
+    made.add_features(replace(took, views=10, last_packet_views=8))
+    assert made.round_trip_ms == pytest.approx(60)
+
+
+async def test_the_views_of_the_last_packet_are_learnt(server: FakeServer, begin: Begin, wide: Path) -> None:
+    server.limits.views_per_packet = 64
+    session = begin(AutoEncoder(FakeEncoder(views_per_packet=8), EqualFiles(), no_files="no file is known"))
+    await session.ask([session.open(wide)], "what?").result()
+    assert session._choice is not None and session._choice._estimates is not None
+    (learnt,) = session._choice._estimates._seen_features
+    assert (learnt.views, learnt.last_packet_views) == (21, 5)
 
 
 def estimates(opening: Opening, *, device_ms: float, round_trip_ms: float) -> LinkEstimates:
