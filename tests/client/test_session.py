@@ -304,6 +304,20 @@ async def test_losses_are_bounded(server: FakeServer, begin: Begin, small: Path)
     assert server.sessions == 3
 
 
+async def test_only_the_last_pictures_of_earlier_links_are_remembered(
+    server: FakeServer, begin: Begin, small: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_client.uploads.KNOWN", 1)
+    session = begin()
+    pictures = [session.open(small), session.open(wide)]
+    for picture in pictures:
+        await session.ask([picture], "before?").result()
+    assert session._connection.current is not None
+    session._connection.current.end(LinkLostError("cut here"))
+    sent = [(await session.ask([picture], "after?").result()).views_sent for picture in pictures]
+    assert sent == [1, 0], "the first is sent again, of the second the server says that it has it"
+
+
 async def test_reconnecting_is_bounded_and_waits_longer_each_time(
     server: FakeServer, begin: Begin, small: Path
 ) -> None:
