@@ -31,6 +31,7 @@ class FakeEncoder:
         setting: str = "",
         packet_bytes: int = 100,
         views_per_packet: int = 1,
+        saved_bytes: int = 0,
         rule: ViewRule | None = None,
         before_view: Callable[[int], None] | None = None,
     ) -> None:
@@ -44,6 +45,7 @@ class FakeEncoder:
         self.encoded = 0
         self._packet_bytes = packet_bytes
         self._views_per_packet = views_per_packet
+        self._saved_bytes = saved_bytes
         self._before_view = before_view
 
     @property
@@ -59,16 +61,17 @@ class FakeEncoder:
     def encode(self, image: Image.Image) -> Iterator[Encoded]:
         layout = plan(image.width, image.height, self.rule)
         pixels = hashlib.sha256(image.tobytes()).digest()
-        count, together = layout.rows * layout.columns + 1, b""
+        count, together, joins = layout.rows * layout.columns + 1, b"", 0
         for index in range(count):
             if self._before_view is not None:
                 self._before_view(index)
             seed = pixels + index.to_bytes(4, "little") + self.setting.encode()
             packet = hashlib.shake_256(seed).digest(self._packet_bytes)
             self.encoded += 1
-            together += packet
-            joins = 0
-            if index + 1 == count or (index + 1) % self._views_per_packet == 0:
-                joins = len(together) // self._packet_bytes
-            yield Encoded(index=index, packet=packet, joins=joins, joined=together if joins > 1 else b"")
-            together = b"" if joins else together
+            together += packet[self._saved_bytes if joins else 0 :]
+            joins += 1
+            if index + 1 == count or joins == self._views_per_packet:
+                yield Encoded(index=index, packet=packet, joins=joins, joined=together if joins > 1 else b"")
+                together, joins = b"", 0
+            else:
+                yield Encoded(index=index, packet=packet, joins=0)

@@ -5,9 +5,9 @@
     views ─ encode ─ …                                        may wait for the next views, the last one does not
     image  ─ compress ─ window ─ ImageChunk ──→ … ImageAck                (instead of the views)
 
-Promises to send no view after the server said that it has them all, to send only what the server lacks after a lost
-link, and to start again when the server requests it. Leaves the encoding to `encoder`, the number of views in
-flight to `link`, and which picture needs an upload to `uploads`.
+Promises to send no view after the server said that it has them all, to send what the server lacks after a lost link
+in the fewest bytes, and to start again when the server requests it. Leaves the encoding to `encoder`, the number of
+views in flight to `link`, and which picture needs an upload to `uploads`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PictureUpload:
         self._failed = False
         self.acknowledged = 0  # views or chunks
         self._task: asyncio.Task[None] | None = None
-        self._in_flight: dict[int, int] = {}  # views by index (1 each), or bytes of a file by offset
+        self._in_flight: dict[int, int] = {}  # views by index (1; 0: the server had it), or bytes of a file by offset
         self._unacknowledged = -1  # views, or bytes of a file, whether sent or not
         self._encoded_at = 0.0
         self._stats = UploadStats()
@@ -107,7 +107,9 @@ class PictureUpload:
             self._unacknowledged -= len(on_server)
             missing = [index for index in range(picture.n_packets) if index not in on_server or picture.form]
             waiting: list[int] = []  # views that leave with a later one
-            for index in range(missing[-1] + 1 if missing else 0):
+            for index in range(picture.n_packets):
+                if not waiting and index > max(missing, default=-1):
+                    break
                 encoded_before = index < len(picture.packets)
                 encoded = await self._encoder.view(picture, index)
                 self._check_size(encoded, picture)
@@ -117,7 +119,7 @@ class PictureUpload:
                     stats.n_views = picture.n_views
                 else:
                     waiting += [index] * (index not in on_server)
-                    if waiting and (encoded.joins or index == missing[-1]):
+                    if waiting and encoded.joins:
                         await self._send_views(picture, waiting, encoded, stats)
                         waiting = []
                 if not encoded_before:  # stats are kept as long as the link: without the packet, maybe a megabyte
@@ -127,16 +129,20 @@ class PictureUpload:
             for queue in self.waiting:
                 queue.put_nowait(error)
 
-    async def _send_views(self, picture: Picture, indexes: list[int], last: Encoded, stats: UploadStats) -> None:
-        """Send the views of `indexes`, in one packet if these are the views that leave with `last`."""
-        limits, count = self._link.limits, len(indexes)
-        together = count == last.joins > 1 and count <= limits.views_per_packet
+    async def _send_views(self, picture: Picture, missing: list[int], last: Encoded, stats: UploadStats) -> None:
+        """Send the views `missing` of those that leave with `last`: in one packet, or singly if that is shorter.
+
+        Views of that packet which the server has are sent again; the server drops them.
+        """
+        limits, first_of_all = self._link.limits, last.index + 1 - last.joins
+        single_bytes = sum(len(picture.packets[index].packet) for index in missing)
+        together = 1 < last.joins <= limits.views_per_packet and len(last.joined) <= limits.packet_bytes
         for first, packet, views in (
-            [(indexes[0], last.joined, count)]
-            if together and len(last.joined) <= limits.packet_bytes
-            else [(index, picture.packets[index].packet, 1) for index in indexes]
+            [(first_of_all, last.joined, last.joins)]
+            if together and len(last.joined) <= single_bytes
+            else [(index, picture.packets[index].packet, 1) for index in missing]
         ):
-            self._in_flight |= dict.fromkeys(range(first, first + views), 1)
+            self._in_flight |= {index: int(index in missing) for index in range(first, first + views)}
             between = first > 0 and first + views < picture.n_views
             await self._link.send_view(self.ref, first, packet, views=views, hold=between)
             stats.n_bytes += len(packet)

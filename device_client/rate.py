@@ -1,7 +1,8 @@
 """How many bytes a picture may take: a preset of the codec, a number of features, or a budget; and in which packets.
 
-Promises that a picture's packets never take more than its budget. The codec lists the rates to choose from: the points
-on the convex hull of answer quality over bytes, in ascending order.
+Promises that a picture's packets never take more than its budget, unless a server does not take packets of so many
+views or bytes (an older one): each view is then sent alone, which takes more. The codec lists the rates to choose from:
+the points on the convex hull of answer quality over bytes, in ascending order.
 """
 
 from __future__ import annotations
