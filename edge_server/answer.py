@@ -38,7 +38,7 @@ from tofc.v1 import tofc_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-ANSWER_SHARE = 8  # in a conversation, 1/8 of the model's positions is reserved for the answer
+ANSWER_SHARE = 8  # in a conversation, and beside thinking, 1/8 of the model's positions is reserved for the answer
 
 
 @dataclass(kw_only=True, eq=False)
@@ -52,6 +52,7 @@ class QuestionJob:
     sample_sampling: SamplingParams | None = None
     thinking: bool = False  # whether to send the model's thinking too
     thinking_budget: int | None = None  # tokens; None: `sampling.max_tokens` counts them too
+    limited: bool = False  # the client has set `sampling.max_tokens`: else they are the most that the server allows
     stop: tuple[str, ...] = ()  # texts before which the answer ends
     pictures: list[HeldPicture]
     evicted: list[int]  # refs of the pictures that the client must send again
@@ -177,6 +178,7 @@ class QuestionJob:
                 sampling,
                 parser,
                 budget=self.thinking_budget,
+                reserved=sampling.max_tokens if self.limited else self._share(backend.engine.max_positions),
                 think_tokens=backend.think_tokens,
                 extend=partial(self._extend, runtime),
                 submitted=lambda one: one.on_finished(release),  # a client that reads slowly must not hold the slot
@@ -262,8 +264,11 @@ class QuestionJob:
         A conversation, and a question with samples, leave a share of them for the answer, others at least one.
         """
         long = len(self.turns) > 1 or self.rounds is not None
-        reserved = min(self.sampling.max_tokens, positions // ANSWER_SHARE) if long else 1
-        return positions - max(reserved, 1)
+        return positions - (self._share(positions) if long else 1)
+
+    def _share(self, positions: int) -> int:
+        """Return how many of the model's `positions` are kept for an answer; at least 1."""
+        return max(min(self.sampling.max_tokens, positions // ANSWER_SHARE), 1)
 
     async def _wait_for_views(self, timeout_s: float) -> None:
         started = time.perf_counter()

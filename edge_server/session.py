@@ -343,6 +343,7 @@ class ServerSession:
             sample_sampling=sampled,
             thinking=ask.thinking,
             thinking_budget=budget,
+            limited=ask.sampling.max_tokens > 0,
             stop=stop,
             pictures=pictures,
             evicted=evicted,

@@ -3,8 +3,9 @@
     prompt ─ engine ─ thinking … ─┬─ </think> by itself ─ answer, at most max_tokens
                                   └─ budget used up: </think> is added, and the engine continues from there
 
-Promises that a short limit for the answer leaves room for thinking, and that a model which would think for ever gives
-an answer. A model that does not think costs nothing more. Leaves telling thinking from the answer to `reasoning`.
+Promises that a short limit for the answer leaves room for thinking, thinking the positions that are reserved for the
+answer, and that a model which would think for ever gives an answer. A model that does not think costs nothing more.
+Leaves telling thinking from the answer to `reasoning`.
 """
 
 from __future__ import annotations
@@ -33,17 +34,22 @@ class AnswerTokens:
         parser: ReasoningParser,
         *,
         budget: int | None,
+        reserved: int,
         think_tokens: ThinkTokens | None,
         extend: Extend,
         submitted: Callable[[Generation], None],
     ) -> None:
-        """`parser` must get each token before the next one is read. `budget`: tokens of thinking; None: not apart."""
+        """Prepare; `parser` must get each token before the next one is read.
+
+        `budget`: tokens of thinking; None: not apart. `reserved`: the engine's positions that are kept for the answer.
+        """
         self.finish: Finish | None = None
         self.first: Generation | None = None
         self._engine = engine
         self._sampling = sampling
         self._parser = parser
         self._budget = budget
+        self._reserved = reserved
         self._end = None if think_tokens is None else think_tokens.end
         self._extend = extend
         self._submitted = submitted
@@ -57,7 +63,7 @@ class AnswerTokens:
         if self._budget is None or self._end is None:
             self._submit_last(prompt)
             return
-        room = self._engine.max_positions - len(prompt.embeds) - most - 1  # 1: for </think>
+        room = self._engine.max_positions - len(prompt.embeds) - self._reserved - 1  # 1: for </think>
         self._budget = max(min(self._budget, room), 0)
         if self._budget or not self._parser.inside:
             self._prompt = prompt

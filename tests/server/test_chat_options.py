@@ -158,3 +158,20 @@ async def test_a_budget_leaves_room_for_the_answer_in_the_context(serve: Serve, 
     await client.ask(1, "?", sampling=pb.Sampling(max_tokens=4), thinking_budget=1000)
     assert (await client.answer(1))[0] == "ok"
     assert max(len(prompt.embeds) for prompt in engine.prompts) == 20 - 4
+
+
+async def test_an_answer_without_a_limit_leaves_room_for_thinking_in_the_context(
+    serve: Serve, connect: Connect
+) -> None:
+    """The server's own limit of new tokens may be as long as the context; an eighth of it is kept for the answer."""
+
+    def answer(prompt: bytes) -> bytes:
+        return b"ok" if prompt.endswith(b">") else b"<" + b"." * 100
+
+    backend, engine = thinker(answer, max_positions=32)
+    client = connect(await serve(backend))
+    assert (await client.hello()).limits.new_tokens >= 32
+    await client.ask(1, "?", thinking_budget=1000)
+    text, done = await client.answer(1)
+    assert (text, done.usage.thinking_tokens) == ("ok", 32 - 1 - 4), "</think> is counted"
+    assert max(len(prompt.embeds) for prompt in engine.prompts) == 32 - 4
