@@ -306,7 +306,8 @@ def test_real_packets_are_evaluated_and_only_rates_on_the_hull_stay(
     }
     rates = [(None, 2), (4, 0)]
     fine, coarse = evaluate(teacher, codec, seen, asked, zeros(teacher), rates, through, ProcessGroup())
-    assert fine.bytes == round(sum(len(codec.encode(view, None, 2)) for one in seen for view in one.views()) / 3, 1)
+    packets = [codec.packets([codec.code(view, None, 2) for view in one.views()]) for one in seen]
+    assert fine.bytes == round(sum(len(packet) for each in packets for packet in each) / 3, 1)
     assert fine.bytes > coarse.bytes > 0 and fine.divergence > 0 and 0 <= fine.agreement <= 1
     again = evaluate(teacher, codec, seen, asked, zeros(teacher), rates, through, ProcessGroup())
     assert again == [fine, coarse]

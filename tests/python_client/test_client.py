@@ -196,12 +196,12 @@ def test_what_cannot_be_asked_is_refused(edge: Client, server: ServerThread, exa
     [
         ({"address": "nobody:0"}, "port 0"),
         ({"address": "a:b:c"}, "the address must be HOST:PORT"),
-        ({"mode": "video"}, "mode must be one of features, image, got video"),
+        ({"mode": "video"}, "mode must be one of features, image, auto, got video"),
         (
             {"mode": "image", "preset": "low"},
-            "preset low belongs to mode features; leave out preset or mode image",
+            "preset low belongs to mode features or auto; leave out preset or mode image",
         ),
-        ({"quality": 50}, "quality 50 belongs to mode image; add that, or leave quality out"),
+        ({"quality": 50}, "quality 50 belongs to mode image or auto; add that, or leave quality out"),
         ({"mode": "image", "quality": 0}, "quality must be 1"),
         ({"preset": "low", "budget_bytes": 60}, "exclude each other"),
         ({"dtype": "float8"}, "float8"),

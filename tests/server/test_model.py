@@ -252,7 +252,8 @@ async def test_an_image_gives_every_feature_projected_with_its_grid_embedding(fo
         view = np.ascontiguousarray(pixels[:, :px, :px])
         cells = np.arange(grid**2)
         wanted = tower.encode(view[None])[0] @ weight.T + codec.grid_embedding(grid, cells)
-        np.testing.assert_allclose(backend.view_encoder.encode(view), wanted, atol=1e-5)
+        (found,) = backend.view_encoder.encode([view])
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
     await backend.engine.stop()
 
 
