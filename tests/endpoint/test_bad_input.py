@@ -114,6 +114,11 @@ def test_a_body_that_is_no_object_is_refused(http: httpx2.Client, body: bytes) -
     assert refused(http.post(CHAT, content=body))["code"] in ("invalid_json", "invalid_type")
 
 
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(http: httpx2.Client) -> None:
+    error = refused(http.post(CHAT, content=b'{"messages": [' + b"[]," * 600_000 + b"[]]}"))
+    assert error["code"] == "invalid_json" and "at most 1000000" in error["message"]
+
+
 def test_a_compressed_body_is_refused_before_it_is_read(http: httpx2.Client) -> None:
     bomb = gzip.compress(bytes(10_000_000))
     error = refused(http.post(CHAT, content=bomb, headers={"Content-Encoding": "gzip"}), 415)
@@ -161,6 +166,8 @@ def test_a_body_that_stops_arriving_is_given_up(begin: Begin) -> None:
 def test_too_many_pictures_and_too_long_a_conversation_are_told_apart(http: httpx2.Client) -> None:
     many = refused(http.post(CHAT, json={"messages": [user(*[image(example())] * 9, text("which?"))]}))
     assert (many["code"], many["param"]) == ("too_many_images", "messages")
+    broken = [image(data_url(bytes([number]))) for number in range(9)]  # they would be refused if they were opened
+    assert refused(http.post(CHAT, json={"messages": [user(*broken, text("which?"))]}))["code"] == "too_many_images"
     for words in (20_000, 9_000):  # more bytes than the server takes, more tokens than the model
         long = refused(http.post(CHAT, json=ask("is " * words)))
         assert (long["code"], long["param"]) == ("context_length_exceeded", "messages")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from device_client.endpoint.slots import RUNNING
 from device_client.fake import FakeEncoder
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import fake_backend, prompt_bytes
@@ -155,6 +157,36 @@ def test_a_busy_endpoint_says_when_to_come_back(begin: Begin, begin_edge: BeginE
     edge.loop.call_soon_threadsafe(gate.set)
     waiting.join(WAIT_S)
     assert answers[0].json()["choices"][0]["message"]["content"] == "A"
+
+
+def test_bodies_count_until_their_pictures_are_opened(begin: Begin, begin_edge: BeginEdge) -> None:
+    gate = asyncio.Event()
+    engine = FakeEngine(lambda _: [65], gate=gate)
+    edge = begin_edge(fake_backend(engine=engine))
+    endpoint = fake(begin, edge, body_mib=1)
+    small = [threading.Thread(target=post, args=(endpoint,)) for _ in range(RUNNING)]
+    for one in small:
+        one.start()
+    edge.run(asyncio.wait_for(_asked(engine, RUNNING), WAIT_S))  # all turns are taken
+    statuses: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def large() -> None:
+        statuses.put(post(endpoint, metadata={"": "x" * 900_000}).status_code)
+
+    waiting = [threading.Thread(target=large) for _ in range(6)]
+    for one in waiting:
+        one.start()
+    assert statuses.get(timeout=WAIT_S) == statuses.get(timeout=WAIT_S) == 429  # four are held
+    edge.loop.call_soon_threadsafe(gate.set)
+    for one in (*small, *waiting):
+        one.join(WAIT_S)
+    assert [statuses.get() for _ in range(4)] == [200] * 4
+    assert post(endpoint, metadata={"": "x" * 900_000}).status_code == 200
+
+
+async def _asked(engine: FakeEngine, questions: int) -> None:
+    while len(engine.prompts) < questions:
+        await asyncio.sleep(0)
 
 
 def test_too_little_time_is_told(begin: Begin, begin_edge: BeginEdge) -> None:
