@@ -13,6 +13,7 @@ import pytest
 from tests.endpoint.conftest import WAIT_S, Begin, EndpointThread, client
 from tests.endpoint.requests import CHAT, ask, data_url, example, image, text, user
 
+HALF = "\ud83d"  # of a surrogate pair
 URL = "messages[0].content[0].image_url.url"
 
 
@@ -93,13 +94,21 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"thinking_budget": -5}, "thinking_budget"),
     ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs.enable_thinking"),
     ({"model": 5}, "model"),
+    ({"temperature": 10**400}, "temperature"),
+    ({"messages": [{"role": "user", "content": HALF}]}, "messages[0].content"),
+    ({"messages": [user(text("a")), {"role": "assistant", "content": HALF}, user(text("b"))]}, "messages[1].content"),
+    ({"messages": [user(text(HALF))]}, "messages[0].content[0].text"),
+    ({"messages": [user(image(f"http://{HALF}/"))]}, "messages[0].content[0].image_url.url"),
+    ({"stop": [HALF]}, "stop"),
+    ({"pacore": HALF}, "pacore"),
+    ({"messages": [user({**image(example()), "uuid": "x" * 257})]}, "messages[0].content[0].uuid"),
 ]
 
 
 @pytest.mark.parametrize("given", FIELDS, ids=lambda given: json.dumps(given[0])[:60])
 def test_a_field_of_a_wrong_value_is_named(http: httpx2.Client, given: tuple[dict[str, Any], str]) -> None:
     fields, path = given
-    error = refused(http.post(CHAT, json={**ask(), **fields}))
+    error = refused(http.post(CHAT, content=json.dumps({**ask(), **fields})))
     assert error["param"] == path, error
     assert "--" not in error["message"]
 
