@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from device_client.endpoint.access import OWNER
 from device_client.endpoint.body import BodyReader
 from device_client.endpoint.completion import Completion, usage_of
 from device_client.endpoint.described import Described
@@ -124,7 +125,8 @@ class Endpoint:
     async def _health(self, _: Request) -> Response:
         encoder = self._session.encoder
         if encoder.broken is not None:
-            return _error(as_api_error(encoder.broken))
+            message = "the model could not be loaded; what /v1/chat/completions answers says why"
+            return _error(ApiError(500, "encoder_failed", message, kind="server_error"))  # whoever asks: no more
         loading = not encoder.encoder.ready
         return JSONResponse({"status": "loading model" if loading else "ok"}, 503 if loading else 200)
 
@@ -144,7 +146,7 @@ class Endpoint:
                 stack.callback(self._pictures.trim)
                 welcome = await _unless_gone(request, self.connect())
                 _check_number(asked, welcome.limits)  # before any is opened
-                opened = await _unless_gone(request, self._opened(asked))
+                opened = await _unless_gone(request, self._opened(asked, request.scope.get(OWNER, "")))
                 asked = replace(asked, media=())  # their text is large, and an answer may take minutes
                 body.release()
                 run = ChatRun(self._session, asked, opened.pictures, welcome, self._defaults, arrived_s=arrived_s)
@@ -190,8 +192,8 @@ class Endpoint:
         reports = [run.reports[number] for number in range(asked.choices)]
         return JSONResponse(completion.whole(reports, ended()))
 
-    async def _opened(self, asked: ChatRequest) -> _Opened:
-        found: list[tuple[Picture, bool]] = [await self._pictures.get(one) for one in asked.media]
+    async def _opened(self, asked: ChatRequest, owner: str) -> _Opened:
+        found: list[tuple[Picture, bool]] = [await self._pictures.get(one, owner) for one in asked.media]
         return _Opened([picture for picture, _ in found], sum(known for _, known in found))
 
 
