@@ -264,3 +264,42 @@ def test_an_answer_that_would_be_taken_back_ends_with_an_error(begin: Begin, beg
     found = chunks(post(endpoint, stream=True).text)
     assert found[-1]["error"]["code"] == "answer_restarted"
     assert post(endpoint).json()["choices"][0]["message"]["content"] == "42"
+
+
+def test_the_rate_counts_what_arrives_after_the_first_token(begin: Begin, begin_edge: BeginEdge) -> None:
+    engine = FakeEngine(lambda _: list(b"<let me see>a cat, I think"), step_s=0.005)
+    edge = begin_edge(fake_backend(engine=engine, think_tokens=THINK_TOKENS))
+    endpoint = fake(begin, edge)
+    for fields, tokens in (({}, len("<let me see>") + 5), ({"include_reasoning": False}, 5)):
+        times = post(endpoint, max_tokens=5, **fields).json()["timings"]
+        assert round(times["predicted_per_second"] * times["predicted_ms"] / 1e3, 1) == tokens - 1
+    voted = post(endpoint, max_tokens=5, vote=2)
+    assert voted.status_code == 200 and "predicted_per_second" not in voted.json()["timings"]
+
+
+def test_bytes_of_choices_at_one_time_are_counted_once(begin: Begin, begin_edge: BeginEdge) -> None:
+    edge = begin_edge(fake_backend(engine=FakeEngine(lambda _: [65])))
+    endpoint = fake(begin, edge)
+    response = post(endpoint, messages=[{"role": "user", "content": "long " * 1000}], n=8)
+    traffic = endpoint.session.traffic() if endpoint.session is not None else None
+    if traffic is None:
+        pytest.skip("this kernel does not count bytes")
+    assert 0 < response.json()["usage"]["tofc"]["bytes_up"] <= traffic.up
+
+
+class _Unloadable(FakeEncoder):
+    def load(self) -> None:
+        raise RuntimeError("/home/somebody/model is broken")
+
+
+def test_a_probe_does_not_learn_why_the_model_is_broken(
+    begin: Begin, begin_edge: BeginEdge, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge = begin_edge(fake_backend(engine=FakeEngine(lambda _: [65])))
+    endpoint = begin(edge.address, encoder=_Unloadable(model_id="fake-model", codec_id="fake-codec"))
+    with client(endpoint) as http:
+        assert http.post(CHAT, json=ask()).status_code == 500
+        caplog.clear()
+        response = http.get("/health")
+    refused(response, 500, "encoder_failed")
+    assert "somebody" not in response.text and not caplog.records
