@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import queue
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from device_client.endpoint.messages import Media
 from device_client.endpoint.slots import RUNNING
 from device_client.fake import FakeEncoder
 from edge_server.engine.fake import FakeEngine
@@ -20,7 +22,7 @@ from edge_server.fake import fake_backend, prompt_bytes
 from edge_server.reasoning import ThinkTokens
 from tests.e2e.conftest import ServerThread
 from tests.endpoint.conftest import WAIT_S, Begin, EndpointThread, client
-from tests.endpoint.requests import CHAT, NUMBER, ask, chunks, streamed
+from tests.endpoint.requests import CHAT, NUMBER, as_png, ask, chunks, streamed
 
 THINK_TOKENS = ThinkTokens(begin=ord("<"), end=ord(">"))
 BeginEdge = Callable[..., ServerThread]
@@ -182,6 +184,21 @@ def test_bodies_count_until_their_pictures_are_opened(begin: Begin, begin_edge: 
         one.join(WAIT_S)
     assert [statuses.get() for _ in range(4)] == [200] * 4
     assert post(endpoint, metadata={"": "x" * 900_000}).status_code == 200
+
+
+def test_the_text_of_a_picture_is_dropped_before_its_answer(begin: Begin, begin_edge: BeginEdge) -> None:
+    gate = asyncio.Event()
+    engine = FakeEngine(lambda _: [65], gate=gate)
+    edge = begin_edge(fake_backend(engine=engine))
+    endpoint = fake(begin, edge)
+    body = ask(url=as_png(77))
+    asking = threading.Thread(target=post, args=(endpoint,), kwargs=body)
+    asking.start()
+    edge.run(asyncio.wait_for(_asked(engine, 1), WAIT_S))
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is Media and one.url == as_png(77)]
+    edge.loop.call_soon_threadsafe(gate.set)
+    asking.join(WAIT_S)
 
 
 async def _asked(engine: FakeEngine, questions: int) -> None:
