@@ -38,7 +38,8 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with an error."""
         if scope["type"] == "http" and (error := self._problem(scope["path"], Headers(scope=scope))) is not None:
-            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else error.headers
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+            headers["Connection"] = "close"  # who is refused holds no place
             await JSONResponse(error.body, error.status, headers)(scope, receive, send)
             return
         if scope["type"] == "http" and self._keys:

@@ -39,6 +39,7 @@ def test_a_key_is_asked_for_where_there_is_one(begin: Begin, key_file: Path) -> 
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
             response = http.get("/v1/models", headers=headers)
             assert response.status_code == 401 and code(response) == "invalid_api_key"
+            assert response.headers["connection"] == "close"
         assert http.post(CHAT, json=ask()).status_code == 401 and http.get("/metrics").status_code == 401
         assert http.get("/health").status_code in (200, 503)  # a probe has no key
         assert http.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
