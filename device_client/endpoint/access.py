@@ -7,6 +7,7 @@ allow an origin to starlette's CORSMiddleware.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ from tofc.rpc.address import is_loopback
 from tofc.rpc.tokens import Token
 
 OPEN = ("/health", "/v1/health")  # without a key: it tells nothing but that the endpoint runs
+
+OWNER = "tofc.owner"  # of a request's scope: a digest of its key, absent where there are none
 
 
 class Access:
@@ -35,9 +38,12 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with an error."""
         if scope["type"] == "http" and (error := self._problem(scope["path"], Headers(scope=scope))) is not None:
-            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else error.headers
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+            headers["Connection"] = "close"  # who is refused holds no place
             await JSONResponse(error.body, error.status, headers)(scope, receive, send)
             return
+        if scope["type"] == "http" and self._keys:
+            scope[OWNER] = hashlib.blake2b(Headers(scope=scope).get("authorization", "").encode()).hexdigest()
         await self._app(scope, receive, send)
 
     def _problem(self, path: str, headers: Headers) -> ApiError | None:
@@ -61,7 +67,12 @@ class Access:
         return None
 
     def _allowed(self, origin: str, host: str) -> bool:
-        return "*" in self._origins or origin in self._origins or urlsplit(origin).netloc == host
+        if "*" in self._origins or origin in self._origins:
+            return True
+        try:
+            return urlsplit(origin).netloc == host
+        except ValueError:  # it is no address
+            return False
 
     def _has_key(self, given: str) -> bool:
         sent = given.encode()

@@ -1,7 +1,7 @@
 """The routes of the endpoint, and one request's way through them.
 
-    POST /v1/chat/completions ─ place ─ body ─ request ─ turn ─ pictures ─ run ─┬─ completion
-                                                                                └─ events
+    POST /v1/chat/completions ─ place ─ body ─ request ─ turn ─ link ─ pictures ─ run ─┬─ completion
+                                                                                       └─ events
     GET  /v1/models  /props  /health  /metrics
 
 Promises an error in OpenAI's form for everything that is refused, also for paths that do not exist; and that a client
@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -23,10 +24,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from device_client.endpoint.access import OWNER
 from device_client.endpoint.body import BodyReader
 from device_client.endpoint.completion import Completion, usage_of
 from device_client.endpoint.described import Described
-from device_client.endpoint.errors import ApiError, as_api_error
+from device_client.endpoint.errors import ApiError, as_api_error, invalid
 from device_client.endpoint.events import stream
 from device_client.endpoint.metrics import Metrics, Outcome
 from device_client.endpoint.pictures import KeptPictures
@@ -47,6 +49,14 @@ CHAT = "/v1/chat/completions"
 
 class ClientGone(Exception):
     """The client has closed the connection."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The pictures of a request, and how many of them were known before it."""
+
+    pictures: list[Picture]
+    known: int
 
 
 class Endpoint:
@@ -115,7 +125,8 @@ class Endpoint:
     async def _health(self, _: Request) -> Response:
         encoder = self._session.encoder
         if encoder.broken is not None:
-            return _error(as_api_error(encoder.broken))
+            message = "the model could not be loaded; what /v1/chat/completions answers says why"
+            return _error(ApiError(500, "encoder_failed", message, kind="server_error"))  # whoever asks: no more
         loading = not encoder.encoder.ready
         return JSONResponse({"status": "loading model" if loading else "ok"}, 503 if loading else 200)
 
@@ -128,11 +139,18 @@ class Endpoint:
             outcome = stack.enter_context(self._metrics.counted())
             try:
                 stack.enter_context(self._slots.place())
-                asked = read_request(await self._bodies.read_json(request), order=self._order)
+                body = stack.enter_context(self._bodies.body())
+                asked = read_request(await body.read_json(request), order=self._order)
                 self._pictures.check(asked.media)
                 await _unless_gone(request, stack.enter_async_context(self._slots.running()))
                 stack.callback(self._pictures.trim)
-                return await self._answered(request, asked, arrived_s, stack, outcome)
+                welcome = await _unless_gone(request, self.connect())
+                _check_number(asked, welcome.limits)  # before any is opened
+                opened = await _unless_gone(request, self._opened(asked, request.scope.get(OWNER, "")))
+                asked = replace(asked, media=())  # their text is large, and an answer may take minutes
+                body.release()
+                run = ChatRun(self._session, asked, opened.pictures, welcome, self._defaults, arrived_s=arrived_s)
+                return await self._answered(request, asked, opened, run, stack, outcome)
             except (ClientGone, ClientDisconnect):
                 outcome.code = "gone"
                 return Response(status_code=GONE)
@@ -142,16 +160,19 @@ class Endpoint:
                 return _error(found)
 
     async def _answered(
-        self, request: Request, asked: ChatRequest, arrived_s: float, stack: AsyncExitStack, outcome: Outcome
+        self,
+        request: Request,
+        asked: ChatRequest,
+        opened: _Opened,
+        run: ChatRun,
+        stack: AsyncExitStack,
+        outcome: Outcome,
     ) -> Response:
-        pictures, cached = await _unless_gone(request, self._opened(asked))
-        welcome = await _unless_gone(request, self.connect())
         completion = Completion(model=self._described.name)
-        run = ChatRun(self._session, asked, pictures, welcome, self._defaults, arrived_s=arrived_s)
         await stack.enter_async_context(run)
 
         def ended() -> dict[str, Any]:
-            usage = usage_of(run, asked, pictures, cached)
+            usage = usage_of(run, asked, opened.pictures, opened.known)
             self._metrics.answered(usage)
             return usage
 
@@ -171,10 +192,9 @@ class Endpoint:
         reports = [run.reports[number] for number in range(asked.choices)]
         return JSONResponse(completion.whole(reports, ended()))
 
-    async def _opened(self, asked: ChatRequest) -> tuple[list[Picture], int]:
-        """Return the pictures of a request, and how many of them were known before it."""
-        found: list[tuple[Picture, bool]] = [await self._pictures.get(one) for one in asked.media]
-        return [picture for picture, _ in found], sum(known for _, known in found)
+    async def _opened(self, asked: ChatRequest, owner: str) -> _Opened:
+        found: list[tuple[Picture, bool]] = [await self._pictures.get(one, owner) for one in asked.media]
+        return _Opened([picture for picture, _ in found], sum(known for _, known in found))
 
 
 class _Events(StreamingResponse):
@@ -233,6 +253,14 @@ async def _chained(first: Event, events: AsyncIterator[Event]) -> AsyncIterator[
 async def _exhausted(events: AsyncIterator[Event]) -> None:
     async for _ in events:
         pass
+
+
+def _check_number(asked: ChatRequest, limits: pb.Limits) -> None:
+    """Raise ApiError for more pictures than the edge server takes with one question."""
+    found, most = len(asked.media), limits.pictures_per_question
+    if most and found > most:
+        message = f"the messages must show at most {most} pictures, got {found}; ask about fewer"
+        raise invalid("messages", message, code="too_many_images")
 
 
 def _error(error: ApiError) -> Response:

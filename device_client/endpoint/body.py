@@ -1,20 +1,22 @@
 """The body of a request: how many bytes, and for how long it may arrive.
 
-Promises that a body which is compressed, endless or too slow is refused without being kept, and that all bodies
-together take bounded memory. Leaves what it says to `request`.
+Promises that a body which is compressed, endless, too slow or of too many values is refused without being kept, and
+that all bodies together take bounded memory, also while their requests wait. Leaves what it says to `request`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from starlette.requests import Request
 
 from device_client.endpoint.errors import ApiError, invalid
 
 BODIES = 4  # as many of the largest size may be held at one time
+VALUES = 1_000_000  # of a body: each takes some 60 bytes of memory, however short its text is
 
 
 class BodyReader:
@@ -25,7 +27,11 @@ class BodyReader:
         self._timeout_s = timeout_s
         self._held = 0
 
-    async def read_json(self, request: Request) -> Any:
+    def body(self) -> Body:
+        """Return a body to be read; its bytes count among those that are held until it is released."""
+        return Body(self)
+
+    async def read_json(self, request: Request, body: Body) -> Any:
         """Return the body's JSON value. Raises ApiError, and starlette's ClientDisconnect."""
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
@@ -43,7 +49,7 @@ class BodyReader:
         try:
             async with asyncio.timeout(self._timeout_s):
                 async for piece in request.stream():
-                    self._held += len(piece)
+                    self.hold(body, len(piece))
                     data += piece
                     if len(data) > self._most:
                         raise self._too_large(len(data))
@@ -61,8 +67,11 @@ class BodyReader:
                 kind="timeout_error",
                 close=True,
             ) from None
-        finally:
-            self._held -= len(data)
+
+    def hold(self, body: Body, n_bytes: int) -> None:
+        """Count bytes of a body that are held; fewer than 0: that are not any more."""
+        body.held += n_bytes
+        self._held += n_bytes
 
     def _too_large(self, n_bytes: int) -> ApiError:
         return ApiError(
@@ -74,7 +83,33 @@ class BodyReader:
         )
 
 
+class Body:
+    """One body of a `BodyReader`, for `with`: what its value holds of it counts until it is released."""
+
+    def __init__(self, reader: BodyReader) -> None:
+        self.held = 0
+        self._reader = reader
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.release()
+
+    async def read_json(self, request: Request) -> Any:
+        """Return the JSON value. Raises ApiError, and starlette's ClientDisconnect."""
+        return await self._reader.read_json(request, self)
+
+    def release(self) -> None:
+        """Tell that nothing of its text is kept any more. Calling twice is harmless."""
+        self._reader.hold(self, -self.held)
+
+
 def _parsed(data: bytearray) -> Any:
+    if (found := sum(map(data.count, (b"{", b"[", b",")))) > VALUES:
+        raise invalid(
+            None, f"the body must have at most {VALUES} of the characters {{ [ and , got {found}", code="invalid_json"
+        )
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -75,8 +75,8 @@ def usage_of(run: ChatRun, request: ChatRequest, pictures: Sequence[Picture], ca
         prompt = first.usage["prompt_tokens"]
     own: dict[str, Any] = {
         "picture_bytes": sum(report.bytes_picture for report in reports),
-        "bytes_up": _sum([report.bytes_up for report in reports]),
-        "bytes_down": _sum([report.bytes_down for report in reports]),
+        "bytes_up": _most([report.bytes_up for report in reports]),
+        "bytes_down": _most([report.bytes_down for report in reports]),
         "pictures": len(pictures),
         "cached": cached,
         "views": first.views,
@@ -99,19 +99,24 @@ def usage_of(run: ChatRun, request: ChatRequest, pictures: Sequence[Picture], ca
 
 
 def timings(report: Report) -> dict[str, float]:
-    """Return llama.cpp's times of one choice."""
+    """Return llama.cpp's times of one choice; the rate only where the tokens that arrived are known."""
     new, first, total = report.usage["new_tokens"], report.timings["first_token"], report.timings["total"]
     predicted_ms = max(total - first, 0.0)
-    return {
+    found = {
         "prompt_n": report.usage["prompt_tokens"],
         "prompt_ms": report.timings["server_prefill"],
         "predicted_n": new,
         "predicted_ms": round(predicted_ms, 2),
-        "predicted_per_second": round((new - 1) / predicted_ms * 1e3, 2) if new > 1 and predicted_ms else 0.0,
+    }
+    if report.usage.get("samples"):  # their tokens came before the answer's first, at one time
+        return found
+    seen = new if report.thinking is not None else new - report.usage["thinking_tokens"]  # hidden ones came before
+    return found | {
+        "predicted_per_second": round((seen - 1) / predicted_ms * 1e3, 2) if seen > 1 and predicted_ms else 0.0
     }
 
 
-def _sum(values: Sequence[int | None]) -> int | None:
-    """Return the sum; None where one was not measured."""
+def _most(values: Sequence[int | None]) -> int | None:
+    """Return the most: choices run at one time, and each counts the bytes of all. None where one was not measured."""
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return max(known) if len(known) == len(values) else None

@@ -42,7 +42,7 @@ class Fields:
         value = self.raw(name)
         if value is not None and not isinstance(value, str):
             raise wrong(self.path(name), "a string", value)
-        return value
+        return None if value is None else checked_text(self.path(name), value)
 
     def flag(self, name: str, default: bool) -> bool:
         """Return true or false. Raises ApiError for another type."""
@@ -58,9 +58,15 @@ class Fields:
         value = self.raw(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise wrong(self.path(name), "a number", value)
-        return float(value)
+        try:
+            found = float(value)
+        except OverflowError:  # of a whole number
+            found = math.inf
+        if not math.isfinite(found):
+            raise wrong(self.path(name), "a number", value)
+        return found
 
     def whole(self, name: str) -> int | None:
         """Return a whole number, also of a float such as 5.0. Raises ApiError for another value."""
@@ -84,6 +90,19 @@ class Fields:
         """Return the fields of an object; an absent one has none. Raises ApiError for another type."""
         value = self.raw(name)
         return Fields({} if value is None else value, self.path(name))
+
+
+def checked_text(path: str, value: str) -> str:
+    """Return a text. Raises ApiError for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    try:
+        if not value.isascii():  # known without a look at a large data URL
+            value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise invalid(
+            path, f"{path} has {half!r} at {error.start}, which is no character; send valid Unicode"
+        ) from None
+    return value
 
 
 def wrong(path: str, expected: str, value: object) -> ApiError:

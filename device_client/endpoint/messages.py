@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from device_client.endpoint.errors import invalid
-from device_client.endpoint.fields import Fields, wrong
+from device_client.endpoint.fields import Fields, checked_text, wrong
 from tofc.model.prompt import Turn
 
 SYSTEM = ("system", "developer")
 ROLES = (*SYSTEM, "user", "assistant")
 TEXTS = ("text", "input_text", "output_text", "refusal")
+MOST_UUID = 256  # characters
 ORDERS = ("question-last", "as-sent")
 
 
@@ -79,7 +80,7 @@ def _parts(message: Fields) -> list[Part]:
     if content is None:
         return []
     if isinstance(content, str):
-        return [content]
+        return [checked_text(message.path("content"), content)]
     if not isinstance(content, list):
         raise wrong(message.path("content"), "a string or an array of parts", content)
     return [_part(Fields(part, f"{message.path('content')}[{number}]")) for number, part in enumerate(content)]
@@ -108,8 +109,14 @@ def _part(part: Fields) -> Part:
         uuid = uuid or inner.text("uuid")
     elif value is not None and not isinstance(value, str):
         raise wrong(path, "an object with a url, or null beside a uuid", value)
+    elif value:
+        checked_text(path, value)
     if not value and not uuid:
         raise wrong(path, "a data URL, or null beside a uuid", value)
+    if uuid is not None and len(uuid) > MOST_UUID:
+        raise invalid(
+            part.path("uuid"), f"{part.path('uuid')} must have at most {MOST_UUID} characters, got {len(uuid)}"
+        )
     return Media(url=value or None, uuid=uuid, path=path)
 
 

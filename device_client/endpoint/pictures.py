@@ -5,8 +5,8 @@
                                    └─ new: base64 ─ open, in a worker thread ─ keep ──┘
 
 Promises that the same data URL, or the uuid that came with it, gives the same `Picture`, whose views are encoded once;
-that several requests which show a new picture at one time open it once; and that what is kept is bounded. Leaves
-encoding and sending to the session.
+that several requests which show a new picture at one time open it once, unless all of them are given up; and that what
+is kept is bounded. Leaves encoding and sending to the session.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import binascii
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from device_client.endpoint.errors import as_api_error, invalid
 from device_client.endpoint.fetch import check_address, fetch
@@ -24,8 +26,19 @@ from device_client.endpoint.messages import Media
 from device_client.picture import Picture
 from tofc.errors import Error
 
+T = TypeVar("T")
 KEPT = 1024  # pictures
+NAMES = 2 * KEPT
 OPEN_AT_ONCE = 2  # decoding takes memory: three bytes a pixel
+FETCH_AT_ONCE = 8  # waiting for another machine takes little
+
+
+@dataclass(eq=False)
+class _Opening:
+    """A picture that is being opened, and how many requests wait for it."""
+
+    task: asyncio.Task[Picture]
+    waiting: int = 0
 
 
 class KeptPictures:
@@ -45,9 +58,10 @@ class KeptPictures:
         self._picture_bytes = picture_bytes
         self._domains = domains
         self._pictures: OrderedDict[bytes, Picture] = OrderedDict()  # least recently used first
-        self._names: dict[str, bytes] = {}  # uuid → digest
-        self._opening: dict[bytes, asyncio.Task[Picture]] = {}
+        self._names: OrderedDict[tuple[str, str], bytes] = OrderedDict()  # owner, uuid → digest; likewise
+        self._opening: dict[bytes, _Opening] = {}
         self._slots = asyncio.Semaphore(OPEN_AT_ONCE)
+        self._fetches = asyncio.Semaphore(FETCH_AT_ONCE)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -57,23 +71,30 @@ class KeptPictures:
         """Bytes of packets, and of pixels that were not encoded."""
         return sum(map(_weight, self._pictures.values()))
 
-    async def get(self, media: Media) -> tuple[Picture, bool]:
-        """Return the picture, and whether it was known before. Raises ApiError."""
+    async def get(self, media: Media, owner: str = "") -> tuple[Picture, bool]:
+        """Return the picture, and whether it was known before. Raises ApiError. `owner`: whose names are meant."""
         if media.url is None:
-            return self._named(media), True
+            return self._named(media, owner), True
         key = await asyncio.to_thread(_digest, media.url)
         if media.uuid is not None:
-            self._names[media.uuid] = key
+            self._name((owner, media.uuid), key)
         if (known := self._pictures.get(key)) is not None:
             self._pictures.move_to_end(key)
             return known, True
         if key not in self._opening:
-            self._opening[key] = asyncio.create_task(self._open(key, media))
-            self._opening[key].add_done_callback(lambda task: self._opened(key, task))
+            self._opening[key] = opening = _Opening(asyncio.create_task(self._open(key, media)))
+            opening.task.add_done_callback(lambda _: self._ended(key, opening))
+        opening = self._opening[key]
+        opening.waiting += 1
         try:
-            return await asyncio.shield(self._opening[key]), False  # another request may wait for it too
+            return await asyncio.shield(opening.task), False  # another request may wait for it too
         except (Error, MemoryError) as error:
             raise as_api_error(error, media.path) from None
+        finally:
+            opening.waiting -= 1
+            if not opening.waiting and not opening.task.done():
+                opening.task.cancel()
+                self._forget(key, opening)  # one that comes now opens it anew
 
     def trim(self) -> None:
         """Drop the least recently used pictures beyond the limits; call it when a request has ended."""
@@ -81,11 +102,16 @@ class KeptPictures:
         while self._pictures and (size > self._kept_bytes or len(self._pictures) > KEPT):
             _, dropped = self._pictures.popitem(last=False)
             size -= _weight(dropped)
-        if len(self._names) > 2 * KEPT:
-            self._names = {name: key for name, key in self._names.items() if key in self._pictures}
 
-    def _named(self, media: Media) -> Picture:
-        key = self._names.get(media.uuid or "")
+    def _name(self, name: tuple[str, str], key: bytes) -> None:
+        self._names[name] = key
+        self._names.move_to_end(name)
+        if len(self._names) > NAMES:
+            self._names.popitem(last=False)
+
+    def _named(self, media: Media, owner: str) -> Picture:
+        name = (owner, media.uuid or "")
+        key = self._names.get(name)
         known = None if key is None else self._pictures.get(key)
         if key is None or known is None:
             raise invalid(
@@ -94,30 +120,50 @@ class KeptPictures:
                 "its data URL",
                 code="picture_unknown",
             )
+        self._names.move_to_end(name)
         self._pictures.move_to_end(key)
         return known
 
     async def _open(self, key: bytes, media: Media) -> Picture:
-        url = media.url or ""
-        async with self._slots:
-            if url[:5].lower() == "data:":
-                data = await asyncio.to_thread(_decoded, url, media.path)
-            else:
+        url, data = media.url or "", b""
+        if url[:5].lower() != "data:":
+            async with self._fetches:
                 data = await fetch(url, self._domains, self._picture_bytes, media.path)
-            picture = await asyncio.to_thread(self._open_picture, data)
+        async with self._slots:
+            if not data:
+                data = await _in_thread(lambda: _decoded(url, media.path))
+            picture = await _in_thread(lambda: self._open_picture(data))
         self._pictures[key] = picture
         return picture
 
-    def _opened(self, key: bytes, task: asyncio.Task[Picture]) -> None:
-        self._opening.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # seen, even if every request that waited for it has gone
+    def _ended(self, key: bytes, opening: _Opening) -> None:
+        self._forget(key, opening)
+        if not opening.task.cancelled():
+            opening.task.exception()  # seen, even if every request that waited for it has gone
+        if not opening.waiting:
+            self.trim()  # no request that waited for it will
+
+    def _forget(self, key: bytes, opening: _Opening) -> None:
+        if self._opening.get(key) is opening:
+            del self._opening[key]
 
     def check(self, media: Sequence[Media]) -> None:
         """Raise ApiError for an address that is not allowed, before anything is opened."""
         for one in media:
             if one.url is not None and one.url[:5].lower() != "data:":
                 check_address(one.url, self._domains, one.path)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Return the result of `work`; if it is cancelled, wait all the same: a thread cannot be, and takes memory."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working})
+        if not working.cancelled():
+            working.exception()  # seen
+        raise
 
 
 def _digest(url: str) -> bytes:
@@ -140,4 +186,8 @@ def _decoded(url: str, path: str) -> bytes:
 
 def _weight(picture: Picture) -> int:
     pixels = 0 if picture.image is None else 3 * picture.image.width * picture.image.height
-    return pixels + sum(len(one.packet) + len(one.joined) for one in picture.packets)
+    packets = sum(len(one.packet) + len(one.joined) for one in picture.packets)
+    file = picture.file
+    if file is None:
+        return pixels + packets
+    return packets + _weight(file) + (pixels if file.image is not picture.image else 0)  # they may share the pixels

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from device_client.endpoint.errors import invalid
-from device_client.endpoint.fields import Fields, wrong
+from device_client.endpoint.fields import Fields, checked_text, wrong
 from device_client.endpoint.messages import ORDERS, Media, read_messages
 from device_client.reasoning import Reasoning
 from device_client.sampling import Sampling
@@ -125,6 +125,8 @@ def _reasoning(fields: Fields) -> Reasoning:
     pacore = fields.raw("pacore")
     if isinstance(pacore, bool) or not isinstance(pacore, (str, int, type(None))):
         raise wrong("pacore", "low, medium, high or a number of samples", pacore)
+    if isinstance(pacore, str):
+        checked_text("pacore", pacore)
     given: dict[str, Any] = {
         "pacore": None if pacore is None else str(pacore),
         "vote": fields.whole("vote"),
@@ -149,7 +151,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
         raise wrong("stop", "a string or an array of strings", value)
-    stops = [one for one in stops if one]
+    stops = [checked_text("stop", one) for one in stops if one]
     if len(stops) > MOST_STOPS:
         raise invalid("stop", f"stop must have at most {MOST_STOPS} texts, got {len(stops)}")
     return tuple(stops)

@@ -23,6 +23,7 @@ from device_client.endpoint.body import BodyReader
 from device_client.endpoint.described import TEMPLATE, Described
 from device_client.endpoint.options import MIB, EndpointOptions
 from device_client.endpoint.pictures import KeptPictures
+from device_client.endpoint.protocol import TimedProtocol
 from device_client.endpoint.run import Defaults
 from device_client.endpoint.slots import Slots
 from device_client.session import Session
@@ -99,7 +100,7 @@ async def serve(
     listening = _bind(options)
     config = uvicorn.Config(
         guarded(endpoint.app(), options, keys),
-        http="h11",
+        http=TimedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

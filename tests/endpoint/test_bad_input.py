@@ -13,6 +13,7 @@ import pytest
 from tests.endpoint.conftest import WAIT_S, Begin, EndpointThread, client
 from tests.endpoint.requests import CHAT, ask, data_url, example, image, text, user
 
+HALF = "\ud83d"  # of a surrogate pair
 URL = "messages[0].content[0].image_url.url"
 
 
@@ -93,13 +94,21 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"thinking_budget": -5}, "thinking_budget"),
     ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs.enable_thinking"),
     ({"model": 5}, "model"),
+    ({"temperature": 10**400}, "temperature"),
+    ({"messages": [{"role": "user", "content": HALF}]}, "messages[0].content"),
+    ({"messages": [user(text("a")), {"role": "assistant", "content": HALF}, user(text("b"))]}, "messages[1].content"),
+    ({"messages": [user(text(HALF))]}, "messages[0].content[0].text"),
+    ({"messages": [user(image(f"http://{HALF}/"))]}, "messages[0].content[0].image_url.url"),
+    ({"stop": [HALF]}, "stop"),
+    ({"pacore": HALF}, "pacore"),
+    ({"messages": [user({**image(example()), "uuid": "x" * 257})]}, "messages[0].content[0].uuid"),
 ]
 
 
 @pytest.mark.parametrize("given", FIELDS, ids=lambda given: json.dumps(given[0])[:60])
 def test_a_field_of_a_wrong_value_is_named(http: httpx2.Client, given: tuple[dict[str, Any], str]) -> None:
     fields, path = given
-    error = refused(http.post(CHAT, json={**ask(), **fields}))
+    error = refused(http.post(CHAT, content=json.dumps({**ask(), **fields})))
     assert error["param"] == path, error
     assert "--" not in error["message"]
 
@@ -112,6 +121,11 @@ def test_unknown_fields_are_ignored(http: httpx2.Client) -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff\xfe{}", b"5", b"null"])
 def test_a_body_that_is_no_object_is_refused(http: httpx2.Client, body: bytes) -> None:
     assert refused(http.post(CHAT, content=body))["code"] in ("invalid_json", "invalid_type")
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(http: httpx2.Client) -> None:
+    error = refused(http.post(CHAT, content=b'{"messages": [' + b"[]," * 600_000 + b"[]]}"))
+    assert error["code"] == "invalid_json" and "at most 1000000" in error["message"]
 
 
 def test_a_compressed_body_is_refused_before_it_is_read(http: httpx2.Client) -> None:
@@ -161,6 +175,8 @@ def test_a_body_that_stops_arriving_is_given_up(begin: Begin) -> None:
 def test_too_many_pictures_and_too_long_a_conversation_are_told_apart(http: httpx2.Client) -> None:
     many = refused(http.post(CHAT, json={"messages": [user(*[image(example())] * 9, text("which?"))]}))
     assert (many["code"], many["param"]) == ("too_many_images", "messages")
+    broken = [image(data_url(bytes([number]))) for number in range(9)]  # they would be refused if they were opened
+    assert refused(http.post(CHAT, json={"messages": [user(*broken, text("which?"))]}))["code"] == "too_many_images"
     for words in (20_000, 9_000):  # more bytes than the server takes, more tokens than the model
         long = refused(http.post(CHAT, json=ask("is " * words)))
         assert (long["code"], long["param"]) == ("context_length_exceeded", "messages")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,13 +14,15 @@ from typing import Any
 import httpx2
 import pytest
 
+from device_client.endpoint.messages import Media
+from device_client.endpoint.slots import RUNNING
 from device_client.fake import FakeEncoder
 from edge_server.engine.fake import FakeEngine
 from edge_server.fake import fake_backend, prompt_bytes
 from edge_server.reasoning import ThinkTokens
 from tests.e2e.conftest import ServerThread
 from tests.endpoint.conftest import WAIT_S, Begin, EndpointThread, client
-from tests.endpoint.requests import CHAT, NUMBER, ask, chunks, streamed
+from tests.endpoint.requests import CHAT, NUMBER, as_png, ask, chunks, streamed
 
 THINK_TOKENS = ThinkTokens(begin=ord("<"), end=ord(">"))
 BeginEdge = Callable[..., ServerThread]
@@ -157,6 +161,51 @@ def test_a_busy_endpoint_says_when_to_come_back(begin: Begin, begin_edge: BeginE
     assert answers[0].json()["choices"][0]["message"]["content"] == "A"
 
 
+def test_bodies_count_until_their_pictures_are_opened(begin: Begin, begin_edge: BeginEdge) -> None:
+    gate = asyncio.Event()
+    engine = FakeEngine(lambda _: [65], gate=gate)
+    edge = begin_edge(fake_backend(engine=engine))
+    endpoint = fake(begin, edge, body_mib=1)
+    small = [threading.Thread(target=post, args=(endpoint,)) for _ in range(RUNNING)]
+    for one in small:
+        one.start()
+    edge.run(asyncio.wait_for(_asked(engine, RUNNING), WAIT_S))  # all turns are taken
+    statuses: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def large() -> None:
+        statuses.put(post(endpoint, metadata={"": "x" * 900_000}).status_code)
+
+    waiting = [threading.Thread(target=large) for _ in range(6)]
+    for one in waiting:
+        one.start()
+    assert statuses.get(timeout=WAIT_S) == statuses.get(timeout=WAIT_S) == 429  # four are held
+    edge.loop.call_soon_threadsafe(gate.set)
+    for one in (*small, *waiting):
+        one.join(WAIT_S)
+    assert [statuses.get() for _ in range(4)] == [200] * 4
+    assert post(endpoint, metadata={"": "x" * 900_000}).status_code == 200
+
+
+def test_the_text_of_a_picture_is_dropped_before_its_answer(begin: Begin, begin_edge: BeginEdge) -> None:
+    gate = asyncio.Event()
+    engine = FakeEngine(lambda _: [65], gate=gate)
+    edge = begin_edge(fake_backend(engine=engine))
+    endpoint = fake(begin, edge)
+    body = ask(url=as_png(77))
+    asking = threading.Thread(target=post, args=(endpoint,), kwargs=body)
+    asking.start()
+    edge.run(asyncio.wait_for(_asked(engine, 1), WAIT_S))
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is Media and one.url == as_png(77)]
+    edge.loop.call_soon_threadsafe(gate.set)
+    asking.join(WAIT_S)
+
+
+async def _asked(engine: FakeEngine, questions: int) -> None:
+    while len(engine.prompts) < questions:
+        await asyncio.sleep(0)
+
+
 def test_too_little_time_is_told(begin: Begin, begin_edge: BeginEdge) -> None:
     engine = FakeEngine(lambda _: [65], gate=asyncio.Event())
     edge = begin_edge(fake_backend(engine=engine))
@@ -232,3 +281,42 @@ def test_an_answer_that_would_be_taken_back_ends_with_an_error(begin: Begin, beg
     found = chunks(post(endpoint, stream=True).text)
     assert found[-1]["error"]["code"] == "answer_restarted"
     assert post(endpoint).json()["choices"][0]["message"]["content"] == "42"
+
+
+def test_the_rate_counts_what_arrives_after_the_first_token(begin: Begin, begin_edge: BeginEdge) -> None:
+    engine = FakeEngine(lambda _: list(b"<let me see>a cat, I think"), step_s=0.005)
+    edge = begin_edge(fake_backend(engine=engine, think_tokens=THINK_TOKENS))
+    endpoint = fake(begin, edge)
+    for fields, tokens in (({}, len("<let me see>") + 5), ({"include_reasoning": False}, 5)):
+        times = post(endpoint, max_tokens=5, **fields).json()["timings"]
+        assert round(times["predicted_per_second"] * times["predicted_ms"] / 1e3, 1) == tokens - 1
+    voted = post(endpoint, max_tokens=5, vote=2)
+    assert voted.status_code == 200 and "predicted_per_second" not in voted.json()["timings"]
+
+
+def test_bytes_of_choices_at_one_time_are_counted_once(begin: Begin, begin_edge: BeginEdge) -> None:
+    edge = begin_edge(fake_backend(engine=FakeEngine(lambda _: [65])))
+    endpoint = fake(begin, edge)
+    response = post(endpoint, messages=[{"role": "user", "content": "long " * 1000}], n=8)
+    traffic = endpoint.session.traffic() if endpoint.session is not None else None
+    if traffic is None:
+        pytest.skip("this kernel does not count bytes")
+    assert 0 < response.json()["usage"]["tofc"]["bytes_up"] <= traffic.up
+
+
+class _Unloadable(FakeEncoder):
+    def load(self) -> None:
+        raise RuntimeError("/home/somebody/model is broken")
+
+
+def test_a_probe_does_not_learn_why_the_model_is_broken(
+    begin: Begin, begin_edge: BeginEdge, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge = begin_edge(fake_backend(engine=FakeEngine(lambda _: [65])))
+    endpoint = begin(edge.address, encoder=_Unloadable(model_id="fake-model", codec_id="fake-codec"))
+    with client(endpoint) as http:
+        assert http.post(CHAT, json=ask()).status_code == 500
+        caplog.clear()
+        response = http.get("/health")
+    refused(response, 500, "encoder_failed")
+    assert "somebody" not in response.text and not caplog.records

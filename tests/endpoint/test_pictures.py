@@ -5,13 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import numpy as np
 import openai
+import pytest
 from PIL import Image
 
+from device_client.encoder import EncoderThread
+from device_client.endpoint import pictures
+from device_client.endpoint.errors import ApiError
+from device_client.endpoint.messages import Media
+from device_client.endpoint.pictures import KeptPictures
+from device_client.fake import FakeEncoder
+from device_client.picture import Encoded, ImageForm, Picture, as_file
 from tests.endpoint.conftest import WAIT_S, Begin, client
 from tests.endpoint.requests import (
     CHAT,
@@ -105,6 +115,68 @@ def test_what_is_kept_is_bounded(begin: Begin) -> None:
         assert http.post(CHAT, json={"messages": [user(null, text(SIGN))]}).status_code == 400
         again = cost(http.post(CHAT, json=ask(url=as_png(5))))
         assert (again["cached"], again["picture_bytes"]) == (0, 0)  # the server has it all the same
+
+
+def kept_pictures(open_picture: Callable[[bytes], Picture]) -> KeptPictures:
+    return KeptPictures(open_picture, kept_bytes=2**30, picture_bytes=2**30)
+
+
+def media(url: str, uuid: str | None = None) -> Media:
+    return Media(url=url, uuid=uuid, path="")
+
+
+async def test_a_picture_that_nobody_waits_for_any_more_is_not_opened() -> None:
+    opened: list[bytes] = []
+    go = threading.Event()
+    encoder = EncoderThread(FakeEncoder())
+
+    def open_picture(data: bytes) -> Picture:
+        opened.append(data)
+        assert go.wait(WAIT_S)
+        return encoder.open(data)
+
+    kept = kept_pictures(open_picture)
+    first = [asyncio.create_task(kept.get(media(as_png(number)))) for number in range(2)]
+    async with asyncio.timeout(WAIT_S):
+        while len(opened) < 2:  # as many as are opened at one time
+            await asyncio.sleep(0)
+        second = [asyncio.create_task(kept.get(media(as_png(2)))) for _ in range(2)]
+        while [one.waiting for one in kept._opening.values()] != [1, 1, 2]:
+            await asyncio.sleep(0)
+    second[0].cancel()
+    await asyncio.wait({second[0]})
+    assert len(kept._opening) == 3  # another one waits for it
+    for task in (second[1], first[1]):
+        task.cancel()
+        await asyncio.wait({task})
+    go.set()
+    assert not (await first[0])[1]
+    again, _ = await kept.get(media(as_png(1)))
+    assert again.n_views and len(opened) == 3 and len(kept) == 2
+
+
+async def test_names_are_bounded() -> None:
+    kept = kept_pictures(EncoderThread(FakeEncoder()).open)
+    await kept.get(media(example(), "first"))
+    for number in range(pictures.NAMES):
+        await kept.get(media(example(), str(number)))
+    assert (await kept.get(Media(url=None, uuid="0", path="")))[1]
+    with pytest.raises(ApiError, match="no picture with the uuid 'first' is kept"):
+        await kept.get(Media(url=None, uuid="first", path=""))
+
+
+async def test_the_file_that_a_picture_may_be_sent_as_counts_among_what_is_kept() -> None:
+    encoder = FakeEncoder()
+    kept = kept_pictures(EncoderThread(encoder).open)
+    found, _ = await kept.get(media(example()))
+    pixels = kept.nbytes
+    found.file = as_file(found, encoder.rule, ImageForm())
+    found.file.packets.append(Encoded(index=0, packet=bytes(1000)))
+    assert kept.nbytes == pixels + 1000
+    found.image = None  # the file still has it
+    assert kept.nbytes == pixels + 1000
+    found.file.image = None
+    assert kept.nbytes == 1000
 
 
 def test_the_same_pixels_in_another_file_are_not_sent_again(http: httpx2.Client) -> None:
