@@ -39,11 +39,15 @@ SHORT = {
     "ECVQ, static table": "ECVQ, static",
     "ECVQ, counts of neighbours": "ECVQ, counts",
     "ECVQ, net over neighbours": "ECVQ, net",
+    "residual VQ, static table": "residual,\nstatic",
+    "residual VQ, counts of neighbours": "residual,\ncounts",
+    "product VQ, static table": "product,\nstatic",
+    "product VQ, counts of neighbours": "product,\ncounts",
     OURS: "TOFC\n(this project)",
 }
 FEATURE_COLOURS = (  # ways to send features
     *("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"),
-    *("tab:olive", "tab:pink", "tab:gray", "goldenrod", "yellowgreen", "rosybrown", "indigo", "slategray"),
+    *("tab:olive", "tab:pink", "tab:gray", "goldenrod", "yellowgreen", "rosybrown", "indigo", "slategray", "teal"),
 )
 IMAGE_COLOURS = ("#08306b", "#2f9ae0", "#b0258f", "#0d9488", "#5b6abf")  # image codecs
 LOWEST = 0.135  # accuracy under uncompressed where the axis ends
@@ -64,11 +68,17 @@ def draw(report: Path, out: Path) -> None:
         **dict(zip(features, cycle(FEATURE_COLOURS), strict=False)),
         **dict(zip(images, cycle(IMAGE_COLOURS), strict=False)),
     }
-    curves = {kind: _panel(axes[kind], kind, found, colours) for kind, found in kinds.items()}
+    curves = {kind: _panel(axes[kind], kind, _shown(kind, found), colours) for kind, found in kinds.items()}
     for kind, found in curves.items():
         label_curves(axes[kind], found, size=10 if kind == "world" else 8)
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def _shown(kind: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Return what a panel shows: the small ones have no room for methods of several indices per feature."""
+    left_out = () if kind == "world" else ("residual VQ", "product VQ")
+    return found | {"methods": {name: one for name, one in found["methods"].items() if not name.startswith(left_out)}}
 
 
 def _sends_features(kinds: dict[str, Any], name: str) -> bool:
