@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks.listening import listening
 from benchmarks.processes import peak_mb
 from device_client.encoder import EncoderThread, TowerEncoder
 from device_client.report import compare
@@ -57,19 +58,12 @@ def ask(model: Path, questions: Path, out: Path, secrets: Credentials | None = N
         serve += ["--tls-cert", str(secrets.certificate), "--tls-key", str(secrets.key)]
         serve += ["--token-file", str(secrets.token)]
         secure = ["--tls-ca", str(secrets.ca), "--token-file", str(secrets.client_token)]
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            address = next((line.split()[-1] for line in server.stdout if line.startswith("listening on ")), None)
-            if address is None:
-                sys.exit(f"the server ended with {server.wait()} before it listened; its output above says why")
-            if secrets is not None:  # the certificate has this name, not the IP address
-                address = f"localhost:{address.rpartition(':')[2]}"
-            batch = ["ask", "--batch", str(questions), "--out", str(out), "--server", address, "--model", str(model)]
-            device = run_measured([str(SCRIPTS / "device-client"), *batch, *secure])
-            return peak_mb(server.pid), device
-        finally:
-            server.terminate()
+    with listening(serve) as (address, pid):
+        if secrets is not None:  # the certificate has this name, not the IP address
+            address = f"localhost:{address.rpartition(':')[2]}"
+        batch = ["ask", "--batch", str(questions), "--out", str(out), "--server", address, "--model", str(model)]
+        device = run_measured([str(SCRIPTS / "device-client"), *batch, *secure])
+        return peak_mb(pid), device
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

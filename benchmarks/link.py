@@ -28,6 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from benchmarks.listening import listening
 from benchmarks.tun_relay import DEVICE, EDGE, EDGE_IP, namespaces
 from device_client.bench import AUTO, EQUAL, FEATURES, PLAIN
 from device_client.link_shape import parse_link
@@ -52,23 +53,10 @@ GOALS = "first token: 0.25 × WebP q75 and 0.45 × the image file of equal answe
 def serving(secrets: Credentials) -> Iterator[str]:
     """Run a server in its namespace; yield its address."""
     command = [*_inside(EDGE), "edge_server", "serve", "--host", EDGE_IP, "--take-images", "--log-level", "warning"]
-    command += [
-        "--tls-cert",
-        str(secrets.certificate),
-        "--tls-key",
-        str(secrets.key),
-        "--token-file",
-        str(secrets.token),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as server:
-        try:
-            assert server.stdout is not None
-            address = next((line.split()[-1] for line in server.stdout if line.startswith("listening on ")), None)
-            if address is None:
-                sys.exit(f"the server ended with {server.wait()} before it listened; its output above says why")
-            yield address
-        finally:
-            server.terminate()
+    command += ["--tls-cert", str(secrets.certificate), "--tls-key", str(secrets.key)]
+    command += ["--token-file", str(secrets.token)]
+    with listening(command, environment=ENVIRONMENT) as (address, _):
+        yield address
 
 
 def _inside(namespace: str) -> list[str]:

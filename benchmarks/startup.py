@@ -16,7 +16,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.end_to_end import installed_mb
+from benchmarks.listening import listening
 from tofc import json_text
 from tofc.model.shipped import NANO
 
@@ -50,15 +50,8 @@ WAYS = {
 def serving(model: Path) -> Iterator[str]:
     """Run a server that takes images too; yield its address."""
     serve = [str(SCRIPTS / "edge-server"), "serve", "--model", str(model), "--port", "0", "--log-level", "warning"]
-    with subprocess.Popen([*serve, "--take-images"], stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            address = next((line.split()[-1] for line in server.stdout if line.startswith("listening on ")), None)
-            if address is None:
-                sys.exit(f"the server ended with {server.wait()} before it listened; its output above says why")
-            yield address
-        finally:
-            server.terminate()
+    with listening([*serve, "--take-images"]) as (address, _):
+        yield address
 
 
 def new_pictures(folder: Path) -> Iterator[Path]:

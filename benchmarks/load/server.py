@@ -8,13 +8,13 @@ Promises a real server, which differs in nothing else.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.listening import listening
 from benchmarks.processes import cpu_s, resident_mb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,15 +48,8 @@ def serving(options: Sequence[str], *, endless: bool = False, ahead: bool = True
     changes = [ENDLESS] * endless + [LATE] * (not ahead)
     module = "benchmarks.load.server" if changes else "edge_server"
     command = [sys.executable, "-m", module, *changes, "serve", "--port", "0", "--log-level", "error", *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            address = next((line.split()[-1] for line in process.stdout if line.startswith("listening on ")), None)
-            if address is None:
-                raise SystemExit(f"the server ended with {process.wait()} before it listened; its output says why")
-            yield Served(address=address, pid=process.pid)
-        finally:
-            process.terminate()
+    with listening(command, folder=ROOT) as (address, pid):
+        yield Served(address=address, pid=pid)
 
 
 def main() -> None:
