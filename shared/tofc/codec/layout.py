@@ -123,7 +123,7 @@ def read_one(digits: DigitReader, side: int, merged: bool, qualities: int) -> Pa
 def read_several(digits: DigitReader, max_side: int, qualities: int, max_views: int) -> list[PacketLayout]:
     """Read the digits of a packet of several views. Raises `PacketError`."""
     views: list[tuple[int, bool, int]] = []
-    left = count_views(digits)
+    left = digits.take(MOST_VIEWS - 1) + 2
     if left > max_views:
         raise PacketError(
             "SEVERAL_VIEWS", f"the packet has {left} views, at most {max_views} were expected: decode it as several"
@@ -140,11 +140,6 @@ def read_several(digits: DigitReader, max_side: int, qualities: int, max_views: 
         PacketLayout(grid=side, cells=_read_cells(digits, side, merged), quality=quality)
         for side, merged, quality in views
     ]
-
-
-def count_views(digits: DigitReader) -> int:
-    """Return how many views a packet of several views has: its first digit."""
-    return digits.take(MOST_VIEWS - 1) + 2
 
 
 def check_side(side: int, max_side: int, *, spelt: bool) -> None:

@@ -29,7 +29,6 @@ from tofc.codec.layout import (
     DigitReader,
     PacketLayout,
     check_side,
-    count_views,
     read_one,
     read_several,
     write_digits,
@@ -74,12 +73,6 @@ def read(
     layouts = read_several(digits, max_side, qualities, max_views)
     _check_length(data, outside, [one.grid for one in layouts], max_feature_bits)
     return layouts, digits.rest()
-
-
-def views_of(data: bytes) -> int:
-    """Return how many views a packet has, 1 to `MOST_VIEWS`, without checking it. Raises `PacketError`."""
-    side, _, outside = _parse_header(data)
-    return count_views(DigitReader(strip_crc(data)[outside - 1 :])) if side == _SEVERAL else 1
 
 
 def seal(side: int, merged: bool, body: bytes) -> bytes:
