@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -33,14 +34,14 @@ SIGN_FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "LiberationSans-Bold.ttf"
 SHORT_SIDE = 640  # px: photographs are kept in memory at this size
 
 
-def fetch(folder: Path) -> None:
-    """Download and unpack `PACKAGES` into `folder`; nothing is installed.
+def fetch(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
+    """Download and unpack Debian packages into `folder`; nothing is installed.
 
     Raises `UsageError` if apt-get or dpkg is missing or fails, with its message.
     """
     debs = folder / "debs"
     debs.mkdir(parents=True, exist_ok=True)
-    missing = [p for p in PACKAGES if not list(debs.glob(f"{p}_*.deb"))]
+    missing = [p for p in packages if not list(debs.glob(f"{p}_*.deb"))]
     try:
         if missing:
             subprocess.run(["apt-get", "download", *missing], cwd=debs, check=True, capture_output=True, text=True)
