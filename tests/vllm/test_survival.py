@@ -10,7 +10,7 @@ import pytest
 from edge_server.engine.base import Generation, Prompt
 from edge_server.engine.sampling import SamplingParams
 from tests.engine.remote import collect, prompts
-from tests.vllm.engines import ENDLESS, Process, Remote, router
+from tests.vllm.engines import ENDLESS, Process, Remote, metric, router
 from tofc.errors import UnavailableError
 
 NOTICED_S = 60.0  # instead of hanging
@@ -37,7 +37,9 @@ async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
         generations = [engine.submit(one, params) for one in asked]
         said = await asyncio.gather(*(_read(one, 40) for one in generations))
         caplog.clear()
-        engines[1].kill()
+        busy = [await metric(one, "vllm:num_requests_running") for one in engines]
+        busier = busy.index(max(busy))
+        engines[busier].kill()
         rest = await asyncio.gather(*(_read(one, 4000) for one in generations))
         broke = sum("broke off" in record.getMessage() for record in caplog.records)
         print(f"8 answers of 600 tokens are right after an engine was killed, and {broke} times one broke off")
@@ -45,7 +47,7 @@ async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
         assert broke and told.empty()  # one engine was always there
 
         if routed:  # a router says that it is well without any engine, so the first question finds out
-            engines[0].kill()
+            engines[1 - busier].kill()
             with pytest.raises(UnavailableError) as lost:
                 await collect(engine.submit(asked[0], params))
             assert lost.value.reason == "ENGINE_LOST"
