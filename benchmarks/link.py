@@ -28,6 +28,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks.listening import listening
 from benchmarks.tun_relay import DEVICE, EDGE, EDGE_IP, namespaces
 from device_client.bench import AUTO, EQUAL, FEATURES, PLAIN
@@ -40,9 +42,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RATES = ("25KB/s", "50KB/s", "100KB/s", "1Mbit/s", "5Mbit/s", "10Mbit/s")
 TRIPS, LOSSES = ("60ms", "20ms", "200ms"), ("0%", "1%")
 LINKS = [",".join(parts) for parts in product(RATES, TRIPS, LOSSES)]
-#: The pictures and how often each is asked about with each way, and the links of those in crops, which take longer.
-PICTURES = {"336 px": NANO / "example.jpg", "crops": ROOT / "tests" / "e2e" / "pictures" / "picture-11.jpg"}
-QUESTIONS = {"336 px": "what number is on the sign?", "crops": "how many objects are there?"}
+DRAWN = ROOT / "tests" / "e2e" / "pictures"
+FULL_HD = (1920, 1080)
+#: The pictures (that of 1080p is made of drawn ones), and the links of those in crops, which take longer.
+PICTURES = {"336 px": NANO / "example.jpg", "crops": DRAWN / "picture-11.jpg", "1080p": Path("1080p.png")}
+COUNT = "how many objects are there?"
+QUESTIONS = {"336 px": "what number is on the sign?", "crops": COUNT, "1080p": COUNT}
 CROP_LINKS = [",".join(parts) for parts in product(("25KB/s", "1Mbit/s", "10Mbit/s"), ("60ms",), ("0%",))]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 CHOICE, NOT_MEASURED = "choice", "–"
@@ -63,9 +68,18 @@ def _inside(namespace: str) -> list[str]:
     return ["ip", "netns", "exec", namespace, sys.executable, "-m"]
 
 
-def bench(address: str, secrets: Credentials, picture: str, rounds: int) -> dict[str, Any]:
+def full_hd(out: Path) -> None:
+    """Write a picture of 1080p: drawn pictures side by side, none of them enlarged."""
+    canvas, drawn = Image.new("RGB", FULL_HD), [Image.open(path) for path in sorted(DRAWN.glob("*.jpg"))]
+    tile = min(image.width for image in drawn)
+    for number, (y, x) in enumerate(product(range(0, FULL_HD[1], tile), range(0, FULL_HD[0], tile))):
+        canvas.paste(drawn[number % len(drawn)].crop((0, 0, tile, tile)), (x, y))
+    canvas.save(out)
+
+
+def bench(address: str, secrets: Credentials, picture: Path, question: str, rounds: int) -> dict[str, Any]:
     """Run `device-client bench` in the device's namespace; return what it printed."""
-    command = [*_inside(DEVICE), "device_client", "bench", str(PICTURES[picture]), "-q", QUESTIONS[picture], "--json"]
+    command = [*_inside(DEVICE), "device_client", "bench", str(picture), "-q", question, "--json"]
     command += ["--server", address, "--tls-ca", str(secrets.ca), "--token-file", str(secrets.client_token)]
     done = subprocess.run([*command, "--rounds", str(rounds)], stdout=subprocess.PIPE, env=ENVIRONMENT, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -76,16 +90,18 @@ def measure(out: Path, only: str, rounds: int, seed: int) -> None:
     """Measure the links that the results lack."""
     rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
     known = {(row["link"], row["picture"]) for row in rows}
-    wanted = [(link, "336 px") for link in LINKS] + [(link, "crops") for link in CROP_LINKS]
+    wanted = [(link, "336 px") for link in LINKS] + list(product(CROP_LINKS, ("crops", "1080p")))
     missing = [one for one in sorted(wanted, key=_first) if one not in known and only in one[0]]
     with (
         tempfile.TemporaryDirectory() as folder,
         namespaces(parse_link(LINKS[0]), seed=seed) as relay,
         serving(secrets := write(Path(folder, "credentials"), [EDGE_IP])) as address,
     ):
+        full_hd(Path(folder, PICTURES["1080p"]))
         for link, picture in missing:
             relay.shape, before = parse_link(link), relay.lost
-            found = bench(address, secrets, picture, rounds)
+            # Joined to the folder, an absolute path stays as it is.
+            found = bench(address, secrets, Path(folder, PICTURES[picture]), QUESTIONS[picture], rounds)
             row = {"link": link, "picture": picture, "date": date.today().isoformat(), "load": os.getloadavg()[0]}
             rows.append(row | {name: found[name] for name in ("rounds", "views", "ways", "auto_over_better")})
             rows[-1]["lost_packets"] = relay.lost - before
@@ -98,7 +114,7 @@ def measure(out: Path, only: str, rounds: int, seed: int) -> None:
 def _first(one: tuple[str, str]) -> tuple[int, int]:
     """Order: a round trip of 60 ms without loss first, then what is left."""
     link, picture = one
-    return (0 if link.endswith(",60ms,0%") else 1, picture == "crops")
+    return (0 if link.endswith(",60ms,0%") else 1, list(PICTURES).index(picture))
 
 
 def tables(rows: list[dict[str, Any]]) -> str:

@@ -35,6 +35,7 @@ from tofc.model.identity_probe import IdentityProbe
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 6  # at one answer: a router may choose an engine that has ended a few times more
+AGAIN_S = 0.3  # before the second attempt at an only engine or router, doubled for each after it: 9 s in all
 ENGINES_PER_ANSWER = 3  # a request that kills its engine must not kill them all
 SILENCE_S = 120.0  # without a byte of a stream, after which its engine counts as gone
 KEEP_IDLE_S = 2.0  # vLLM closes idle connections after 5 s
@@ -101,6 +102,9 @@ class VllmRemoteEngine(VllmAnswers):
         """
         avoid: set[str] = set()
         for attempt in range(first, ATTEMPTS):
+            if avoid.issuperset(one.url for one in self._endpoints.all):
+                # Behind an only address there may be a router, which needs seconds to notice that an engine has ended.
+                await asyncio.sleep(AGAIN_S * 2 ** (attempt - 1))
             # A router sends another session to another engine, so that it does not ask one again that has just ended.
             session = session_id(prompt) + (f"-{attempt}" if attempt else "")
             wanted = [number for number, one in enumerate(samples) if one.open]

@@ -10,10 +10,11 @@ import pytest
 from edge_server.engine.base import Generation, Prompt
 from edge_server.engine.sampling import SamplingParams
 from tests.engine.remote import collect, prompts
-from tests.vllm.engines import ENDLESS, Process, Remote, router
+from tests.vllm.engines import ENDLESS, Process, Remote, metric, router
 from tofc.errors import UnavailableError
 
 NOTICED_S = 60.0  # instead of hanging
+READ, SAID = 600, 3000  # tokens that are read of each answer, and that it has: none has ended when an engine is killed
 
 
 @pytest.mark.parametrize("routed", [False, True], ids=["with two addresses", "behind a router"])
@@ -28,26 +29,31 @@ async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
         await before.ready()
     try:
         urls = [before.url] if routed else [one.url for one in engines]
-        engine, params = await remote(*urls, form=ENDLESS), SamplingParams(max_tokens=600)
+        engine = await remote(*urls, form=ENDLESS)
         told: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
         engine.watch(told.put_nowait)
         asked = [Prompt(embeds=one, client="a", pictures=str(number)) for number, one in enumerate(prompts()[:8])]
-        wanted = await asyncio.gather(*(collect(engine.submit(one, params)) for one in asked))
+        undisturbed = SamplingParams(max_tokens=READ)
+        wanted = await asyncio.gather(*(collect(engine.submit(one, undisturbed)) for one in asked))
 
-        generations = [engine.submit(one, params) for one in asked]
+        generations = [engine.submit(one, SamplingParams(max_tokens=SAID)) for one in asked]
         said = await asyncio.gather(*(_read(one, 40) for one in generations))
         caplog.clear()
-        engines[1].kill()
-        rest = await asyncio.gather(*(_read(one, 4000) for one in generations))
+        busy = [await metric(one, "vllm:num_requests_running") for one in engines]
+        busier = busy.index(max(busy))
+        engines[busier].kill()
+        rest = await asyncio.gather(*(_read(one, READ - 40) for one in generations))
+        for one in generations:
+            await one.aclose()
         broke = sum("broke off" in record.getMessage() for record in caplog.records)
-        print(f"8 answers of 600 tokens are right after an engine was killed, and {broke} times one broke off")
+        print(f"8 answers of {READ} tokens are right after an engine was killed, and {broke} times one broke off")
         assert [first + then for first, then in zip(said, rest, strict=True)] == wanted
         assert broke and told.empty()  # one engine was always there
 
         if routed:  # a router says that it is well without any engine, so the first question finds out
-            engines[0].kill()
+            engines[1 - busier].kill()
             with pytest.raises(UnavailableError) as lost:
-                await collect(engine.submit(asked[0], params))
+                await collect(engine.submit(asked[0], undisturbed))
             assert lost.value.reason == "ENGINE_LOST"
             async with asyncio.timeout(NOTICED_S):
                 assert isinstance(await told.get(), UnavailableError)

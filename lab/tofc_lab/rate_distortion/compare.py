@@ -27,7 +27,7 @@ from tofc_lab import results
 from tofc_lab.nano.answerer import merging
 from tofc_lab.nano.features import Kind, Sizes
 from tofc_lab.progress import Log, print_now
-from tofc_lab.rate_distortion import learned, methods
+from tofc_lab.rate_distortion import equal_files, learned, methods
 from tofc_lab.rate_distortion.hull import bytes_at, hull
 from tofc_lab.rate_distortion.images import ImageCodecSetting, files, prefiltered_files
 from tofc_lab.rate_distortion.index_methods import IndexMethods
@@ -136,6 +136,8 @@ def compare(
         baseline = benchmark.reduced("uncompressed", merging, kind, "test")
         report = _report(baseline, measured, chosen, tokens=kind == "world")
         report["methods"] = {name: this_run | one for name, one in report["methods"].items()}
+        equal = [name for name in (OURS, equal_files.TITLE) if name in tried]
+        report["validation"] = {name: _on_validation(tried[name], kind) for name in equal}
         found["kinds"][kind] = with_earlier(report, found["kinds"].get(kind))
         # Settings for features are chosen on 336 px pictures and used on all kinds. Settings for image files are chosen
         # on each kind, and so are those for crops, which only large pictures have: that kind comes last.
@@ -189,7 +191,10 @@ def with_earlier(report: dict[str, Any], kept: dict[str, Any] | None) -> dict[st
             for family, at in one["bytes"].items()
         }
     methods = {name: report["methods"].get(name, one) for name, one in kept["methods"].items()}
-    return report | {"methods": methods | report["methods"]}
+    return report | {
+        "methods": methods | report["methods"],
+        "validation": kept.get("validation", {}) | report.get("validation", {}),
+    }
 
 
 def _quotient(ours: float | None, other: float | None) -> float | None:
@@ -274,7 +279,9 @@ def _report(
         hulled = [outcomes for one, outcomes in points if one.name in chosen[method]]
         curves[method] = {family: _bytes_at_drops(baseline, hulled, weights, family) for family in families}
         result["methods"][method] = {
-            "points": [_point(one, outcomes, families, one.name in chosen[method]) for one, outcomes in points],
+            "points": [
+                _point(one, outcomes, families) | {"chosen": one.name in chosen[method]} for one, outcomes in points
+            ],
             "bytes": {
                 family: {drop: _interval(values) for drop, values in at.items()}
                 for family, at in curves[method].items()
@@ -330,11 +337,15 @@ def _interval(values: np.ndarray[Any, Any]) -> list[float | None]:
     return [round(float(one), 4 if one < 1 else 1) if np.isfinite(one) else None for one in found]
 
 
-def _point(tried: Candidate, outcomes: Outcomes, families: list[str], chosen: bool) -> dict[str, Any]:
+def _on_validation(settings: Sequence[Candidate], kind: Kind) -> list[dict[str, Any]]:
+    """Return the points of all settings on validation pictures: by these, image files are chosen (`equal_files`)."""
+    return [_point(one, one.measure(kind, "validation"), ["all"]) for one in settings]
+
+
+def _point(tried: Candidate, outcomes: Outcomes, families: list[str]) -> dict[str, Any]:
     every = np.ones((1, len(outcomes.size)))
     return {
         "setting": tried.name,
-        "chosen": chosen,
         "bytes": round(float(outcomes.bytes(every)[0]), 1),
         "visual_tokens": round(float(outcomes.tokens.mean()), 1),
         "accuracy": {family: round(float(outcomes.accuracy(every, family)[0]), 4) for family in families},

@@ -2,7 +2,8 @@
 
     rate_distortion.json ─ the preset's accuracy ─ smallest WebP at most a point below ─→ image_files.json of the codec
 
-Promises settings that were measured, on the same test pictures as the preset, and none where no file comes so close.
+Promises settings that were measured, on the same validation pictures as the preset, and none where no file comes so
+close.
 WebP only: AVIF's files are smaller, but nano's example takes 158 ms of one core to make, longer than its features;
 JPEG's are larger and were not measured on large pictures.
 """
@@ -34,7 +35,7 @@ def write(results: Path, codec: Path) -> Path:
         features, quality = config.rates[rate]
         setting = f"{features or 36} features, quality {quality}"
         settings = {"one_view": setting, "crops": f"{setting}, {config.crop_features} of a crop"}
-        forms = {kind: _equal(found["kinds"][name]["methods"], settings[kind]) for kind, name in KINDS.items()}
+        forms = {kind: _equal(found["kinds"][name]["validation"], settings[kind]) for kind, name in KINDS.items()}
         presets[preset] = {kind: form for kind, form in forms.items() if form is not None}
     out = codec / IMAGE_FILES
     told = {"command": "tofc-lab image-files", "within_points": WITHIN_POINTS, "presets": presets}
@@ -42,9 +43,9 @@ def write(results: Path, codec: Path) -> Path:
     return out
 
 
-def _equal(methods: dict[str, Any], setting: str) -> dict[str, Any] | None:
-    (ours,) = [point["accuracy"]["all"] for point in methods[OURS]["points"] if point["setting"] == setting]
-    return smallest(methods[TITLE]["points"], ours - WITHIN_POINTS / 100)
+def _equal(points: dict[str, list[dict[str, Any]]], setting: str) -> dict[str, Any] | None:
+    (ours,) = [point["accuracy"]["all"] for point in points[OURS] if point["setting"] == setting]
+    return smallest(points[TITLE], ours - WITHIN_POINTS / 100)
 
 
 def smallest(points: Sequence[dict[str, Any]], accuracy: float) -> dict[str, Any] | None:
