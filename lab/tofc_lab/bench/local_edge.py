@@ -73,7 +73,10 @@ class LocalEdge:
     """A running server and its sessions. Use it with `async with`."""
 
     def __init__(self, model: Path, choice: RateChoice, feature_codec: str, device: str, at_once: int) -> None:
-        """Read configurations, no weights; `at_once`: most questions at a time. Raises UsageError for a preset, a codec or a device that is not there."""
+        """Read configurations, no weights; `at_once`: most questions at a time.
+
+        Raises UsageError for a preset, a codec or a device that is not there.
+        """
         compute = Compute(device=device)
         self._store = FeatureStore()
         self._model, self._device, self._at_once = model, device, at_once
