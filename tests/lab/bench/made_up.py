@@ -280,7 +280,21 @@ def _arrow_table(records: Sequence[Record]) -> Any:
             columns[name] = pa.array(values, pa.int8())
         else:
             columns[name] = pa.array(values)
-    return pa.table(columns)
+    table = pa.table(columns)
+    features = {field.name: _feature(field) for field in table.schema}  # by them `datasets` knows what are pictures
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _feature(field: Any) -> Record:
+    from pyarrow import types
+
+    if field.name.startswith("image") and field.name != "image_path":
+        return {"_type": "Image"}
+    if types.is_struct(field.type):
+        return {inner.name: _feature(inner) for inner in field.type}
+    if types.is_list(field.type):
+        return {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}
+    return {"dtype": str(field.type), "_type": "Value"}
 
 
 def write(folder: Path, name: str, form: str, records: Sequence[Record] | None = None) -> Path:

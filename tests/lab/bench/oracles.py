@@ -257,6 +257,7 @@ def folder_as_datasets_reads_it(folder: Path) -> dict[str, list[str]]:
         )
         split = read[SPLITS[name]]
         assert len(split) == len(rows(name, "parquet"))
+        assert isinstance(split[0]["image_1" if name == "MMMU" else "image"], Image.Image)
         found[name] = list(split.column_names)
     return found
 
