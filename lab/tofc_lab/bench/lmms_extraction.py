@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from random import Random
 
+from tofc_lab.bench.choices import only_text
+
 #: before an answer's letter, in lower case
 PHRASES = (
     *(
@@ -99,12 +101,6 @@ def _mmbench_word(answer: str) -> str | None:
         if len(found) == 1:
             return found[0]
     return None
-
-
-def only_text(answer: str, options: Mapping[str, str]) -> str | None:
-    """Return the letter of the only option whose text occurs in an answer."""
-    found = [letter for letter, text in options.items() if text in answer]
-    return found[0] if len(found) == 1 else None
 
 
 def mmmu_letter(answer: str, options: Mapping[str, str], random: Random) -> str:

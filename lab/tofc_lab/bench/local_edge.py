@@ -10,7 +10,6 @@ Promises what `device-client` and `edge-server` do with the same question. Leave
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -102,8 +101,7 @@ class LocalEdge:
         for session in self._sessions:
             await session.close()
         if self._running is not None:
-            with suppress(Exception):
-                await self._running.stop()
+            await self._running.stop()
 
     def packets(self) -> Asker:
         """Return what asks with packets."""

@@ -25,7 +25,7 @@ def named_values(answer: str) -> set[Value]:
     """Return all texts, in lower case, and numbers, to two decimals, that an answer may mean.
 
     >>> sorted(named_values("So the total is 1,250."), key=str)
-    [1250.0]
+    [1250.0, 250.0]
     """
     results = _results(answer.strip().strip(".").lower())
     texts = [*results, *(number for text in results for pattern in _NUMBERS for number in pattern.findall(text))]

@@ -1,6 +1,6 @@
 """Folders as lmms-eval reads them: parquet files, or what `datasets` writes with `save_to_disk`.
 
-Promises that one row group of pictures is in memory at a time, and that splits are told apart by the names of the files
+Promises that two row groups of pictures are in memory at a time, and that splits are told apart by the names of files
 (`test-00000-of-00002.parquet`) or of the folders of `save_to_disk`. Leaves the meaning of columns to the sets.
 """
 
@@ -71,7 +71,7 @@ def _parquet(file: Path) -> tuple[Any, Iterator[Group]]:
     return schema, groups
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # questions at the border of two are asked at one time
 def _row_group(file: Path, number: int, columns: tuple[str, ...]) -> Any:
     import pyarrow.parquet as pq
 

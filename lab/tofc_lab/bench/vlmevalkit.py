@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tofc_lab.bench.lmms_extraction import only_text
+from tofc_lab.bench.choices import only_text
 from tofc_lab.bench.question import Part, Question, Verdict, listed
 
 MAX_TOKENS = 2048  # of its OpenAIWrapper

@@ -11,7 +11,8 @@ import pytest
 from tests.lab.bench.made_up import FORMS, SETS, SPLITS, Record, rows, write, write_parquet, write_saved, write_tsv
 from tofc.errors import UsageError
 from tofc_lab.bench.pictures import check_pictures
-from tofc_lab.bench.run import find_set, fingerprint, unique
+from tofc_lab.bench.question import Verdict
+from tofc_lab.bench.run import Job, find_set, fingerprint, limited, run, unique
 from tofc_lab.bench.tables import read_table
 
 
@@ -27,7 +28,6 @@ def hashes(records: list[Record], *columns: str) -> list[list[str]]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", SETS)
 def test_every_question_has_its_pictures(name: str, form: str, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow") if form == "parquet" else None
     records = rows(name, form)
     chosen = find_set(name)
     questions = chosen.read(read_table(write(tmp_path, name, form, records), chosen.split, None))
@@ -37,7 +37,6 @@ def test_every_question_has_its_pictures(name: str, form: str, tmp_path: Path) -
 
 
 def test_both_forms_of_a_folder_are_read_alike(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     chosen, records = find_set("MMMU"), rows("MMMU", "parquet")
     found = []
     for folder in (
@@ -50,7 +49,6 @@ def test_both_forms_of_a_folder_are_read_alike(tmp_path: Path) -> None:
 
 
 def test_the_split_of_the_set_is_read_unless_another_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     records = rows("AI2D", "parquet")
     write_parquet(tmp_path, records[:3], "test", files=1)
     write_parquet(tmp_path, records[3:5], "train", files=1)
@@ -120,7 +118,6 @@ def test_what_is_wrong_in_a_tsv_file_is_named(
     ],
 )
 def test_what_is_wrong_in_a_folder_is_named(column: str, value: object, message: str, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     records = rows("AI2D", "parquet")
     records[1][column] = value
     chosen = find_set("AI2D")
@@ -143,12 +140,28 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_data_and_a_broken_file_are_told(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     with pytest.raises(UsageError, match="no parquet file and no data set of save_to_disk"):
         read_table(tmp_path, "test", None)
     (tmp_path / "test-00000-of-00001.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(UsageError, match="cannot be read"):
         read_table(tmp_path, "test", None)
+
+
+def test_what_belongs_together_must_be_there(tmp_path: Path) -> None:
+    records = rows("MME", "tsv")[:5]
+    questions = find_set("MME").read(read_table(write_tsv(tmp_path / "MME.tsv", records), "test", None))
+    judged = [(question, Verdict(extracted="Yes", right=True), "picture") for question in questions]
+    with pytest.raises(UsageError, match="two questions about a picture, the file has 1 about "):
+        find_set("MME").rules["lmms-eval"].units(judged)
+    assert [question.id for question in limited(questions, 3)] == ["0", "1", "2", "3"]  # a pair is asked whole
+
+
+def test_a_picture_that_a_text_names_must_be_there(tmp_path: Path) -> None:
+    records = rows("MMMU", "tsv")[:2]
+    records[1]["question"] = "<image 2> what is this?"
+    data = write_tsv(tmp_path / "MMMU.tsv", records)
+    with pytest.raises(UsageError, match="question validation_Math_2 names its picture 2, but it has 1"):
+        run(Job(name="MMMU", data=data))
 
 
 def test_an_unknown_set_lists_the_seven() -> None:

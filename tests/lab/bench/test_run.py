@@ -35,18 +35,12 @@ def endpoint() -> Iterator[EndpointThread]:
     edge.stop()
 
 
-def made_up(folder: Path, name: str, form: str) -> Path:
-    if form == "parquet":
-        pytest.importorskip("pyarrow")
-    return write(folder, name, form)
-
-
 @pytest.mark.parametrize(("form", "rules"), list(zip(FORMS, RULES, strict=True)))
 @pytest.mark.parametrize("name", SETS)
 def test_an_endpoint_gives_the_same_answers(
     name: str, form: str, rules: str, tmp_path: Path, endpoint: EndpointThread
 ) -> None:
-    data = made_up(tmp_path, name, form)
+    data = write(tmp_path, name, form)
     here = run(Job(name=name, data=data, rules=rules, limit=FEW, uncompressed=False))
     there = run(Job(name=name, data=data, rules=rules, limit=FEW, endpoint=endpoint.url))
     answers = [[one["ways"][PACKETS]["answer"] for one in found["answers"]] for found in (here, there)]
@@ -60,7 +54,7 @@ def test_an_endpoint_gives_the_same_answers(
 
 
 def test_packets_lose_little_of_the_uncompressed_score(tmp_path: Path) -> None:
-    data = made_up(tmp_path, "RealWorldQA", "tsv")
+    data = write(tmp_path, "RealWorldQA", "tsv")
     records = rows("RealWorldQA", "tsv", most=72)
     for number, record in enumerate(records):  # open questions, which nano answers
         record["index"] = number
@@ -79,7 +73,7 @@ def test_packets_lose_little_of_the_uncompressed_score(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, out = made_up(tmp_path, "MME", "tsv"), tmp_path / "out.json"
+    data, out = write(tmp_path, "MME", "tsv"), tmp_path / "out.json"
     job = Job(name="MME", data=data, limit=4, out=out, parallel=1, uncompressed=False)
     add = Journal.add
     asked: list[str] = []
@@ -120,7 +114,7 @@ def test_a_question_that_is_refused_counts_as_wrong_with_its_reason(tmp_path: Pa
 
 
 def test_the_command_prints_scores_and_names_mistakes(tmp_path: Path) -> None:
-    data = made_up(tmp_path, "MMBench", "tsv")
+    data = write(tmp_path, "MMBench", "tsv")
     bench = ["bench", "MMBench", "--data", str(data)]
     done = CliRunner().invoke(app, [*bench, "--limit", "3", "--no-uncompressed", "--json", str(tmp_path / "o.json")])
     assert done.exit_code == 0, done.stderr

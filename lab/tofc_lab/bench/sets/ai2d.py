@@ -10,10 +10,10 @@ import string
 
 from tofc_lab.bench import vlmevalkit
 from tofc_lab.bench.benchmark_set import BenchmarkSet, Rules
-from tofc_lab.bench.question import LETTERS, Part, Question, Verdict, lettered, listed
+from tofc_lab.bench.choices import DIRECTLY, option_letter, option_list
+from tofc_lab.bench.question import Part, Question, Verdict, listed
 from tofc_lab.bench.tables import Row, Table
 
-DIRECTLY = "\nAnswer with the option's letter from the given choices directly."
 _LETTER = re.compile(r"\s*([A-Z])\.")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -37,22 +37,6 @@ def _question(row: Row, parquet: bool) -> Question:
         category=row.optional("category"),
         subcategory=row.optional("l2-category"),
     )
-
-
-def option_list(row: Row, name: str) -> dict[str, str]:
-    """Return a column's list of options by letter. Raises UsageError if it is none."""
-    value = row.values.get(name)
-    if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
-        raise row.wrong(name, f"must be a list of 2 to {len(LETTERS)} options, got {value!r:.60}")
-    return lettered([str(one) for one in value])
-
-
-def option_letter(row: Row, options: dict[str, str]) -> str:
-    """Return the letter of the option whose index the column `answer` has. Raises UsageError."""
-    text = row.text("answer")
-    if not text.isdecimal() or int(text) >= len(options):
-        raise row.wrong("answer", f"must be the index of an option, 0 to {len(options) - 1}, got {text!r}")
-    return LETTERS[int(text)]
 
 
 def prompt(question: Question) -> tuple[Part, ...]:

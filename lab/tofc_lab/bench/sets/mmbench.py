@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from tofc_lab.bench import vlmevalkit
 from tofc_lab.bench.benchmark_set import BenchmarkSet, Judged, Rules
+from tofc_lab.bench.choices import DIRECTLY
 from tofc_lab.bench.lmms_extraction import mmbench_letter
 from tofc_lab.bench.question import Part, Question, Unit, Verdict, listed
-from tofc_lab.bench.sets.ai2d import DIRECTLY
 from tofc_lab.bench.tables import MISSING, Table
 
 CIRCLE = 1_000_000

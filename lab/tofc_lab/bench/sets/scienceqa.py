@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tofc_lab.bench import vlmevalkit
 from tofc_lab.bench.benchmark_set import BenchmarkSet, Rules
+from tofc_lab.bench.choices import DIRECTLY, option_letter, option_list
 from tofc_lab.bench.question import Part, Question, Verdict, listed
-from tofc_lab.bench.sets.ai2d import DIRECTLY, option_letter, option_list
 from tofc_lab.bench.tables import Row, Table
 
 
