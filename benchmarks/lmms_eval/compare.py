@@ -49,8 +49,8 @@ def asked_by_lmms_eval(python: str, folder: Path, tasks: list[str], url: str) ->
     ]  # fmt: skip
     more = {"OPENAI_API_BASE": url, "OPENAI_API_KEY": "unused", "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=False)
-    results = next((folder / "out").rglob("*_results.json"), None)
-    if results is None:  # its exit code is 0 all the same
+    results = next((folder / "out").rglob("20*_results.json"), None)
+    if results is None:  # its exit code is 0 all the same; tasks write files of other names
         raise SystemExit(f"lmms-eval gave no results:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = {"results": json.loads(results.read_text(encoding="utf-8"))["results"]}
     for task in tasks:

@@ -175,8 +175,8 @@ async def _ask(
         async with asyncio.TaskGroup() as group:
             for _ in range(parallel):
                 group.create_task(work())
-    except* Exception as errors:
-        first = errors.exceptions[0]
+    except ExceptionGroup as errors:
+        first: Exception = errors
         while isinstance(first, ExceptionGroup):
             first = first.exceptions[0]
         raise first from None
