@@ -44,3 +44,34 @@ def answers(number: int, options: Sequence[str], right: str, count: int) -> list
         if made not in found:
             found.append(made)
     return found
+
+
+#: pieces of answers, which `composed` puts together; {L}: a letter, {T}: an option's text
+PIECES = (
+    "{L}", "{L}", "({L})", "{L}.", "{L}:", "{L})", "{L},", ":{L}", "({L}).", "{L}).", "{T}", "{T}", "{T}.", "'",
+    '"', "!", "the answer is", "answer is", "The correct answer is", "best answer is", "the correct option is",
+    "best option is", "The choice is", "correct choice is", "I choose", "i select", "I pick", "my answer is",
+    "My choice is", "옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは", "could be ", "so ",
+    "is ", "thus ", "therefore ", "final ", "answer ", "result ", "= ", ":", "?", ";", ".", "...", "1,234",
+    "12", "-3.50", ".5", "1e3", "1.2E-2", "7,8", "1,23", "x", "Z", "yes", "Yes.", "no", "No,", "NO!", "yes/no",
+    "(yes)", "no-", "y", "n", "not", "İ", "A cat", "Both", "we see", "on the left of the picture",
+    "Cannot determine the answer", "Failed to obtain answer via API", "none", "nan", "E", "{L} or {L}", "[{L}]",
+    "*{L}*", "#{L}", "<{L}>", "{L}\u00a0",
+)  # fmt: skip
+JOINTS = ("", " ", " ", " ", "\n", ". ", ", ", "; ", " - ")
+OPTIONS = (
+    ("cat", "a hat", "No", "12"),
+    ("yes", "no"),
+    ("on the left", "on the right", "İstanbul", "x", "nan"),
+)
+
+
+def composed(number: int) -> tuple[str, tuple[str, ...]]:
+    """Return an answer made of random pieces, and the options of its question."""
+    random = Random(f"composed {number}")
+    options = OPTIONS[number % len(OPTIONS)]
+    text = random.choice(("", "", " ", "\n"))
+    for _ in range(random.randint(1, 6)):
+        piece = random.choice(PIECES).format(L=random.choice("ABCDE"[: len(options)]), T=random.choice(options))
+        text += piece + random.choice(JOINTS)
+    return text, options

@@ -24,11 +24,12 @@ from typing import Any
 
 from PIL import Image
 
-from tests.lab.bench.answers import answers
+from tests.lab.bench.answers import answers, composed
 from tests.lab.bench.made_up import SETS, SPLITS, Record, rows, write
 
 FILE = Path(__file__).with_name("oracles.json")
 COUNT = 12  # answers to a question
+COMPOSED = 1500  # answers of random pieces, for functions alone
 TASKS = {
     "RealWorldQA": ("realworldqa", "realworldqa.yaml"), "MME": ("mme", "mme.yaml"), "AI2D": ("ai2d", "ai2d.yaml"),
     "MMBench": ("mmbench", "_default_template_mmbench_en_yaml"), "MMStar": ("mmstar", "mmstar.yaml"),
@@ -245,6 +246,46 @@ def _vlm_mme(dataset: Any, predicted: Any, folder: Path) -> tuple[list[bool], di
     return hits, {"perception": float(score["perception"][0]), "cognition": float(score["reasoning"][0])}
 
 
+def functions() -> list[dict[str, Any]]:
+    """Return what their functions find in answers of random pieces."""
+    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
+    from lmms_eval.tasks._task_utils.mmmu_mcq_utils import get_multi_choice_info, parse_mmmu_multi_choice_response
+    from lmms_eval.tasks.ai2d.utils import MultiChoiceRegexFilter
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+    from lmms_eval.tasks.mme.utils import parse_pred_ans
+    from lmms_eval.tasks.mmmu.utils import parse_open_response
+    from lmms_eval.tasks.scienceqa.utils import sqa_process_results
+    from vlmeval.dataset.utils.yorn import YOrN_Extraction
+    from vlmeval.utils.matching_util import can_infer
+
+    pattern = MultiChoiceRegexFilter(
+        group_select=0, ignore_case=True, ignore_punctuation=True, regex_pattern="([A-Z])\\."
+    )
+    found = []
+    for number in range(COMPOSED):
+        text, options = composed(number)
+        texts, letters = get_multi_choice_info(options)
+        four = {letter: one for letter, one in texts.items() if letter in "ABCD"}
+        second = {"choices": list(options), "answer": 1}
+        random.seed(f"composed {number}")
+        found.append(
+            {
+                "text": text,
+                "letter": extract_mcq_answer(text.strip(), ["A", "B", "C", "D"]),
+                "mmmu": parse_mmmu_multi_choice_response(text.strip(), letters, texts),
+                "open": sorted(map(str, parse_open_response(text.strip()))),
+                "mme": parse_pred_ans(text.strip()),
+                "mmbench": mmbench_evaluator.can_infer(text.strip(), dict(four))
+                or extract_mcq_answer(text.strip(), choices=sorted(four)),
+                "ai2d": pattern.apply([[text]], [{}])[0].strip(),
+                "scienceqa": sqa_process_results(second, [text.strip()])["exact_match"],
+                "choice": can_infer(text, dict(texts)) or None,
+                "words": YOrN_Extraction(text),
+            }
+        )
+    return found
+
+
 def folder_as_datasets_reads_it(folder: Path) -> dict[str, list[str]]:
     """Return the columns that `datasets`, with which lmms-eval reads, finds in the made-up folders."""
     import datasets
@@ -269,10 +310,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as inner:
         folder = Path(inner)
         found["columns"] = folder_as_datasets_reads_it(folder)
+        found["functions"] = functions()
         for name in SETS:
             found[name] = {"lmms-eval": lmms(name), "vlmevalkit": vlmevalkit(name, folder)}
     text = json.dumps(found, ensure_ascii=True, separators=(",", ":"))
-    FILE.write_text(re.sub(r'("(?:prompts|answers|right|scores|lmms-eval|vlmevalkit)")', r"\n\1", text) + "\n")
+    FILE.write_text(re.sub(r'("(?:prompts|answers|right|scores|lmms-eval|vlmevalkit|text)")', r"\n\1", text) + "\n")
     counts = {name: {rules: sum(map(len, one["answers"])) for rules, one in found[name].items()} for name in SETS}
     print(counts)
 

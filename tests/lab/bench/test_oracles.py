@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
+from tests.lab.bench.answers import composed
 from tests.lab.bench.made_up import FORMS, SETS, rows, write_tsv
+from tofc_lab.bench import vlmevalkit
 from tofc_lab.bench.benchmark_set import RULES
-from tofc_lab.bench.question import Question
+from tofc_lab.bench.lmms_extraction import find_letter, mmbench_letter, mmmu_letter
+from tofc_lab.bench.open_answers import named_values
+from tofc_lab.bench.question import Question, lettered
 from tofc_lab.bench.run import find_set
+from tofc_lab.bench.sets import ai2d, mme, scienceqa
 from tofc_lab.bench.tables import make_table, read_table
 
 FORM_OF = dict(zip(RULES, FORMS, strict=True))
@@ -66,6 +72,34 @@ def test_scores_are_theirs(name: str, rules: str, tmp_path: Path) -> None:
             for number, (question, texts) in enumerate(zip(asked, theirs["answers"], strict=True))
         ]
         assert mine.headline(mine.units(judged)) == pytest.approx(score, abs=1e-5)  # lmms-eval rounds MMMU's
+
+
+def test_every_function_finds_what_theirs_finds_in_answers_of_random_pieces() -> None:
+    differ: dict[str, list[tuple[str, Any, Any]]] = {}
+    theirs = recorded()["functions"]
+    for number, line in enumerate(theirs):
+        text, options = composed(number)
+        assert text == line["text"]
+        texts = lettered(options)
+        four = {letter: one for letter, one in texts.items() if letter in "ABCD"}
+        yes_or_no = Question(id="1", text="?", pictures=(), answer="Yes")
+        second = Question(id="1", text="?", pictures=(), answer="B", options=texts)
+        mine = {
+            "letter": find_letter(text.strip(), "ABCD") or "",
+            "mmmu": mmmu_letter(text.strip(), texts, Random(f"composed {number}")),
+            "open": sorted(map(str, named_values(text.strip()))),
+            "mme": (mme.judge(yes_or_no, text).extracted or "other").lower(),
+            "mmbench": mmbench_letter(text.strip(), four) or "",
+            "ai2d": ai2d.judge(second, text).extracted,
+            "scienceqa": float(scienceqa.judge(second, text).right),
+            "choice": vlmevalkit.choice(text, texts),
+            "words": mme.judge_words(yes_or_no, text).extracted or "Unknown",
+        }
+        for name, value in mine.items():
+            if value != line[name]:
+                differ.setdefault(name, []).append((text, value, line[name]))
+    assert differ == {}
+    assert len(theirs) >= 1000
 
 
 @pytest.mark.parametrize("name", SETS)
