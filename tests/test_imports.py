@@ -23,7 +23,7 @@ ALLOWED = {
     "tofc_lab": set(OURS),
 }
 CLIENT = ROOT / "shared" / "tofc" / "client"  # imports both halves, though it is in tofc
-TRAINING_ONLY = {"compressai", "matplotlib", "datasets", "easy_vqa", "scipy"}
+TRAINING_ONLY = {"compressai", "matplotlib", "datasets", "easy_vqa", "pyarrow", "scipy"}
 
 
 def root_of(package: str) -> Path:

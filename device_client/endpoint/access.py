@@ -12,9 +12,9 @@ import hmac
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from device_client.endpoint.errors import ApiError
 from tofc.rpc.address import is_loopback
@@ -39,7 +39,7 @@ class Access:
         """Pass the request on, or answer it with an error."""
         if scope["type"] == "http" and (error := self._problem(scope["path"], Headers(scope=scope))) is not None:
             headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-            headers["Connection"] = "close"  # who is refused holds no place
+            headers["Connection"] = "close"  # who is refused holds no place, also where there are no keys
             await JSONResponse(error.body, error.status, headers)(scope, receive, send)
             return
         if scope["type"] == "http" and self._keys:
@@ -61,7 +61,7 @@ class Access:
                 "origin_not_allowed",
                 f"pages of {origin[:80]!r} may not use this endpoint; start it with --allow-origin {origin[:80]}",
             )
-        if self._keys and path not in OPEN and not self._has_key(headers.get("authorization", "")):
+        if self._keys and path not in OPEN and not has_key(headers, self._keys):
             message = "the API key is missing or wrong; send Authorization: Bearer KEY"
             return ApiError(401, "invalid_api_key", message, kind="authentication_error")
         return None
@@ -74,12 +74,36 @@ class Access:
         except ValueError:  # it is no address
             return False
 
-    def _has_key(self, given: str) -> bool:
-        sent = given.encode()
-        found = False
-        for key in self._keys:  # compare with all of them, so that the time reveals nothing
-            found |= hmac.compare_digest(sent, f"Bearer {key.value}".encode())
-        return found
+
+class CloseWithoutKey:
+    """Ends the connection of whoever has no key after each response, a probe's or a page's first question too."""
+
+    def __init__(self, app: ASGIApp, *, keys: Sequence[Token]) -> None:
+        """`keys`: if there are none, every connection may stay."""
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http" or not self._keys or has_key(Headers(scope=scope), self._keys):
+            await self._app(scope, receive, send)
+            return
+
+        async def closing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, closing)
+
+
+def has_key(headers: Headers, keys: Sequence[Token]) -> bool:
+    """Whether one of the keys was sent."""
+    sent = headers.get("authorization", "").encode()
+    found = False
+    for key in keys:  # compare with all of them, so that the time reveals nothing
+        found |= hmac.compare_digest(sent, f"Bearer {key.value}".encode())
+    return found
 
 
 def _name(host: str) -> str:

@@ -17,7 +17,7 @@ import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from device_client.endpoint.access import Access
+from device_client.endpoint.access import Access, CloseWithoutKey
 from device_client.endpoint.app import Endpoint
 from device_client.endpoint.body import BodyReader
 from device_client.endpoint.described import TEMPLATE, Described
@@ -75,12 +75,12 @@ def make_endpoint(session: Session, options: EndpointOptions, model: Path) -> En
 
 def guarded(app: ASGIApp, options: EndpointOptions, keys: tuple[Token, ...]) -> ASGIApp:
     """Return the application behind access control."""
-    guarded = Access(app, keys=keys, origins=options.allow_origin, local=options.local)
-    if not options.allow_origin:
-        return guarded
-    return CORSMiddleware(
-        guarded, allow_origins=options.allow_origin, allow_methods=["GET", "POST"], allow_headers=["*"], max_age=600
-    )
+    guarded: ASGIApp = Access(app, keys=keys, origins=options.allow_origin, local=options.local)
+    if options.allow_origin:
+        guarded = CORSMiddleware(
+            guarded, allow_origins=options.allow_origin, allow_methods=["GET", "POST"], allow_headers=["*"], max_age=600
+        )
+    return CloseWithoutKey(guarded, keys=keys)
 
 
 async def serve(

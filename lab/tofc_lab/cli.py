@@ -14,7 +14,7 @@ from tofc.error_text import describe
 from tofc.errors import Error
 from tofc.install import install
 from tofc.terminal import note
-from tofc_lab.commands import checkpoints, codec, measurements, nano, photo
+from tofc_lab.commands import bench, checkpoints, codec, measurements, nano, photo
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 `verify` found a difference; 2 wrong input, or something is missing; 70 a defect."
@@ -45,7 +45,7 @@ app = Program(
     "For a checkpoint of your own: verify → train-codec → split. For nano: assets → nano → evaluate → tables.",
     epilog=EXIT_CODES,
 )
-for group in (checkpoints.app, codec.app, nano.app, photo.app, measurements.app):
+for group in (checkpoints.app, codec.app, nano.app, photo.app, measurements.app, bench.app):
     app.add_typer(group)  # without a name: its commands become those of `tofc-lab`
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,26 @@ def test_a_byte_after_a_response_does_not_hold_the_connection(begin: Begin, monk
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.sendall(b"G")
         assert closed(connection)
+
+
+def test_a_client_without_a_key_does_not_keep_a_connection(begin: Begin, tmp_path: Path) -> None:
+    (keys := tmp_path / "keys").touch(mode=0o600)
+    keys.write_text("kitchen-0123456789abcdef\n")
+    page = "https://camera.example"
+    endpoint = begin(api_key_file=keys, allow_origin=[page])
+    asking = f"OPTIONS {CHAT}", f"Origin: {page}\r\nAccess-Control-Request-Method: POST\r\n"
+    for line, headers in (("GET /health", ""), ("GET /v1/models", ""), ("GET /none", ""), asking):
+        with connect(endpoint) as connection:
+            connection.sendall(f"{line} HTTP/1.1\r\nHost: {endpoint.address}\r\n{headers}\r\n".encode())
+            head = connection.recv(65536)
+            assert head.startswith(b"HTTP/1.1 ") and b"connection: close" in head.lower(), head
+            assert closed(connection)
+    kept = http.client.HTTPConnection(endpoint.address, timeout=WAIT_S)
+    for _ in range(2):  # who has a key may ask again
+        kept.request("GET", "/v1/models", headers={"Authorization": "Bearer kitchen-0123456789abcdef"})
+        response = kept.getresponse()
+        assert response.status == 200 and response.read() and not response.will_close
+    kept.close()
 
 
 def test_an_answer_that_takes_longer_than_a_head_may_is_not_ended(
