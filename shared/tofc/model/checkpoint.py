@@ -15,6 +15,7 @@ checkpoint with missing or mismatched tensors is refused when it is opened. Leav
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,6 +182,15 @@ class Checkpoint:
     def parameter_count(self, prefix: str | tuple[str, ...]) -> int:
         """Count the parameters of the tensors whose released names begin with `prefix`."""
         return sum(prod(tensor.shape) for name, tensor in self.stored.items() if name.startswith(prefix))
+
+    @property
+    def vision_dtype(self) -> str:
+        """The type that most of the tower's weights are stored in: BF16, F16 or F32."""
+        counts = Counter[str]()
+        for name, tensor in self.stored.items():
+            if name.startswith(VISION):
+                counts[tensor.dtype] += prod(tensor.shape)
+        return counts.most_common(1)[0][0]
 
     def tensors(self, prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:
         """Map the tensors whose released names begin with `prefix` into memory: on the CPU, in their stored dtype.

@@ -20,18 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEM, HEAD = 32, 1280  # channels
-#: stages of blocks: how many, kernel, stride of the first, expansion, channels out
-STAGES = (
-    (1, 3, 1, 1, 16),
-    (3, 3, 2, 6, 24),
-    (3, 5, 2, 6, 48),
-    (4, 3, 2, 6, 88),
-    (4, 5, 1, 6, 120),  # its map has stride 16
-    (5, 5, 2, 6, 208),
-    (1, 3, 1, 6, 352),
-)
-DETAIL_BLOCKS, DETAIL = 15, 120  # blocks before the map that `detail` reads, and that map's channels
+from tofc.model.efficientnet_lite_config import DETAIL, DETAIL_BLOCKS, HEAD, STEM, Block, blocks
 
 
 class EfficientNetLite2Tower(nn.Module):
@@ -69,13 +58,9 @@ class Trunk(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = _Convolution(3, STEM, 3, stride=2)
-        blocks, width = [], STEM
-        for count, kernel, stride, expansion, out in STAGES:
-            for number in range(count):
-                blocks.append(_Block(width, out, kernel, stride if number == 0 else 1, expansion))
-                width = out
-        self.blocks = nn.ModuleList(blocks)
-        self.head = _Convolution(width, HEAD, 1)
+        each = list(blocks())
+        self.blocks = nn.ModuleList(_Block(one) for one in each)
+        self.head = _Convolution(each[-1].out, HEAD, 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:  # [B, 3, S, S]
         """Return the map at stride 16 [B, 120, ⌈S/16⌉, ⌈S/16⌉] and the head's [B, 1280, ⌈S/32⌉, ⌈S/32⌉]."""
@@ -91,13 +76,14 @@ class Trunk(nn.Module):
 class _Block(nn.Module):
     """An inverted bottleneck: 1 × 1 to more channels, a filter for each channel, 1 × 1 to `out` channels."""
 
-    def __init__(self, width: int, out: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        inner = width * expansion
-        self.expand = _Convolution(width, inner, 1) if expansion > 1 else None
-        self.depthwise = _Convolution(inner, inner, kernel, stride=stride, groups=inner)
-        self.project = _Convolution(inner, out, 1)
-        self.skips = stride == 1 and width == out
+        self.expand = _Convolution(block.width, block.inner, 1) if block.expansion > 1 else None
+        self.depthwise = _Convolution(
+            block.inner, block.inner, block.kernel, stride=block.stride, groups=block.inner
+        )
+        self.project = _Convolution(block.inner, block.out, 1)
+        self.skips = block.skips
 
     def forward(self, x: Tensor) -> Tensor:
         inner = x if self.expand is None else F.relu6(self.expand(x))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tofc.errors import UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.released_names import VISION
+from tofc.model.tower_config import TowerConfig
 
 BACKENDS = ("auto", "numpy", "torch")
 # numpy takes up to 1.2 × torch's time (`python -m benchmarks.towers`): 0.2 s a view here, a fraction of importing torch
@@ -54,10 +55,13 @@ def in_parts(sides: Sequence[int], at_once: Callable[[int], int]) -> Iterator[ra
         begin = end
 
 
-def check_pixels(pixels: NDArray[Any], patch: int) -> None:
-    """Raise `UsageError` unless `pixels` are square views whose sides are multiples of `patch`."""
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.shape[2] % patch:
-        raise UsageError(f"pixels must be [B, 3, S, S] with S a multiple of {patch}, got {pixels.shape}: use views()")
+def check_pixels(pixels: NDArray[Any], tower: TowerConfig) -> None:
+    """Raise `UsageError` unless `pixels` are square views of sides that the tower takes."""
+    multiple = tower.side_multiple
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.shape[2] % multiple:
+        raise UsageError(
+            f"pixels must be [B, 3, S, S] with S a multiple of {multiple}, got {pixels.shape}: use views()"
+        )
 
 
 def choose_backend(asked: str, checkpoint: Checkpoint, *, dtype: str, device: str) -> str:
