@@ -33,7 +33,7 @@ from tofc.model.config import SplitConfig
 from tofc.model.open_image import open_image
 from tofc.model.released_names import VISION, vision_shapes
 from tofc.model.shipped import NANO
-from tofc.model.vision_tower import NUMPY_MAX_PARAMETERS, open_tower
+from tofc.model.vision_tower import SMALL_PARAMETERS, open_tower
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((192, 6), (384, 12), (768, 12))  # width, layers; 64 numbers a head
@@ -114,7 +114,7 @@ def main() -> None:
         "command": "python -m benchmarks.towers",
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread, load {os.getloadavg()[0]:.1f}",
-        "numpy_max_parameters": NUMPY_MAX_PARAMETERS,
+        "numpy_max_parameters": SMALL_PARAMETERS,
         "nano": compare_packets(chosen.pictures),
     }
     for width, layers in SIZES:

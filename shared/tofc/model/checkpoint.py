@@ -28,7 +28,9 @@ from tofc.model import released_names, tensor_files
 from tofc.model.config import SplitConfig, read_json
 from tofc.model.feature_codecs import DEFAULT, check_codec_model, codec_folder, codec_hash
 from tofc.model.released_names import DECODER, PROJECTOR, VISION
+from tofc.model.shipped import shipped_models
 from tofc.model.tensor_files import StoredTensor
+from tofc.model.tower_config import Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +99,10 @@ class Checkpoint:
                     f"{path} holds both halves of a model; name the one to open (--model {path}/device)"
                 )
             else:
-                raise CheckpointError(f"{path} has no config.json; give the directory of a checkpoint")
+                raise CheckpointError(
+                    f"{path} has no config.json; give the directory of a checkpoint, or the name of a model that ships "
+                    f"with TOFC: {', '.join(shipped_models())}"
+                )
         half = _half(path)
         if half is not None and side is not None and half != side:
             raise CheckpointError(f"{path} is the {half} half of a model; the {side} half is needed: give its folder")
@@ -114,7 +119,7 @@ class Checkpoint:
 
     def _check(self, side: Side | None) -> None:
         """Check the tensors of `side`, or of the whole model for None."""
-        expected: released_names.Shapes = {}
+        expected: Shapes = {}
         if side != "server":
             expected |= released_names.vision_shapes(self.config)
         if side != "device":

@@ -79,9 +79,7 @@ class _Block(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.expand = _Convolution(block.width, block.inner, 1) if block.expansion > 1 else None
-        self.depthwise = _Convolution(
-            block.inner, block.inner, block.kernel, stride=block.stride, groups=block.inner
-        )
+        self.depthwise = _Convolution(block.inner, block.inner, block.kernel, stride=block.stride, groups=block.inner)
         self.project = _Convolution(block.inner, block.out, 1)
         self.skips = block.skips
 

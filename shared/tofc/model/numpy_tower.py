@@ -78,8 +78,8 @@ class NumpyTower:
         side = pixels.shape[-1] // patch
         patches = pixels.reshape(3, side, patch, side, patch).transpose(1, 3, 0, 2, 4).reshape(side * side, -1)
         x = patches @ w["conv1.weight"].reshape(len(w["conv1.weight"]), -1).T  # [G², W]
-        x = self._norm(x + _positions(w["positional_embedding"], side), w, "ln_pre")
-        cos, sin = _rotary(side, self._head)
+        x = self._norm(x + position_table(w["positional_embedding"], side), w, "ln_pre")
+        cos, sin = rotary_tables(side, self._head)
         for block in self._blocks:
             x += self._attend(self._norm(x, block, "ln_1"), block, cos, sin)
             for at in range(0, len(x), BLOCK):
@@ -137,7 +137,7 @@ def _mlp(x: Array, w: Mapping[str, Array]) -> Array:  # [n, W]
     return found
 
 
-def _rotary(side: int, head: int) -> tuple[Array, Array]:
+def rotary_tables(side: int, head: int) -> tuple[Array, Array]:
     """Return cosines and sines [side², head / 2] of 2-D rotary embeddings, as `perception_encoder.rotary_angles`."""
     half = head // 2
     frequencies = np.float32(1) / np.float32(ROPE_THETA) ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
@@ -154,7 +154,7 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:  # [heads, N, head]: pai
     return found
 
 
-def _positions(table: Array, side: int) -> Array:
+def position_table(table: Array, side: int) -> Array:
     """Resize position embeddings [native², W] to [side², W]: bilinear, as torch's `align_corners=False`."""
     native = math.isqrt(len(table))
     if side == native:

@@ -11,11 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tofc.errors import CheckpointError
 from tofc.model.tower_config import Shapes, TowerConfig, positive
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from tofc.model.onnx_graph import OnnxGraph
 
 ROPE_THETA = 10_000  # base of the frequencies of rotary positions
 #: key in the released checkpoint → key in transformers' `Step3p7VisionConfig`
@@ -55,7 +60,7 @@ class PerceptionEncoderConfig(TowerConfig):
     """Keyword arguments of transformers' `Step3p7VisionConfig`."""
 
     MODEL_TYPE: ClassVar[str] = "perception_encoder"
-    BACKENDS: ClassVar[Sequence[str]] = ("numpy", "torch")
+    BACKENDS: ClassVar[Sequence[str]] = ("numpy", "onnx", "torch")
     INT8: ClassVar[bool] = True
     HALF: ClassVar[bool] = True
 
@@ -83,6 +88,11 @@ class PerceptionEncoderConfig(TowerConfig):
     def width(self) -> int:
         """W: numbers of a token."""
         return int(self.values["hidden_size"])
+
+    @property
+    def head(self) -> int:
+        """Width of a head of attention."""
+        return self.width // int(self.values["num_attention_heads"])
 
     @property
     def inner(self) -> int:
@@ -137,6 +147,23 @@ class PerceptionEncoderConfig(TowerConfig):
         """Count the widest tensors: in the MLP, and where queries are rotated, in float32."""
         token = item_bytes * (3 * self.inner + 8 * self.width) + 4 * 6 * self.width
         return token * (side // self.side_multiple) ** 2
+
+    def onnx(self, weights: Mapping[str, NDArray[np.float32]], *, int8: bool = False) -> OnnxGraph:
+        from tofc.model import perception_encoder_onnx
+
+        return perception_encoder_onnx.graph(self, weights, int8=int8)
+
+    def onnx_kept(self, weights: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        from tofc.model import perception_encoder_onnx
+
+        return {name: weights[name] for name in perception_encoder_onnx.KEPT}
+
+    def onnx_inputs(
+        self, pixels: NDArray[np.float32], kept: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[Any]]:
+        from tofc.model import perception_encoder_onnx
+
+        return perception_encoder_onnx.inputs(self, pixels, kept)
 
     def network(self) -> nn.Module:
         from tofc.model.perception_encoder import PerceptionEncoder

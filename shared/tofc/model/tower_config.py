@@ -102,8 +102,12 @@ class TowerConfig(ABC):
         """Return a graph that computes one view from `onnx_inputs`. Only if `BACKENDS` has onnx."""
         raise NotImplementedError(f"{self.MODEL_TYPE} has no ONNX graph")
 
+    def onnx_kept(self, weights: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """Return the weights that `onnx_inputs` needs."""
+        return {}
+
     def onnx_inputs(
-        self, pixels: NDArray[np.float32], weights: Mapping[str, NDArray[np.float32]]
+        self, pixels: NDArray[np.float32], kept: Mapping[str, NDArray[np.float32]]
     ) -> dict[str, NDArray[Any]]:
         """Return the graph's inputs for a view [3, S, S]."""
         return {"pixels": pixels[None]}

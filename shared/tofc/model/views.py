@@ -101,9 +101,8 @@ class View:
 
     def image(self) -> Image.Image:
         """Return the picture that this view shows."""
-        values = self.pixels.transpose(1, 2, 0) * np.float32(self.normalisation.std) + np.float32(
-            self.normalisation.mean
-        )
+        mean, std = (np.array(one, np.float32) for one in (self.normalisation.mean, self.normalisation.std))
+        values = self.pixels.transpose(1, 2, 0) * std + mean
         return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
 
 
