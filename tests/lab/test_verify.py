@@ -69,10 +69,17 @@ def run_lab(*arguments: object) -> tuple[int, list[str], str]:
     return done.exit_code, done.stdout.splitlines(), done.stderr
 
 
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out: Path = tmp_path_factory.mktemp("lite")
+    fake.write(out, seed=3, tower="efficientnet_lite2")
+    return out
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["whole", "halves", "nano"])
-def test_every_check_has_its_line(whole: Path, halves: Path, kind: str, dtype: str) -> None:
-    model = {"whole": whole, "halves": halves, "nano": Path("models/nano")}[kind]
+@pytest.mark.parametrize("kind", ["whole", "halves", "nano", "lite"])
+def test_every_check_has_its_line(whole: Path, halves: Path, lite: Path, kind: str, dtype: str) -> None:
+    model = {"whole": whole, "halves": halves, "nano": Path("models/nano"), "lite": lite}[kind]
     code, lines, error = run_lab("verify", model, "--dtype", dtype)
     assert [line[:24].rstrip() for line in lines] == NAMES, error
     assert all("skipped: torchvision is not installed" in line for line in lines[:3])

@@ -50,7 +50,7 @@ def test_the_grid_is_that_of_the_features(lite: Path, side: int, grid: int) -> N
     checkpoint = Checkpoint.open(lite, "device")
     found = Tower(checkpoint).encode(draw(side, 2))
     assert checkpoint.config.grid(side) == grid
-    assert found.shape == (2, grid * grid, 128) and np.ptp(found, 0).max() > 1e-3  # it depends on the pixels
+    assert found.shape == (2, grid * grid, 128) and np.ptp(found, 0).max() > 0.1  # it depends on the pixels
 
 
 def test_cells_at_the_edge_are_means_of_what_is_there(lite: Path) -> None:

@@ -222,4 +222,5 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, layer_scale: float, dtyp
         return values.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)
     if name.endswith(("embed_tokens.weight", "positional_embedding")):
         return values
-    return values.mul_(prod(shape[1:]) ** -0.5)
+    gain = 2**0.5 if ".trunk." in name else 1.0  # half of what a ReLU gets is lost
+    return values.mul_(gain * prod(shape[1:]) ** -0.5)

@@ -2,7 +2,7 @@
 
     views, picture tokens      transformers' Step3p7 processors (where torchvision is installed)
     prompt tokens              the prompt as one text, tokenised at once
-    tower                      `reference_tower`, from the published rules, in float64
+    tower                      `reference_tower` or `reference_lite`, from the published rules, in float64
     logits, greedy answer      `whole_model`, the same checkpoint in one process
     prompt, logits, answer     vLLM's StepVL (where a file of `vllm_answer` is given)
 
