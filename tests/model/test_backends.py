@@ -54,7 +54,7 @@ def test_features_are_torchs_at_every_size(tmp_path: Path, tower: str, dtype: to
     for side in (336, 224, 112, 336):  # one graph for all
         found, expected = on_onnx.encode(draw(2, 3, side, side)), by_torch.encode(draw(2, 3, side, side))
         assert found.shape == expected.shape and found.dtype == np.float32
-        assert relative(found, expected) < 1e-5
+        assert relative(found, expected) < 5e-5  # of up to 64 convolutions, which add in another order
 
 
 def test_nanos_packets_are_byte_for_byte_those_of_numpy() -> None:
