@@ -14,6 +14,8 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -139,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "towers.json")
     chosen = parser.parse_args()
     found: dict[str, Any] = {
-        "command": "python -m benchmarks.towers",
+        "command": shlex.join(["python", "-m", "benchmarks.towers", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread, load {os.getloadavg()[0]:.1f}",
         "seed": SEED,
