@@ -155,3 +155,30 @@ print([name for name in sys.modules if name.startswith(("torch", "transformers",
 """)
     expected = [one.packet.hex() for one in loaded(lite, Compute(backend="torch")).encode(open_image(PICTURES[0]))]
     assert done.stdout.splitlines() == [" ".join(expected), "[]"], done.stderr
+
+
+def test_lack_of_memory_within_onnx_runtime_is_about_the_model() -> None:
+    script = """
+import resource
+from pathlib import Path
+import onnxruntime
+from device_client.compute import Compute
+from device_client.encoder import TowerEncoder
+from tofc.errors import EncoderError
+from tofc.model import onnx_tower
+from tofc.model.shipped import NANO
+encoder = TowerEncoder.open(NANO, compute=Compute(backend="onnx"))
+session = onnxruntime.InferenceSession
+def short(*given, **options):  # what is left suffices for the weights, not for the copies that it orders
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4_000_000,) * 2)
+    return session(*given, **options)
+onnxruntime.InferenceSession = short
+try:
+    encoder.load()
+except EncoderError as error:
+    print(error)
+"""
+    done = without_torch(script)
+    assert done.stdout.startswith("this device has not enough memory for the vision tower"), done.stderr
+    assert done.stderr == ""

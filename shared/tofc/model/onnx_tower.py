@@ -9,12 +9,14 @@ execution provider that is missing. Leaves which towers have a graph to their `T
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tofc.errors import ResourceError, UsageError
+from tofc.errors import UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.released_names import VISION
 from tofc.model.resources import require_memory
@@ -47,16 +49,14 @@ class OnnxTower:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.use_deterministic_compute = True
-        options.log_severity_level = 3  # errors: a provider's warnings would be printed over answers
+        options.log_severity_level = 4  # nothing: errors are raised too, warnings would be printed over answers
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting takes no processor time
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(one) for one in graph.weights.values()]
         options.add_external_initializers(list(graph.weights), values)
         wanted = provider_name(provider) if provider else CPU + _SUFFIX
         names = [wanted] if wanted == CPU + _SUFFIX else [wanted, CPU + _SUFFIX]
-        try:
+        with _as_runtime_errors():
             self._session = onnxruntime.InferenceSession(graph.model(), options, providers=names)
-        except MemoryError as error:
-            raise ResourceError(f"the vision tower does not fit into memory ({error}); end other programs") from error
         if wanted not in self._session.get_providers():  # ONNX Runtime only warns
             raise UsageError(
                 f"--execution-provider {provider} could not be loaded by ONNX Runtime: its libraries are missing or "
@@ -78,9 +78,21 @@ class OnnxTower:
         return np.stack([self._view(one) for one in pixels.astype(np.float32, copy=False)])
 
     def _view(self, pixels: Array) -> Array:  # [3, S, S] → [N, D]
-        found: list[Any] = self._session.run(None, self.config.tower.onnx_inputs(pixels, self._needed))
+        with _as_runtime_errors():
+            found: list[Any] = self._session.run(None, self.config.tower.onnx_inputs(pixels, self._needed))
         features: Array = found[0]
         return features.reshape(-1, self.config.feature_dim)
+
+
+@contextmanager
+def _as_runtime_errors() -> Iterator[None]:
+    """Raise ONNX Runtime's errors, which have a base of their own, as torch's: `out_of_memory` reads both."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise RuntimeError(str(error)) from error
 
 
 def execution_providers() -> list[str]:
