@@ -36,7 +36,7 @@ SAMPLED = Sampling(temperature=1.5, top_p=0.9, top_k=20, seed=7)
 LARGE = "picture-11.jpg"  # with crops
 
 
-def encoder(device: str, form: ImageForm | None, model: Path) -> Any:
+def encoder(device: str, form: ImageForm | None, model: Path = MODEL) -> Any:
     if form is not None:
         return ImageEncoder.open(model, form)
     return TowerEncoder.open(model, compute=Compute(device=device))
