@@ -33,6 +33,7 @@ NAMES = [
     "prompt tokens",
     "tower, global view",
     "tower, a crop",
+    "tower, ONNX Runtime",
     "logits",
     "greedy answer",
 ]
@@ -105,7 +106,7 @@ def failed(model: Path) -> list[str]:
 
 def test_another_tower_is_found(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_tower, "THETA", 1_000.0)
-    assert failed(whole)[:2] == ["tower, global view", "tower, a crop"]
+    assert failed(whole)[:3] == ["tower, global view", "tower, a crop", "tower, ONNX Runtime"]
 
 
 def test_another_projector_is_found(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
