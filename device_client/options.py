@@ -23,7 +23,7 @@ from device_client.rate import RateChoice
 from device_client.servers import Servers
 from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
-from tofc.model.shipped import NANO
+from tofc.model.shipped import NANO, find_model
 from tofc.option_groups import Option
 from tofc.packet_limits import MOST_VIEWS, VIEWS_PER_PACKET
 from tofc.rpc.address import DEFAULT_PORT, split_address
@@ -143,8 +143,10 @@ class PacketOptions:
         Option(
             "--model",
             envvar="TOFC_MODEL",
-            help="Checkpoint folder of the server's model, complete or only its device half.",
-            metavar="PATH",
+            help="The server's model: a checkpoint's folder, complete or only its device half, or the name of a model "
+            "that ships with TOFC.",
+            show_default="nano",
+            metavar="NAME|PATH",
         ),
     ] = NANO
     feature_codec: Annotated[
@@ -202,8 +204,8 @@ class PacketOptions:
         str | None,
         Option(
             envvar="TOFC_DEVICE_BACKEND",
-            help="What computes a picture's features: numpy, in float32 on the CPU; torch; auto: numpy for small "
-            "models.",
+            help="What computes a picture's features: numpy, in float32 on the CPU; onnx, ONNX Runtime; torch; auto: "
+            "what suits the model.",
             show_default="auto",
             metavar="NAME",
         ),
@@ -227,18 +229,29 @@ class PacketOptions:
             metavar="DEVICE",
         ),
     ] = None
+    execution_provider: Annotated[
+        str | None,
+        Option(
+            envvar="TOFC_DEVICE_EXECUTION_PROVIDER",
+            help="ONNX Runtime's execution provider that computes a picture's features: CUDA, TensorRT, OpenVINO, "
+            "CoreML, QNN and so on, if its build has it.",
+            show_default="CPU",
+            metavar="NAME",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         Option(
             "--threads",
             envvar="TOFC_DEVICE_THREADS",
             help="CPU threads that compute a picture's features.",
-            show_default="numpy: 1; torch: OMP_NUM_THREADS, else one per core",
+            show_default="numpy, onnx: 1; torch: OMP_NUM_THREADS, else one per core",
             metavar="N",
         ),
     ] = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", find_model(self.model))
         _ = self.rate, self.compute  # they check their values: wrong ones are reported before anything is opened
 
     @property
@@ -255,7 +268,11 @@ class PacketOptions:
     def compute(self) -> Compute:
         """Where and in which type features are computed."""
         return Compute(
-            backend=self.backend or "auto", dtype=self.dtype, device=self.device or "cpu", threads=self.threads
+            backend=self.backend or "auto",
+            dtype=self.dtype,
+            device=self.device or "cpu",
+            provider=self.execution_provider,
+            threads=self.threads,
         )
 
     def open_encoder(self) -> TowerEncoder:

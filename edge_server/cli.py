@@ -60,7 +60,10 @@ def serve(
     model: Annotated[
         Path,
         typer.Option(
-            envvar=[_variable("MODEL"), "TOFC_MODEL"], help="Folder of a checkpoint: whole, or its server half."
+            envvar=[_variable("MODEL"), "TOFC_MODEL"],
+            help="Folder of a checkpoint, whole or its server half, or the name of a model that ships with TOFC.",
+            show_default="nano",
+            metavar="NAME|PATH",
         ),
     ] = NANO,
     feature_codec: Annotated[

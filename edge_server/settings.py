@@ -12,6 +12,7 @@ from pathlib import Path
 from edge_server.engine_address import engine_urls
 from tofc.errors import UsageError
 from tofc.model.feature_codecs import DEFAULT
+from tofc.model.shipped import find_model
 from tofc.packet_limits import MOST_VIEWS
 from tofc.rpc.address import DEFAULT_PORT
 from tofc.rpc.certificate_files import check_authorities, check_pair
@@ -125,6 +126,7 @@ class ServerSettings:
     grace_s: float = 5.0  # for questions in progress when the server stops
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", find_model(self.model))
         if not 0 <= self.port <= 65535:
             raise UsageError(f"--port must be 0 (any free one) to 65535, got {self.port}")
         if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:

@@ -289,6 +289,7 @@ def test_an_editable_installation_works_from_any_folder(tmp_path: Path) -> None:
     ("absent", "command", "advice"),
     [
         ("torch", ["device-client", "inspect", EXAMPLE, "--out=map.png", "--backend=torch"], "torch<"),
+        ("onnxruntime", ["device-client", "inspect", EXAMPLE, "--out=map.png", "--backend=onnx"], "onnxruntime<"),
         ("transformers", ["edge-server", "serve", "--port", "0"], "transformers<"),
         ("cryptography", ["edge-server", "credentials", "--out", "made"], "cryptography<"),
         ("grpc_health", ["edge-server", "serve", "--port", "0"], "grpcio-health-checking<"),

@@ -33,7 +33,7 @@ def names(command: str) -> dict[str, str | None]:
 
 def test_the_options_and_their_variables_stay() -> None:
     shared = {"--model": "TOFC_MODEL", "--device": "TOFC_DEVICE_ACCELERATOR", "-n": "TOFC_DEVICE_FEATURES"}
-    packets = "feature-codec preset features budget-bytes views-per-packet backend dtype threads"
+    packets = "feature-codec preset features budget-bytes views-per-packet backend dtype execution-provider threads"
     others = (
         "server wait token-file tls tls-ca tls-cert tls-key mode codec quality scale max-tokens temperature top-p "
         "top-k seed pacore vote rollouts token-budget timeout show-thinking json trace"

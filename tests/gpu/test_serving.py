@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from edge_server.engine.qwen3 import load_qwen3
 from edge_server.settings import IMAGE_BYTES, IMAGE_PIXELS, SessionLimits
 from tests.e2e.conftest import MODEL, PICTURES, ServerThread
 from tests.gpu.conftest import mutate
+from tofc.codec.fake import fake_weights
 from tofc.errors import Error
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.perception_encoder import PerceptionEncoder
 from tofc.model.tower import Tower
+from tofc_lab.checkpoint import fake
 
 IMAGES = SessionLimits(image_bytes=IMAGE_BYTES, image_pixels=IMAGE_PIXELS)
 QUESTIONS = ("how many things are there?", "what is in the picture?")
@@ -33,23 +36,23 @@ SAMPLED = Sampling(temperature=1.5, top_p=0.9, top_k=20, seed=7)
 LARGE = "picture-11.jpg"  # with crops
 
 
-def encoder(device: str, form: ImageForm | None) -> Any:
+def encoder(device: str, form: ImageForm | None, model: Path = MODEL) -> Any:
     if form is not None:
-        return ImageEncoder.open(MODEL, form)
-    return TowerEncoder.open(MODEL, compute=Compute(device=device))
+        return ImageEncoder.open(model, form)
+    return TowerEncoder.open(model, compute=Compute(device=device))
 
 
-def answers(device: str, dtype: str, form: ImageForm | None = None) -> list[str]:
+def answers(device: str, dtype: str, form: ImageForm | None = None, model: Path = MODEL) -> list[str]:
     """Ask a real server over a real session, greedily and by sampling."""
 
     async def ask() -> list[str]:
-        async with Session(Target(address=server.address), encoder(device, form)) as session:
+        async with Session(Target(address=server.address), encoder(device, form, model)) as session:
             picture = session.open(PICTURES / LARGE)
             greedy = [await session.ask([picture], question).result() for question in QUESTIONS]
             sampled = await session.ask([picture], QUESTIONS[0], sampling=SAMPLED).result()
             return [report.answer for report in (*greedy, sampled)]
 
-    server = ServerThread(device=device, dtype=dtype, limits=IMAGES)
+    server = ServerThread(model=model, device=device, dtype=dtype, limits=IMAGES)
     try:
         return asyncio.run(ask())
     finally:
@@ -68,6 +71,16 @@ def test_pictures_may_come_as_files() -> None:
     with pretend_gpu():
         found = answers("cuda", "bfloat16", form)
     assert found == answers("cpu", "bfloat16", form)
+
+
+@pytest.mark.parametrize("form", [None, ImageForm(codec="webp", quality=90, scale=1.0)])
+def test_another_tower_gives_the_answers_of_the_cpu(tmp_path: Path, form: ImageForm | None) -> None:
+    """On the device, whose back end is then torch, and on a server that takes image files."""
+    fake.write(tmp_path, tower="efficientnet_lite2", seed=1)
+    fake_weights(D=128, H=32, seed=4).save(tmp_path)
+    with pretend_gpu():
+        found = answers("cuda", "float32", form, tmp_path)
+    assert found == answers("cpu", "float32", form, tmp_path) and any(found)
 
 
 def view() -> Any:

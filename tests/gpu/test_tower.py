@@ -17,6 +17,7 @@ from tests.e2e.conftest import MODEL, PICTURES
 from tofc.model import perception_encoder, tower
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.perception_encoder import PerceptionEncoder
+from tofc.model.perception_encoder_config import PerceptionEncoderConfig
 from tofc.model.tower import BATCH, Tower
 
 
@@ -43,7 +44,7 @@ def test_free_memory_decides_how_many_views_are_computed_together(
     monkeypatch: pytest.MonkeyPatch, free: int | None, together: int
 ) -> None:
     monkeypatch.setattr(tower, "free_device_memory_bytes", lambda device: free)
-    monkeypatch.setattr(Tower, "_view_bytes", lambda self, side: 74_000_000 if side == 504 else 300_000_000)
+    monkeypatch.setattr(PerceptionEncoderConfig, "view_bytes", lambda self, side, item: 74_000_000)
     with pretend_gpu():
         assert Tower(Checkpoint.open(MODEL), device="cuda").at_once(504) == together
     assert Tower(Checkpoint.open(MODEL)).at_once(504) == 1
@@ -51,7 +52,8 @@ def test_free_memory_decides_how_many_views_are_computed_together(
 
 def test_a_view_of_the_released_size_takes_hundreds_of_megabytes() -> None:
     """Its widest tensor has 2 704 tokens of 8 960 numbers; nano's has 256 of a few hundred."""
-    assert 1e6 < Tower(Checkpoint.open(MODEL))._view_bytes(224) < 1e7
+    assert 1e6 < Checkpoint.open(MODEL).config.tower.view_bytes(224, 4) < 1e7
+    assert 1e8 < PerceptionEncoderConfig(PerceptionEncoderConfig.filled({})).view_bytes(728, 2) < 1e9
 
 
 @pytest.mark.parametrize("fits", [3, 1, 0])

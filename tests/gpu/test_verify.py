@@ -42,7 +42,7 @@ def test_every_check_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Tower, "__init__", watched)
     code, output = lab("verify", MODEL, "--device", "cuda")
-    assert code == 0 and output.count(" ok ") == 5 and used == ["cuda"], output
+    assert code == 0 and output.count(" ok ") == 6 and used == ["cuda"], output
 
 
 def test_a_mistake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

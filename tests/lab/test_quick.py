@@ -24,7 +24,9 @@ from tofc.codec.fake import fake_weights
 from tofc.errors import CheckpointError, UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.tensor_files import read_metadata
+from tofc.model.tower import Tower
 from tofc_lab import resume
+from tofc_lab.checkpoint import fake
 from tofc_lab.checkpoint.split import split
 from tofc_lab.cli import app
 from tofc_lab.codec.index.train import IndexRecipe
@@ -99,6 +101,22 @@ def test_a_first_codec_comes_from_the_tower_alone_and_is_judged(
         "--beside", out / "report.json",
     )  # fmt: skip
     assert code == 2 and "of train-codec without --quick or of judge-codec" in output
+
+
+def test_a_model_with_another_tower_gets_its_codec_too(data: Path, tmp_path: Path) -> None:
+    fake.write(tmp_path / "model", tower="efficientnet_lite2")
+    code, output = invoke(
+        "train-codec", "--quick", "--model", tmp_path / "model", "--data", data, "--run", tmp_path, *SMALL
+    )
+    assert code == 0, output
+    out, checkpoint = tmp_path / "quick", Checkpoint.open(tmp_path / "model")
+    codec = Codec.load(out)
+    assert codec.config.feature_dim == checkpoint.config.feature_dim == 128
+    halves = split(tmp_path / "model", tmp_path / "halves", codecs={"default": out})
+    device = Checkpoint.open(halves.device)
+    features = Tower(device).encode(np.zeros((1, 3, 224, 224), np.float32))[0]
+    decoded = codec.decode(codec.encode(features, len(features), 7))
+    assert device.codec_id == halves.codec_id and len(decoded.positions) == 16
 
 
 def test_a_model_s_own_grid_embedding_is_in_its_first_codec(checkpoint: Checkpoint, data: Path, tmp_path: Path) -> None:

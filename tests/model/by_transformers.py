@@ -21,5 +21,5 @@ by_column_first = pytest.mark.skipif(
 def by_transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Load a checkpoint's tensors with transformers' own loader and renaming."""
     state = {name.removeprefix("vision_model."): tensor for name, tensor in checkpoint.vision_tensors().items()}
-    config = Step3p7VisionConfig(**checkpoint.config.vision)
+    config = Step3p7VisionConfig(**checkpoint.config.tower.values)
     return Step3p7VisionModel.from_pretrained(None, config=config, state_dict=state, dtype=dtype).eval()

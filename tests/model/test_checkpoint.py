@@ -47,7 +47,7 @@ def test_the_identity_of_a_half_needs_no_tensors(own: Path, tmp_path: Path) -> N
     for path in (own, tmp_path / "halves", tmp_path / "halves" / "device", tmp_path / "halves" / "server"):
         identity = ModelIdentity.read(path)
         assert (identity.model_id, identity.codec_id) == (whole.model_id, whole.codec_id)
-        assert identity.config.rule == whole.config.rule and identity.config.vision == whole.config.vision
+        assert identity.config.rule == whole.config.rule and identity.config.tower == whole.config.tower
     with pytest.raises(CheckpointError, match="has no config"):
         ModelIdentity.read(tmp_path)
 
@@ -147,7 +147,7 @@ def test_export_and_loading_are_exact_inverses(tmp_path: Path, tied: bool) -> No
     checkpoint = Checkpoint.open(tmp_path)
     config, stored = checkpoint.config, checkpoint.tensors()
     assert ("lm_head.weight" in stored) is not tied
-    tower = PerceptionEncoder(config.vision)
+    tower = PerceptionEncoder(config.tower.values)
     tower.load_state_dict(Tower(checkpoint).model.state_dict())
     decoder = Qwen3ForCausalLM(Qwen3Config(**config.text))
     decoder.load_state_dict(checkpoint.decoder_tensors(), strict=not tied)

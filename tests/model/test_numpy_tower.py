@@ -113,7 +113,7 @@ def test_which_back_end_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ]
     }
     assert list(chosen.values()) == ["numpy", "torch", "torch", "torch", "numpy"]
-    monkeypatch.setattr(vision_tower, "NUMPY_MAX_PARAMETERS", nano.parameter_count("vision_model.") - 1)
+    monkeypatch.setattr(vision_tower, "SMALL_PARAMETERS", nano.parameter_count("vision_model.") - 1)
     assert choose_backend("auto", nano, dtype="float32", device="cpu") == "torch"
     monkeypatch.setattr(vision_tower, "find_spec", lambda _: None)  # torch is not installed
     assert choose_backend("auto", nano, dtype="float32", device="cpu") == "numpy"
@@ -130,7 +130,7 @@ def test_numpy_computes_bfloat16_weights_in_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backend": "onnx"}, "--backend must be one of auto, numpy, torch, got onnx"),
+        ({"backend": "jax"}, "--backend must be one of auto, numpy, onnx, torch, got jax"),
         ({"backend": "numpy", "dtype": "int8"}, "with --dtype int8 use --backend torch"),
         ({"backend": "numpy", "device": "cuda"}, "with --device cuda use --backend torch"),
     ],

@@ -17,7 +17,7 @@ from tofc.model.checkpoint import Checkpoint
 from tofc.model.config import SplitConfig
 from tofc.model.int8 import Int8Linear
 from tofc.model.open_image import open_image
-from tofc.model.released_names import from_released, vision_shapes
+from tofc.model.released_names import vision_shapes
 from tofc.model.tower import Tower
 from tofc.model.views import views
 from tofc_lab.checkpoint import fake
@@ -48,7 +48,7 @@ def test_weights_are_those_of_the_checkpoint(tmp_path: Path, stored: torch.dtype
     fake.write(tmp_path, dtype=stored)
     checkpoint = Checkpoint.open(tmp_path)
     found = Tower(checkpoint, wanted).model.state_dict()
-    expected = from_released(
+    expected = checkpoint.config.tower.state(
         {name.removeprefix("vision_model."): one for name, one in checkpoint.vision_tensors().items()}
     )
     assert found.keys() == expected.keys()

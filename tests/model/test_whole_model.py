@@ -118,7 +118,8 @@ def test_features_are_in_the_order_that_transformers_gives_them(tiny: Path, size
     build: Any = Step3p7Config  # untyped
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     text = small | {"head_dim": 8, "intermediate_size": 8, "vocab_size": 16, "mlp_layer_types": ["dense"]}
-    model = Step3p7Model(build(vision_config=checkpoint.config.vision, text_config=text, projector_bias=False)).eval()
+    vision = checkpoint.config.tower.values
+    model = Step3p7Model(build(vision_config=vision, text_config=text, projector_bias=False)).eval()
     projector = Projector(checkpoint)
     model.vision_model.load_state_dict(by_transformers(checkpoint, torch.float32).state_dict())
     model.multi_modal_projector.load_state_dict({"weight": torch.from_numpy(projector.weight)})

@@ -22,9 +22,11 @@ from transformers import PreTrainedTokenizerFast
 from tofc.errors import UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.config import SplitConfig
+from tofc.model.efficientnet_lite_config import EfficientNetLite2Config
 from tofc.model.prompt import THINKING_TOKENS
 from tofc.model.released_names import decoder_shapes, projector_shapes, vision_shapes
 from tofc.model.resources import require_disk
+from tofc.model.tower_config import DEFAULT
 from tofc_lab.checkpoint import shards
 from tofc_lab.checkpoint.special_tokens import CHAT_TEMPLATE, SPECIAL
 from tofc_lab.checkpoint.write import write_json
@@ -78,9 +80,17 @@ def tokenizer(shape: Shape = "tiny") -> PreTrainedTokenizerFast:
 
 
 def config(
-    tokenizer: PreTrainedTokenizerFast, *, shape: Shape = "tiny", tied: bool = False, image_size: int = 336
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    shape: Shape = "tiny",
+    tied: bool = False,
+    image_size: int = 336,
+    tower: str = DEFAULT,
 ) -> dict[str, Any]:
-    """Return a `config.json` of the released sizes, or of a tower and a decoder of 2 layers × 32 each."""
+    """Return a `config.json` of the released sizes, or of a tower and a decoder of 2 layers × 32 each.
+
+    A tiny one may have another `tower`: EfficientNet-Lite2's trunk has its real size, what is behind it is tiny.
+    """
     ends = {"eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"), "tie_word_embeddings": tied}
     whole = {
         "architectures": ["StepVLForConditionalGeneration"],
@@ -114,8 +124,11 @@ def config(
                 **ends,
             },
         }
-    return whole | {
-        "vision_config": {
+    vision: dict[str, Any]
+    if tower == EfficientNetLite2Config.MODEL_TYPE:
+        vision = {"model_type": tower, "detail_width": 16, "adapter_width": 64, "output_width": 128}
+    else:
+        vision = {
             "width": 32,
             "layers": 2,
             "heads": 2,
@@ -124,7 +137,9 @@ def config(
             "mlp_ratio": 4.0,
             "max_position_embeddings": (image_size // 14) ** 2,
             "ls_init_value": 1.0,
-        },
+        }
+    return whole | {
+        "vision_config": vision,
         "text_config": {
             "hidden_size": 32,
             "num_hidden_layers": 2,
@@ -149,6 +164,7 @@ def write(
     seed: int = 0,
     tied: bool = False,
     image_size: int = 336,
+    tower: str = DEFAULT,
     dtype: torch.dtype = torch.float32,
     shard_bytes: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -160,7 +176,7 @@ def write(
     checkpoint, before anything is written.
     """
     built = tokenizer(shape)
-    raw = config(built, shape=shape, tied=tied, image_size=image_size)
+    raw = config(built, shape=shape, tied=tied, image_size=image_size, tower=tower)
     parsed = SplitConfig.parse(raw)
     shapes = vision_shapes(parsed) | projector_shapes(parsed) | decoder_shapes(parsed)
     sizes = {name: prod(one) * dtype.itemsize for name, one in shapes.items()}
@@ -185,7 +201,7 @@ def write(
     for file, names in files.items():
         if len(files) == 1 or not (out / file).exists():
             partial = out / f"{file}.partial"
-            scale = float(raw["vision_config"]["ls_init_value"])
+            scale = float(raw["vision_config"].get("ls_init_value", 1.0))
             save_file(
                 {name: _draw(name, shapes[name], seed, scale, dtype) for name in names}, partial, {"format": "pt"}
             )
@@ -206,4 +222,5 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, layer_scale: float, dtyp
         return values.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)
     if name.endswith(("embed_tokens.weight", "positional_embedding")):
         return values
-    return values.mul_(prod(shape[1:]) ** -0.5)
+    gain = 2**0.5 if ".trunk." in name else 1.0  # half of what a ReLU gets is lost
+    return values.mul_(gain * prod(shape[1:]) ** -0.5)

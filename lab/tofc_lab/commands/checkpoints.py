@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from tofc.model.feature_codecs import DEFAULT, is_name
+from tofc.model.tower_config import DEFAULT as DEFAULT_TOWER
+from tofc.model.tower_config import TOWERS
 from tofc.terminal import say
 from tofc_lab.commands.options import BY_DEVICE, Device, Dtype, Offline, Seed, byte_bars, chosen_dtype
 
@@ -135,6 +137,7 @@ def fake_checkpoint(
     out: Annotated[Path, typer.Argument(help="Folder to write to.")],
     shape: Annotated[Literal["tiny", "full"], typer.Option(help="full: the released sizes, 20 GB.")] = "tiny",
     seed: Seed = 0,
+    tower: Annotated[str, typer.Option(help=f"Vision tower: {', '.join(TOWERS)}.")] = DEFAULT_TOWER,
 ) -> None:
     """Write random weights in the released format, without a codec, to try everything but the quality of answers."""
     import torch
@@ -146,7 +149,8 @@ def fake_checkpoint(
             out,
             shape=shape,
             seed=seed,
-            image_size=fake.RELEASED_SIZE,
+            image_size=fake.RELEASED_SIZE if tower == DEFAULT_TOWER else 336,
+            tower=tower,
             dtype=torch.bfloat16,
             shard_bytes=2 << 30 if shape == "full" else 100_000,
             progress=lambda done, total: progress("writing", done, total),

@@ -40,11 +40,25 @@ def evaluate(
     ] = RUN,
     out: JsonFile = RESULTS / "accuracy.json",
     feature_codec: FeatureCodec = DEFAULT,
+    backend: Annotated[str, typer.Option(help="What computes the tower: numpy, onnx, torch.")] = "torch",
+    dtype: Annotated[str, typer.Option(help="In which number type: float32, bfloat16, int8.")] = "float32",
+    pictures: Annotated[int | None, typer.Option(help="Pictures of each kind, at most.", min=1)] = None,
 ) -> None:
     """Measure accuracy by family of questions on test pictures: uncompressed, merged, and through the codec."""
     from tofc_lab.nano.report import TEST_SIZES, report
 
-    report(model, assets, run / "test", writable(out), TEST_SIZES, features_bar, feature_codec=feature_codec)
+    sizes = {kind: min(count, pictures or count) for kind, count in TEST_SIZES.items()}
+    report(
+        model,
+        assets,
+        run / "test",
+        writable(out),
+        sizes,
+        features_bar,
+        feature_codec=feature_codec,
+        backend=backend,
+        dtype=dtype,
+    )
 
 
 @app.command("rate-distortion", rich_help_panel=PANEL)

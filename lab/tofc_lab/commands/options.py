@@ -56,7 +56,7 @@ def chosen_dtype(given: str | None, device: str, model: Path) -> str:
         return given or "float32"
     from tofc.model.checkpoint import Checkpoint
 
-    return default_dtype(device, Checkpoint.open(model, "device").stored["vision_model.conv1.weight"].dtype)
+    return default_dtype(device, Checkpoint.open(model, "device").vision_dtype)
 
 
 def features_bar(chunks: Iterable[Any], total: int) -> Iterable[Any]:

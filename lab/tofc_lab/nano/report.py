@@ -18,10 +18,11 @@ from PIL import Image
 from tofc import json_text
 from tofc.codec.codec import Codec
 from tofc.model.checkpoint import Checkpoint
+from tofc.model.config import SplitConfig
 from tofc.model.feature_codecs import DEFAULT
 from tofc.model.prompt import load_tokenizer
-from tofc.model.tower import Tower
 from tofc.model.views import plan, views
+from tofc.model.vision_tower import VisionTower, open_tower
 from tofc_lab.nano import features
 from tofc_lab.nano.answerer import Reduce, merging
 from tofc_lab.nano.evaluate import Outcome, accuracy, coded, intervals, mean_size, score
@@ -33,13 +34,12 @@ TEST_SIZES: features.Sizes = {("world", "test"): 1000, ("large", "test"): 150, (
 MERGED = (24, 16, 12, 8)  # features of a view
 
 
-def shipped_encoder(tower: Tower) -> Callable[[Image.Image], features.TowerOutput]:
+def shipped_encoder(tower: VisionTower, config: SplitConfig) -> Callable[[Image.Image], features.TowerOutput]:
     """Return the shipped tower as a function of a picture."""
 
     def encode(image: Image.Image) -> features.TowerOutput:
-        rule = tower.config.rule
-        found = [tower.encode(view.pixels[None])[0] for view in views(image, rule)]
-        cut = plan(*image.size, rule)
+        found = [tower.encode(view.pixels[None])[0] for view in views(image, config.rule)]
+        cut = plan(*image.size, config.rule)
         return features.TowerOutput(found, cut.rows, cut.columns)
 
     return encode
@@ -54,15 +54,19 @@ def report(
     progress: Progress,
     log: Log = print_now,
     feature_codec: str = DEFAULT,
+    backend: str = "torch",
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """Measure accuracy on the numbers of pictures in `sizes`, write the report to `out` (JSON) and return it.
 
-    `feature_codec` is the codec of the checkpoint that makes the packets.
+    `feature_codec` is the codec of the checkpoint that makes the packets; `backend` and `dtype` compute the tower.
     """
     checkpoint = Checkpoint.open(model, feature_codec=feature_codec)
     codec = Codec.load(checkpoint.codec_path)
-    run = run / checkpoint.model_id
-    features.compute_all(assets, run, shipped_encoder(Tower(checkpoint)), sizes, progress=progress)
+    plain = (backend, dtype) == ("torch", "float32")
+    run = run / (checkpoint.model_id if plain else f"{checkpoint.model_id}-{backend}-{dtype}")
+    tower = open_tower(checkpoint, backend, dtype=dtype)
+    features.compute_all(assets, run, shipped_encoder(tower, checkpoint.config), sizes, progress=progress)
     answerer, packer = answerer_of(checkpoint), Packer(load_tokenizer(checkpoint))
     ways: dict[str, Reduce] = {"uncompressed": merging()}
     ways |= {f"merged to {n}, uncompressed": merging(n, project=codec.components) for n in MERGED}
@@ -71,7 +75,9 @@ def report(
     ways |= {f"merged to {n}, packets": coded(codec, n, finest) for n in MERGED}
     ways |= {f"preset {name}": coded(codec, *codec.config.rates[at]) for name, at in codec.config.presets.items()}
     found: dict[str, Any] = {
-        "command": "tofc-lab evaluate" + (f" --feature-codec {feature_codec}" if feature_codec != DEFAULT else ""),
+        "command": "tofc-lab evaluate"
+        + (f" --feature-codec {feature_codec}" if feature_codec != DEFAULT else "")
+        + ("" if plain else f" --backend {backend} --dtype {dtype}"),
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "model_id": checkpoint.model_id,

@@ -15,7 +15,7 @@ from tofc.codec.codec import Codec
 from tofc.errors import UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.prompt import load_tokenizer
-from tofc.model.released_names import VISION, from_released
+from tofc.model.released_names import VISION
 from tofc_lab.nano.answerer import SIDES, SLOT, Answerer
 
 
@@ -47,6 +47,6 @@ def unpack(model: Path, run: Path) -> None:
     checkpoint = Checkpoint.open(model)
     run.mkdir(parents=True, exist_ok=True)
     tower = {name.removeprefix(VISION): tensor.float() for name, tensor in checkpoint.vision_tensors().items()}
-    torch.save({name: part.clone() for name, part in from_released(tower).items()}, run / "tower.pt")
+    torch.save({name: part.clone() for name, part in checkpoint.config.tower.state(tower).items()}, run / "tower.pt")
     torch.save(answerer_of(checkpoint).state_dict(), run / "decoder.pt")
     load_tokenizer(checkpoint).save_pretrained(run / "tokenizer")

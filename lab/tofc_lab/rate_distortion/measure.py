@@ -79,7 +79,7 @@ class Benchmark:
             progress=progress,
             answerer=answerer_of(checkpoint),
             packer=Packer(load_tokenizer(checkpoint)),
-            _encode=shipped_encoder(tower),
+            _encode=shipped_encoder(tower, checkpoint.config),
             _features=run / "features" / _tower_id(tower),
             _outcomes=run / "outcomes" / checkpoint.model_id,
             _training=training,

@@ -2,7 +2,7 @@
 
     views, picture tokens      transformers' Step3p7 processors (where torchvision is installed)
     prompt tokens              the prompt as one text, tokenised at once
-    tower                      `reference_tower`, from the published rules, in float64
+    tower, in torch and ONNX   `reference_tower` or `reference_lite`, from the published rules, in float64
     logits, greedy answer      `whole_model`, the same checkpoint in one process
     prompt, logits, answer     vLLM's StepVL (where a file of `vllm_answer` is given)
 
@@ -17,6 +17,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import Self
@@ -37,6 +38,7 @@ from tofc import json_text
 from tofc.errors import CheckpointError, UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.config import SplitConfig
+from tofc.model.onnx_tower import OnnxTower
 from tofc.model.open_image import open_image
 from tofc.model.projector import Projector
 from tofc.model.prompt import PictureLayout, Turn, build, load_tokenizer
@@ -44,6 +46,7 @@ from tofc.model.released_names import DECODER, VISION
 from tofc.model.resources import require_memory
 from tofc.model.tower import Tower
 from tofc.model.views import View, ViewRule, plan, views
+from tofc.model.vision_tower import SMALL_PARAMETERS
 from tofc_lab.progress import Log
 from tofc_lab.verify import step3p7
 from tofc_lab.verify.whole_model import Reply, WholeModel
@@ -223,6 +226,20 @@ class _Comparison:
             if self.views[index].kind in name:
                 error = relative(self.features[index], self.reference_features(index).numpy())
                 yield Check(name=name, figure=error, limit=LIMITS[self.dtype][0], unit="relative error")
+        yield self.on_onnx_runtime()
+
+    def on_onnx_runtime(self) -> Check:
+        """Compare the features of the global view as a device without torch computes them, always in float32."""
+        name = "tower, ONNX Runtime"
+        if "onnx" not in self.device.config.tower.BACKENDS:
+            return Check(name=name, skipped="this tower has no graph")
+        if self.device.parameter_count(VISION) > SMALL_PARAMETERS:
+            return Check(name=name, skipped="the tower is too large for it: devices use torch")
+        if find_spec("onnxruntime") is None:
+            return Check(name=name, skipped="onnxruntime is not installed; install the extra `onnx`")
+        found = OnnxTower(self.device).encode(self.views[-1].pixels[None])[0]
+        error = relative(found, self.reference_features(-1).numpy())
+        return Check(name=name, figure=error, limit=LIMITS[torch.float32][0], unit="relative error")
 
     def decoder(self) -> Iterator[Check]:
         """Compare logits and greedy answer with those of the whole model."""

@@ -22,7 +22,7 @@ from PIL import Image
 from tofc.errors import ImageError
 from tofc.model.config import SplitConfig
 from tofc.model.prompt import image_token_ids
-from tofc.model.views import STD, View, ViewPlan, ViewRule, plan, views
+from tofc.model.views import View, ViewPlan, ViewRule, plan, views
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -66,7 +66,13 @@ def image_processor(rule: ViewRule) -> Any:
 
     build: Any = Step3p7ImageProcessor  # untyped
     whole = {"height": rule.global_size, "width": rule.global_size}
-    return build(size=whole, patch_size=rule.crop_size, max_image_size=rule.max_side)
+    return build(
+        size=whole,
+        patch_size=rule.crop_size,
+        max_image_size=rule.max_side,
+        image_mean=list(rule.normalisation.mean),
+        image_std=list(rule.normalisation.std),
+    )
 
 
 def sizes(rule: ViewRule, count: int, seed: int = 0) -> list[Size]:
@@ -138,7 +144,7 @@ def hangs_over(cut: ViewPlan) -> bool:
 
 
 def _levels(view: View, theirs: Any) -> float:
-    scale = 255 * np.array(STD)[:, None, None]
+    scale = 255 * np.array(view.normalisation.std)[:, None, None]
     return round(float(np.abs((view.pixels - np.asarray(theirs)) * scale).max()), 3)  # beyond that it is float32 noise
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from tofc_lab.verify import reference_tower
+from tofc_lab.verify import reference_lite, reference_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,14 @@ class WholeModel:
     def features(self, pixels: NDArray[np.float32]) -> Tensor:
         """Return the features [N, D] of a view's pixels [3, S, S], in float64."""
         raw = self.config["vision_config"]
+
+        def read(name: str) -> Tensor:
+            return self.tensor(f"vision_model.{name}")
+
+        if raw.get("model_type") == "efficientnet_lite2":
+            return reference_lite.features(read, torch.from_numpy(pixels))
         return reference_tower.features(
-            lambda name: self.tensor(f"vision_model.{name}"),
+            read,
             torch.from_numpy(pixels),
             heads=raw.get("heads") or raw["num_attention_heads"],
             layers=raw.get("layers") or raw["num_hidden_layers"],

@@ -52,6 +52,7 @@ class Configured:
         backend: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        execution_provider: str | None = None,
         threads: int | None = None,
         codec: str | None = None,
         quality: int | None = None,
@@ -82,10 +83,11 @@ class Configured:
             budget_bytes: the most bytes of all packets of a picture, instead of a preset.
             views_per_packet: how many parts of a large picture leave together, 1 to 64; None: 8. More take fewer bytes,
                 fewer reach the server earlier.
-            backend: what computes the vision tower, "numpy", "torch" or "auto" (None): numpy for small ones in float32.
+            backend: what computes the vision tower, "numpy", "onnx", "torch" or "auto" (None): what suits the model.
             dtype: the vision tower's number type, "float32", "bfloat16" or "int8"; None: as the checkpoint is stored.
             device: where the vision tower computes, "cpu" (None), "cuda", …; with ":local:" the decoder too.
-            threads: CPU threads of the vision tower; None: one for numpy, as many as torch chooses.
+            execution_provider: ONNX Runtime's execution provider, such as "CUDA" or "OpenVINO"; None: the CPU.
+            threads: CPU threads of the vision tower; None: one for numpy and ONNX Runtime, as many as torch chooses.
             codec: with mode="image" or "auto": "jpeg" (None), "webp", "avif" or "jxl".
             quality: with mode="image" or "auto": 1 to 100, as the format defines it; None: 75.
             scale: with mode="image" or "auto": factor of width and height, more than 0 up to 1; None: 1.
@@ -125,6 +127,7 @@ class Configured:
                     backend=backend,
                     dtype=dtype,
                     device=device if mode != "image" else None,  # else it is the private server's
+                    execution_provider=execution_provider,
                     threads=threads,
                 ),
                 ImageOptions(mode=mode, codec=codec, quality=quality, scale=scale),

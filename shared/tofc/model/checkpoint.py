@@ -15,6 +15,7 @@ checkpoint with missing or mismatched tensors is refused when it is opened. Leav
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,9 @@ from tofc.model import released_names, tensor_files
 from tofc.model.config import SplitConfig, read_json
 from tofc.model.feature_codecs import DEFAULT, check_codec_model, codec_folder, codec_hash
 from tofc.model.released_names import DECODER, PROJECTOR, VISION
+from tofc.model.shipped import shipped_models
 from tofc.model.tensor_files import StoredTensor
+from tofc.model.tower_config import Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +99,10 @@ class Checkpoint:
                     f"{path} holds both halves of a model; name the one to open (--model {path}/device)"
                 )
             else:
-                raise CheckpointError(f"{path} has no config.json; give the directory of a checkpoint")
+                raise CheckpointError(
+                    f"{path} has no config.json; give the directory of a checkpoint, or the name of a model that ships "
+                    f"with TOFC: {', '.join(shipped_models())}"
+                )
         half = _half(path)
         if half is not None and side is not None and half != side:
             raise CheckpointError(f"{path} is the {half} half of a model; the {side} half is needed: give its folder")
@@ -113,7 +119,7 @@ class Checkpoint:
 
     def _check(self, side: Side | None) -> None:
         """Check the tensors of `side`, or of the whole model for None."""
-        expected: released_names.Shapes = {}
+        expected: Shapes = {}
         if side != "server":
             expected |= released_names.vision_shapes(self.config)
         if side != "device":
@@ -181,6 +187,15 @@ class Checkpoint:
     def parameter_count(self, prefix: str | tuple[str, ...]) -> int:
         """Count the parameters of the tensors whose released names begin with `prefix`."""
         return sum(prod(tensor.shape) for name, tensor in self.stored.items() if name.startswith(prefix))
+
+    @property
+    def vision_dtype(self) -> str:
+        """The type that most of the tower's weights are stored in: BF16, F16 or F32."""
+        counts = Counter[str]()
+        for name, tensor in self.stored.items():
+            if name.startswith(VISION):
+                counts[tensor.dtype] += prod(tensor.shape)
+        return counts.most_common(1)[0][0]
 
     def tensors(self, prefix: str | tuple[str, ...] = "") -> dict[str, Tensor]:
         """Map the tensors whose released names begin with `prefix` into memory: on the CPU, in their stored dtype.

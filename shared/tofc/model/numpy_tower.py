@@ -1,4 +1,4 @@
-"""The vision tower in numpy: pixels [B, 3, S, S] → features [B, N, 4 × width], in float32 on a CPU, without torch.
+"""STEP3-VL's vision tower in numpy: pixels [B, 3, S, S] → features [B, N, 4 × width], in float32, without torch.
 
 Promises the computation of `perception_encoder` with rounding errors of float32, and intermediate results that hold a
 block of tokens, never a whole view's MLP or attention. Weights stored in float32 stay memory-mapped; others are
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tofc.blas_threads import set_blas_threads
 from tofc.model.checkpoint import Checkpoint
-from tofc.model.config import ROPE_THETA
+from tofc.model.perception_encoder_config import ROPE_THETA
 from tofc.model.released_names import VISION
 from tofc.model.resources import require_memory
 from tofc.model.vision_tower import check_pixels
@@ -46,7 +46,7 @@ class NumpyTower:
         stored = {name: one for name, one in checkpoint.stored.items() if name.startswith(VISION)}
         copied = sum(math.prod(one.shape) for one in stored.values() if one.dtype != "F32")
         require_memory(4 * copied, "the vision tower in float32")
-        vision = self.config.vision
+        vision = self.config.tower.values
         self._eps = np.float32(vision["layer_norm_eps"])
         self._head = int(vision["hidden_size"]) // int(vision["num_attention_heads"])
         weights = {name.removeprefix(VISION): one.mapped() for name, one in stored.items()}
@@ -66,7 +66,7 @@ class NumpyTower:
 
         Raises `UsageError` for another shape, or a side that is not a multiple of the patch size.
         """
-        check_pixels(pixels, self.config.patch)
+        check_pixels(pixels, self.config.tower)
         set_blas_threads(self._threads)
         try:
             return np.stack([self._view(one) for one in pixels.astype(np.float32, copy=False)])
@@ -74,12 +74,12 @@ class NumpyTower:
             set_blas_threads(1)
 
     def _view(self, pixels: Array) -> Array:  # [3, S, S] → [N, D]
-        w, patch = self._weights, self.config.patch
+        w, patch = self._weights, self.config.tower.side_multiple
         side = pixels.shape[-1] // patch
         patches = pixels.reshape(3, side, patch, side, patch).transpose(1, 3, 0, 2, 4).reshape(side * side, -1)
         x = patches @ w["conv1.weight"].reshape(len(w["conv1.weight"]), -1).T  # [G², W]
-        x = self._norm(x + _positions(w["positional_embedding"], side), w, "ln_pre")
-        cos, sin = _rotary(side, self._head)
+        x = self._norm(x + position_table(w["positional_embedding"], side), w, "ln_pre")
+        cos, sin = rotary_tables(side, self._head)
         for block in self._blocks:
             x += self._attend(self._norm(x, block, "ln_1"), block, cos, sin)
             for at in range(0, len(x), BLOCK):
@@ -137,7 +137,7 @@ def _mlp(x: Array, w: Mapping[str, Array]) -> Array:  # [n, W]
     return found
 
 
-def _rotary(side: int, head: int) -> tuple[Array, Array]:
+def rotary_tables(side: int, head: int) -> tuple[Array, Array]:
     """Return cosines and sines [side², head / 2] of 2-D rotary embeddings, as `perception_encoder.rotary_angles`."""
     half = head // 2
     frequencies = np.float32(1) / np.float32(ROPE_THETA) ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
@@ -154,7 +154,7 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:  # [heads, N, head]: pai
     return found
 
 
-def _positions(table: Array, side: int) -> Array:
+def position_table(table: Array, side: int) -> Array:
     """Resize position embeddings [native², W] to [side², W]: bilinear, as torch's `align_corners=False`."""
     native = math.isqrt(len(table))
     if side == native:

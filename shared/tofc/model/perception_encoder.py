@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tofc.model.config import ROPE_THETA
+from tofc.model.perception_encoder_config import ROPE_THETA
 
 BLOCK = 676  # tokens: a quarter of a view of 728 px
 _scarce: ContextVar[bool] = ContextVar("tofc_tower_in_blocks", default=False)
@@ -32,7 +32,7 @@ class PerceptionEncoder(nn.Module):
     """The tower. Its parameters have the released names, except that `in_proj` is split in three (`released_names`)."""
 
     def __init__(self, vision: Mapping[str, Any]) -> None:
-        """Build the network of `SplitConfig.vision`, with random weights."""
+        """Build the network of a `PerceptionEncoderConfig`'s values, with random weights."""
         super().__init__()
         width, patch = int(vision["hidden_size"]), int(vision["patch_size"])
         eps = float(vision["layer_norm_eps"])

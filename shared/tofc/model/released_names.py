@@ -1,18 +1,16 @@
-"""STEP3-VL's released tensor names: those that a checkpoint must have, and the mapping to and from the modules' names.
+"""The tensor names that a checkpoint must have, as STEP3-VL's release, and all tensors of a trained model under them.
 
-Promises that names and shapes follow from the configuration alone. The decoder's names are transformers' own. The
-tower's are those of `PerceptionEncoder`, except that queries, keys and values are released as one layer. Leaves reading
-tensors to `checkpoint`.
+Promises that names and shapes follow from the configuration alone. The decoder's names are transformers' own, the
+tower's are in its `TowerConfig`. Leaves reading tensors to `checkpoint`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tofc.errors import UsageError
 from tofc.model.config import SplitConfig
+from tofc.model.tower_config import Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +20,6 @@ PROJECTOR = "vit_large_projector."
 #: prefixes of the decoder's names, which are exactly those of `Qwen3ForCausalLM`
 DECODER = ("model.", "lm_head.")
 
-Shapes = dict[str, tuple[int, ...]]
-
 
 def canonical_name(stored: str) -> str:
     """Return the released name of a stored tensor: without the `model.` that re-saving puts before vision names."""
@@ -32,35 +28,8 @@ def canonical_name(stored: str) -> str:
 
 
 def vision_shapes(config: SplitConfig) -> Shapes:
-    """Return name and shape of every tensor of the tower, including the convolutions behind it."""
-    v = config.vision
-    width, patch = int(v["hidden_size"]), config.patch
-    inner = int(width * v["mlp_ratio"])
-    found: Shapes = {
-        "conv1.weight": (width, int(v["num_channels"]), patch, patch),
-        "positional_embedding": ((int(v["image_size"]) // patch) ** 2, width),
-        "ln_pre.weight": (width,),
-        "ln_pre.bias": (width,),
-        "vit_downsampler1.weight": (2 * width, width, 3, 3),
-        "vit_downsampler1.bias": (2 * width,),
-        "vit_downsampler2.weight": (4 * width, 2 * width, 3, 3),
-        "vit_downsampler2.bias": (4 * width,),
-    }
-    block: Shapes = {
-        "attn.in_proj_weight": (3 * width, width),
-        "attn.in_proj_bias": (3 * width,),
-        "attn.out_proj.weight": (width, width),
-        "attn.out_proj.bias": (width,),
-        "mlp.c_fc.weight": (inner, width),
-        "mlp.c_fc.bias": (inner,),
-        "mlp.c_proj.weight": (width, inner),
-        "mlp.c_proj.bias": (width,),
-    }
-    for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "ls_1.gamma", "ls_2.gamma"):
-        block[name] = (width,)
-    for layer in range(v["num_hidden_layers"]):
-        found |= {f"transformer.resblocks.{layer}.{name}": shape for name, shape in block.items()}
-    return {VISION + name: shape for name, shape in found.items()}
+    """Return name and shape of every tensor of the tower."""
+    return {VISION + name: shape for name, shape in config.tower.shapes().items()}
 
 
 def projector_shapes(config: SplitConfig) -> Shapes:
@@ -101,31 +70,6 @@ def decoder_shapes(config: SplitConfig) -> Shapes:
     return found
 
 
-def from_released(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tower's tensors, given without `vision_model.`, to those of `PerceptionEncoder`, without copies."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in released.items():
-        before, joined, kind = name.partition("in_proj_")
-        if joined:
-            found |= {f"{before}{qkv}_proj.{kind}": part for qkv, part in zip("qkv", tensor.chunk(3), strict=True)}
-        else:
-            found[name] = tensor
-    return found
-
-
-def _joined(vision: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join the three layers of queries, keys and values: the inverse of `from_released`."""
-    import torch
-
-    found = {name: tensor for name, tensor in vision.items() if not re.search(r"attn\.[qkv]_proj\.", name)}
-    for name in vision:
-        before, of_queries, kind = name.partition("q_proj.")
-        if of_queries:
-            parts = [vision[part] for qkv in "qkv" if (part := f"{before}{qkv}_proj.{kind}") in vision]
-            found[f"{before}in_proj_{kind}"] = torch.cat(parts)
-    return found
-
-
 def to_released(
     config: SplitConfig,
     *,
@@ -135,12 +79,12 @@ def to_released(
 ) -> dict[str, Tensor]:
     """Return all tensors of a trained model under their released names: the exact inverse of loading them.
 
-    `vision` is the state dict of a `PerceptionEncoder`, `projector` that of an `nn.Linear` (`weight` and, if the
+    `vision` is the state dict of the tower's network, `projector` that of an `nn.Linear` (`weight` and, if the
     configuration has one, `bias`), `decoder` that of a `Qwen3ForCausalLM`.
 
     Raises `UsageError`, which names the tensor, if one is missing, unknown or of another shape.
     """
-    found = {VISION + name: tensor for name, tensor in _joined(vision).items()}
+    found = {VISION + name: tensor for name, tensor in config.tower.stored(vision).items()}
     found |= {PROJECTOR + name: tensor for name, tensor in projector.items()}
     found |= {name: tensor for name, tensor in decoder.items() if not (config.tied and name == "lm_head.weight")}
     expected = vision_shapes(config) | projector_shapes(config) | decoder_shapes(config)

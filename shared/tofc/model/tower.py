@@ -1,7 +1,7 @@
-"""The vision tower: pixels [B, 3, H, W] → features [B, N, 4 × width].
+"""The vision tower in torch: pixels [B, 3, S, S] → features [B, N, D].
 
 Promises that loading takes hardly more memory than the weights in the dtype asked for; weights stored in it stay
-memory-mapped. Leaves normalising pixels to `views`, the computation to `perception_encoder`.
+memory-mapped. Leaves normalising pixels to `views`, the computation to the tower's network.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.int8 import Int8Linear
 from tofc.model.mapped_tensors import MappedTensors
-from tofc.model.perception_encoder import PerceptionEncoder, in_blocks
-from tofc.model.released_names import VISION, from_released
+from tofc.model.perception_encoder import in_blocks
+from tofc.model.released_names import VISION
 from tofc.model.resources import require_memory
 from tofc.model.torch_devices import free_device_memory_bytes
 from tofc.model.vision_tower import check_pixels, in_parts
@@ -75,7 +75,7 @@ class Tower:
         Where an accelerator's memory is too small for all views, it computes half of them at a time, and so on; and if
         it is too small for one, blocks of its tokens.
         """
-        check_pixels(pixels, self.config.patch)
+        check_pixels(pixels, self.config.tower)
         x = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32)).to(self.device, self.dtype)
         return self._computed(x)
 
@@ -102,14 +102,8 @@ class Tower:
         if self.device.type == "cpu":
             return 1
         free = free_device_memory_bytes(str(self.device))
-        return BATCH if free is None else max(1, min(BATCH, int(free * SHARE) // self._view_bytes(side)))
-
-    def _view_bytes(self, side: int) -> int:
-        """Return about how much memory a view takes: its widest tensors, in the MLP and where queries are rotated."""
-        vision = self.config.vision
-        width, inner = int(vision["hidden_size"]), int(vision["hidden_size"] * vision["mlp_ratio"])
-        token = self.dtype.itemsize * (3 * inner + 8 * width) + 4 * 6 * width  # rotation is in float32
-        return token * (side // self.config.patch) ** 2
+        bytes_each = self.config.tower.view_bytes(side, self.dtype.itemsize)
+        return BATCH if free is None else max(1, min(BATCH, int(free * SHARE) // bytes_each))
 
     def encode_views(self, views: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Encode the views [3, S, S] of a picture, in their order, as features [N, D] each.
@@ -129,15 +123,16 @@ def _return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, int8: bool) -> PerceptionEncoder:
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, int8: bool) -> torch.nn.Module:
     mapped = MappedTensors({name: stored for name, stored in checkpoint.stored.items() if name.startswith(VISION)})
     if device.type == "cpu":
         kind = torch.int8 if int8 else dtype
         copied = sum(tensor.numel() for tensor in mapped.tensors.values() if tensor.dtype != kind)
         require_memory(copied * kind.itemsize, f"the vision tower in {str(kind).removeprefix('torch.')}")
     with torch.device("meta"):  # allocates nothing: the checkpoint's tensors become its parameters
-        model = PerceptionEncoder(checkpoint.config.vision)
-    state = from_released({name.removeprefix(VISION): tensor for name, tensor in mapped.tensors.items()})
+        model = checkpoint.config.tower.network()
+    stored = {name.removeprefix(VISION): tensor for name, tensor in mapped.tensors.items()}
+    state = checkpoint.config.tower.state(stored)
     model.load_state_dict(state, assign=True)  # names and shapes were checked when the checkpoint was opened
     if int8:
         for name, module in list(model.named_modules()):

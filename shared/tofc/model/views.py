@@ -22,8 +22,30 @@ from tofc.errors import ImageError, UsageError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+Rgb = tuple[float, float, float]
 MAX_PIXELS = 100_000_000
 _BAND_PX = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """What a tower wants of a channel whose values are 0 to 1: (value − mean) / std. By default CLIP's."""
+
+    mean: Rgb = MEAN
+    std: Rgb = STD
+
+    def table(self) -> NDArray[np.float32]:
+        """Return the normalised value [256, 3] of each byte in each channel."""
+        return _table(self)
+
+
+@cache
+def _table(normalisation: Normalisation) -> NDArray[np.float32]:
+    levels = np.arange(256, dtype=np.float64)[:, None] / 255
+    found: NDArray[np.float32] = ((levels - np.array(normalisation.mean)) / np.array(normalisation.std)).astype(
+        np.float32
+    )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +58,8 @@ class ViewRule:
     """Side of a crop in px."""
     max_side: int = 3024
     """Longest side of a picture in px; larger pictures are scaled down."""
+    normalisation: Normalisation = Normalisation()
+    """What the tower wants of pixels."""
 
     def __post_init__(self) -> None:
         for name in ("global_size", "crop_size", "max_side"):
@@ -73,6 +97,13 @@ class View:
     row: int
     column: int
     pixels: NDArray[np.float32]
+    normalisation: Normalisation = Normalisation()
+
+    def image(self) -> Image.Image:
+        """Return the picture that this view shows."""
+        mean, std = (np.array(one, np.float32) for one in (self.normalisation.mean, self.normalisation.std))
+        values = self.pixels.transpose(1, 2, 0) * std + mean
+        return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def plan(width: int, height: int, rule: ViewRule) -> ViewPlan:
@@ -134,10 +165,8 @@ def views(image: Image.Image, rule: ViewRule) -> list[View]:
                 left, top = column * cut.window, row * cut.window
                 # what is beyond the canvas is black
                 window = canvas.crop((left, top, left + cut.window, top + cut.window))
-                pixels = _pixels(_resize(window, (rule.crop_size, rule.crop_size)))
-                found.append(View(kind="crop", row=row, column=column, pixels=pixels))
-    whole = _pixels(_resize(image, (rule.global_size, rule.global_size)))
-    return [*found, View(kind="global", row=0, column=0, pixels=whole)]
+                found.append(_view("crop", row, column, _resize(window, (rule.crop_size, rule.crop_size)), rule))
+    return [*found, _view("global", 0, 0, _resize(image, (rule.global_size, rule.global_size)), rule)]
 
 
 def _pad_and_shrink(image: Image.Image, cut: ViewPlan) -> Image.Image:
@@ -173,15 +202,7 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-@cache
-def _normalised_bytes() -> NDArray[np.float32]:
-    """Return the normalised value [256, 3] of each byte in each channel."""
-    levels = np.arange(256, dtype=np.float64)[:, None] / 255
-    table: NDArray[np.float32] = ((levels - np.array(MEAN)) / np.array(STD)).astype(np.float32)
-    return table
-
-
-def _pixels(image: Image.Image) -> NDArray[np.float32]:
-    values = np.asarray(image)  # [S, S, 3]
-    table = _normalised_bytes()
-    return np.stack([table[values[..., channel], channel] for channel in range(3)])
+def _view(kind: Literal["crop", "global"], row: int, column: int, image: Image.Image, rule: ViewRule) -> View:
+    values, table = np.asarray(image), rule.normalisation.table()  # [S, S, 3], [256, 3]
+    pixels = np.stack([table[values[..., channel], channel] for channel in range(3)])
+    return View(kind=kind, row=row, column=column, pixels=pixels, normalisation=rule.normalisation)

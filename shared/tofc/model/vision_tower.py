@@ -1,10 +1,11 @@
-"""Which implementation computes the vision tower: numpy for small ones, torch for large ones and other number types.
+"""Which back end computes the vision tower: numpy, ONNX Runtime or torch.
 
-    pixels [B, 3, S, S] ─ VisionTower.encode ─→ features [B, N, D]          numpy_tower.NumpyTower, tower.Tower
+    pixels [B, 3, S, S] ─ VisionTower.encode ─→ features [B, N, D]     numpy_tower.NumpyTower, onnx_tower.OnnxTower,
+                                                                       tower.Tower
 
-Promises that both give the same packets (`tests/model/test_numpy_tower.py`), and that torch is imported only if it is
-chosen. Another implementation is a class like `VisionTower`, a name in `BACKENDS` and a line in `open_tower`. Leaves
-the computation to them.
+Promises that all give the same packets in float32 (`tests/model/test_backends.py`), and that what is not chosen is not
+imported. Another back end is a class like `VisionTower`, a name in `BACKENDS` and a line in `open_tower`. Leaves which
+towers it can compute to their `TowerConfig`, the computation to the classes.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from numpy.typing import NDArray
 from tofc.errors import UsageError
 from tofc.model.checkpoint import Checkpoint
 from tofc.model.released_names import VISION
+from tofc.model.tower_config import TowerConfig
 
-BACKENDS = ("auto", "numpy", "torch")
+BACKENDS = ("auto", "numpy", "onnx", "torch")
+#: what each computes in
+DTYPES = {"numpy": ("float32",), "onnx": ("float32", "int8"), "torch": ("float32", "bfloat16", "int8")}
+MODULES = {"onnx": "onnxruntime", "torch": "torch"}  # what is imported, and also installed, for it
 # numpy takes up to 1.2 × torch's time (`python -m benchmarks.towers`): 0.2 s a view here, a fraction of importing torch
-NUMPY_MAX_PARAMETERS = 100_000_000
+SMALL_PARAMETERS = 100_000_000
 
 
 class VisionTower(Protocol):
@@ -31,7 +36,7 @@ class VisionTower(Protocol):
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Encode normalised pixels [B, 3, S, S] as features [B, N, D], row by row.
 
-        Raises `UsageError` for another shape, or a side that is not a multiple of the patch size.
+        Raises `UsageError` for another shape, or a side that the tower does not take.
         """
 
     def at_once(self, side: int) -> int:
@@ -54,37 +59,63 @@ def in_parts(sides: Sequence[int], at_once: Callable[[int], int]) -> Iterator[ra
         begin = end
 
 
-def check_pixels(pixels: NDArray[Any], patch: int) -> None:
-    """Raise `UsageError` unless `pixels` are square views whose sides are multiples of `patch`."""
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.shape[2] % patch:
-        raise UsageError(f"pixels must be [B, 3, S, S] with S a multiple of {patch}, got {pixels.shape}: use views()")
+def check_pixels(pixels: NDArray[Any], tower: TowerConfig) -> None:
+    """Raise `UsageError` unless `pixels` are square views of sides that the tower takes."""
+    multiple = tower.side_multiple
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] != pixels.shape[3] or pixels.shape[2] % multiple:
+        raise UsageError(
+            f"pixels must be [B, 3, S, S] with S a multiple of {multiple}, got {pixels.shape}: use views()"
+        )
 
 
-def choose_backend(asked: str, checkpoint: Checkpoint, *, dtype: str, device: str) -> str:
-    """Return `numpy` or `torch`: what was asked for; for `auto` numpy where it is as fast, and where torch is missing.
+def choose_backend(asked: str, checkpoint: Checkpoint, *, dtype: str, device: str, provider: str | None = None) -> str:
+    """Return `numpy`, `onnx` or `torch`: what was asked for; for `auto` the best that can do it and is installed.
 
-    numpy computes in float32 on CPUs only.
+    A small tower takes the first of its `BACKENDS`, a large one torch. Raises `UsageError` if the tower has no such
+    back end.
     """
+    able = checkpoint.config.tower.BACKENDS
+    if provider:
+        able = [name for name in able if name == "onnx"]
+    if asked not in ("auto", *able):
+        raise UsageError(
+            f"--backend must be one of {', '.join(('auto', *able))} for {checkpoint.config.tower.MODEL_TYPE}, the "
+            f"vision tower of {checkpoint.path}, got {asked}"
+        )
     if asked != "auto":
         return asked
-    if dtype != "float32" or device != "cpu":
+    if provider:
+        return "onnx"
+    if dtype not in DTYPES["onnx"] or device != "cpu":
         return "torch"
-    small = checkpoint.parameter_count(VISION) <= NUMPY_MAX_PARAMETERS
-    return "numpy" if small or find_spec("torch") is None else "torch"
+    if checkpoint.parameter_count(VISION) > SMALL_PARAMETERS:
+        able = sorted(able, key=lambda name: name != "torch")
+    able = [name for name in able if dtype in DTYPES[name]]
+    return next((name for name in able if name == "numpy" or find_spec(MODULES[name])), able[0])
 
 
 def open_tower(
-    checkpoint: Checkpoint, backend: str, *, dtype: str = "float32", device: str = "cpu", threads: int | None = None
+    checkpoint: Checkpoint,
+    backend: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int | None = None,
+    provider: str | None = None,
 ) -> VisionTower:
-    """Load the tower with `backend`, `numpy` or `torch`, which computes with `threads` threads.
+    """Load the tower with `backend`, one that `choose_backend` returns, which computes with `threads` threads.
 
-    None is one thread for numpy, and torch's own choice. Raises `ImportError` where torch is needed and missing,
-    `ResourceError` if the weights do not fit into memory.
+    None is one thread, and torch's own choice. Raises `ImportError` where torch or ONNX Runtime is needed and missing,
+    `ResourceError` if the weights do not fit into memory, `UsageError` for an execution provider that is missing.
     """
     if backend == "numpy":
         from tofc.model.numpy_tower import NumpyTower
 
         return NumpyTower(checkpoint, threads=threads or 1)
+    if backend == "onnx":
+        from tofc.model.onnx_tower import OnnxTower
+
+        return OnnxTower(checkpoint, int8=dtype == "int8", threads=threads or 1, provider=provider)
     from tofc.model.torch_threads import set_torch_threads, use_passive_waiting
 
     use_passive_waiting()  # before torch is imported
