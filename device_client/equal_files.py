@@ -7,7 +7,7 @@ sent unasked. Leaves measuring them to `tofc-lab image-files`.
 
 >>> from tofc.model.shipped import NANO
 >>> read_equal_files(NANO, "high").form(views=1)
-ImageForm(codec='webp', quality=45, scale=0.5)
+ImageForm(codec='webp', quality=25, scale=0.5)
 """
 
 from __future__ import annotations
