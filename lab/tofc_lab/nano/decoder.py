@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -76,6 +77,16 @@ class DecoderRecipe:
     conversation: float = 0.15  # share of batches whose questions attend to earlier ones, as in a conversation
 
 
+class Shares(Protocol):
+    """What `optimisers_of` needs of a recipe."""
+
+    @property
+    def projector(self) -> float: ...
+
+    @property
+    def grid(self) -> float: ...
+
+
 class DecoderBatches(Batches[tuple[str, Batch]]):
     """Endless batches with their kind, from step `first` on; batch `step` depends only on `(seed, step)`."""
 
@@ -110,7 +121,7 @@ class DecoderBatches(Batches[tuple[str, Batch]]):
         return kind, self.packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
 
 
-def optimisers_of(answerer: Answerer, recipe: DecoderRecipe) -> list[torch.optim.Optimizer]:
+def optimisers_of(answerer: Answerer, recipe: Shares) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices and AdamW for the rest; a group's `scale` multiplies the learning rate."""
     layers = [p for n, p in answerer.named_parameters() if p.ndim == 2 and ".layers." in n]
     apart = {id(p) for p in [*layers, answerer.projector.weight, answerer.grid.weight]}
@@ -187,7 +198,7 @@ def train(
         for name, value in {
             kind: losses.mean().item(),
             **_attention_elsewhere(batch, attention),
-            **_by_family(batch, losses),
+            **losses_by_family(batch, losses),
         }.items():
             running[name] = 0.97 * running.get(name, value) + 0.03 * value
         if step % 25 == 0:
@@ -212,7 +223,7 @@ def _attention_elsewhere(batch: Batch, attention: Tensor) -> dict[str, float]:
     return {f"{name} astray": 1 - given.mean().item() for name, given in shares.items() if len(given)}
 
 
-def _by_family(batch: Batch, losses: Tensor) -> dict[str, float]:
+def losses_by_family(batch: Batch, losses: Tensor) -> dict[str, float]:
     """Return the mean loss of a question in each family, from the loss of every answer token."""
     sums = torch.zeros(len(batch.asked)).index_add_(0, batch.owner[batch.targets >= 0], losses.detach())
     found: dict[str, list[float]] = {}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3Config
 
 from tofc.codec.config import Rate
 from tofc.codec.weights import CodecWeights
@@ -35,22 +35,22 @@ PUBLISHED_RATES: tuple[Rate, ...] = ((12, 0), (16, 0), (16, 1), (24, 1), (24, 2)
 PUBLISHED_PRESETS = {"low": 1, "medium": 3, "high": 4}
 
 
-def config(vision: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Return nano's `config.json`."""
-    text = answering.config(tokenizer).to_diff_dict()
-    text.pop("transformers_version", None)
-    text["tie_word_embeddings"] = False
+def config(vision: dict[str, Any], text: Qwen3Config, tokenizer: Any, *, max_side: int = 1344) -> dict[str, Any]:
+    """Return a checkpoint's `config.json`, for views of nano's sizes."""
+    text_config = text.to_diff_dict()
+    text_config.pop("transformers_version", None)
+    text_config["tie_word_embeddings"] = False
     return {
         "architectures": ["StepVLForConditionalGeneration"],
         "model_type": "step_robotics",
         "vision_config": vision,
-        "text_config": text,
+        "text_config": text_config,
         "understand_projector_stride": 2,
         "projector_bias": False,
         "image_token_id": tokenizer.convert_tokens_to_ids("<im_patch>"),
-        "global_size": vision["image_size"],
+        "global_size": 336,
         "crop_size": 224,
-        "max_side": 1344,
+        "max_side": max_side,
     }
 
 
@@ -60,11 +60,13 @@ def export(
     tower: dict[str, Tensor],
     answerer: answering.Answerer,
     tokenizer: Path,
-    codec: CodecWeights,
+    codec: CodecWeights | None = None,
+    *,
+    max_side: int = 1344,
 ) -> None:
     """Write a whole checkpoint to `out`, weights in half precision; `codec` becomes its codec `context`."""
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    settings = config(vision, loaded)
+    settings = config(vision, answerer.decoder.config, loaded, max_side=max_side)
     tensors = to_released(
         SplitConfig.parse(settings),
         vision=tower,
@@ -77,7 +79,8 @@ def export(
     end, pad = (loaded.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>"))
     generation = {"eos_token_id": end, "pad_token_id": pad, "do_sample": False}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    codec.save(out / FOLDER / "context")
+    if codec is not None:
+        codec.save(out / FOLDER / "context")
 
 
 def export_run(run: Path, out: Path, *, counted: int = 2400) -> None:

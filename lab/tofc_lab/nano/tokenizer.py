@@ -5,11 +5,11 @@ Promises the special tokens by their released names, and that decoding gives bac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tofc_lab.checkpoint.special_tokens import CHAT_TEMPLATE, SPECIAL
@@ -37,6 +37,11 @@ def corpus(assets: Path, seed: int = 0, pictures: int = 3000) -> Iterator[str]:
 
 def train(assets: Path, out: Path, *, size: int = 1000, seed: int = 0) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json` and the chat template into `out`."""
+    fit(corpus(assets, seed), out, size=size)
+
+
+def fit(texts: Iterable[str], out: Path, *, size: int, words: Sequence[AddedToken] = ()) -> None:
+    """Write a tokenizer of `size` entries for such texts into `out`, and `words` as one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -51,7 +56,7 @@ def train(assets: Path, out: Path, *, size: int = 1000, seed: int = 0) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(assets, seed), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -60,4 +65,6 @@ def train(assets: Path, out: Path, *, size: int = 1000, seed: int = 0) -> None:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+    if words:
+        fast.add_tokens(list(words))
     fast.save_pretrained(out)

@@ -1,0 +1,277 @@
+"""Training of the photo model's decoder, projector and grid embedding on cached scenes: nano's parts in another size.
+
+    scene ─ merged, sometimes with noise ─ pack with its questions ─ answerer ─ loss of the answers, and of attention
+
+Promises that an interrupted run can be resumed, and continued to more steps. The tower is frozen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+from tofc.json_text import dumps
+from tofc_lab import resume
+from tofc_lab.codec.feature_noise import FeatureNoise, PcaNoise
+from tofc_lab.nano import answerer as nano_answerer
+from tofc_lab.nano import decoder_state
+from tofc_lab.nano.answerer import SIDES, SLOT, SUPERVISED_HEADS, Answerer, merging, visual_input
+from tofc_lab.nano.batches import Batches
+from tofc_lab.nano.decoder import losses_by_family, optimisers_of
+from tofc_lab.nano.evaluate import accuracy, score
+from tofc_lab.nano.packing import AttentionLabel, Batch, Packer, QuestionAnswer
+from tofc_lab.photo import names
+from tofc_lab.photo.cached import AskedScene
+from tofc_lab.photo.names import plural
+from tofc_lab.photo.pictures import GRID
+from tofc_lab.photo.tower import Reader
+from tofc_lab.progress import Log, print_now
+from tofc_lab.resume import NONE, Settings
+
+#: how often the families are drawn in training: those that need a thing to be found are learned last, and the long
+#: answers of "read" would outweigh all others
+WEIGHTS = {"what": 3.0, "place": 2.0, "exist": 2.0, "where": 2.0, "count": 1.0, "colour": 1.5, "read": 0.35}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoRecipe:
+    """Steps, learning rates and the mix of batches; `grid` and `projector` as in nano's recipe."""
+
+    steps: int = 2000
+    batch: int = 16  # pictures of a batch
+    turns: int = 8  # questions about each picture
+    rate: float = 2e-3
+    projector: float = 0.5
+    grid: float = 4.0
+    attention_weight: float = 0.5
+    cells: float = 0.5  # weight of the loss of `with_cells`
+    decay: float = 0.4  # share of the steps, at the end, over which the learning rate falls to 0
+    save: int = 200  # steps between checkpoints
+    merged: float = 0.4  # share of batches with merged features
+    noisy: float = 0.3  # share of batches with noise on the features
+    wide: float = 0.12  # share of batches whose pictures have crops, as those that are wide or high have
+    conversation: float = 0.1  # share of batches whose questions attend to earlier ones
+
+
+def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """Return the configuration of the photo model's decoder."""
+    nano = nano_answerer.config(tokenizer)
+    nano.num_hidden_layers = 5
+    nano.layer_types = ["full_attention"] * 5
+    return nano
+
+
+class PhotoBatches(Batches[Batch]):
+    """Endless batches from step `first` on; batch `step` depends only on `(seed, step)`."""
+
+    def __init__(
+        self,
+        scenes: Sequence[AskedScene],
+        noise: FeatureNoise,
+        packer: Packer,
+        recipe: PhotoRecipe,
+        seed: int,
+        first: int,
+    ) -> None:
+        self.scenes, self.noise, self.packer, self.recipe = scenes, noise, packer, recipe
+        self.seed, self.first = seed, first
+
+    def draw(self, step: int) -> Batch:
+        recipe, rng = self.recipe, np.random.default_rng([self.seed, 17, step])
+        share = float(rng.uniform(0.25, 1.0)) if rng.random() < recipe.merged else 1.0
+        chosen: list[AskedScene] = [self.scenes[i] for i in rng.integers(len(self.scenes), size=recipe.batch)]
+        if rng.random() < recipe.wide:
+            chosen = [with_crops(rng, one) for one in chosen]
+        shown = [visual_input(one, merging(share=share)) for one in chosen]
+        if rng.random() < recipe.noisy:
+            shown = [replace(one, features=self.noise.apply(rng, one.features, one.views)) for one in shown]
+        asked = [draw_questions(rng, one, recipe.turns, WEIGHTS) for one in chosen]
+        return self.packer.pack(shown, asked, independent=bool(rng.random() >= recipe.conversation))
+
+
+def with_crops(rng: np.random.Generator, scene: AskedScene) -> AskedScene:
+    """Return a scene with the crops of a wide or high picture before its view, of the view's own nearest features."""
+    count, side = int(rng.integers(2, 4)), SIDES[0]
+    view = scene.features.reshape(GRID, GRID, -1)
+    along, across = np.arange(count * side) * GRID // (count * side), np.arange(side) * GRID // side
+    wide = bool(rng.random() < 0.7)
+    parts = np.split(along, count)
+    crops = [view[across][:, part] if wide else view[part][:, across] for part in parts]
+    features = np.concatenate([*(crop.reshape(side * side, -1) for crop in crops), scene.features])
+    rows, columns = (1, count) if wide else (count, 1)
+    return replace(scene, features=features, sides=(*[side] * count, GRID), rows=rows, columns=columns)
+
+
+def draw_questions(
+    rng: np.random.Generator, scene: AskedScene, count: int, weights: Mapping[str, float] | None = None
+) -> list[QuestionAnswer]:
+    """Return `count` of the questions about a scene, or fewer if there are no more; families by weight, or as asked."""
+    if weights is None:
+        chosen = rng.permutation(len(scene.questions))
+    else:  # the largest of weighted random numbers: a draw without replacement
+        powers = [1 / weights[one.family] for one in scene.questions]
+        chosen = np.argsort(-(rng.random(len(powers)) ** powers))
+    return [scene.questions[i] for i in chosen[:count]]
+
+
+@torch.no_grad()
+def with_cells(batch: Batch, reader: Reader, tokens: Tensor, clear: float = 0.4) -> Batch:
+    """Return a batch in which each feature's own token is to predict the name that the tower's reader sees in it.
+
+    From answers alone a decoder learns to say 1 000 names slowly: a step has few answers that are names, but
+    hundreds of features. Those that show nothing `clear` have no target. `tokens` [1000]: of the classes' names.
+    """
+    sure, best = reader.names(batch.features).softmax(-1).max(-1)
+    targets = batch.targets.clone()
+    targets[batch.image] = torch.where(sure > clear, tokens[best], -100)
+    return replace(batch, targets=targets)
+
+
+@torch.no_grad()
+def start_names(answerer: Answerer, reader: Reader, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Start the token of each name from the direction in which the tower's features show it.
+
+    So names that look alike start alike, and a name is near the features that show it.
+    """
+    known = names.load()
+    embedding, output = answerer.decoder.model.embed_tokens.weight, answerer.decoder.lm_head.weight
+    members = torch.from_numpy(known.members)
+    shown = (members @ reader.names.weight) / members.sum(1, keepdim=True)  # [words, D]
+    shown = F.normalize((shown - shown.mean(0)) @ answerer.projector.weight.T, dim=1)
+    for table in (embedding, output):
+        size = table.norm(dim=1).mean()
+        for word, direction in zip(known.words, shown, strict=True):
+            for form in (word, plural(word)):
+                ids = tokenizer(form, add_special_tokens=False)["input_ids"]
+                if len(ids) == 1:
+                    table[ids[0]] = 0.5 * table[ids[0]] + 0.9 * size * direction
+
+
+@torch.no_grad()
+def start_finding(
+    answerer: Answerer,
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerFast,
+    features: Tensor,
+    ranks: int = 32,
+) -> None:
+    """Start the head whose attention is trained on names from a least-squares map of features [P, 36, D] to names.
+
+    The map is the best one of `ranks` from what the first layer sees of a feature to the embedding of the words that
+    the reader sees in it. Its two factors become keys and queries, in dimensions that rotate slowly, so
+    that a name finds its features wherever they are. Found by training alone, this takes many hundred steps.
+    """
+    known, layer = names.load(), answerer.decoder.model.layers[0]
+    place = answerer.grid.weight[SLOT[GRID] :][: features.shape[1]]
+    seen = layer.input_layernorm(answerer.projector(features) + place).flatten(0, 1)  # [T, H]
+    ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in known.words]
+    embedded = layer.input_layernorm(answerer.decoder.model.embed_tokens.weight[ids])  # [words, H]
+    of_words = reader.names(features).softmax(-1).flatten(0, 1) @ torch.from_numpy(known.members).T
+    wanted = of_words @ (embedded - embedded.mean(0))
+    centred = seen - seen.mean(0)
+    power = centred.T @ centred / len(seen)
+    power += 0.01 * centred.var(0).mean() * torch.eye(len(power))
+    shared = centred.T @ (wanted - wanted.mean(0)) / len(seen)
+    left, strength, right = torch.linalg.svd(torch.linalg.solve(power, shared))
+    strength = strength[:ranks].sqrt()
+    number, head = SUPERVISED_HEADS[AttentionLabel.NAME]
+    assert number == 0, "only the first layer sees features as they are"
+    attention, config = layer.self_attn, answerer.decoder.config
+    size = int(config.head_dim or 0)
+    group = head * int(config.num_key_value_heads or 1) // config.num_attention_heads
+    slow = torch.tensor([*range(size // 4, size // 2), *range(3 * size // 4, size)])[:ranks]
+    for weight, first, factor, mean in (
+        (attention.k_proj.weight, group * size, left[:, :ranks].T * strength[:, None], seen.mean(0)),
+        (attention.q_proj.weight, head * size, right[:ranks] * strength[:, None], embedded.mean(0)),
+    ):
+        direction = F.normalize(mean, dim=0)
+        weight[first : first + size] = 0
+        weight[first + slow] = factor - (factor @ direction)[:, None] * direction
+
+
+def train(
+    scenes: Sequence[AskedScene],
+    validation: Sequence[AskedScene],
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    *,
+    inputs: Settings = NONE,
+    start: Path | None = None,
+    recipe: PhotoRecipe | None = None,
+    noise: FeatureNoise | None = None,
+    seed: int = 0,
+    autocast: bool = True,
+    workers: int = 1,
+    log: Log = print_now,
+) -> Answerer:
+    """Run the recipe, resuming from `out/decoder.ckpt`, and write `out/decoder.pt`.
+
+    A checkpoint of fewer steps is continued to `recipe.steps`; one of other inputs or settings is refused.
+    `start` is the `decoder.pt` of another run to start from, for instance one on an earlier tower's features.
+    """
+    recipe = recipe or PhotoRecipe()
+    inputs = {**inputs, "--start": None if start is None else resume.fingerprint(start)}
+    settings = decoder_state.settings_of(inputs, recipe, seed)
+    settings.pop("--steps")
+    torch.manual_seed(seed)
+    packer = Packer(tokenizer)
+    answerer = Answerer(scenes[0].features.shape[1], config(tokenizer))
+    sample = np.concatenate([one.features for one in scenes[:200]]).astype(np.float32)
+    answerer.start_from(torch.from_numpy(sample))
+    if start is None:
+        start_names(answerer, reader, tokenizer)
+        start_finding(answerer, reader, tokenizer, torch.from_numpy(sample).unflatten(0, (-1, GRID * GRID)))
+    else:
+        answerer.load_state_dict(torch.load(start, weights_only=True))
+    optimisers = optimisers_of(answerer, recipe)
+    saved = out / "decoder.ckpt"
+    step, running = decoder_state.restore(saved, settings, answerer, optimisers)
+    tokens = torch.tensor([tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in names.load().names])
+    batches = PhotoBatches(scenes, noise or PcaNoise.fit(sample, 192), packer, recipe, seed, step).ahead(workers)
+    started, first = time.monotonic(), step
+    while step < recipe.steps:
+        batch = next(batches)
+        rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
+        decoder_state.set_rate(optimisers, rate)
+        named = with_cells(batch, reader, tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits, attention = answerer.forward_with_attention(named)
+        losses = F.cross_entropy(logits.float(), named.targets[named.targets >= 0], reduction="none")
+        of_cells = batch.image[named.targets >= 0]
+        answers, cells = losses[~of_cells], losses[of_cells].sum() / of_cells.sum().clamp(min=1)
+        attention_loss = -(attention + 1e-4).log().mean() if len(attention) else losses.new_zeros(())
+        (answers.mean() + recipe.attention_weight * attention_loss + recipe.cells * cells).backward()
+        decoder_state.update(answerer, optimisers)
+        step += 1
+        values = {"loss": answers.mean().item(), "attention": attention_loss.item(), "cells": cells.item()}
+        values |= losses_by_family(batch, answers)
+        for name, value in values.items():
+            running[name] = 0.97 * running.get(name, value) + 0.03 * value
+        if step % 25 == 0:
+            speed = (step - first) / (time.monotonic() - started)
+            log(f"{step}/{recipe.steps} {speed:.2f} steps/s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()))
+        if step % recipe.save == 0 or step == recipe.steps:
+            scores = validate(answerer, packer, validation)
+            log("  validation " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+            with (out / "decoder.jsonl").open("a", encoding="utf-8") as file:
+                file.write(dumps({"step": step, **running, "validation": scores}) + "\n")
+            decoder_state.save(saved, settings, answerer, optimisers, step=step, running=running)
+            torch.save(answerer.state_dict(), out / "decoder.pt")
+    torch.save(answerer.state_dict(), out / "decoder.pt")
+    return answerer
+
+
+def validate(answerer: Answerer, packer: Packer, scenes: Sequence[AskedScene], turns: int = 10) -> dict[str, float]:
+    """Return the accuracy by family of questions about held-out photographs, all features shown."""
+    rng = np.random.default_rng(5)
+    asked = [draw_questions(rng, one, turns) for one in scenes]
+    return accuracy(score(answerer, packer, scenes, merging(), chosen=asked))

@@ -1,0 +1,86 @@
+"""Export of the photo model's trained parts to a checkpoint, and its codec.
+
+Promises that the checkpoint opens on both sides and answers as the parts did, up to half precision, and that nothing of
+the training's pictures is in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from tofc_lab import resume
+from tofc_lab.checkpoint.pretrained_trunk import Pretrained
+from tofc_lab.codec.index import transform
+from tofc_lab.codec.index.export import export as export_index
+from tofc_lab.codec.index.grids import Grids
+from tofc_lab.codec.index.train import IndexRecipe, settings_of
+from tofc_lab.codec.index.train import train as train_codec
+from tofc_lab.nano import export
+from tofc_lab.nano.answerer import Answerer, inputs_of
+from tofc_lab.nano.source import pool
+from tofc_lab.photo import cached, tower
+from tofc_lab.photo.decoder import config
+from tofc_lab.progress import Log, print_now
+
+MAX_SIDE = 336  # px: a picture is one view, and crops only where it is 1.5 times as long as wide
+SAMPLED = 500  # scenes from which the codec's transform is computed
+SCENES = 3000  # scenes that the codec is trained on, at most
+PRESETS = {"low": 4, "medium": 5, "high": 7}
+#: photographs are less alike than nano's drawings: more components, larger codebooks, lower prices of a bit
+CODEC = IndexRecipe(
+    components=128,
+    codewords=(4096, 512),
+    weights=(0.01, 0.03),
+    prices=(1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015, 0.007),
+    vectors=60_000,
+    fitting=4,
+    rounds=3,
+    moving=1,
+    steps=700,
+)
+
+
+def load(run: Path) -> tuple[Answerer, PreTrainedTokenizerFast]:
+    """Load the trained answerer of a run, and its tokenizer."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
+    answerer = Answerer(tower.VISION["output_width"], config(tokenizer))
+    answerer.load_state_dict(torch.load(run / "decoder.pt", weights_only=True))
+    return answerer.eval(), tokenizer
+
+
+def export_run(run: Path, out: Path) -> None:
+    """Write tower, projector, decoder and tokenizer of a run to `out`. Leaves the codec to `write_codec`."""
+    answerer, _ = load(run)
+    reader = tower.load(run).state_dict()
+    state = {f"trunk.{name}": tensor for name, tensor in Pretrained.load().trunk.items()}
+    state |= {name: tensor for name, tensor in reader.items() if name.startswith(("detail.", "adapter."))}
+    export.export(out, tower.VISION, state, answerer, run / "tokenizer", max_side=MAX_SIDE)
+
+
+def write_codec(run: Path, out: Path, recipe: IndexRecipe, seed: int, log: Log = print_now) -> None:
+    """Train the index codec on the scenes of `run`, resuming from its `index.ckpt`, and write it to `out`."""
+    saved, inputs = run / "index.ckpt", inputs_of(run)
+    resume.check(saved, settings_of(inputs, recipe, seed))
+    scenes = cached.load(cached.folder(run), "train")[:SCENES]
+    answerer, _ = load(run)
+    sample = torch.from_numpy(np.concatenate([one.features for one in scenes[:SAMPLED]]).astype(np.float32))
+    fitted = transform.fit(sample, answerer.projector.weight.detach(), recipe.components)
+    merged = pool(scenes, fitted.in_numpy(), seed, recipe.merged)
+    model, price = train_codec(
+        Grids.of(merged, fitted.project), saved, inputs=inputs, recipe=recipe, seed=seed, log=log
+    )
+    export_index(
+        model,
+        fitted,
+        price,
+        answerer.grid_embedding(),
+        answerer.grid.embedding_dim,
+        rates=tuple((None, quality) for quality in range(model.qualities)),
+        presets={name: min(quality, model.qualities - 1) for name, quality in PRESETS.items()},
+        preset="high",
+        crop_features=4,
+    ).save(out)
