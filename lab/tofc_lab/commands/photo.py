@@ -1,6 +1,6 @@
 """Commands of the photo model, which knows real photographs: its training, its export, and how it is judged.
 
-Promises that the steps in the help of `tofc-lab photo`, in their order, are the recipe of the shipped model.
+Promises that the steps in the help of `tofc-lab photo`, in their order, are the recipe of photo.
 """
 
 from __future__ import annotations
