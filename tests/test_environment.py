@@ -79,7 +79,7 @@ def value_for(command: Any, parameter: Any, folder: Path) -> str:
     kind = kind_of(command, parameter)
     if get_origin(kind) is Literal:
         return str(next(one for one in get_args(kind) if one != parameter.default))
-    return {int: "17", float: "17.5"}.get(kind, str(folder / "value"))
+    return {int: "37", float: "17.5"}.get(kind, str(folder / "value"))
 
 
 def parse(command: Any, full_name: str, words: list[str]) -> Any:

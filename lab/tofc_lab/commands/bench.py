@@ -42,16 +42,18 @@ def bench(
         str | None,
         typer.Option(help="Ask this endpoint, for instance http://127.0.0.1:8080/v1, not a model in this process."),
     ] = None,
-    api_key: Annotated[str | None, typer.Option(help="The endpoint's API key.", envvar="OPENAI_API_KEY")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="The endpoint's API key.", envvar=["TOFC_LAB_BENCH_API_KEY", "OPENAI_API_KEY"])
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--json", help="JSON file to write, with every answer; an interrupted run resumes.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the files.", show_default="the set's")] = None,
     limit: Annotated[int | None, typer.Option(help="Ask the first N questions only.", metavar="N")] = None,
     parallel: Annotated[int, typer.Option(help="Questions asked at a time.", metavar="N")] = 8,
-    uncompressed: Annotated[
-        bool, typer.Option(help="Also ask with uncompressed features, to tell the share of that score.")
-    ] = True,
+    packets_only: Annotated[
+        bool, typer.Option("--no-uncompressed", help="Do not also ask with uncompressed features, for the share.")
+    ] = False,
     preset: Annotated[str | None, typer.Option(help="Preset of the packets.", show_default="the codec's")] = None,
     feature_codec: Annotated[
         str, typer.Option(help="The model's codec that makes the packets.", metavar="NAME")
@@ -73,7 +75,7 @@ def bench(
         split=split,
         limit=limit,
         parallel=parallel,
-        uncompressed=uncompressed,
+        uncompressed=not packets_only,
         preset=preset,
         feature_codec=feature_codec,
         device=device,
