@@ -136,9 +136,11 @@ def compare(
         baseline = benchmark.reduced("uncompressed", merging, kind, "test")
         report = _report(baseline, measured, chosen, tokens=kind == "world")
         report["methods"] = {name: this_run | one for name, one in report["methods"].items()}
-        equal = [name for name in (OURS, equal_files.TITLE) if name in tried]
-        report["validation"] = {name: _on_validation(tried[name], kind) for name in equal}
-        found["kinds"][kind] = with_earlier(report, found["kinds"].get(kind))
+        had = found["kinds"].get(kind)
+        found["kinds"][kind] = with_earlier(report, had)
+        if kind in equal_files.KINDS.values():
+            now = {name: _on_validation(tried[name], kind) for name in (OURS, equal_files.TITLE) if name in tried}
+            found["kinds"][kind]["validation"] = (had or {}).get("validation", {}) | now
         # Settings for features are chosen on 336 px pictures and used on all kinds. Settings for image files are chosen
         # on each kind, and so are those for crops, which only large pictures have: that kind comes last.
         feature_methods = {
@@ -191,10 +193,7 @@ def with_earlier(report: dict[str, Any], kept: dict[str, Any] | None) -> dict[st
             for family, at in one["bytes"].items()
         }
     methods = {name: report["methods"].get(name, one) for name, one in kept["methods"].items()}
-    return report | {
-        "methods": methods | report["methods"],
-        "validation": kept.get("validation", {}) | report.get("validation", {}),
-    }
+    return report | {"methods": methods | report["methods"]}
 
 
 def _quotient(ours: float | None, other: float | None) -> float | None:
