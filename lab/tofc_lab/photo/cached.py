@@ -103,5 +103,5 @@ def load(out: Path, split: Split) -> list[AskedScene]:
             )
             found.append(AskedScene(features=given, sides=(GRID,), rows=0, columns=0, questions=questions))
     if not found:
-        raise UsageError(f"{out} has no scenes {split}-*.npz; run `tofc-lab photo scenes` first")
+        raise UsageError(f"{out} has no scenes {split}-*.npz; run `tofc-lab photo train` first")
     return found

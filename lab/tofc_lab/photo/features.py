@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
 from tofc.errors import UsageError
-from tofc.model.efficientnet_lite import Trunk
+from tofc.model.efficientnet_lite import Trunk, pooled_head
 from tofc.model.efficientnet_lite_config import DETAIL, HEAD
 from tofc_lab.checkpoint.pretrained_trunk import Pretrained
 from tofc_lab.photo import colours, pictures
@@ -87,8 +86,7 @@ def maps_of(images: Sequence[Image.Image], *, autocast: bool = True) -> tuple[ND
     """Return the pooled head's map [B, 36, 1280] and the map at stride 16 [B, 120, 21, 21] of pictures of 336 px."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):  # a third of the time on CPUs that have bf16
         middle, last = trunk()(pixels(images).contiguous(memory_format=torch.channels_last))
-    pooled = F.avg_pool2d(last.float(), 2, ceil_mode=True, count_include_pad=False)
-    return pooled.flatten(2).transpose(1, 2).to(torch.float16).numpy(), middle.to(torch.float16).numpy()
+    return pooled_head(last.float()).to(torch.float16).numpy(), middle.to(torch.float16).numpy()
 
 
 def compute(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from tofc_lab.photo import assets, colours
@@ -95,18 +96,25 @@ def _mosaic(rng: np.random.Generator, folder: Path, split: Split) -> Picture:
     return Picture(image=image, parts=rows * columns)
 
 
+def place(rng: np.random.Generator, taken: NDArray[np.bool_], most: int) -> tuple[int, ...] | None:
+    """Return the cells of a free rectangle, of at most `most` cells a side, with a gap to others; None without room."""
+    high, wide = (int(value) for value in rng.integers(1, most + 1, size=2))
+    row, column = int(rng.integers(GRID - high + 1)), int(rng.integers(GRID - wide + 1))
+    if taken[max(0, row - 1) : row + high + 1, max(0, column - 1) : column + wide + 1].any():
+        return None
+    taken[row : row + high, column : column + wide] = True
+    return tuple(r * GRID + c for r in range(row, row + high) for c in range(column, column + wide))
+
+
 def _add_patches(rng: np.random.Generator, picture: Picture) -> None:
     """Give some regions of the picture a colour, with the light and shade that they had."""
     taken = np.zeros((GRID, GRID), bool)
     for _ in range(int(rng.integers(1, 5))):
-        high, wide = (int(value) for value in rng.integers(1, 4, size=2))
-        row, column = int(rng.integers(GRID - high + 1)), int(rng.integers(GRID - wide + 1))
-        around = np.s_[max(0, row - 1) : row + high + 1, max(0, column - 1) : column + wide + 1]
-        if taken[around].any():
+        if (cells := place(rng, taken, 3)) is None:
             continue
-        taken[row : row + high, column : column + wide] = True
+        (row, column), (last_row, last_column) = divmod(cells[0], GRID), divmod(cells[-1], GRID)
         name = colours.COLOURS[int(rng.integers(len(colours.COLOURS)))]
-        box = [column * CELL, row * CELL, (column + wide) * CELL - 1, (row + high) * CELL - 1]
+        box = [column * CELL, row * CELL, (last_column + 1) * CELL - 1, (last_row + 1) * CELL - 1]
         box = [value + float(rng.uniform(-0.12, 0.12)) * CELL for value in box]
         mask = Image.new("L", (SIZE, SIZE))
         pen = ImageDraw.Draw(mask)
@@ -133,8 +141,7 @@ def _add_patches(rng: np.random.Generator, picture: Picture) -> None:
         light = 1 + strength * np.clip((grey - grey.mean()) / (grey.std() + 8), -1.5, 1.5)
         paint = np.clip(light[..., None] * np.array(colours.draw(rng, name), np.float32), 0, 255)
         picture.image.paste(Image.fromarray(paint.astype(np.uint8)), (0, 0), mask)
-        cells = [r * GRID + c for r in range(row, row + high) for c in range(column, column + wide)]
-        picture.patches.append(Patch(colour=name, cells=tuple(cells)))
+        picture.patches.append(Patch(colour=name, cells=cells))
 
 
 def _worse(rng: np.random.Generator, image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tofc_lab.photo import names, teacher
 from tofc_lab.photo.colours import COLOURS
 from tofc_lab.photo.features import Known
-from tofc_lab.photo.pictures import GRID
+from tofc_lab.photo.pictures import GRID, place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +67,6 @@ def draw_class(rng: np.random.Generator) -> int:
         return int(rng.integers(names.CLASSES))
     group = _choices()[int(rng.integers(len(_choices())))]
     return group[int(rng.integers(len(group)))]
-
-
-def place(rng: np.random.Generator, taken: NDArray[np.bool_], most: int) -> tuple[int, ...] | None:
-    """Return the cells of a free rectangle, of at most `most` cells a side, with a gap to others; None without room."""
-    high, wide = (int(value) for value in rng.integers(1, most + 1, size=2))
-    row, column = int(rng.integers(GRID - high + 1)), int(rng.integers(GRID - wide + 1))
-    if taken[max(0, row - 1) : row + high + 1, max(0, column - 1) : column + wide + 1].any():
-        return None
-    taken[row : row + high, column : column + wide] = True
-    return tuple(r * GRID + c for r in range(row, row + high) for c in range(column, column + wide))
 
 
 def put(rng: np.random.Generator, head: NDArray[np.float32], number: int, cells: tuple[int, ...], sure: float) -> None:

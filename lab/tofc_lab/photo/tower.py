@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tofc.model.efficientnet_lite_config import DETAIL, HEAD
+from tofc.model.efficientnet_lite import Adapter
 from tofc_lab import resume
 from tofc_lab.nano.batches import Batches
 from tofc_lab.nano.decoder_state import set_rate
 from tofc_lab.photo import names, scene, teacher
 from tofc_lab.photo.colours import COLOURS
 from tofc_lab.photo.features import CELLS, Known, Maps
-from tofc_lab.photo.pictures import GRID, SIZE
+from tofc_lab.photo.pictures import GRID, SIZE, place
 from tofc_lab.photo.signs import CHARACTERS
 from tofc_lab.progress import Log, print_now
 from tofc_lab.resume import NONE, Settings
@@ -62,30 +62,19 @@ class TowerRecipe:
     save: int = 150  # steps between checkpoints
 
 
-class Reader(nn.Module):
+class Reader(Adapter):
     """The trained part of the tower, and linear readers of its features for training."""
 
     def __init__(self) -> None:
-        super().__init__()
-        detail, width = VISION["detail_width"], VISION["output_width"]
-        self.detail = nn.Sequential(
-            nn.Conv2d(DETAIL, detail, 3, stride=2, padding=1),
-            nn.GELU(),
-            nn.Conv2d(detail, detail, 3, stride=2, padding=1),
-        )
-        self.adapter = nn.Sequential(
-            nn.Linear(HEAD + detail, VISION["adapter_width"]),
-            nn.GELU(),
-            nn.Linear(VISION["adapter_width"], width),
-        )
+        super().__init__(VISION)
+        width = VISION["output_width"]
         self.names = nn.Linear(width, names.CLASSES)
         self.colours = nn.Linear(width, len(COLOURS))
         self.characters = nn.Linear(width, SLOTS * (len(CHARACTERS) + 1))
 
     def forward(self, head: Tensor, middle: Tensor) -> Tensor:
         """Return features [B, 36, D] of maps [B, 36, 1280] and [B, 120, 21, 21], as the tower does."""
-        found: Tensor = self.adapter(torch.cat((head, self.detail(middle).flatten(2).transpose(1, 2)), -1))
-        return found
+        return self.join(head, middle)
 
 
 class TowerBatch(NamedTuple):
@@ -121,7 +110,7 @@ def batch(rng: np.random.Generator, maps: Maps, chosen: NDArray[np.integer], sha
         if rng.random() < share:
             taken = np.zeros((GRID, GRID), bool)
             for _ in range(int(rng.integers(1, 4))):
-                if region := scene.place(rng, taken, 5):
+                if region := place(rng, taken, 5):
                     scene.put(rng, one, scene.draw_class(rng), region, float(rng.uniform(0.3, 0.97)))
                     regions.append(region)
         row[0] = large[0]

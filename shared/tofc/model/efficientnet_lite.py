@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from tofc.model.efficientnet_lite_config import DETAIL, DETAIL_BLOCKS, HEAD, STEM, Block, blocks
 
 
-class EfficientNetLite2Tower(nn.Module):
-    """The tower: the trunk, the detail branch and the adapter. The trunk is frozen in training, the others are not."""
+class Adapter(nn.Module):
+    """What is behind the trunk, the detail branch and the adapter: the trained part, the trunk is frozen."""
 
     def __init__(self, vision: Mapping[str, Any]) -> None:
         """Build the network with random weights; `vision` gives detail_width W, adapter_width and output_width D."""
         super().__init__()
         detail, adapter = int(vision["detail_width"]), int(vision["adapter_width"])
-        self.trunk = Trunk()
         self.detail = nn.Sequential(
             nn.Conv2d(DETAIL, detail, 3, stride=2, padding=1),
             nn.GELU(),
@@ -40,16 +39,37 @@ class EfficientNetLite2Tower(nn.Module):
             nn.Linear(HEAD + detail, adapter), nn.GELU(), nn.Linear(adapter, int(vision["output_width"]))
         )
 
+    def join(self, pooled: Tensor, middle: Tensor) -> Tensor:
+        """Compute features [B, N, D] from `pooled_head` [B, N, 1280] and the map at stride 16 [B, 120, ⌈S/16⌉, …]."""
+        found: Tensor = self.adapter(torch.cat((pooled, cells(self.detail(middle))), -1))
+        return found
+
+
+class EfficientNetLite2Tower(Adapter):
+    """The tower: the trunk, and what is behind it."""
+
+    def __init__(self, vision: Mapping[str, Any]) -> None:
+        """Build the network with random weights, of the widths that `vision` gives."""
+        super().__init__(vision)
+        self.trunk = Trunk()
+
     def forward(self, pixels: Tensor) -> Tensor:  # [B, 3, S, S] → [B, N, D], row by row
         """Compute the features of views, pixels normalised as (x − 127) / 128."""
         return self.head(*self.trunk(pixels))
 
     def head(self, middle: Tensor, last: Tensor) -> Tensor:
         """Compute features from the trunk's maps [B, 120, ⌈S/16⌉, …] and [B, 1280, ⌈S/32⌉, …]."""
-        pooled = F.avg_pool2d(last, 2, ceil_mode=True, count_include_pad=False)  # [B, 1280, ⌈S/64⌉, ⌈S/64⌉]
-        joined = torch.cat((pooled, self.detail(middle)), 1)
-        found: Tensor = self.adapter(joined.flatten(2).transpose(1, 2))
-        return found
+        return self.join(pooled_head(last), middle)
+
+
+def pooled_head(last: Tensor) -> Tensor:
+    """Return the means [B, N, 1280] of 2 × 2 cells of the head's map [B, 1280, ⌈S/32⌉, ⌈S/32⌉]."""
+    return cells(F.avg_pool2d(last, 2, ceil_mode=True, count_include_pad=False))
+
+
+def cells(grid: Tensor) -> Tensor:
+    """Return a map [B, C, G, G] as its cells [B, G², C], row by row."""
+    return grid.flatten(2).transpose(1, 2)
 
 
 class Trunk(nn.Module):
