@@ -22,9 +22,10 @@ from tofc import json_text
 from tofc.errors import UsageError
 from tofc_lab.cli import app
 from tofc_lab.photo import judge as judging
-from tofc_lab.photo.judge_pictures import fetch, open_photograph, resources
+from tofc_lab.photo.judge_pictures import fetch, open_photograph
 from tofc_lab.photo.judge_questions import DATA, SHIPPED, JudgeQuestion, Package, Photograph, Registry, load
 from tofc_lab.photo.judge_sheet import draw
+from tofc_lab.photo.qt_resources import resources
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "models" / "nano"

@@ -8,7 +8,6 @@ committed or shipped.
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -91,7 +90,7 @@ def fetch(folder: Path, progress: NamedProgress) -> None:
     for package in progress(NPM, len(NPM), "packages of npm"):
         file = packages / package.file
         if not file.exists():
-            _run_npm(package.name, packages)
+            npm_pack(package.name, packages)
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != package.sha256:
             raise UsageError(f"{file} has the SHA-256 {found}, expected {package.sha256}; remove it and try again")
@@ -99,13 +98,10 @@ def fetch(folder: Path, progress: NamedProgress) -> None:
             archive.extractall(folder / "root" / "npm" / package.file.removesuffix(".tgz"), filter="data")
 
 
-def _run_npm(name: str, folder: Path) -> None:
-    try:
-        subprocess.run(["npm", "pack", name, "--silent"], cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UsageError("npm was not found; some photographs come from npm's registry, so install npm") from None
-    except subprocess.CalledProcessError as error:
-        raise UsageError(f"{' '.join(error.cmd)} failed: {error.stderr.strip()}") from None
+def npm_pack(name: str, folder: Path) -> None:
+    """Download the package `NAME@VERSION` of npm as a file into `folder`. Raises `UsageError`."""
+    without = "some photographs come from npm's registry, so install npm"
+    world.run_command(["npm", "pack", name, "--silent"], folder, without)
 
 
 def split_of(name: str) -> Split:
@@ -141,11 +137,7 @@ def _shrink(path: Path, copy: Path) -> bool:
         if min(opened.size) < SMALLEST or opened.mode in {"P", "1"}:
             return False
         picture = opened.convert("RGB")
-    scale = SHORT_SIDE / min(picture.size)
-    if scale < 1:
-        size = round(picture.width * scale), round(picture.height * scale)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    picture.save(copy, quality=92)
+    world.shrunk(picture, SHORT_SIDE).save(copy, quality=92)
     return True
 
 

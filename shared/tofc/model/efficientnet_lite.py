@@ -39,11 +39,6 @@ class Adapter(nn.Module):
             nn.Linear(HEAD + detail, adapter), nn.GELU(), nn.Linear(adapter, int(vision["output_width"]))
         )
 
-    def join(self, pooled: Tensor, middle: Tensor) -> Tensor:
-        """Compute features [B, N, D] from `pooled_head` [B, N, 1280] and the map at stride 16 [B, 120, ⌈S/16⌉, …]."""
-        found: Tensor = self.adapter(torch.cat((pooled, cells(self.detail(middle))), -1))
-        return found
-
 
 class EfficientNetLite2Tower(Adapter):
     """The tower: the trunk, and what is behind it."""
@@ -59,12 +54,14 @@ class EfficientNetLite2Tower(Adapter):
 
     def head(self, middle: Tensor, last: Tensor) -> Tensor:
         """Compute features from the trunk's maps [B, 120, ⌈S/16⌉, …] and [B, 1280, ⌈S/32⌉, …]."""
-        return self.join(pooled_head(last), middle)
+        joined = torch.cat((pooled_head(last), self.detail(middle)), 1)
+        found: Tensor = self.adapter(cells(joined))
+        return found
 
 
 def pooled_head(last: Tensor) -> Tensor:
-    """Return the means [B, N, 1280] of 2 × 2 cells of the head's map [B, 1280, ⌈S/32⌉, ⌈S/32⌉]."""
-    return cells(F.avg_pool2d(last, 2, ceil_mode=True, count_include_pad=False))
+    """Return the means [B, 1280, ⌈S/64⌉, ⌈S/64⌉] of 2 × 2 cells of the head's map [B, 1280, ⌈S/32⌉, ⌈S/32⌉]."""
+    return F.avg_pool2d(last, 2, ceil_mode=True, count_include_pad=False)
 
 
 def cells(grid: Tensor) -> Tensor:
