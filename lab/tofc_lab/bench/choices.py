@@ -13,6 +13,8 @@ from tofc_lab.bench.tables import Row
 
 #: what lmms-eval asks for below the options
 DIRECTLY = "\nAnswer with the option's letter from the given choices directly."
+#: and what where there are none
+IN_A_WORD = "\nAnswer the question using a single word or phrase."
 
 
 def option_list(row: Row, name: str) -> dict[str, str]:

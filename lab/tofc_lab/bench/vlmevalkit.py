@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tofc_lab.bench.benchmark_set import Rules
 from tofc_lab.bench.choices import only_text
 from tofc_lab.bench.question import Part, Question, Verdict, listed
 
@@ -65,3 +66,6 @@ def _text(answer: str, options: Mapping[str, str]) -> str | None:
     if len(answer) > 2 * sum(map(len, options.values())):
         return None
     return only_text(answer, {letter: text.lower() for letter, text in options.items()})
+
+
+MULTIPLE_CHOICE = Rules(prompt=prompt, judge=judge, max_tokens=MAX_TOKENS)

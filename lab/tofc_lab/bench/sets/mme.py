@@ -15,6 +15,7 @@ from typing import Any
 from tofc.errors import UsageError
 from tofc_lab.bench import vlmevalkit
 from tofc_lab.bench.benchmark_set import BenchmarkSet, Judged, Rules
+from tofc_lab.bench.choices import IN_A_WORD
 from tofc_lab.bench.question import Part, Question, Unit, Verdict
 from tofc_lab.bench.scores import grouped, mean
 from tofc_lab.bench.tables import Table
@@ -24,7 +25,6 @@ PERCEPTION = frozenset(
 )
 COGNITION = frozenset(("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"))
 YES_OR_NO = " Please answer yes or no."
-_AS_WORDS = "\nAnswer the question using a single word or phrase."
 #: VLMEvalKit's punctuation, and its full stops beside no digit
 _PUNCTUATION = (
     ";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!",
@@ -58,7 +58,7 @@ def read(table: Table) -> list[Question]:
 
 def prompt(question: Question) -> tuple[Part, ...]:
     """Return the picture and the question, which asks for a word."""
-    return (*range(len(question.pictures)), question.text.strip().replace(YES_OR_NO, "") + _AS_WORDS)
+    return (*range(len(question.pictures)), question.text.strip().replace(YES_OR_NO, "") + IN_A_WORD)
 
 
 def judge(question: Question, answer: str) -> Verdict:

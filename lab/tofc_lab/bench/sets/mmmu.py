@@ -14,6 +14,7 @@ from random import Random
 
 from tofc_lab.bench import vlmevalkit
 from tofc_lab.bench.benchmark_set import BenchmarkSet, Rules
+from tofc_lab.bench.choices import DIRECTLY, IN_A_WORD
 from tofc_lab.bench.lmms_extraction import mmmu_letter
 from tofc_lab.bench.open_answers import is_right, named_values
 from tofc_lab.bench.question import LETTERS, Part, Question, Source, Verdict, lettered, listed
@@ -35,8 +36,6 @@ DOMAINS = {
     ),
 }  # fmt: skip
 _DOMAIN = {subject: domain for domain, subjects in DOMAINS.items() for subject in subjects}
-_CHOICE = "Answer with the option's letter from the given choices directly."
-_OPEN = "Answer the question using a single word or phrase."
 _PLACE = re.compile(r"<image (\d+)>")
 _SUBJECT = re.compile(r"[^_]*_(.+?)_\d+")
 
@@ -101,7 +100,7 @@ def prompt(question: Question) -> tuple[Part, ...]:
     """Return the text with its pictures where lmms-eval's chat models show them."""
     shown = f"{question.text}\n{listed(question.options)}\n" if question.options else question.text
     pictures = sorted({int(number) - 1 for number in _PLACE.findall(shown)})
-    segments = _PLACE.sub("<image>", f"{shown}\n{_CHOICE}" if question.options else f"{shown}\n\n{_OPEN}")
+    segments = _PLACE.sub("<image>", f"{shown}{DIRECTLY}" if question.options else f"{shown}\n{IN_A_WORD}")
     texts = [segment.strip() for segment in segments.split("<image>")]
     parts: list[Part] = []
     for text, picture in zip([*texts[:-1], *[""] * len(pictures)], pictures, strict=False):

@@ -11,6 +11,7 @@ from typing import Any
 
 from tofc_lab.bench import vlmevalkit
 from tofc_lab.bench.benchmark_set import BenchmarkSet, Rules
+from tofc_lab.bench.choices import DIRECTLY
 from tofc_lab.bench.lmms_extraction import find_letter
 from tofc_lab.bench.question import Part, Question, Unit, Verdict
 from tofc_lab.bench.scores import grouped, mean
@@ -18,7 +19,7 @@ from tofc_lab.bench.sets.mme import YES_OR_NO
 from tofc_lab.bench.tables import Table
 
 CHOICES = "ABCD"
-_DIRECTLY = "\nAnswer with the option's letter from the given choices directly"  # without a full stop, as lmms-eval
+_DIRECTLY = DIRECTLY.removesuffix(".")  # as lmms-eval
 _OPTIONS = "\nOptions: "
 
 
@@ -98,6 +99,6 @@ SET = BenchmarkSet(
     read=read,
     rules={
         "lmms-eval": Rules(prompt=prompt, judge=judge, max_tokens=1024, headline=headline, categories=categories),
-        "vlmevalkit": Rules(prompt=vlmevalkit.prompt, judge=vlmevalkit.judge, max_tokens=vlmevalkit.MAX_TOKENS),
+        "vlmevalkit": vlmevalkit.MULTIPLE_CHOICE,
     },
 )

@@ -54,6 +54,6 @@ SET = BenchmarkSet(
     read=read,
     rules={
         "lmms-eval": Rules(prompt=prompt, judge=judge, max_tokens=16),
-        "vlmevalkit": Rules(prompt=vlmevalkit.prompt, judge=vlmevalkit.judge, max_tokens=vlmevalkit.MAX_TOKENS),
+        "vlmevalkit": vlmevalkit.MULTIPLE_CHOICE,
     },
 )
