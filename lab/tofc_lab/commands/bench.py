@@ -13,11 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from tofc.model.feature_codecs import DEFAULT
 from tofc.terminal import note, say
-from tofc_lab.commands.options import Device, writable
+from tofc_lab.commands.options import Device, FeatureCodec, writable
 
 app = typer.Typer()
-
-FeatureCodec = Annotated[str, typer.Option(help="The model's codec that makes the packets.", metavar="NAME")]
 
 
 @app.command(rich_help_panel="Public benchmarks (docs/benchmarks.md)")
@@ -55,9 +53,7 @@ def bench(
         bool, typer.Option("--no-uncompressed", help="Do not also ask with uncompressed features, for the share.")
     ] = False,
     preset: Annotated[str | None, typer.Option(help="Preset of the packets.", show_default="the codec's")] = None,
-    feature_codec: Annotated[
-        str, typer.Option(help="The model's codec that makes the packets.", metavar="NAME")
-    ] = DEFAULT,
+    feature_codec: FeatureCodec = DEFAULT,
     device: Device = "cpu",
 ) -> None:
     """Score a model on one of seven public benchmarks, through packets, as lmms-eval or VLMEvalKit does. Resumable."""

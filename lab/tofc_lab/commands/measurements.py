@@ -15,6 +15,7 @@ from tofc_lab.commands.options import (
     RESULTS,
     RUN,
     Assets,
+    FeatureCodec,
     JsonFile,
     Run,
     WholeCheckpoint,
@@ -24,10 +25,6 @@ from tofc_lab.commands.options import (
 
 app = typer.Typer()
 PANEL = "Measurements of nano (defaults are paths in the checkout)"
-
-FeatureCodec = Annotated[
-    str, typer.Option(help="The model's codec that makes the packets: a name in its codecs/.", metavar="NAME")
-]
 
 
 @app.command(rich_help_panel=PANEL)

@@ -41,6 +41,9 @@ Run = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is in the hub's cache on this machine.")]
 JsonFile = Annotated[Path, typer.Option(help="JSON file to write.")]
+FeatureCodec = Annotated[
+    str, typer.Option(help="The model's codec that makes the packets: a name in its codecs/.", metavar="NAME")
+]
 WholeCheckpoint = Annotated[Path, typer.Argument(help="Folder of a whole checkpoint.")]
 #: Defaults of these options. NANO and RESULTS are relative: these commands run in a checkout.
 ASSETS, RUN, NANO, RESULTS = Path("runs/assets"), Path("runs/nano"), Path("models/nano"), Path("benchmarks/results")
