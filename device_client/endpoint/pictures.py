@@ -125,12 +125,13 @@ class KeptPictures:
         return known
 
     async def _open(self, key: bytes, media: Media) -> Picture:
-        url, data = media.url or "", b""
-        if url[:5].lower() != "data:":
+        url = media.url or ""
+        fetched = url[:5].lower() != "data:"
+        if fetched:
             async with self._fetches:
                 data = await fetch(url, self._domains, self._picture_bytes, media.path)
         async with self._slots:
-            if not data:
+            if not fetched:
                 data = await _in_thread(lambda: _decoded(url, media.path))
             picture = await _in_thread(lambda: self._open_picture(data))
         self._pictures[key] = picture
