@@ -44,8 +44,8 @@ class OnnxTower:
         stored = {name: one for name, one in checkpoint.stored.items() if name.startswith(VISION)}
         size = sum(math.prod(one.shape) for one in stored.values())
         require_memory(2 * 4 * size, "the vision tower in float32, as stored and as ONNX Runtime reorders it")
-        self._weights = {name.removeprefix(VISION): one.array() for name, one in stored.items()}
-        graph = self.config.tower.onnx(self._weights, int8=int8)
+        weights = {name.removeprefix(VISION): one.array() for name, one in stored.items()}
+        graph = self.config.tower.onnx(weights, int8=int8)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.use_deterministic_compute = True
@@ -62,8 +62,7 @@ class OnnxTower:
                 f"--execution-provider {provider} could not be loaded by ONNX Runtime: its libraries are missing or "
                 "find no device; install them, or leave the option out"
             )
-        self._needed = self.config.tower.onnx_kept(self._weights)
-        del self._weights
+        self._needed = self.config.tower.onnx_kept(weights)
 
     def at_once(self, side: int) -> int:
         """Return 1: more views together would take more memory and no less time."""
