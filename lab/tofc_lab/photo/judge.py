@@ -68,6 +68,7 @@ def judge(
     names = list(photographs) if only is None else list(only)
     if unknown := [name for name in names if name not in photographs]:
         raise UsageError(f"no photograph is named {unknown[0]!r}; there are {', '.join(photographs)}")
+    model_id = Checkpoint.open(model).model_id  # a wrong model is refused before anything is opened
     judged: list[Judged] = []
     sent, missing = [], 0
     sending: dict[str, Any] = {"preset": preset, "feature_codec": feature_codec}
@@ -88,7 +89,7 @@ def judge(
     report: dict[str, Any] = {
         "command": " ".join(["tofc-lab photo judge --model", str(model), *_options(preset, feature_codec, as_files)]),
         "date": date.today().isoformat(),
-        "model_id": Checkpoint.open(model).model_id,
+        "model_id": model_id,
         "photographs": len(sent),
         "photographs_missing": missing,
         "side_px": side,
