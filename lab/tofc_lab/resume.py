@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tofc.errors import UsageError
@@ -37,6 +38,13 @@ def save(path: Path, state: dict[str, Any], settings: Settings = NONE) -> None:
     """Replace `path` atomically; `settings` are those that the training depends on, its inputs included."""
     new = path.with_suffix(".new")
     torch.save(state | {"settings": json.dumps(dict(settings))}, new)
+    new.replace(path)
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays as an .npz file, complete or not at all."""
+    new = path.with_suffix(".new.npz")
+    np.savez(new, **arrays)
     new.replace(path)
 
 

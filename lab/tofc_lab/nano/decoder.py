@@ -28,7 +28,7 @@ from tofc_lab.nano.batches import Batches
 from tofc_lab.nano.evaluate import accuracy, score
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.nano.packing import AttentionLabel, Batch, Packer
-from tofc_lab.progress import Log, print_now
+from tofc_lab.progress import Log, print_now, smooth, step_line
 from tofc_lab.resume import NONE, Settings
 
 #: weights of the families in the first steps: mostly those that need one object found; comparing two is learned later
@@ -195,16 +195,11 @@ def train(
         (losses.mean() + recipe.attention_weight * attention_loss).backward()
         decoder_state.update(answerer, optimisers)
         step += 1
-        for name, value in {
-            kind: losses.mean().item(),
-            **_attention_elsewhere(batch, attention),
-            **losses_by_family(batch, losses),
-        }.items():
-            running[name] = 0.97 * running.get(name, value) + 0.03 * value
+        newest = {kind: losses.mean().item()}
+        smooth(running, newest | _attention_elsewhere(batch, attention) | losses_by_family(batch, losses))
         if step % 25 == 0:
             speed = (step - first) / (time.monotonic() - started)
-            values = " ".join(f"{k} {v:.3f}" for k, v in sorted(running.items()))
-            log(f"{step}/{recipe.steps} {speed:.2f} steps/s {values}")
+            log(step_line(step, recipe.steps, speed, dict(sorted(running.items()))))
         if step % recipe.save == 0 or step == recipe.steps:
             scores = {n: accuracy(score(answerer, packer, validation, merging(int(n)))) for n in ("36", "12")}
             for n, by_family in scores.items():

@@ -20,7 +20,7 @@ from PIL import Image
 from tofc import json_text
 from tofc.errors import UsageError
 from tofc_lab.progress import Progress, no_progress
-from tofc_lab.resume import fingerprint
+from tofc_lab.resume import fingerprint, save_arrays
 from tofc_lab.world import easy_vqa
 from tofc_lab.world.assets import Split
 from tofc_lab.world.scene import Scene, Sign, Thing, draw_scene, render
@@ -139,9 +139,7 @@ def compute(
             about |= {"sides": sides, "rows": output.rows, "columns": output.columns, "size": output.size}
             features.extend(view.astype(np.float16) for view in output.views)
             known.append(about)
-        new = path.with_suffix(".new.npz")
-        np.savez(new, features=np.concatenate(features), known=np.frombuffer(json.dumps(known).encode(), np.uint8))
-        new.replace(path)
+        save_arrays(path, features=np.concatenate(features), known=np.frombuffer(json.dumps(known).encode(), np.uint8))
 
 
 def keep_seed(out: Path, seed: int) -> None:

@@ -27,7 +27,7 @@ from tofc_lab.photo.pictures import GRID
 from tofc_lab.photo.questions import ask
 from tofc_lab.photo.tower import Reader
 from tofc_lab.progress import Progress, no_progress
-from tofc_lab.resume import fingerprint
+from tofc_lab.resume import fingerprint, save_arrays
 
 CHUNK = 250  # scenes in a file
 TURNS = 16  # questions about a scene, at most
@@ -72,13 +72,11 @@ def compute(
             asked.append(ask(rng, built[-1], TURNS))
         middle = maps.middle[[number % len(maps) for number in numbers]]
         known = [[[one.family, one.text, one.answer, _slots(one)] for one in questions] for questions in asked]
-        new = path.with_suffix(".new.npz")
-        np.savez(
-            new,
+        save_arrays(
+            path,
             features=features_of(reader, np.stack([one.head for one in built]), middle),
             known=np.frombuffer(json.dumps(known).encode(), np.uint8),
         )
-        new.replace(path)
 
 
 def _slots(one: QuestionAnswer) -> list[tuple[str, list[int]]]:

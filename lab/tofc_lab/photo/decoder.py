@@ -33,7 +33,7 @@ from tofc_lab.photo.cached import AskedScene
 from tofc_lab.photo.names import plural
 from tofc_lab.photo.pictures import GRID
 from tofc_lab.photo.tower import Reader
-from tofc_lab.progress import Log, print_now
+from tofc_lab.progress import Log, print_now, smooth, step_line
 from tofc_lab.resume import NONE, Settings
 
 #: how often the families are drawn in training: those that need a thing to be found are learned last, and the long
@@ -253,12 +253,9 @@ def train(
         decoder_state.update(answerer, optimisers)
         step += 1
         values = {"loss": answers.mean().item(), "attention": attention_loss.item(), "cells": cells.item()}
-        values |= losses_by_family(batch, answers)
-        for name, value in values.items():
-            running[name] = 0.97 * running.get(name, value) + 0.03 * value
+        smooth(running, values | losses_by_family(batch, answers))
         if step % 25 == 0:
-            speed = (step - first) / (time.monotonic() - started)
-            log(f"{step}/{recipe.steps} {speed:.2f} steps/s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()))
+            log(step_line(step, recipe.steps, (step - first) / (time.monotonic() - started), running))
         if step % recipe.save == 0 or step == recipe.steps:
             scores = validate(answerer, packer, validation)
             log("  validation " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))

@@ -31,6 +31,7 @@ from tofc_lab.photo.assets import Split
 from tofc_lab.photo.pictures import GRID, Patch
 from tofc_lab.photo.signs import Sign
 from tofc_lab.progress import Progress, no_progress
+from tofc_lab.resume import save_arrays
 
 CHUNK = 50  # pictures in a file
 #: how many pictures of each split
@@ -123,15 +124,13 @@ def _write(assets: Path, out: Path, split: Split, seed: int, chunk: int) -> None
         {"parts": one.parts, "sign": one.sign and asdict(one.sign), "patches": [asdict(patch) for patch in one.patches]}
         for one in drawn
     ]
-    new = _path(out, split, chunk).with_suffix(".new.npz")
-    np.savez(
-        new,
+    save_arrays(
+        _path(out, split, chunk),
         head=np.concatenate([head for head, _ in parts]),
         middle=np.concatenate([middle for _, middle in parts]),
         colours=np.stack([colours.shares(one.image, GRID) for one in drawn]),
         known=np.frombuffer(json.dumps(known).encode(), np.uint8),
     )
-    new.replace(_path(out, split, chunk))
 
 
 def load(out: Path, split: Split, count: int | None = None) -> Maps:

@@ -30,7 +30,7 @@ from tofc_lab.photo.colours import COLOURS
 from tofc_lab.photo.features import CELLS, Known, Maps
 from tofc_lab.photo.pictures import GRID, SIZE, place
 from tofc_lab.photo.signs import CHARACTERS
-from tofc_lab.progress import Log, print_now
+from tofc_lab.progress import Log, print_now, smooth, step_line
 from tofc_lab.resume import NONE, Settings
 
 #: the widths of `tofc.model.efficientnet_lite.EfficientNetLite2Tower`
@@ -239,12 +239,9 @@ def train(
             optimiser.step()
             optimiser.zero_grad()
         step += 1
-        for name, value in found.items():
-            if not value.isnan():  # a batch without signs
-                running[name] = 0.97 * running.get(name, value.item()) + 0.03 * value.item()
+        smooth(running, {name: value.item() for name, value in found.items() if not value.isnan()})  # without signs
         if step % 25 == 0:
-            speed = (step - first) / (time.monotonic() - started)
-            log(f"{step}/{recipe.steps} {speed:.2f} steps/s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()))
+            log(step_line(step, recipe.steps, (step - first) / (time.monotonic() - started), running))
         if step % recipe.save == 0 or step == recipe.steps:
             scores = validate(reader, validation)
             log("  validation " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()))

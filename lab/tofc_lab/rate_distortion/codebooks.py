@@ -33,6 +33,7 @@ from tofc_lab.nano.costs import IdealCost
 from tofc_lab.rate_distortion.index_contexts import Context
 from tofc_lab.rate_distortion.simple import place_bits
 from tofc_lab.rate_distortion.training_views import COMPONENTS, Space, Training
+from tofc_lab.resume import save_arrays
 
 ROUNDS = 12  # of k-means on a sample, and again with the price of bits
 LAST_ROUNDS = 3  # on everything
@@ -121,11 +122,9 @@ class Codebooks:
     def save(self, path: Path) -> None:
         """Write the file, complete or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new.npz")
         stages = {f"{name}{at}": value for at, one in enumerate(self.stages) for name, value in vars(one).items()}
         arrays: dict[str, Any] = {"trained": self.trained.astype(np.uint16), "counts": list(self.counts.items())}
-        np.savez(new, price=self.price, **vars(self.space), **stages, **arrays)
-        new.replace(path)
+        save_arrays(path, price=self.price, **vars(self.space), **stages, **arrays)
 
     def index(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return the indices [n, S] of features [n, D], each stage's chosen by distance and the table's bits."""

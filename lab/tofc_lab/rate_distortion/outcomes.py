@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tofc_lab.nano.evaluate import Outcome
+from tofc_lab.resume import save_arrays
 
 OURS = "TOFC (this project)"
 FAMILIES = ("exist", "count", "what", "side", "rel", "cmp", "read", "easy")
@@ -50,9 +51,7 @@ class Outcomes:
     def save(self, path: Path) -> None:
         """Write the file, complete or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new.npz")
-        np.savez(new, size=self.size, tokens=self.tokens, right=self.right, asked=self.asked)
-        new.replace(path)
+        save_arrays(path, size=self.size, tokens=self.tokens, right=self.right, asked=self.asked)
 
     def accuracy(self, weights: Floats, family: str = "all") -> Floats:
         """Return the share of right answers [W] under `weights` [W, P] of the pictures."""

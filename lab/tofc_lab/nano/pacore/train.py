@@ -33,7 +33,7 @@ from tofc_lab.nano.pacore.blocks import Block, answer_ids, pack, prompt_ids
 from tofc_lab.nano.pacore.examples import draw
 from tofc_lab.nano.pacore.pool import Pooled
 from tofc_lab.nano.pacore.synthesis import READ, greedy_syntheses, majority
-from tofc_lab.progress import Log, print_now
+from tofc_lab.progress import Log, print_now, smooth, step_line
 from tofc_lab.resume import NONE, Settings
 
 ORDINARY = DecoderRecipe(batch=10, turns=8, early=0)  # the ordinary questions of a step
@@ -136,11 +136,9 @@ def train(
             losses[name].backward()
         decoder_state.update(answerer, optimisers)
         step += 1
-        for name, loss in losses.items():
-            running[name] = 0.97 * running.get(name, loss.item()) + 0.03 * loss.item()
+        smooth(running, {name: loss.item() for name, loss in losses.items()})
         if step % 25 == 0 or step == 5:
-            speed = (step - first) / (time.monotonic() - started)
-            log(f"{step}/{recipe.steps} {speed:.2f} steps/s " + " ".join(f"{k} {v:.3f}" for k, v in running.items()))
+            log(step_line(step, recipe.steps, (step - first) / (time.monotonic() - started), running))
         if step % recipe.save == 0 or step == recipe.steps:
             answerer.eval()
             scores = validate(answerer, packer, *validation)
