@@ -25,7 +25,7 @@ from tofc.error_text import describe, shortened
 from tofc.errors import CallError, DeadlineError, Error, InternalError, UnavailableError, UsageError
 from tofc.install import install
 from tofc.model.feature_codecs import DEFAULT
-from tofc.model.shipped import NANO
+from tofc.model.shipped import NANO, find_model, shipped_models
 from tofc.model.torch_threads import MAX_THREADS
 from tofc.out_of_memory import out_of_memory
 from tofc.rpc.channel import CONNECT_TIMEOUT_S, dial
@@ -293,8 +293,11 @@ def serve(
 ) -> None:
     """Serve a model until SIGTERM or SIGINT."""
     try:
-        if not model.is_dir():  # checked before imports that take seconds
-            raise UsageError(f"--model must be the folder of a checkpoint, whole or its server half, got {model}")
+        if not find_model(model).is_dir():  # checked before imports that take seconds
+            raise UsageError(
+                "--model must be the folder of a checkpoint, whole or its server half, or the name of a model that "
+                f"ships with TOFC ({', '.join(shipped_models())}), got {model}"
+            )
         check_exist(
             {
                 **{"--tls-cert": tls_cert, "--tls-key": tls_key},

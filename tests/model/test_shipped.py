@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import edge_server.cli
 from device_client import cli
 from device_client.options import PacketOptions
 from edge_server.settings import ServerSettings
@@ -23,6 +24,16 @@ def test_device_and_server_take_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert PacketOptions(model=NAME).model == ServerSettings(model=NAME).model == NANO
     assert PacketOptions(model=NANO).model == NANO
+
+
+def test_commands_of_server_and_lab_take_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    serve = ["serve", "--tls-cert", str(tmp_path / "none"), "--model"]
+    known, unknown = (CliRunner().invoke(edge_server.cli.app, [*serve, name]) for name in ("nano", "toaster"))
+    assert known.exit_code == unknown.exit_code == 2
+    assert "--tls-cert" in known.stderr  # the next that is checked
+    assert "name of a model that ships with TOFC (nano), got toaster" in unknown.stderr
+    assert Checkpoint.open(NAME).path == NANO
 
 
 def test_a_folder_comes_before_a_model_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

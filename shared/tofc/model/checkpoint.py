@@ -28,7 +28,7 @@ from tofc.model import released_names, tensor_files
 from tofc.model.config import SplitConfig, read_json
 from tofc.model.feature_codecs import DEFAULT, check_codec_model, codec_folder, codec_hash
 from tofc.model.released_names import DECODER, PROJECTOR, VISION
-from tofc.model.shipped import shipped_models
+from tofc.model.shipped import find_model, shipped_models
 from tofc.model.tensor_files import StoredTensor
 from tofc.model.tower_config import Shapes
 
@@ -82,13 +82,13 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path, side: Side | None = None, *, feature_codec: str = DEFAULT) -> Checkpoint:
-        """Open `path`, or `path/<side>` where `path` itself holds no model.
+        """Open `path`, or `path/<side>` where `path` itself holds no model; it may be the name of a shipped model.
 
         The tensors of `side` must exist with the shapes that the configuration asks for; without `side`, those of the
         whole directory. Reads headers, not weights. Raises `CheckpointError`, also for a name in `feature_codec` that
         no codec of the checkpoint has.
         """
-        path = Path(path)
+        path = find_model(Path(path))
         if side not in (None, "device", "server"):
             raise CheckpointError(f"side must be 'device', 'server' or None (a whole checkpoint), got {side!r}")
         if not (path / "config.json").exists():
