@@ -16,9 +16,21 @@ from tofc.model.checkpoint import Checkpoint
 from tofc.model.efficientnet_lite import Trunk
 from tofc_lab.checkpoint.pretrained_trunk import Pretrained
 from tofc_lab.codec.index.train import IndexRecipe
-from tofc_lab.nano.answerer import SLOT
+from tofc_lab.nano.answerer import SLOT, Answerer
 from tofc_lab.nano.unpack import answerer_of
-from tofc_lab.photo import cached, colours, decoder, export, names, questions, scene, signs, teacher, tokenizer, tower
+from tofc_lab.photo import (
+    asked_scenes,
+    colours,
+    decoder,
+    export,
+    names,
+    questions,
+    scene,
+    signs,
+    teacher,
+    tokenizer,
+    tower,
+)
 from tofc_lab.photo.evaluate import evaluate
 from tofc_lab.photo.features import CELLS, MIDDLE, Known, Maps
 from tofc_lab.photo.pictures import Patch
@@ -160,14 +172,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
     torch.save(reader.state_dict(), out / "tower.pt")
     (out / "tokenizer").symlink_to(words)
     for split, seed in (("train", 0), ("validation", 1)):
-        cached.compute(_maps(seed), reader, cached.folder(out), split, 2)  # type: ignore[arg-type]
+        asked_scenes.compute(_maps(seed), reader, asked_scenes.folder(out), split, 2)  # type: ignore[arg-type]
     _train_decoder(out, out)
     return out
 
 
 def test_names_are_to_attend_to_the_cells_of_their_things(run: Path) -> None:
     at = 0
-    for one in cached.load(cached.folder(run), "train"):
+    for one in asked_scenes.load(asked_scenes.folder(run), "train"):
         maps = _maps(0)
         rng = np.random.default_rng([0, 53, 0, at])
         built = scene.build(rng, *(part[at % len(maps)] for part in (maps.head, maps.colours, maps.known)))
@@ -185,10 +197,10 @@ def _train_decoder(run: Path, out: Path, logs: int = 1000) -> dict[str, torch.Te
             raise KeyboardInterrupt
 
     out.mkdir(exist_ok=True)
-    folder = cached.folder(run)
+    folder = asked_scenes.folder(run)
     trained = decoder.train(
-        cached.load(folder, "train"),
-        cached.load(folder, "validation"),
+        asked_scenes.load(folder, "train"),
+        asked_scenes.load(folder, "validation"),
         tower.load(run),
         PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"),
         out,
@@ -223,6 +235,6 @@ def test_a_run_becomes_a_checkpoint_with_a_codec(run: Path, tmp_path: Path, monk
     shipped, trained = answerer_of(checkpoint), export.load(run)[0]
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(shipped.state_dict()[name], value, rtol=2e-3, atol=2e-3)
-    found = evaluate(tmp_path, cached.load(cached.folder(run), "validation"))
+    found = evaluate(tmp_path, asked_scenes.load(asked_scenes.folder(run), "validation"))
     assert {"uncompressed", *export.PRESETS} <= set(found)
     assert 0 < found["high"]["bytes"] < found["uncompressed"]["bytes"]

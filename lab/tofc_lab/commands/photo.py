@@ -5,6 +5,7 @@ Promises that the steps in the help of `tofc-lab photo`, in their order, are the
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -68,12 +69,12 @@ def train(
     tower_steps: Annotated[int | None, typer.Option(help="Steps of the tower.", show_default="1500")] = None,
     rounds: Annotated[int, typer.Option(help="Scenes made of each picture.")] = 3,
     steps: Annotated[int | None, typer.Option(help="Steps of the decoder.", show_default="2000")] = None,
-    start: Annotated[Path | None, typer.Option(help="Start from tower and decoder of another --run.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Start from the parts of another --run.")] = None,
 ) -> None:
     """Train detail branch and adapter, make scenes, and train the decoder on them; more --steps continue it."""
     from transformers import PreTrainedTokenizerFast
 
-    from tofc_lab.photo import cached, decoder, features, tokenizer, tower
+    from tofc_lab.photo import asked_scenes, decoder, features, tokenizer, tower
 
     tower_recipe, recipe = tower.TowerRecipe(), decoder.PhotoRecipe()
     maps = features.load(run / "maps", "train", pictures)
@@ -84,16 +85,19 @@ def train(
         maps, validation, run, inputs=inputs, start=start and start / "tower.pt", recipe=tower_recipe, seed=seed
     )
     reader.eval().requires_grad_(False)
-    if not (run / "tokenizer").exists():
-        tokenizer.train(run / "tokenizer", seed=seed)
-    out = cached.folder(run)
-    cached.compute(validation, reader, out, "validation", 1, seed=seed, progress=features_bar)
-    cached.compute(maps, reader, out, "train", rounds, seed=seed, progress=features_bar)
+    words = run / "tokenizer"
+    if start is not None and not words.exists():
+        shutil.copytree(start / "tokenizer", words)  # the tokens that its decoder knows
+    elif not words.exists():
+        tokenizer.train(words, seed=seed)
+    out = asked_scenes.folder(run)
+    asked_scenes.compute(validation, reader, out, "validation", 1, seed=seed, progress=features_bar)
+    asked_scenes.compute(maps, reader, out, "train", rounds, seed=seed, progress=features_bar)
     decoder.train(
-        cached.load(out, "train"),
-        cached.load(out, "validation"),
+        asked_scenes.load(out, "train"),
+        asked_scenes.load(out, "validation"),
         reader,
-        PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"),
+        PreTrainedTokenizerFast.from_pretrained(words),
         run,
         inputs={"tower": out.name, "--rounds": rounds, **inputs},
         start=start and start / "decoder.pt",
@@ -127,11 +131,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Measure a checkpoint's answers about held-out photographs of --run, uncompressed and at each preset."""
-    from tofc_lab.photo import cached
+    from tofc_lab.photo import asked_scenes
     from tofc_lab.photo.evaluate import evaluate
 
     out = None if out is None else writable(out)
-    found = evaluate(model, cached.load(cached.folder(run), "validation"))
+    found = evaluate(model, asked_scenes.load(asked_scenes.folder(run), "validation"))
     for name, values in found.items():
         say(f"{name}: {values}")
     if out is not None:

@@ -29,7 +29,7 @@ from tofc_lab.nano.decoder import losses_by_family, optimisers_of
 from tofc_lab.nano.evaluate import accuracy, score
 from tofc_lab.nano.packing import AttentionLabel, Batch, Packer, QuestionAnswer
 from tofc_lab.photo import names
-from tofc_lab.photo.cached import AskedScene
+from tofc_lab.photo.asked_scenes import AskedScene
 from tofc_lab.photo.names import plural
 from tofc_lab.photo.pictures import GRID
 from tofc_lab.photo.tower import Reader

@@ -21,7 +21,7 @@ from tofc_lab.nano.evaluate import accuracy, coded, intervals, mean_size, score
 from tofc_lab.nano.packing import Packer
 from tofc_lab.nano.unpack import answerer_of
 from tofc_lab.photo import teacher
-from tofc_lab.photo.cached import AskedScene
+from tofc_lab.photo.asked_scenes import AskedScene
 from tofc_lab.photo.decoder import draw_questions
 
 TURNS = 10  # questions about each picture

@@ -22,7 +22,7 @@ from tofc_lab.codec.index.train import train as train_codec
 from tofc_lab.nano import export
 from tofc_lab.nano.answerer import Answerer, inputs_of
 from tofc_lab.nano.source import pool
-from tofc_lab.photo import cached, tower
+from tofc_lab.photo import asked_scenes, tower
 from tofc_lab.photo.decoder import config
 from tofc_lab.progress import Log, print_now
 
@@ -65,7 +65,7 @@ def write_codec(run: Path, out: Path, recipe: IndexRecipe, seed: int, log: Log =
     """Train the index codec on the scenes of `run`, resuming from its `index.ckpt`, and write it to `out`."""
     saved, inputs = run / "index.ckpt", inputs_of(run)
     resume.check(saved, settings_of(inputs, recipe, seed))
-    scenes = cached.load(cached.folder(run), "train")[:SCENES]
+    scenes = asked_scenes.load(asked_scenes.folder(run), "train")[:SCENES]
     answerer, _ = load(run)
     sample = torch.from_numpy(np.concatenate([one.features for one in scenes[:SAMPLED]]).astype(np.float32))
     fitted = transform.fit(sample, answerer.projector.weight.detach(), recipe.components)
