@@ -1,9 +1,10 @@
 """First token over real TCP and TLS on slow links: features, image files of equal answers, WebP at quality 75, auto.
 
-    sudo python -m benchmarks.link                  # the matrix; about an hour; benchmarks/results/link.json
+    sudo python -m benchmarks.link                  # the matrix; a quarter of an hour; benchmarks/results/link.json
     sudo python -m benchmarks.link --only 25KB/s    # the links whose name contains this
     python -m benchmarks.link --table               # the table of docs/latency.md, from the last run
     python -m benchmarks.link --waterfall docs/link.png   # the picture there; needs matplotlib
+    python -m benchmarks.link_goals                 # how far the goals are reached
 
 Runs the real server and `device-client bench` in two network namespaces with a link between them (`tun_relay`); needs
 root and /dev/net/tun. Promises that the ways of sending take turns within a link, so that a busy machine slows all of

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import link, tun_relay
+from benchmarks import link, link_goals, tun_relay
 from device_client.bench import AUTO, EQUAL, FEATURES, PLAIN
 from device_client.link_shape import parse_link
 
@@ -82,6 +82,29 @@ def test_a_choice_counts_as_what_the_chosen_way_took_in_that_round() -> None:
     made["ways"][FEATURES]["first_tokens_ms"], made["ways"][EQUAL]["first_tokens_ms"] = [90, 100, 130], [150, 200, 210]
     assert link.ratio(made, AUTO) == 1.5
     assert link.ratio(made, link.CHOICE) == 1.3, "90, 200, 130"
+
+
+def test_the_goals_are_counted_from_unrounded_ratios() -> None:
+    close = row("5Mbit/s,60ms,0%", "336 px", **{FEATURES: 200.6, EQUAL: 200, PLAIN: 400, AUTO: 230})
+    found = link_goals.lines([*ROWS, close])
+    assert "25KB/s, 336 px, over image, WebP q75: 0.25 to 0.50" in found
+    assert "over image, equal answers at most 1.0: 3 of 4, median 0.78, 0.50 to 1.00" in found
+    assert "    5Mbit/s: 0 of 1, median 1.00, 1.00 to 1.00" in found
+    assert "auto at most 1.05: 3 of 4, median 1.03, 1.02 to 1.15" in found
+
+
+def test_auto_is_compared_with_the_way_that_it_took_in_the_same_round() -> None:
+    made = row("25KB/s,60ms,0%", "336 px", **{FEATURES: 100, EQUAL: 200, PLAIN: 300, AUTO: 150})
+    made["ways"][FEATURES]["first_tokens_ms"] = [100, 110, 120]
+    assert link_goals.beside_the_same_way([made], "features") == [1.5, 150 / 120]
+    assert link_goals.beside_the_same_way([made], "image") == [150 / 200]
+
+
+def test_a_way_that_scatters_exceeds_the_limit_beside_itself_and_a_steady_one_does_not() -> None:
+    scattered = row("25KB/s,60ms,0%", "336 px", **{FEATURES: 100, EQUAL: 200, PLAIN: 300, AUTO: 150})
+    scattered["ways"][FEATURES]["first_tokens_ms"] = [50, 100, 200]
+    assert link_goals.over_itself(ROWS) == 0
+    assert 0.2 < link_goals.over_itself([scattered]) < 0.5
 
 
 def test_the_links_of_the_issue_are_all_measured() -> None:
