@@ -139,9 +139,9 @@ class Connection:
         if error.retry_after_s is not None:
             longest_s = self._policy.busy_pause_s(error.retry_after_s)
         pause_s = wait.next_pause_s(error, time.perf_counter() - started, longest_s)
+        if notice := wait.notice(error):
+            self._log(notice)
         if wait.pauses_deadlines(error):
-            if notice := wait.notice(error):
-                self._log(notice)
             for deadline in self._deadlines:
                 deadline.extend(time.perf_counter() - started + pause_s)
         await self._sleep(pause_s)

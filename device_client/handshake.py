@@ -9,7 +9,7 @@ import asyncio
 
 import grpc.aio
 
-from device_client.stream import Stream
+from device_client.stream import STALLED, Stream
 from tofc.error_text import shortened
 from tofc.errors import MismatchError, ReplyError, UnavailableError, UnsupportedError
 from tofc.rpc.connection_errors import DialTarget, root_cause
@@ -25,7 +25,8 @@ async def shake_hands(
     """Send Hello, return the server's Welcome.
 
     Raises:
-        UnavailableError: no server answers at this address, or not within `connect_s`.
+        UnavailableError: no server answers at this address, or not within `connect_s`, or Hello did not reach it in
+            time (HELLO_MISSING).
         TlsError: no TLS connection that both sides trust.
         MismatchError: the server runs another model or codec.
         TokenError, LimitError, …: the server refuses the session.
@@ -80,7 +81,8 @@ async def _exchange(stream: Stream, hello: pb.Hello) -> pb.Welcome:
         raise await stream.ended() or ReplyError("the server ended the session without a Welcome; its log may say why")
     kind = response.WhichOneof("response")
     if kind == "error":
-        raise from_message(response.error)
+        error = from_message(response.error)
+        raise UnavailableError(error.message, reason=error.reason) if error.reason in STALLED else error
     if kind != "welcome":
         raise ReplyError(f"expected Welcome, got {kind!r}; device and server may be of different versions")
     welcome: pb.Welcome = response.welcome

@@ -29,7 +29,7 @@ from device_client.handshake import shake_hands
 from device_client.meter import Meter, Traffic, attach
 from device_client.reply_limit import ReplyLimit
 from device_client.send_window import SendWindow, SentChunk
-from device_client.stream import LOST_STATUSES, Stream
+from device_client.stream import Stream, is_lost
 from tofc.error_text import describe
 from tofc.errors import CallError, LinkLostError, ReplyError, UnavailableError
 from tofc.out_of_memory import out_of_memory
@@ -333,7 +333,7 @@ class Link:
             self._on_ack(response.image_ack.ref, response.image_ack.offset)
         elif kind == "error" and response.error.request == 0:
             error = from_message(response.error)
-            self.end(LinkLostError(error.message, reason=error.reason) if error.status in LOST_STATUSES else error)
+            self.end(LinkLostError(error.message, reason=error.reason) if is_lost(error) else error)
         elif kind in ("token", "progress", "rollout", "done", "error", "need_picture"):
             event = getattr(response, kind)
             if event.request not in self.questions:

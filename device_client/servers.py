@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from device_client.link import Target
-from device_client.server_wait import NOT_READY
+from device_client.server_wait import HANDSHAKES, NOT_READY
 from tofc.errors import CallError, LimitError, UnavailableError, UsageError
 
 #: reasons that only concern one server, and for longer than a moment: the others are asked first
@@ -94,13 +94,19 @@ def brief(target: Target) -> Target:
 def joint_error(failures: Sequence[tuple[str, CallError]]) -> CallError:
     """Return one error for all servers that were tried: the most hopeful one, with the messages of all.
 
-    Waiting helps most where a model is loading or comes back, then where a server is full, then where none answers.
+    Waiting helps most where a model is loading or comes back, then where too many devices come at once, then where a
+    server is full, then where none answers.
     """
     if len(failures) == 1:
         return failures[0][1]
 
     def hope(error: CallError) -> int:
-        kinds = (error.reason in NOT_READY, isinstance(error, LimitError), isinstance(error, UnavailableError))
+        kinds = (
+            error.reason in NOT_READY,
+            error.reason == HANDSHAKES,
+            isinstance(error, LimitError),
+            isinstance(error, UnavailableError),
+        )
         return kinds.index(True) if any(kinds) else len(kinds)
 
     best = min((error for _, error in failures), key=hope)

@@ -102,7 +102,7 @@ class Session:
         Of several targets the one that `device` (None: this machine and its token) is assigned to is asked, and another
         one while that one cannot serve.
         `wait_s`: how long to wait for a server that is not ready. None: while it loads its model, has lost its engine
-        or is busy with other questions, and for no other reason. `log` gets a line for the user when such a wait
+        or is busy with other devices, and for no other reason. `log` gets a line for the user when such a wait
         starts.
         """
         self.encoder = encoder if isinstance(encoder, EncoderThread) else EncoderThread(encoder)

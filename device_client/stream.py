@@ -28,6 +28,17 @@ WRITE_FAILED = "Internal error from Core"  # the status that grpc.aio gives a ca
 STATUS_S = 5.0  # how long to wait for the server's status after a failed write; later the link counts as lost
 POLL_S = 0.01  # between two checks whether the status has arrived
 LOST_STATUSES = frozenset({Status.UNAVAILABLE, Status.CANCELLED})
+UNHEARD = "HELLO_MISSING"  # reason: the server did not receive Hello in time
+STALLED = frozenset({UNHEARD, "NOT_READ"})  # reasons of a server that a link carried nothing to, or from, in time
+
+
+def is_lost(error: CallError) -> bool:
+    """Return whether the error that ended a session is the link's: another link may do.
+
+    >>> [is_lost(CallError(reason=reason)) for reason in ("NOT_READ", "CHECKSUM_MISMATCH")]
+    [True, False]
+    """
+    return error.status in LOST_STATUSES or error.reason in STALLED
 
 
 class Stream:
@@ -76,8 +87,9 @@ class Stream:
         if status.code() is grpc.StatusCode.OK:
             return None
         error = from_call(status)
-        lost = error.status in LOST_STATUSES and not isinstance(error, UnavailableError)
-        return UnavailableError(error.message) if lost else error
+        if error.reason in STALLED:
+            return UnavailableError(error.message, reason=error.reason)
+        return UnavailableError(error.message) if is_lost(error) and not isinstance(error, UnavailableError) else error
 
     def cancel(self) -> None:
         """End the call."""

@@ -153,7 +153,7 @@ class TofcService(tofc_pb2_grpc.TofcServiceServicer):
             hello_timeout_s=self.settings.hello_timeout_s,
             on_hello=self._slots.enter,
         )
-        self._slots.open(session, context.peer())
+        self._slots.open(session, context.peer(), device)
         if token is not None:
             self._tokens_used[session] = token
         self._empty.clear()

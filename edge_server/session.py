@@ -183,7 +183,8 @@ class ServerSession:
                 first = await anext(incoming, None)
         except TimeoutError:
             raise DeadlineError(
-                f"no Hello within {self._hello_timeout_s:g} s; send it first", reason="HELLO_MISSING"
+                f"no Hello arrived within {self._hello_timeout_s:g} s; send it first, try again if the link is slow",
+                reason="HELLO_MISSING",
             ) from None
         if first is None:
             return
@@ -193,6 +194,8 @@ class ServerSession:
                 f"the first request must have Hello, got {kinds or 'an empty one'}", reason="HELLO_FIRST"
             )
         check_hello(first.hello, self._identity)
+        if self._end_error.done():  # while Hello was on its way: a Welcome would only be followed by this error
+            raise self._end_error.result()
         self._codec_id = first.hello.codec_id
         self._on_hello(self)
         backend = self._runtime.backend

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.load.server import Served
 from device_client.link import Link, Target
 
-BATCH = 25  # sessions that are opened at the same time: a server keeps 32 streams without Hello
+BATCH = 25  # sessions that are opened at the same time: a server keeps at least 32 streams without Hello
 LIMIT_MB = 100.0
 
 

@@ -60,6 +60,7 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
         self.samples: list[dict[str, Any]] = []  # sent before the answer: {"progress": …} or {"rollout": …}
         self.done: dict[str, Any] = {}  # fields of Done, instead of the defaults
         self.lose: list[int] = []  # for each session in turn: the tokens after which its link is cut
+        self.ends: list[CallError] = []  # for each question in turn: what its session ends with before the answer
         self.fail: CallError | None = None  # the error of questions that contain "fail"
         self.failures: int | None = None  # how many of them fail; None: all
         self.acking = asyncio.Event()
@@ -197,6 +198,10 @@ class FakeServer(tofc_pb2_grpc.TofcServiceServicer):
                         arrived.notify_all()
             elif kind == "ask":
                 asked.append(message)
+                if self.ends:
+                    error = self.ends.pop(0)
+                    await send(error=to_message(error))
+                    await abort(context, error)
                 if len(answers) == self.limits.questions_in_flight:
                     await send(error=to_message(LimitError(reason="TOO_MANY_QUESTIONS"), message.request))
                 elif message.previous_request and (session, message.previous_request) not in self.conversations:

@@ -93,6 +93,7 @@ CASES: list[tuple[str, CallError, dict[str, Any], Step]] = [
     ("engine lost", ENGINE_LOST, {}, Retry(fruitless_losses=1, end_session=True)),
     ("engine lost again and again", ENGINE_LOST, LOST[3], Raise()),
     ("an unknown reason of unavailability", UnavailableError(reason="NEW"), {}, Retry(fruitless_losses=1)),
+    ("link too slow for the responses", LinkLostError(reason="NOT_READ"), {}, Retry(fruitless_losses=1)),
     ("link lost, second time", LinkLostError(), LOST[1], Retry(fruitless_losses=2)),
     ("link lost, last time but one", LinkLostError(), LOST[2], Retry(fruitless_losses=3)),
     ("link lost, too often", LinkLostError(), LOST[3], Raise()),

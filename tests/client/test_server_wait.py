@@ -24,6 +24,9 @@ from tofc.v1 import tofc_pb2_grpc
 LOADING = UnavailableError("still loading", reason="LOADING")
 FULL = LimitError("one session is open", reason="TOO_MANY_SESSIONS")
 STOPPING = UnavailableError("stopping", reason="STOPPING")
+CROWDED_OUT = LimitError("too many say no Hello", reason="TOO_MANY_HANDSHAKES", retry_after_s=1.0)
+UNHEARD = DeadlineError("no Hello", reason="HELLO_MISSING")
+BUSY_PROXY = LimitError("too many calls", retry_after_s=2.0)  # a status without a reason
 
 
 class FakeSleep:
@@ -67,7 +70,36 @@ async def test_a_server_that_is_restarted_is_waited_for_too(server: FakeServer, 
     assert report.answer == "yes to awake?" and len(fake.logged) == 1
 
 
-@pytest.mark.parametrize("refusal", [LOADING, FULL, STOPPING])
+async def test_a_device_that_was_crowded_out_comes_back_within_its_question_s_time(
+    server: FakeServer, begin: Begin
+) -> None:
+    fake = FakeSleep(server, CROWDED_OUT, last=20)
+    report = await begin(**fake.settings).ask([], "awake?", timeout_s=50).result()
+    assert (report.answer, report.reconnects) == ("yes to awake?", 0)
+    assert len(fake.pauses_s) == 20 and all(1.0 <= pause_s <= 1.2 for pause_s in fake.pauses_s)
+    assert fake.logged == [f"the server at 127.0.0.1:{server.port} is busy opening sessions; waiting"]
+    (asked,) = server.received("ask")
+    assert 0 < asked.deadline_ms <= 50_000, "the deadline was not extended: a crowd may stay for ever"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_hello_that_does_not_arrive_in_time_is_sent_again_over_other_links(
+    ends: bool, server: FakeServer, begin: Begin
+) -> None:
+    fake = FakeSleep(server, UNHEARD, last=3 if ends else 10**6)
+    session = begin(**fake.settings)
+    if ends:
+        await session.connect()
+        assert len(fake.pauses_s) == 3
+    else:
+        with pytest.raises(UnavailableError, match=r"no Hello \(6 tries\)") as given_up:
+            await session.connect()
+        assert exit_code(given_up.value) == NO_SERVER and given_up.value.reason == "HELLO_MISSING"
+        assert server.sessions == 6
+    assert fake.logged == [f"the link to the server at 127.0.0.1:{server.port} is slow; waiting"]
+
+
+@pytest.mark.parametrize("refusal", [LOADING, FULL, STOPPING, CROWDED_OUT, BUSY_PROXY])
 async def test_the_user_chooses_how_long_to_wait(server: FakeServer, begin: Begin, refusal: CallError) -> None:
     fake = FakeSleep(server, refusal)
     with pytest.raises(type(refusal), match=r"\(waited 70 s\)") as gone:
@@ -80,7 +112,17 @@ async def test_the_user_chooses_how_long_to_wait(server: FakeServer, begin: Begi
 
 
 @pytest.mark.parametrize(
-    ("refusal", "wait_s"), [(LOADING, 0), (FULL, None), (FULL, 0), (STOPPING, None), (TokenError(), 70)]
+    ("refusal", "wait_s"),
+    [
+        (LOADING, 0),
+        (FULL, None),
+        (FULL, 0),
+        (BUSY_PROXY, None),
+        (CROWDED_OUT, 0),
+        (UnavailableError("no Hello", reason="HELLO_MISSING"), 0),
+        (STOPPING, None),
+        (TokenError(), 70),
+    ],
 )
 async def test_what_is_not_waited_for(
     server: FakeServer, begin: Begin, refusal: CallError, wait_s: float | None

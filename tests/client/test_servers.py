@@ -78,6 +78,7 @@ def test_what_is_tried_after_a_link_ended(failure: Exception | None, order: str)
         ([UnavailableError("no"), LOADING], UnavailableError, "LOADING"),
         ([UnavailableError("no"), FULL, LOST], UnavailableError, "ENGINE_LOST"),
         ([STOPPING, FULL, MismatchError("other")], LimitError, "TOO_MANY_SESSIONS"),
+        ([FULL, LimitError("no", reason="TOO_MANY_HANDSHAKES")], LimitError, "TOO_MANY_HANDSHAKES"),
         ([MismatchError("other", reason="MODEL_MISMATCH"), STOPPING], UnavailableError, "STOPPING"),
         ([TokenError("no"), MismatchError("other")], TokenError, "TOKEN_REFUSED"),
     ],

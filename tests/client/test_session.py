@@ -24,6 +24,7 @@ from edge_server.credentials import write
 from tests.client.conftest import Begin, FakeServer
 from tofc.errors import (
     CallError,
+    CancelledError,
     CorruptPacketError,
     DeadlineError,
     EncoderError,
@@ -337,7 +338,12 @@ async def test_reconnecting_is_bounded_and_waits_longer_each_time(
 
 @pytest.mark.parametrize(
     "refusal",
-    [UnavailableError("loading", reason="LOADING"), LimitError("our own lost session", reason="TOO_MANY_SESSIONS")],
+    [
+        UnavailableError("loading", reason="LOADING"),
+        LimitError("our own lost session", reason="TOO_MANY_SESSIONS"),
+        LimitError("others came at once", reason="TOO_MANY_HANDSHAKES", retry_after_s=1.0),
+        LimitError("a proxy's limit", retry_after_s=1.0),
+    ],
 )
 async def test_a_server_that_is_loading_or_full_is_waited_for(
     server: FakeServer, begin: Begin, small: Path, refusal: CallError
@@ -352,6 +358,26 @@ async def test_a_server_that_is_loading_or_full_is_waited_for(
     session = begin(retry=RetryPolicy(connects=2), sleep=sleep)
     report = await session.ask([session.open(small)], "there?").result()
     assert report.answer == "yes to there?" and len(waits) == 9
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        DeadlineError("responses were not read for 30 s", reason="NOT_READ"),
+        LimitError("no memory for an announcement", reason="CACHE_FULL", retry_after_s=1.0),
+        CancelledError("a proxy went away"),
+    ],
+)
+async def test_a_session_that_ends_for_a_passing_reason_is_replaced(
+    server: FakeServer, begin: Begin, small: Path, end: CallError
+) -> None:
+    async def sleep(_: float) -> None:
+        pass
+
+    server.ends = [end]
+    session = begin(sleep=sleep)
+    report = await session.ask([session.open(small)], "there?").result()
+    assert report.answer == "yes to there?" and server.sessions == 2
 
 
 async def test_a_full_server_is_waited_for_within_the_question_s_time(

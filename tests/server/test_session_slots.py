@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import grpc
 import pytest
 
 from edge_server import session_slots
-from edge_server.session_slots import SessionSlots
+from edge_server.session import ServerSession
+from edge_server.session_slots import HANDSHAKE_RETRY_S, SessionSlots
 from tests.server.conftest import Connect, Serve
-from tests.server.raw_client import ANSWERED
+from tests.server.raw_client import until
 from tofc.errors import CallError, LimitError
-from tofc.v1 import tofc_pb2 as pb
 
 
 class Stream:
@@ -25,14 +23,14 @@ class Stream:
 
 
 def test_the_peer_with_most_silent_streams_loses_its_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_slots, "MAX_SILENT", 4)
+    monkeypatch.setattr(session_slots, "MIN_SILENT", 4)
     held: SessionSlots[Stream] = SessionSlots(2)
     modest, *greedy = (Stream() for _ in range(6))
     held.open(modest, "ipv4:192.0.2.1:5")
     for port, stream in enumerate(greedy):
         held.open(stream, f"ipv4:192.0.2.2:{port}")
     assert [one.ended is not None for one in [modest, *greedy]] == [False, True, True, False, False, False]
-    assert greedy[0].ended is not None and "4 streams of one client have not sent Hello" in str(greedy[0].ended)
+    assert greedy[0].ended is not None and "4 streams of one device or address" in str(greedy[0].ended)
     held.enter(modest)
     held.enter(greedy[4])
     with pytest.raises(LimitError, match="--sessions 2"):
@@ -43,18 +41,44 @@ def test_the_peer_with_most_silent_streams_loses_its_oldest(monkeypatch: pytest.
     assert {*held} == {greedy[2], greedy[3], greedy[4]}
 
 
+def test_a_device_with_a_name_is_not_blamed_for_others_behind_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_slots, "MIN_SILENT", 3)
+    held: SessionSlots[Stream] = SessionSlots(2)
+    kitchen, *greedy = (Stream() for _ in range(5))
+    held.open(kitchen, "ipv4:192.0.2.1:5", "kitchen")
+    for port, stream in enumerate(greedy):
+        held.open(stream, f"ipv4:192.0.2.1:{port}", "garage")
+    assert [one.ended is not None for one in [kitchen, *greedy]] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize(("sessions", "silent"), [(1, 32), (64, 64)])
+def test_as_many_devices_as_have_sessions_may_come_at_once(sessions: int, silent: int) -> None:
+    held: SessionSlots[Stream] = SessionSlots(sessions)
+    streams = [Stream() for _ in range(2 * silent)]
+    for port, stream in enumerate(streams):
+        held.open(stream, f"ipv4:192.0.2.1:{port}")
+        assert held.silent <= silent
+    assert [one.ended is not None for one in streams] == [True] * silent + [False] * silent
+    for stream in streams[:silent]:
+        assert isinstance(stream.ended, LimitError) and stream.ended.reason == "TOO_MANY_HANDSHAKES"
+        assert stream.ended.retry_after_s == HANDSHAKE_RETRY_S
+
+
 async def test_a_device_can_open_a_session_beside_streams_that_send_nothing(
     serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_slots, "MAX_SILENT", 3)
+    monkeypatch.setattr(session_slots, "MIN_SILENT", 3)
     server = await serve(sessions=2)
-    silent = [connect(server) for _ in range(8)]
-    for one in silent:
-        async with asyncio.timeout(ANSWERED):
-            await one.call.wait_for_connection()
-            await one.stub.GetServerInfo(pb.GetServerInfoRequest())  # the server has accepted the stream before it
+    slots = server.service._slots
+    silent, seen = [], set[ServerSession]()
+    for _ in range(8):
+        silent.append(connect(server))
+        await until(lambda: {*slots._silent} - seen)
+        seen.update(slots._silent)
     ended = [await one.receive() for one in silent[:5]]
-    assert {one.error.reason for one in ended} == {"HELLO_MISSING"}
+    assert {one.error.reason for one in ended} == {"TOO_MANY_HANDSHAKES"}
+    assert {one.error.retry_after_ms for one in ended} == {1000}
+    assert slots.silent == 3
     device = connect(server)
     await device.hello()
     await device.ask(1, "in")

@@ -24,7 +24,7 @@ from edge_server.runtime import Runtime
 from edge_server.session import ServerSession
 from edge_server.settings import SessionLimits
 from tests.server.raw_client import ANSWERED, picture_id, until
-from tofc.errors import DeadlineError
+from tofc.errors import DeadlineError, LimitError
 from tofc.model.prompt import Turn
 from tofc.v1 import tofc_pb2 as pb
 
@@ -153,6 +153,20 @@ async def test_a_session_that_ends_waits_for_its_reader_for_a_limited_time(
     serving = session_of(runtime, PictureCache(10_000), Outbox(Unread().write)).run(requests())
     error = await asyncio.wait_for(serving, ANSWERED)
     assert error is not None and error.reason == reason
+
+
+async def test_a_stream_that_ends_while_its_hello_is_on_its_way_gets_no_welcome(runtime: Runtime) -> None:
+    async def requests() -> AsyncIterator[pb.SessionRequest]:
+        serving.end(LimitError("too many", reason="TOO_MANY_HANDSHAKES", retry_after_s=1.0))
+        yield HELLO
+        await asyncio.Event().wait()
+
+    reader = Unread()
+    reader.opened.set()
+    serving = session_of(runtime, PictureCache(10_000), Outbox(reader.write))
+    await asyncio.wait_for(serving.run(requests()), ANSWERED)
+    (only,) = reader.read
+    assert (only.error.reason, only.error.retry_after_ms) == ("TOO_MANY_HANDSHAKES", 1000)
 
 
 @pytest.mark.parametrize("leaves", [True, False])

@@ -98,7 +98,8 @@ class Configured:
             tls_cert: this device's certificate (PEM), for a server that asks for one.
             tls_key: the private key of `tls_cert` (PEM).
             timeout_s: seconds until a question ends with `DeadlineError`; None for no limit. An `ask` may set another.
-            wait_s: seconds to wait for a server that is not ready; None to wait only while it loads its model.
+            wait_s: seconds to wait for a server that is not ready; None to wait only while it loads its model
+                or is busy.
 
         Raises:
             UsageError: an option that is not allowed, or does not go with another.
