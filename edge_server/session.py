@@ -101,6 +101,7 @@ class ServerSession:
         self._asked: set[int] = set()
         self._implied = ImpliedNumbers()
         self._end_error: asyncio.Future[CallError] = asyncio.get_running_loop().create_future()
+        self._heard = False  # the client has sent something
         self._codec_id = ""  # of the device's packets; known from Hello on
         self._draining: CallError | None = None  # why no further question is accepted
         self._counts = {"views": 0, "bytes": 0}
@@ -117,7 +118,7 @@ class ServerSession:
             self.end(error)
 
     async def run(self, requests: AsyncIterable[pb.SessionRequest]) -> CallError | None:
-        """Serve the stream to its end. Return the error that ended it, which has been sent already."""
+        """Serve the stream to its end. Return the error that ended it, which is the call's status too."""
         started = time.perf_counter()
         error: CallError | None = None
         outcome = LOST
@@ -132,7 +133,7 @@ class ServerSession:
                 _clear_frames(failures)
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
-                    if error is not None:
+                    if error is not None and self._heard:  # else the call's status says it, which needs no reader
                         await self._outbox.send(error=to_message(error))
                     await self._outbox.finish()
             except TimeoutError:  # the client reads nothing; other sessions need the slot
@@ -186,8 +187,12 @@ class ServerSession:
                 f"no Hello arrived within {self._hello_timeout_s:g} s; send it first, try again if the link is slow",
                 reason="HELLO_MISSING",
             ) from None
+        except DecodeError:
+            self._heard = True
+            raise
         if first is None:
             return
+        self._heard = True
         if not first.HasField("hello"):
             kinds = ", ".join(field.name for field, _ in first.ListFields())
             raise MismatchError(

@@ -25,6 +25,7 @@ from edge_server.cli import _get_server_info
 from edge_server.credentials import write
 from edge_server.fake import fake_backend
 from edge_server.server import start
+from edge_server.session_slots import SessionSlots
 from edge_server.settings import ServerSettings
 from tofc.errors import CallError, InvalidRequestError, LinkLostError, TokenError, UnavailableError
 from tofc.rpc.channel import bind, make_server
@@ -97,6 +98,12 @@ async def test_a_full_server(server_thread: ServerThread) -> None:
     first = await Link.open(target, "fake-model", "fake-codec")
     assert await refusals(target) == {("TOO_MANY_SESSIONS", REFUSED): 2 * TIMES}
     await first.close()
+
+
+async def test_a_crowded_server(server_thread: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SessionSlots, "max_silent", 0)  # each stream is crowded out, while its Hello is on its way
+    target = Target(address=(await server_thread.serve()).address)
+    assert await refusals(target) == {("TOO_MANY_HANDSHAKES", REFUSED): 2 * TIMES}
 
 
 async def test_a_server_that_stops(server_thread: ServerThread) -> None:

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from tofc.rpc.channel import CHUNK_BYTES
+from tofc.rpc.errors import REASON_METADATA
 from tofc.rpc.picture_id import ID_BYTES
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
@@ -110,6 +111,11 @@ class RawClient:
         assert await self.receive_status() == status
         assert await self.call.details() == error.message
         return error.message
+
+    async def not_heard(self, status: grpc.StatusCode, reason: str) -> None:
+        """Check that the call, on which nothing was sent, ended with this error as its status only."""
+        assert await self.receive_status() == status
+        assert dict(await self.call.trailing_metadata())[REASON_METADATA] == reason
 
     async def receive_status(self) -> grpc.StatusCode:
         async with asyncio.timeout(ANSWERED):

@@ -32,7 +32,7 @@ from tofc.errors import SecurityError, TokenError, UnavailableError
 from tofc.install import install
 from tofc.model.config import SplitConfig
 from tofc.rpc.channel import dial
-from tofc.rpc.errors import from_call
+from tofc.rpc.errors import REASON_METADATA, from_call
 from tofc.rpc.security import ClientSecurity, read_token
 from tofc.v1 import tofc_pb2 as pb
 from tofc.v1 import tofc_pb2_grpc
@@ -302,7 +302,8 @@ async def test_the_command_serves_until_it_is_asked_to_stop(tmp_path: Path) -> N
             # A call that gRPC has not handed over yet is cancelled by it; one before another on its connection was.
             await stub.GetServerInfo(pb.GetServerInfoRequest())
             process.send_signal(signal.SIGTERM)
-            assert (await waiting.read()).error.reason == "STOPPING"
+            assert await waiting.code() == grpc.StatusCode.UNAVAILABLE
+            assert dict(await waiting.trailing_metadata())[REASON_METADATA] == "STOPPING"
         _, log = await process.communicate()
         assert process.returncode == 0, log.decode()
         assert "MODEL_MISMATCH" in log.decode() and "stopped" in log.decode()

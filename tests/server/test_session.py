@@ -272,7 +272,7 @@ async def test_a_session_begins_with_one_hello(serve: Serve, connect: Connect) -
 async def test_a_client_that_sends_no_hello_is_disconnected(serve: Serve, connect: Connect) -> None:
     client = connect(await serve(hello_timeout_s=0.01))
     await client.call.wait_for_connection()
-    await client.failed(grpc.StatusCode.DEADLINE_EXCEEDED, "HELLO_MISSING")
+    await client.not_heard(grpc.StatusCode.DEADLINE_EXCEEDED, "HELLO_MISSING")
 
 
 async def test_bytes_that_are_not_a_request_end_the_session(serve: Serve, connect: Connect) -> None:
