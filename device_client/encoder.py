@@ -204,8 +204,7 @@ class TowerEncoder:
         controller = self._controller(codec, prepared)
         for view in prepared:
             features = tower.encode(view.pixels[None])[0]  # [N, D]
-            layout = controller.code(features).layout
-            yield view, codec.explain(features, layout.n, layout.quality)
+            yield view, codec.account(features, controller.code(features))
 
     def packets(self, views: Sequence[CodedView]) -> list[bytes]:
         """Return the packets in which the views of a picture leave."""

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from device_client.encoder import TowerEncoder
 from device_client.inspect import draw, stage_line
 from device_client.inspect_panel import by_bits, by_index, class_colour, pieces
 from tofc.codec import CodecWeights
 from tofc.codec.codec import Codec, Explanation
+from tofc.codec.entropy_model import Symbols
 from tofc.codec.fake import fake_features, fake_weights
 from tofc.codec.index.fake import fake_index_weights
 from tofc.codec.selective_hyperprior.fake import fake_selective_hyperprior
@@ -36,6 +39,21 @@ def test_map_is_a_readable_png(tmp_path: Path, size: tuple[int, int], rows: int,
         read.load()
         assert read.format == "PNG" and read.width >= 624 and read.height >= 624
         assert len(read.getcolors(1 << 24) or ()) > 20
+
+
+def test_a_view_is_coded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TowerEncoder.open(Path(__file__).resolve().parents[2] / "models/nano")
+    encoder.load()
+    coded: list[Symbols] = []
+    choose = Codec.symbols
+
+    def spy(*arguments: Any) -> Symbols:
+        coded.append(choose(*arguments))
+        return coded[-1]
+
+    monkeypatch.setattr(Codec, "symbols", spy)
+    maps = [one for _, one in encoder.explain(Image.linear_gradient("L").resize((448, 448)).convert("RGB"))]
+    assert len(maps) > 1 and [one.coded.symbols for one in maps] == coded
 
 
 def test_borders_run_between_clusters_only() -> None:

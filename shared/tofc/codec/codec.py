@@ -206,10 +206,12 @@ class Codec:
 
     def explain(self, features: NDArray[np.float32], n: int | None = None, quality: int | None = None) -> Explanation:
         """Encode as `encode` does, and account for every bit. Raises what `encode` raises."""
-        merged = self.merge(features, n)
-        symbols = self._symbols(merged, quality)
-        layout = _layout(merged, symbols.quality)
-        coded = CodedView(layout=layout, symbols=symbols)
+        return self.account(features, self.code(features, n, quality))
+
+    def account(self, features: NDArray[np.float32], coded: CodedView) -> Explanation:
+        """Account for every bit of a view that `code` has coded from these features; merges again, which is quick."""
+        layout, symbols = coded.layout, coded.symbols
+        merged = self.merge(features, layout.n)
         return Explanation(
             merged=merged,
             coded=coded,
