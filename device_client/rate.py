@@ -48,23 +48,26 @@ class RateChoice:
             if value is not None:
                 raise UsageError(f"{option} {value} and --budget-bytes exclude each other; leave one of them out")
 
-    def rate(self, config: CodecConfig) -> Rate:
+    def rate(self, config: CodecConfig, *, crop: bool) -> Rate:
         """Return the rate where no budget is set: the most features of a view (None: not merged) and the quality.
 
-        Raises UsageError for a preset that the codec does not have.
+        That of a `crop`, or else of the view of the whole picture. Raises UsageError for a preset that the codec does
+        not have.
         """
         preset = config.preset if self.preset is None else self.preset
         if preset not in config.presets:
             raise UsageError(f"--preset {preset} is not known; this codec has {', '.join(config.presets)}")
-        features, quality = config.rates[config.presets[preset]]
-        return self.features or features, quality
+        index = config.presets[preset]
+        features, quality = config.rates[index]
+        return _fewest(self.features or features, config.crop_limits[index] if crop else None), quality
 
     def setting(self, config: CodecConfig) -> str:
         """Return a text that is equal for two choices exactly if they give every picture the same views."""
         if self.budget_bytes is not None:
             return f"{self.budget_bytes} bytes, {self.views_per_packet} views a packet"
-        features, quality = self.rate(config)
-        return f"{features or 'all'} features, quality {quality}"
+        features, quality = self.rate(config, crop=False)
+        of_crop, _ = self.rate(config, crop=True)
+        return f"{features or 'all'} features, {of_crop or 'all'} of a crop, quality {quality}"
 
 
 DEFAULT = RateChoice()
@@ -89,14 +92,17 @@ class RateController:
 
     def code(self, features: NDArray[np.float32]) -> CodedView:
         """Code the next view, with features [N, D], at its rate. Raises EncoderError if the budget is too small."""
-        limit = len(features)
-        if len(self._cells) > 1:  # a crop: the last view is the whole picture
-            limit = min(limit, self._codec.config.crop_features or limit)
+        config = self._codec.config
+        crop = len(self._cells) > 1  # the last view is the whole picture
         share_bytes = self._left_bytes * self._cells[0] // sum(self._cells)
         self._cells.pop(0)
         if self._choice.budget_bytes is None:
-            return self._codec.code(features, *self._capped(self._choice.rate(self._codec.config), limit))
-        lowest, *others = dict.fromkeys(self._capped(rate, limit) for rate in self._codec.config.rates)
+            return self._codec.code(features, *_capped(self._choice.rate(config, crop=crop), len(features)))
+        rates = (
+            (_fewest(most, limit if crop else None), quality)
+            for (most, quality), limit in zip(config.rates, config.crop_limits, strict=True)
+        )
+        lowest, *others = dict.fromkeys(_capped(rate, len(features)) for rate in rates)
         at_lowest = self._codec.code(features, *lowest)
         self._lowest.append(self._added_bytes(at_lowest))
         for capped in reversed(others):
@@ -124,6 +130,12 @@ class RateController:
         """Return how many bytes longer the packet is with this view."""
         return len(self._codec.write([*self._packet, view])) - self._packet_bytes
 
-    @staticmethod
-    def _capped(rate: Rate, limit: int) -> tuple[int, int]:
-        return min(rate[0] or limit, limit), rate[1]
+
+def _fewest(*limits: int | None) -> int | None:
+    """Return the smallest of the limits that there are; None if there is none."""
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _capped(rate: Rate, total: int) -> tuple[int, int]:
+    """Return the rate for a view of `total` features."""
+    return min(rate[0] or total, total), rate[1]

@@ -101,6 +101,42 @@ def test_crops_keep_no_more_than_the_codec_says(choice: RateChoice) -> None:
     assert [controller.code(view).layout.n for view in VIEWS] == [3, 3, choice.features or 36]
 
 
+#: not merged, at most 9 features of a crop, at most 3
+BY_RATE = Codec(
+    replace(
+        CODEC.weights,
+        config=replace(
+            CODEC.config, presets={"low": 0, "medium": 1, "high": 2}, preset="high", crop_features=(None, 9, 3)
+        ),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        (RateChoice(preset="low"), [16, 16, 36]),
+        (RateChoice(preset="medium"), [9, 9, 36]),
+        (RateChoice(), [3, 3, 36]),
+        (RateChoice(preset="low", features=12), [12, 12, 12]),
+        (RateChoice(preset="medium", features=12), [9, 9, 12]),
+        (RateChoice(preset="medium", features=5), [5, 5, 5]),
+        (RateChoice(budget_bytes=2 * HIGHEST), [3, 3, 36]),
+    ],
+)
+def test_crops_keep_what_the_codec_says_for_the_rate(choice: RateChoice, kept: list[int]) -> None:
+    controller = RateController(BY_RATE, choice, [len(view) for view in VIEWS])
+    assert [controller.code(view).layout.n for view in VIEWS] == kept
+
+
+def test_a_budget_takes_each_rates_own_features_of_a_crop() -> None:
+    codec = Codec(replace(CODEC.weights, config=replace(CODEC.config, crop_features=(3, 9, None))))
+    for quality, n in enumerate((3, 9, 16)):
+        size = len(codec.encode(VIEWS[0], n, quality))
+        layout = RateController(codec, RateChoice(budget_bytes=2 * size), [16, 16]).code(VIEWS[0]).layout
+        assert (layout.n, layout.quality) == (n, quality)
+
+
 def test_a_view_is_encoded_once_at_each_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = tuple((features, quality) for quality in (0, 1) for features in (2, 3, 16, None))
     config = replace(CODEC.config, crop_features=3, rates=rates, presets={"all": len(rates) - 1}, preset="all")
@@ -123,6 +159,21 @@ def test_settings_are_equal_exactly_when_packets_are() -> None:
     assert len({one.setting(config) for one in same}) == 1
     others = [RateChoice(preset="low"), RateChoice(features=5), RateChoice(features=6), RateChoice(budget_bytes=5)]
     assert len({one.setting(config) for one in [*others, RateChoice(), RateChoice(budget_bytes=6)]}) == 6
+
+
+def test_settings_tell_crops_of_one_quality_apart() -> None:
+    """Two presets may differ in their crops alone, and `--features` may make them alike."""
+    config = replace(
+        CODEC.config,
+        rates=((None, 1), (None, 1)),
+        presets={"low": 0, "high": 1},
+        preset="high",
+        crop_features=(None, 4),
+    )
+    low, high = RateChoice(preset="low"), RateChoice(preset="high")
+    assert low.setting(config) != high.setting(config) == RateChoice().setting(config)
+    low, high = replace(low, features=4), replace(high, features=4)
+    assert low.setting(config) == high.setting(config)
 
 
 def test_the_real_encoder_keeps_the_budget(tmp_path: Path) -> None:

@@ -30,6 +30,19 @@ def test_what_is_saved_is_loaded(tmp_path: Path, kind: str) -> None:
     assert set(loaded.grid_embedding) == {4, 6}
 
 
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [(None, (None, None, None)), (4, (4, 4, 4)), ((None, 9, 4), (None, 9, 4)), ((None, None, None), (None,) * 3)],
+)
+def test_crops_have_one_limit_or_one_for_each_rate(
+    tmp_path: Path, given: int | tuple[int | None, ...] | None, limits: tuple[int | None, ...]
+) -> None:
+    weights = fake_weights(Q=3)
+    replace(weights, config=replace(weights.config, crop_features=given)).save(tmp_path)
+    config = load_weights(tmp_path).config
+    assert (config.crop_features, config.crop_limits) == (given, limits)
+
+
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_the_fake_codec_is_the_same_every_time(make: Callable[..., CodecWeights]) -> None:
     one, two = make(seed=5).arrays(), make(seed=5).arrays()
@@ -148,7 +161,14 @@ def test_the_fake_codec_is_as_cheap_as_one_without_predictions() -> None:
         ({"channels": 0}, "channels = 0; must be an integer from 1"),
         ({"context_hidden": True}, "context_hidden"),
         ({"reach": 5}, "reach = 5; must be an integer from 1 to 4"),
-        ({"crop_features": 0}, "crop_features = 0; must be null or 1 to 256"),
+        ({"crop_features": 0}, "crop_features = 0; must be null or 1 to 256, or a list .* rate, of which there are 1"),
+        ({"crop_features": [4, 4]}, r"crop_features = \(4, 4\); must be .* of which there are 1"),
+        ({"crop_features": []}, r"crop_features = \(\); must be"),
+        ({"crop_features": [257]}, r"crop_features = \(257,\); must be null or 1 to 256"),
+        ({"crop_features": [True]}, "crop_features"),
+        ({"crop_features": [[4]]}, "crop_features"),
+        ({"crop_features": {"low": 4}}, "crop_features = {'low': 4}; must be"),
+        ({"crop_features": "4"}, "crop_features = '4'; must be"),
         ({"components": 1.0}, "components"),
         ({"fraction": 9}, "fraction = 9"),
         ({"fraction": 6}, "a multiple of 64"),

@@ -47,8 +47,8 @@ class CodecConfig:
     """Rates that have a name: name → index into `rates`."""
     preset: str = "only"
     """The preset used when the caller names none."""
-    crop_features: int | None = None
-    """The most features that a crop keeps, at every rate; None: as many as `rates` allows."""
+    crop_features: int | tuple[int | None, ...] | None = None
+    """The most features that a crop keeps, at every rate or one for each of `rates`; None: as many as the rate."""
     hidden: int
     """H: width of the language model, for the grid embedding."""
     max_grid: int = 16
@@ -64,10 +64,7 @@ class CodecConfig:
             if type(value) is not int or not least <= value <= most:
                 raise CodecError(f"codec.json: {name} = {value!r}; must be an integer from {least} to {most}")
         self._check_rates()
-        if not _is_count(self.crop_features, self.max_grid**2):
-            raise CodecError(
-                f"codec.json: crop_features = {self.crop_features!r}; must be null or 1 to {self.max_grid**2}"
-            )
+        self._check_crop_features()
         self.check_own()
 
     def check_own(self) -> None:
@@ -100,10 +97,26 @@ class CodecConfig:
         if self.preset not in self.presets:
             raise CodecError(f"codec.json: preset = {self.preset!r}; must be one of {', '.join(self.presets)}")
 
+    def _check_crop_features(self) -> None:
+        most = self.max_grid**2
+        if isinstance(self.crop_features, list | tuple):
+            object.__setattr__(self, "crop_features", tuple(self.crop_features))
+        if len(self.crop_limits) != len(self.rates) or not all(_is_count(n, most) for n in self.crop_limits):
+            raise CodecError(
+                f"codec.json: crop_features = {self.crop_features!r}; must be null or 1 to {most}, or a list with one "
+                f"of these for each rate, of which there are {len(self.rates)}"
+            )
+
     @property
     def rate(self) -> Rate:
         """The rate of the default preset."""
         return self.rates[self.presets[self.preset]]
+
+    @property
+    def crop_limits(self) -> tuple[int | None, ...]:
+        """`crop_features` at each of `rates`."""
+        given = self.crop_features
+        return given if isinstance(given, tuple) else (given,) * len(self.rates)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
