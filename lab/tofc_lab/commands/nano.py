@@ -293,7 +293,7 @@ def pacore_report(
     from tofc.model.checkpoint import Checkpoint
     from tofc.model.prompt import load_tokenizer
     from tofc_lab.nano import features
-    from tofc_lab.nano.evaluate import coded
+    from tofc_lab.nano.evaluate import coded_at
     from tofc_lab.nano.packing import Packer
     from tofc_lab.nano.pacore.report import Decoder, report
     from tofc_lab.nano.pacore.run import load_trained
@@ -319,7 +319,7 @@ def pacore_report(
         "preset": codec.config.preset,
         "filter": kept,
     }
-    reduce = coded(codec, *codec.config.rates[codec.config.presets[codec.config.preset]])
+    reduce = coded_at(codec, codec.config.presets[codec.config.preset])
     report(decoders, pictures, reduce, writable(out), about, named_bar)
 
 

@@ -31,12 +31,11 @@ class Outcome:
     right: bool
 
 
-def coded(codec: Codec, n: int | None, quality: int) -> Reduce:
-    """Return a function that sends a view through a packet, merged to at most `n` features.
+def coded(codec: Codec, n: int | None, quality: int, crop: int | None = None) -> Reduce:
+    """Return a function that sends a view through a packet, merged to at most `n` features, and `crop` of a crop.
 
-    If `n` is None, only crops are merged, to the codec's own number.
+    None: not merged, and a crop as any view.
     """
-    crop = codec.config.crop_features
 
     def reduce(view):  # type: ignore[no-untyped-def]  # typed by `Reduce`
         most = crop if crop is not None and len(view) == CROP_CELLS else len(view)
@@ -45,6 +44,11 @@ def coded(codec: Codec, n: int | None, quality: int) -> Reduce:
         return decoded.features, decoded.positions, CodedCost(codec, sent)
 
     return reduce
+
+
+def coded_at(codec: Codec, index: int) -> Reduce:
+    """Return a function that sends a view through a packet at the codec's rate with this index."""
+    return coded(codec, *codec.config.rates[index], codec.config.crop_limits[index])
 
 
 def questions_about(index: int, picture: CachedPicture, turns: int, seed: int = 5) -> list[QuestionAnswer]:

@@ -25,7 +25,7 @@ from tofc.model.views import plan, views
 from tofc.model.vision_tower import VisionTower, open_tower
 from tofc_lab.nano import features
 from tofc_lab.nano.answerer import Reduce, merging
-from tofc_lab.nano.evaluate import Outcome, accuracy, coded, intervals, mean_size, score
+from tofc_lab.nano.evaluate import Outcome, accuracy, coded, coded_at, intervals, mean_size, score
 from tofc_lab.nano.packing import Packer
 from tofc_lab.nano.unpack import answerer_of
 from tofc_lab.progress import Log, Progress, print_now
@@ -70,10 +70,10 @@ def report(
     answerer, packer = answerer_of(checkpoint), Packer(load_tokenizer(checkpoint))
     ways: dict[str, Reduce] = {"uncompressed": merging()}
     ways |= {f"merged to {n}, uncompressed": merging(n, project=codec.components) for n in MERGED}
-    finest = codec.config.qualities - 1
-    ways |= {"packets": coded(codec, None, finest)}
-    ways |= {f"merged to {n}, packets": coded(codec, n, finest) for n in MERGED}
-    ways |= {f"preset {name}": coded(codec, *codec.config.rates[at]) for name, at in codec.config.presets.items()}
+    finest, crop = codec.config.qualities - 1, codec.config.crop_limits[-1]
+    ways |= {"packets": coded(codec, None, finest, crop)}
+    ways |= {f"merged to {n}, packets": coded(codec, n, finest, crop) for n in MERGED}
+    ways |= {f"preset {name}": coded_at(codec, index) for name, index in codec.config.presets.items()}
     found: dict[str, Any] = {
         "command": "tofc-lab evaluate"
         + (f" --feature-codec {feature_codec}" if feature_codec != DEFAULT else "")

@@ -33,7 +33,7 @@ from tofc_lab.rate_distortion.images import ImageCodecSetting, files, prefiltere
 from tofc_lab.rate_distortion.index_methods import IndexMethods
 from tofc_lab.rate_distortion.measure import Benchmark
 from tofc_lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
-from tofc_lab.rate_distortion.setting import Setting
+from tofc_lab.rate_distortion.setting import Setting, of_crops, setting_name
 from tofc_lab.rate_distortion.training_views import Training
 from tofc_lab.resume import fingerprint
 from tofc_lab.world.assets import Split
@@ -92,15 +92,15 @@ def compare(
         "codec_id": benchmark.checkpoint.codec_id,
     }
     kept = earlier(out, found) if only is not None else {"kinds": {}}
-    codec = Codec.load(benchmark.checkpoint.codec_path)
     model = bytes.fromhex(benchmark.checkpoint.model_id)
+    others = {method: benchmark.checkpoint.path / folder for method, folder in CODECS.items()}
+    folders = {OURS: benchmark.checkpoint.codec_path} | {name: path for name, path in others.items() if path.is_dir()}
+    codecs = {method: Codec.load(path) for method, path in folders.items()}
     # Without codec.json: presets do not matter here.
-    tensors = (benchmark.checkpoint.codec_path / TENSOR_FILE).read_bytes()
-    feature_methods = {OURS: methods.packets(codec, tensors)}
+    feature_methods = {
+        method: methods.packets(codec, (folders[method] / TENSOR_FILE).read_bytes()) for method, codec in codecs.items()
+    }
     feature_methods |= methods.others(partial(benchmark.pictures, "world", "train"), benchmark.answerer, model)
-    for method, folder in CODECS.items():
-        if (path := benchmark.checkpoint.path / folder).is_dir():
-            feature_methods[method] = methods.packets(Codec.load(path), (path / TENSOR_FILE).read_bytes())
     projector = benchmark.answerer.projector.weight.detach().double().numpy()
     feature_methods |= IndexMethods(
         lambda: Training.of(benchmark.training(), projector),
@@ -113,6 +113,11 @@ def compare(
         if unknown := next((name for name in only if name not in known), None):
             raise UsageError(f"there is no method {unknown!r} to compare; there are {', '.join(sorted(known))}")
         feature_methods = {name: found for name, found in feature_methods.items() if name == OURS or name in only}
+    of_rates = {
+        method: _rates(benchmark, method, codec, feature_methods[method])
+        for method, codec in codecs.items()
+        if method in feature_methods
+    }
     weights = run / "learned" / "mean-scale.pt"
     image_codec = learned.train(benchmark.assets, weights, log=log) if _wanted(learned.TITLE, only) else None
     this_run = {
@@ -139,7 +144,10 @@ def compare(
         had = found["kinds"].get(kind)
         found["kinds"][kind] = with_earlier(report, had)
         if kind in equal_files.KINDS.values():
-            now = {name: _on_validation(tried[name], kind) for name in (OURS, equal_files.TITLE) if name in tried}
+            shown = {name: tried[name] for name in (OURS, equal_files.TITLE) if name in tried}
+            if kind == "large":
+                shown |= of_rates
+            now = {name: _on_validation(candidates, kind) for name, candidates in shown.items()}
             found["kinds"][kind]["validation"] = (had or {}).get("validation", {}) | now
         # Settings for features are chosen on 336 px pictures and used on all kinds. Settings for image files are chosen
         # on each kind, and so are those for crops, which only large pictures have: that kind comes last.
@@ -224,7 +232,7 @@ def _wanted(method: str, only: Container[str] | None) -> bool:
 
 def _candidate(benchmark: Benchmark, method: str, setting: Setting, crop: int | None) -> Candidate:
     """Return a setting for features as a candidate, with at most `crop` features of a crop (None: as of any view)."""
-    name = setting.name if crop is None else f"{setting.name}, {crop} of a crop"
+    name = of_crops(setting.name, crop)
     return Candidate(
         name=name,
         features=setting.features,
@@ -232,6 +240,12 @@ def _candidate(benchmark: Benchmark, method: str, setting: Setting, crop: int | 
             f"{method}-{name}", lambda: setting.reduce(crop), kind, split, setting.identity
         ),
     )
+
+
+def _rates(benchmark: Benchmark, method: str, codec: Codec, settings: Sequence[Setting]) -> list[Candidate]:
+    """Return a codec's rates as candidates, with each of `CROPS`: on validation they choose its `crop_features`."""
+    names = {setting_name(*rate) for rate in codec.config.rates}
+    return [_candidate(benchmark, method, one, crop) for one in settings if one.name in names for crop in CROPS]
 
 
 def _measure_chosen(
@@ -337,7 +351,10 @@ def _interval(values: np.ndarray[Any, Any]) -> list[float | None]:
 
 
 def _on_validation(settings: Sequence[Candidate], kind: Kind) -> list[dict[str, Any]]:
-    """Return the points of all settings on validation pictures: by these, image files are chosen (`equal_files`)."""
+    """Return the points of all settings on validation pictures.
+
+    By these, image files are chosen (`equal_files`), and how many features of a crop a codec keeps at each rate.
+    """
     return [_point(one, one.measure(kind, "validation"), ["all"]) for one in settings]
 
 

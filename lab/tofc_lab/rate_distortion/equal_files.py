@@ -19,6 +19,7 @@ from tofc.codec.files import load_config
 from tofc.errors import UsageError
 from tofc.model.config import read_json
 from tofc.model.feature_codecs import IMAGE_FILES, codec_hash
+from tofc_lab.rate_distortion.setting import setting_name
 
 OURS, CODEC, TITLE = "TOFC (this project)", "webp", "WebP"
 WITHIN_POINTS = 1.0  # percentage points of accuracy
@@ -32,9 +33,8 @@ def write(results: Path, codec: Path) -> Path:
         raise UsageError(f"{results} is about the codec {made}, {codec} holds {given}; run `tofc-lab rate-distortion`")
     presets: dict[str, Any] = {}
     for preset, rate in config.presets.items():
-        features, quality = config.rates[rate]
-        setting = f"{features or 36} features, quality {quality}"
-        settings = {"one_view": setting, "crops": f"{setting}, {config.crop_features} of a crop"}
+        settings = {"one_view": setting_name(*config.rates[rate])}
+        settings["crops"] = setting_name(*config.rates[rate], config.crop_limits[rate])
         forms = {kind: _equal(found["kinds"][name]["validation"], settings[kind]) for kind, name in KINDS.items()}
         presets[preset] = {kind: form for kind, form in forms.items() if form is not None}
     out = codec / IMAGE_FILES

@@ -6,7 +6,6 @@ Leaves indices to `index_methods`, image files to `images` and `learned`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -18,18 +17,16 @@ from tofc_lab.nano.answerer import Answerer
 from tofc_lab.nano.evaluate import coded
 from tofc_lab.nano.features import CachedPicture
 from tofc_lab.rate_distortion import simple
-from tofc_lab.rate_distortion.setting import Setting
+from tofc_lab.rate_distortion.setting import Setting, setting_name
 
 MERGED = (36, 24, 16, 12)
 
 
 def packets(codec: Codec, identity: bytes) -> list[Setting]:
     """Return the settings of a codec whose packets are counted: every number of features at every quality."""
-    # without the codec's own limit for crops, which is a setting here
-    codec = Codec(replace(codec.weights, config=replace(codec.config, crop_features=None)))
     return [
         Setting(
-            name=f"{n} features, quality {quality}",
+            name=setting_name(n, quality),
             features=n,
             make=lambda n, quality=quality: coded(codec, n, quality),  # type: ignore[misc]
             identity=identity,
