@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +133,29 @@ def test_a_large_picture_goes_in_crops(server: ServerThread, encoder: TowerEncod
     reports = asyncio.run(ask_all(server, encoder, lines))
     assert reports[0].views == 3 * 2 + 1
     assert reports[0].features == 6 * 4 + 36  # of the codec's configuration and its default preset
+
+
+def test_crops_at_preset_low_are_not_merged_and_take_fewer_bytes(
+    encoder: TowerEncoder, asked: Asked, tmp_path: Path
+) -> None:
+    """The positions of merged features would cost more than the indices that merging saves."""
+    low = TowerEncoder.open(MODEL, RateChoice(preset="low"))
+    lines, fresh = [line for line in asked if line["image"] == "picture-11.jpg"], ServerThread()
+    try:
+        of_low, of_default = (asyncio.run(ask_all(fresh, one, lines)) for one in (low, encoder))
+    finally:
+        fresh.stop()
+    assert [of_low[0].features, of_default[0].features] == [6 * 16 + 36, 6 * 4 + 36]
+    assert [of_low[0].views_sent, of_default[0].views_sent] == [7, 7]  # two pictures to the server
+    assert sum(r.answer == line["answer"] for r, line in zip(of_low, lines, strict=True)) >= len(lines) - 1
+
+    folder = Path(shutil.copytree(MODEL, tmp_path / "nano"))
+    values = json.loads((folder / "codec.json").read_text())
+    (folder / "codec.json").write_text(json.dumps(values | {"crop_features": 4}))  # one number, as in older files
+    merged = TowerEncoder.open(folder, RateChoice(preset="low"))
+    merged.load()
+    sent = [one for one in merged.encode(open_image(PICTURES / "picture-11.jpg")) if one.joins]
+    assert of_low[0].bytes_picture < sum(len(one.joined or one.packet) for one in sent)
 
 
 def test_a_budget_is_kept_and_most_answers_stay_right(server: ServerThread, asked: Asked) -> None:

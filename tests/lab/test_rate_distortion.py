@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tofc.codec.files import load_config
+from tofc.model.shipped import NANO
 from tofc_lab.nano.costs import packet_bytes
 from tofc_lab.rate_distortion import simple
 from tofc_lab.rate_distortion.hull import bytes_at, hull
 from tofc_lab.rate_distortion.images import QUALITIES, ImageSetting, files
-from tofc_lab.rate_distortion.outcomes import FAMILIES, Outcomes
+from tofc_lab.rate_distortion.outcomes import FAMILIES, OURS, Outcomes
+from tofc_lab.rate_distortion.setting import setting_name
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "rate_distortion.json"
 
 POINTS = st.lists(st.tuples(st.integers(1, 10_000), st.floats(0, 1)), min_size=1, max_size=12)
 
@@ -82,3 +88,23 @@ def test_every_image_codec_is_tried_at_several_scales() -> None:
         tried = files(codec)
         assert len({one.folder for one in tried}) == len(tried) > 8
         assert ImageSetting(codec, min(QUALITIES[codec]), 1.0) in tried
+
+
+@pytest.mark.parametrize(
+    ("method", "folder"),
+    [(OURS, "."), ("components + context model", "codecs/context"), ("TOFC as published", "codecs/published")],
+)
+def test_nanos_crops_are_merged_unless_that_costs_bytes_and_answers(method: str, folder: str) -> None:
+    """Each rate's `crop_features` against the other way, on validation pictures; rates still ascend by bytes."""
+    config = load_config(NANO / folder)
+    points = {
+        point["setting"]: (point["bytes"], point["accuracy"]["all"])
+        for point in json.loads(RESULTS.read_text())["kinds"]["large"]["validation"][method]
+    }
+    sizes = []
+    for rate, limit in zip(config.rates, config.crop_limits, strict=True):
+        size, accuracy = points[setting_name(*rate, limit)]
+        other_size, other_accuracy = points[setting_name(*rate, 4 if limit is None else None)]
+        assert size < other_size or accuracy > other_accuracy, rate
+        sizes.append(size)
+    assert sizes == sorted(sizes)

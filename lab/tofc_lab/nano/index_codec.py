@@ -21,6 +21,8 @@ EASY = 2300  # pictures of easy-VQA: the last ones of its training split are lef
 SAMPLED = (800, 80, 20)  # pictures of world, easy-VQA and large, from which the transform is computed
 #: quality by preset, among the rates (all features, quality 1 and up): on validation pictures (docs/decisions.md)
 PRESETS = {"low": 1, "medium": 2, "high": 3, "max": 6}
+#: features of a crop at each rate, on validation pictures (docs/decisions.md); None: not merged
+CROP_FEATURES = (None, None, 4, 4, 4, 4, 4)
 
 
 def train_index(run: Path, out: Path, recipe: IndexRecipe, seed: int, log: Log = print_now) -> None:
@@ -45,5 +47,5 @@ def train_index(run: Path, out: Path, recipe: IndexRecipe, seed: int, log: Log =
         rates=tuple((None, quality) for quality in range(1, model.qualities)),
         presets=PRESETS,
         preset="high",
-        crop_features=4,
+        crop_features=CROP_FEATURES,
     ).save(out)
