@@ -40,7 +40,8 @@ from tofc.model.vision_tower import DTYPES, SMALL_PARAMETERS, open_tower
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((192, 6), (384, 12), (768, 12))  # width, layers; 64 numbers a head
-LITE = {"model_type": "efficientnet_lite2", "detail_width": 256, "adapter_width": 1024, "output_width": 512}
+WIDTHS = {"detail_width": 256, "adapter_width": 1024, "concept_width": 1000, "code_width": 128, "output_width": 512}
+LITE = {"model_type": "efficientnet_lite2", **WIDTHS}
 TOWERS: dict[str, dict[str, Any]] = {
     f"width {width}, {layers} layers": {
         "hidden_size": width,

@@ -21,7 +21,7 @@ from device_client.encoder import TowerEncoder
 from tofc.codec.fake import fake_weights
 from tofc.errors import CheckpointError, UsageError
 from tofc.model.checkpoint import Checkpoint
-from tofc.model.efficientnet_lite import EfficientNetLite2Tower
+from tofc.model.efficientnet_lite import EfficientNetLite2Tower, colours
 from tofc.model.open_image import open_image
 from tofc.model.shipped import NANO
 from tofc.model.tower import Tower
@@ -56,14 +56,21 @@ def test_the_grid_is_that_of_the_features(lite: Path, side: int, grid: int) -> N
 def test_cells_at_the_edge_are_means_of_what_is_there(lite: Path) -> None:
     network: Any = Tower(Checkpoint.open(lite, "device")).model
     assert isinstance(network, EfficientNetLite2Tower)
-    middle, last = torch.zeros(1, 120, 21, 21), torch.zeros(1, 1280, 11, 11)
+    last = torch.zeros(1, 1280, 11, 11)
     seen: list[torch.Tensor] = []
     network.adapter.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     last[..., 10, 10] = 4  # alone in the last cell, one of two in none, one of four in none
     last[..., 0, 0] = 4
-    network.head(middle, last)
+    network.trunk.forward = lambda pixels: (torch.zeros(1, 120, 21, 21), last)
+    network(torch.zeros(1, 3, 336, 336))
     pooled = seen[0][0, :, 0]  # [N]
     assert pooled[-1] == 4 and pooled[0] == 1 and pooled.count_nonzero() == 2
+
+
+def test_the_detail_branch_sees_the_means_of_the_pixels() -> None:
+    pixels = torch.from_numpy(draw(336))
+    expected = pixels.unflatten(-1, (21, 16)).unflatten(-3, (21, 16)).mean((-1, -3))
+    assert (colours(pixels) - expected).abs().max() < 1e-6
 
 
 def test_pixels_are_what_the_trunk_was_trained_with(lite: Path) -> None:
@@ -79,7 +86,8 @@ def test_pixels_are_what_the_trunk_was_trained_with(lite: Path) -> None:
     [
         ({"detail_width": None}, "vision_config.detail_width must be a positive whole number, got None"),
         ({"output_width": 0}, "vision_config.output_width must be a positive whole number, got 0"),
-        ({"heads": 3}, "must have detail_width, adapter_width, output_width only, got heads"),
+        ({"heads": 3}, "must have detail_width, adapter_width, .*, output_width only, got heads"),
+        ({"code_width": 128}, "code_width must be less than output_width, 128, got 128"),
         ({"model_type": "resnet"}, "model_type must be one of perception_encoder, efficientnet_lite2, got 'resnet'"),
         ({"adapter_width": 65}, r"adapter.0.weight has shape \(64, 1296\), the configuration asks for \(65, 1296\)"),
     ],

@@ -126,7 +126,8 @@ def config(
         }
     vision: dict[str, Any]
     if tower == EfficientNetLite2Config.MODEL_TYPE:
-        vision = {"model_type": tower, "detail_width": 16, "adapter_width": 64, "output_width": 128}
+        widths = {"detail_width": 16, "adapter_width": 64, "concept_width": 48, "code_width": 32, "output_width": 128}
+        vision = {"model_type": tower, **widths}
     else:
         vision = {
             "width": 32,

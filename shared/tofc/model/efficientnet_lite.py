@@ -1,14 +1,18 @@
 """EfficientNet-Lite2 as a vision tower, in plain torch: pixels [B, 3, S, S] → features [B, N, D].
 
-    pixels ─ trunk ─┬─ head map, stride 32 ─ means of 2 × 2 ─┐
-                    │   [B, 1280, ⌈S/32⌉, ⌈S/32⌉]            ├─ joined [B, N, 1280 + W] ─ adapter ─ features
-                    └─ stride 16 ─ conv ½ ─ GELU ─ conv ½ ───┘   Linear, GELU, Linear      [B, N, D]
-                        [B, 120, ⌈S/16⌉, ⌈S/16⌉]   detail: [B, W, ⌈S/64⌉, ⌈S/64⌉]
+    pixels ─┬─ trunk ─┬─ head map, stride 32 ─ means of 2 × 2 ─┬─ concepts: Linear, softmax, Linear ─┐
+            │         │   [B, 1280, ⌈S/32⌉, ⌈S/32⌉]            └─┐                                   ├─ features
+            │         └─ stride 16 ─ conv ½ ─┬─ + ─ GELU ─ conv ½ ─┴─ adapter: Linear, GELU, Linear ─┘   [B, N, D]
+            │             [B, 120, ⌈S/16⌉, …]│     detail: [B, W, ⌈S/64⌉, ⌈S/64⌉]
+            └─ means of 16 × 16 px ─ conv ½ ─┘
+                [B, 3, ⌈S/16⌉, …]
 
 Promises the published trunk (EfficientNet-Lite2 of google-research, without squeeze-and-excitation, with ReLU6) for any
 side S: TensorFlow's "same" padding is that of the size in use, and batch normalisation is folded into the convolutions.
-The map at stride 16 gives the detail that the head's map lacks. Leaves weights to `tower`, and the trunk's pretrained
-ones to the lab.
+The map at stride 16 gives the detail that the head's map lacks, the means of the pixels its colours. What a cell shows
+clearly, one of K concepts, is the same C numbers however strongly it shows it: few vectors, that a codec indexes in
+some bits; the adapter gives the other D − C numbers. Leaves weights to `tower`, and the trunk's pretrained ones to the
+lab.
 """
 
 from __future__ import annotations
@@ -20,24 +24,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tofc.model.efficientnet_lite_config import DETAIL, DETAIL_BLOCKS, HEAD, STEM, Block, blocks
+from tofc.model.efficientnet_lite_config import COLOUR_POOLS, COLOURS, DETAIL, DETAIL_BLOCKS, HEAD, STEM, Block, blocks
 
 
 class Adapter(nn.Module):
     """What is behind the trunk, the detail branch and the adapter: the trained part, the trunk is frozen."""
 
     def __init__(self, vision: Mapping[str, Any]) -> None:
-        """Build the network with random weights; `vision` gives detail_width W, adapter_width and output_width D."""
+        """Build the network with random weights; `vision` gives the widths of `EfficientNetLite2Config`."""
         super().__init__()
-        detail, adapter = int(vision["detail_width"]), int(vision["adapter_width"])
+        detail, adapter, out = (int(vision[f"{name}_width"]) for name in ("detail", "adapter", "output"))
+        concepts, code = int(vision["concept_width"]), int(vision["code_width"])
         self.detail = nn.Sequential(
             nn.Conv2d(DETAIL, detail, 3, stride=2, padding=1),
             nn.GELU(),
             nn.Conv2d(detail, detail, 3, stride=2, padding=1),
         )
-        self.adapter = nn.Sequential(
-            nn.Linear(HEAD + detail, adapter), nn.GELU(), nn.Linear(adapter, int(vision["output_width"]))
-        )
+        self.detail_colours = nn.Conv2d(COLOURS, detail, 3, stride=2, padding=1, bias=False)
+        self.adapter = nn.Sequential(nn.Linear(HEAD + detail, adapter), nn.GELU(), nn.Linear(adapter, out - code))
+        self.concepts = nn.Sequential(nn.Linear(HEAD, concepts), nn.Softmax(-1), nn.Linear(concepts, code, bias=False))
+
+    def adapt(self, head: Tensor, middle: Tensor, colours: Tensor) -> Tensor:
+        """Compute features [B, N, D] from the head's cells [B, N, 1280], its map at stride 16 and `colours`."""
+        first, *rest = self.detail
+        detail = first(middle) + self.detail_colours(colours)
+        for layer in rest:
+            detail = layer(detail)
+        return torch.cat((self.concepts(head), self.adapter(torch.cat((head, cells(detail)), -1))), -1)
 
 
 class EfficientNetLite2Tower(Adapter):
@@ -50,18 +63,20 @@ class EfficientNetLite2Tower(Adapter):
 
     def forward(self, pixels: Tensor) -> Tensor:  # [B, 3, S, S] → [B, N, D], row by row
         """Compute the features of views, pixels normalised as (x − 127) / 128."""
-        return self.head(*self.trunk(pixels))
-
-    def head(self, middle: Tensor, last: Tensor) -> Tensor:
-        """Compute features from the trunk's maps [B, 120, ⌈S/16⌉, …] and [B, 1280, ⌈S/32⌉, …]."""
-        joined = torch.cat((pooled_head(last), self.detail(middle)), 1)
-        found: Tensor = self.adapter(cells(joined))
-        return found
+        middle, last = self.trunk(pixels)
+        return self.adapt(cells(means(last)), middle, colours(pixels))
 
 
-def pooled_head(last: Tensor) -> Tensor:
-    """Return the means [B, 1280, ⌈S/64⌉, ⌈S/64⌉] of 2 × 2 cells of the head's map [B, 1280, ⌈S/32⌉, ⌈S/32⌉]."""
-    return F.avg_pool2d(last, 2, ceil_mode=True, count_include_pad=False)
+def means(grid: Tensor) -> Tensor:
+    """Return the means [B, C, ⌈H/2⌉, ⌈W/2⌉] of 2 × 2 cells of a map [B, C, H, W]."""
+    return F.avg_pool2d(grid, 2, ceil_mode=True, count_include_pad=False)
+
+
+def colours(pixels: Tensor) -> Tensor:
+    """Return the means [B, 3, ⌈S/16⌉, ⌈S/16⌉] of pixels [B, 3, S, S]: the trunk's maps tell shapes, but not colours."""
+    for _ in range(COLOUR_POOLS):
+        pixels = means(pixels)
+    return pixels
 
 
 def cells(grid: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The configuration of the EfficientNet-Lite2 tower, and its tensor names: those of `efficientnet_lite`'s modules.
 
-vision_config: {"model_type": "efficientnet_lite2", "detail_width": W, "adapter_width": H, "output_width": D}
+vision_config: {"model_type": "efficientnet_lite2", "detail_width": W, "adapter_width": H, "concept_width": K,
+"code_width": C, "output_width": D}, C < D
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ STAGES = (
     (1, 3, 1, 6, 352),
 )
 DETAIL_BLOCKS, DETAIL = 15, 120  # blocks before the map that the detail branch reads, and that map's channels
-_WIDTHS = ("detail_width", "adapter_width", "output_width")
+COLOURS, COLOUR_POOLS = 3, 4  # channels of the pixels, which it reads too, and their halvings to that map's stride
+_WIDTHS = ("detail_width", "adapter_width", "concept_width", "code_width", "output_width")
+_UNBIASED = ("detail_colours", "concepts.2")
 _STRIDE = 64  # px of a feature: the trunk's 32, and means of 2 × 2
 
 
@@ -69,7 +72,7 @@ def blocks() -> Iterator[Block]:
 
 @dataclass(frozen=True)
 class EfficientNetLite2Config(TowerConfig):
-    """The three widths; the trunk has none to choose."""
+    """The widths; the trunk has none to choose."""
 
     MODEL_TYPE: ClassVar[str] = "efficientnet_lite2"
     NORMALISATION: ClassVar[Normalisation] = Normalisation(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
@@ -78,6 +81,11 @@ class EfficientNetLite2Config(TowerConfig):
     def __post_init__(self) -> None:
         for name in _WIDTHS:
             positive(f"vision_config.{name}", self.values.get(name))
+        if not self.values["code_width"] < self.values["output_width"]:
+            raise CheckpointError(
+                f"config.json: vision_config.code_width must be less than output_width, {self.values['output_width']}, "
+                f"got {self.values['code_width']}"
+            )
         if extra := sorted(self.values.keys() - set(_WIDTHS)):
             raise CheckpointError(
                 f"config.json: vision_config of {self.MODEL_TYPE} must have {', '.join(_WIDTHS)} only, got {extra[0]}"
@@ -99,7 +107,7 @@ class EfficientNetLite2Config(TowerConfig):
         return -(-side // _STRIDE)
 
     def shapes(self) -> Shapes:
-        detail, adapter, out = (int(self.values[name]) for name in _WIDTHS)
+        detail, adapter, concepts, code, out = (int(self.values[name]) for name in _WIDTHS)
         found: Shapes = {"trunk.stem": (STEM, 3, 3, 3)}
         for number, one in enumerate(blocks()):
             name = f"trunk.blocks.{number}"
@@ -110,12 +118,15 @@ class EfficientNetLite2Config(TowerConfig):
         found |= {
             "trunk.head": (HEAD, STAGES[-1][-1], 1, 1),
             "detail.0": (detail, DETAIL, 3, 3),
+            "detail_colours": (detail, COLOURS, 3, 3),
             "detail.2": (detail, detail, 3, 3),
             "adapter.0": (adapter, HEAD + detail),
-            "adapter.2": (out, adapter),
+            "adapter.2": (out - code, adapter),
+            "concepts.0": (concepts, HEAD),
+            "concepts.2": (code, concepts),
         }
         return {f"{name}.weight": shape for name, shape in found.items()} | {
-            f"{name}.bias": shape[:1] for name, shape in found.items()
+            f"{name}.bias": shape[:1] for name, shape in found.items() if name not in _UNBIASED
         }
 
     def view_bytes(self, side: int, item_bytes: int) -> int:
@@ -130,18 +141,30 @@ class EfficientNetLite2Config(TowerConfig):
         zero, six = graph.constant(0), graph.constant(6)
 
         def convolution(x: str, name: str, stride: int = 1, groups: int = 1, *, clip: bool, pads: bool = False) -> str:
-            weight, bias = (graph.weight(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias"))
+            given = [f"{name}.{part}" for part in ("weight", "bias") if f"{name}.{part}" in weights]
             padding: dict[str, Any] = {"pads": (1, 1, 1, 1)} if pads else {"auto_pad": "SAME_UPPER"}  # TensorFlow's
-            found = graph.node("Conv", x, weight, bias, strides=(stride, stride), group=groups, **padding)
+            values = (graph.weight(one, weights[one]) for one in given)
+            found = graph.node("Conv", x, *values, strides=(stride, stride), group=groups, **padding)
             return graph.node("Clip", found, zero, six) if clip else found
 
         def linear(x: str, name: str) -> str:
             weight = graph.weight(f"{name}.weight", weights[f"{name}.weight"].T)
-            return graph.node(
-                "Add", graph.node("MatMul", x, weight), graph.weight(f"{name}.bias", weights[f"{name}.bias"])
-            )
+            product = graph.node("MatMul", x, weight)
+            if name in _UNBIASED:
+                return product
+            return graph.node("Add", product, graph.weight(f"{name}.bias", weights[f"{name}.bias"]))
 
-        x = convolution(graph.input("pixels", "float", (1, 3, "S", "S")), "trunk.stem", 2, clip=True)
+        def cells(x: str) -> str:  # [1, C, G, G] → [1, N, C]
+            x = graph.node("Reshape", x, graph.constant((0, 0, -1), np.int64))
+            return graph.node("Transpose", x, perm=(0, 2, 1))
+
+        def means(x: str) -> str:
+            return graph.node("AveragePool", x, kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1, count_include_pad=0)
+
+        colours = graph.input("pixels", "float", (1, 3, "S", "S"))
+        x = convolution(colours, "trunk.stem", 2, clip=True)
+        for _ in range(COLOUR_POOLS):
+            colours = means(colours)
         detail = ""
         for number, one in enumerate(blocks()):
             name, given = f"trunk.blocks.{number}", x
@@ -153,14 +176,16 @@ class EfficientNetLite2Config(TowerConfig):
                 x = graph.node("Add", given, x)
             if number + 1 == DETAIL_BLOCKS:
                 detail = x
-        x = convolution(x, "trunk.head", clip=True)
-        x = graph.node("AveragePool", x, kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1, count_include_pad=0)
-        detail = graph.node("Gelu", convolution(detail, "detail.0", 2, clip=False, pads=True))
+        x = means(convolution(x, "trunk.head", clip=True))
+        detail = convolution(detail, "detail.0", 2, clip=False, pads=True)
+        detail = graph.node("Add", detail, convolution(colours, "detail_colours", 2, clip=False, pads=True))
+        detail = graph.node("Gelu", detail)
         detail = convolution(detail, "detail.2", 2, clip=False, pads=True)
-        x = graph.node("Concat", x, detail, axis=1)  # [1, C, G, G]
-        x = graph.node("Reshape", x, graph.constant((0, 0, -1), np.int64))
-        x = graph.node("Transpose", x, perm=(0, 2, 1))  # [1, N, C]
-        graph.output(linear(graph.node("Gelu", linear(x, "adapter.0")), "adapter.2"), (1, "N", self.feature_dim))
+        joined = linear(cells(graph.node("Concat", x, detail, axis=1)), "adapter.0")
+        named = graph.node("Softmax", linear(cells(x), "concepts.0"), axis=-1)
+        named, rest = linear(named, "concepts.2"), linear(graph.node("Gelu", joined), "adapter.2")
+        found = graph.node("Concat", named, rest, axis=2)
+        graph.output(found, (1, "N", self.feature_dim))
         return graph
 
     def network(self) -> nn.Module:

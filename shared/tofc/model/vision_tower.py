@@ -3,9 +3,10 @@
     pixels [B, 3, S, S] ─ VisionTower.encode ─→ features [B, N, D]     numpy_tower.NumpyTower, onnx_tower.OnnxTower,
                                                                        tower.Tower
 
-Promises that all give the same packets in float32 (`tests/model/test_backends.py`), and that what is not chosen is not
-imported. Another back end is a class like `VisionTower`, a name in `BACKENDS` and a line in `open_tower`. Leaves which
-towers it can compute to their `TowerConfig`, the computation to the classes.
+Promises that all give the same packets in float32, but for near ties with EfficientNet
+(`tests/model/test_backends.py`), and that what is not chosen is not imported. Another back end is a class like
+`VisionTower`, a name in `BACKENDS` and a line in `open_tower`. Leaves which towers it can compute to their
+`TowerConfig`, the computation to the classes.
 """
 
 from __future__ import annotations
