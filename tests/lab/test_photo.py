@@ -61,7 +61,7 @@ def _maps(seed: int, count: int = 6) -> Maps:
     known = [Known(parts=1, sign=sign if i % 2 else None, patches=() if i % 2 else (patch,)) for i in range(count)]
     return Maps(
         head=head.astype(np.float16),
-        middle=rng.standard_normal((count, 120, MIDDLE, MIDDLE)).astype(np.float16),
+        middle=rng.standard_normal((count, 123, MIDDLE, MIDDLE)).astype(np.float16),
         colours=shares,
         known=known,
     )
@@ -172,7 +172,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, words: Path) -> Path:
     torch.save(reader.state_dict(), out / "tower.pt")
     (out / "tokenizer").symlink_to(words)
     for split, seed in (("train", 0), ("validation", 1)):
-        asked_scenes.compute(_maps(seed), reader, asked_scenes.folder(out), split, 2)  # type: ignore[arg-type]
+        asked_scenes.compute(_maps(seed), reader, asked_scenes.folder(out), split, 12)  # type: ignore[arg-type]
     _train_decoder(out, out)
     return out
 
@@ -199,7 +199,7 @@ def _train_decoder(run: Path, out: Path, logs: int = 1000) -> dict[str, torch.Te
     out.mkdir(exist_ok=True)
     folder = asked_scenes.folder(run)
     trained = decoder.train(
-        asked_scenes.load(folder, "train"),
+        _maps(0),
         asked_scenes.load(folder, "validation"),
         tower.load(run),
         PreTrainedTokenizerFast.from_pretrained(run / "tokenizer"),
@@ -228,13 +228,22 @@ def test_a_run_becomes_a_checkpoint_with_a_codec(run: Path, tmp_path: Path, monk
     )
     monkeypatch.setattr(Pretrained, "load", lambda: random)
     export.export_run(run, tmp_path)
-    recipe = IndexRecipe(components=8, codewords=(8, 4), weights=(0.1, 0.3), prices=(1.0, 0.3), steps=4, rounds=2)
+    spans = export.CODEC.spans[:2]
+    recipe = IndexRecipe(codewords=(8, 4), weights=(0.01, 0.01), spans=spans, prices=(1.0, 0.3), steps=4, rounds=2)
     export.write_codec(run, tmp_path, recipe, 0, log=lambda text: None)
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.config.rule.max_side == 336 and checkpoint.config.feature_dim == 384
     shipped, trained = answerer_of(checkpoint), export.load(run)[0]
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(shipped.state_dict()[name], value, rtol=2e-3, atol=2e-3)
-    found = evaluate(tmp_path, asked_scenes.load(asked_scenes.folder(run), "validation"))
+    found = evaluate(tmp_path, asked_scenes.load(asked_scenes.folder(run), "validation"), tower.load(run))
     assert {"uncompressed", *export.PRESETS} <= set(found)
     assert 0 < found["high"]["bytes"] < found["uncompressed"]["bytes"]
+
+
+def test_the_committed_training_can_be_continued() -> None:
+    start = Path(__file__).resolve().parents[2] / "models" / "photo" / "training"
+    tower.load(start)
+    vocabulary = PreTrainedTokenizerFast.from_pretrained(start / "tokenizer")
+    answerer = Answerer(tower.VISION["output_width"], decoder.config(vocabulary))
+    answerer.load_state_dict(torch.load(start / "decoder.pt", weights_only=True))

@@ -26,6 +26,7 @@ photo = typer.Typer(
 app.add_typer(photo, name="photo", rich_help_panel="photo")
 ASSETS, RUN, MODEL = Path("runs/photo/assets"), Path("runs/photo"), Path("models/photo")
 VALIDATED = 300  # held-out pictures that the training is tried on
+CODEC_SCENES = 3000  # that the codec is trained on
 JudgePictures = Annotated[
     Path, typer.Option(help="Folder of `tofc-lab photo judge-pictures`.", envvar="TOFC_LAB_JUDGE_PICTURES")
 ]
@@ -67,8 +68,7 @@ def train(
     seed: Seed = 0,
     pictures: Annotated[int | None, typer.Option(help="Pictures to train on.", show_default="all computed")] = None,
     tower_steps: Annotated[int | None, typer.Option(help="Steps of the tower.", show_default="1500")] = None,
-    rounds: Annotated[int, typer.Option(help="Scenes made of each picture.")] = 3,
-    steps: Annotated[int | None, typer.Option(help="Steps of the decoder.", show_default="2000")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the decoder.", show_default="3500")] = None,
     start: Annotated[Path | None, typer.Option(help="Start from the parts of another --run.")] = None,
 ) -> None:
     """Train detail branch and adapter, make scenes, and train the decoder on them; more --steps continue it."""
@@ -91,15 +91,15 @@ def train(
     elif not words.exists():
         tokenizer.train(words, seed=seed)
     out = asked_scenes.folder(run)
-    asked_scenes.compute(validation, reader, out, "validation", 1, seed=seed, progress=features_bar)
-    asked_scenes.compute(maps, reader, out, "train", rounds, seed=seed, progress=features_bar)
+    asked_scenes.compute(validation, reader, out, "validation", len(validation), seed=seed, progress=features_bar)
+    asked_scenes.compute(maps, reader, out, "train", CODEC_SCENES, seed=seed, progress=features_bar)
     decoder.train(
-        asked_scenes.load(out, "train"),
+        maps,
         asked_scenes.load(out, "validation"),
         reader,
         PreTrainedTokenizerFast.from_pretrained(words),
         run,
-        inputs={"tower": out.name, "--rounds": rounds, **inputs},
+        inputs={"tower": out.name, **inputs},
         start=start and start / "decoder.pt",
         recipe=replace(recipe, steps=steps or recipe.steps),
         seed=seed,
@@ -131,11 +131,11 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
     """Measure a checkpoint's answers about held-out photographs of --run, uncompressed and at each preset."""
-    from tofc_lab.photo import asked_scenes
+    from tofc_lab.photo import asked_scenes, tower
     from tofc_lab.photo.evaluate import evaluate
 
     out = None if out is None else writable(out)
-    found = evaluate(model, asked_scenes.load(asked_scenes.folder(run), "validation"))
+    found = evaluate(model, asked_scenes.load(asked_scenes.folder(run), "validation"), tower.load(run))
     for name, values in found.items():
         say(f"{name}: {values}")
     if out is not None:

@@ -28,9 +28,14 @@ SIDES = (4, 6)  # grid sides of a crop and of the global view
 CROP_CELLS = SIDES[0] ** 2  # a view with this number of cells is a crop
 SLOT = {4: 0, 6: 16}  # grid side → its first row in the grid embedding
 SLOTS = 16 + 36
-#: (layer, head) whose attention is trained on each kind of label. NAME is in the first layer, where features still
-#: contain their positions.
-SUPERVISED_HEADS = {AttentionLabel.NAME: (0, 2), AttentionLabel.FIRST: (1, 0), AttentionLabel.SECOND: (1, 2)}
+#: the layer and the heads whose attention is trained on each kind of label. NAME is in the first layer, where features
+#: still contain their positions. SHOWN has all heads of a layer: together they carry all that a feature says.
+SUPERVISED_HEADS = {
+    AttentionLabel.NAME: (0, [2]),
+    AttentionLabel.FIRST: (1, [0]),
+    AttentionLabel.SECOND: (1, [2]),
+    AttentionLabel.SHOWN: (2, [0, 1, 2, 3]),
+}
 
 
 class Answerer(nn.Module):
@@ -44,15 +49,21 @@ class Answerer(nn.Module):
         self.decoder.set_attn_implementation("eager")  # faster than sdpa in bf16 on CPUs
 
     @torch.no_grad()
-    def start_from(self, features: Tensor, size: float = 0.7) -> None:
+    def start_from(self, features: Tensor, projector: Tensor | None = None, size: float = 0.7) -> None:
         """Initialise projector and grid embedding so that the decoder can read both content and place of features.
+
+        The projector is random, or has the directions of `projector` [H, D].
 
         A grid embedding that starts from zero stays under one per cent of the length of projected features [T, D], and
         normalisation hides it. So it starts with smooth coordinates, `size` times as long as a feature, in the
         directions where features have the least power.
         """
         length = self.projector.out_features**0.5 / 4
-        nn.init.normal_(self.projector.weight, std=length / (self.projector.weight.numel() ** 0.5 * features.std()))
+        if projector is None:
+            std = length / (self.projector.weight.numel() ** 0.5 * features.std())
+            nn.init.normal_(self.projector.weight, std=std)
+        else:
+            self.projector.weight.copy_(projector * length / (features @ projector.T).norm(dim=1).mean())
         projected = self.projector(features)
         _, directions = torch.linalg.eigh(projected.T @ projected)  # ascending power
         for side in SIDES:
@@ -81,7 +92,7 @@ class Answerer(nn.Module):
         """Return the logits, and for each label the share [L] of attention that is on the right tokens, in (0, 1]."""
         logits, attentions = self._forward(batch, None, output_attentions=True)
         heads = torch.stack(
-            [attentions[layer][:, head] for layer, head in map(SUPERVISED_HEADS.__getitem__, AttentionLabel)]
+            [attentions[layer][:, heads].mean(1) for layer, heads in map(SUPERVISED_HEADS.__getitem__, AttentionLabel)]
         )
         attention = heads[batch.supervised[:, 0], batch.supervised[:, 1], batch.supervised[:, 2]].float()  # [L, T]
         return logits, (attention * batch.attended).sum(-1)

@@ -22,11 +22,14 @@ from tofc_lab.codec.places import Places, View, places_of
 
 
 class AttentionLabel(IntEnum):
-    """The kinds of attention that are trained: of a name on its object, of an answer on each of two names."""
+    """The kinds of attention that are trained: of a name on its object, of an answer on each of two names or on what
+    shows it.
+    """
 
     NAME = 0
     FIRST = 1
     SECOND = 2
+    SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class QuestionAnswer:
     """A question, its answer and its family.
 
     `named` are the words of the question that name an object in the picture, each with the slots that show it;
-    `paired`: the answer depends on the first and the second of them.
+    `paired`: the answer depends on the first and the second of them. `shown` are the slots that show the answer.
     """
 
     family: str
@@ -42,6 +45,7 @@ class QuestionAnswer:
     answer: str
     named: tuple[tuple[str, frozenset[int]], ...] = ()
     paired: bool = False
+    shown: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,9 @@ class Packer:
                     for kind, (place, _) in zip((AttentionLabel.FIRST, AttentionLabel.SECOND), names, strict=True):
                         supervised.append((kind, sequence, len(ids) + first))
                         targets_of.append([place])
+                if kept := [place_of[slot] for slot in questions[index].shown if slot in place_of]:
+                    supervised.append((AttentionLabel.SHOWN, sequence, len(ids) + first))
+                    targets_of.append(kept)
                 at = start if independent else len(ids)
                 places += range(at, at + len(block))
                 ids += block

@@ -1,6 +1,6 @@
-"""Training of the photo model's decoder, projector and grid embedding on cached scenes: nano's parts in another size.
+"""Training of the photo model's decoder, projector and grid embedding, on new scenes at every step: nano's parts.
 
-    scene ─ merged, sometimes with noise ─ pack with its questions ─ answerer ─ loss of the answers, and of attention
+    maps ─ scene ─ merged, sometimes with noise ─ packed with its questions ─ answerer ─ losses of answers and attention
 
 Promises that an interrupted run can be resumed, and continued to more steps. The tower is frozen.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from tofc.json_text import dumps
@@ -28,8 +28,9 @@ from tofc_lab.nano.batches import Batches
 from tofc_lab.nano.decoder import losses_by_family, optimisers_of
 from tofc_lab.nano.evaluate import accuracy, score
 from tofc_lab.nano.packing import AttentionLabel, Batch, Packer, QuestionAnswer
-from tofc_lab.photo import names
+from tofc_lab.photo import asked_scenes, names
 from tofc_lab.photo.asked_scenes import AskedScene
+from tofc_lab.photo.features import Maps
 from tofc_lab.photo.names import plural
 from tofc_lab.photo.pictures import GRID
 from tofc_lab.photo.tower import Reader
@@ -39,21 +40,25 @@ from tofc_lab.resume import NONE, Settings
 #: how often the families are drawn in training: those that need a thing to be found are learned last, and the long
 #: answers of "read" would outweigh all others
 WEIGHTS = {"what": 3.0, "place": 2.0, "exist": 2.0, "where": 2.0, "count": 1.0, "colour": 1.5, "read": 0.35}
+COPIED = 0.15  # of what is attended to, at the start
+SAMPLED = 200  # scenes from which the start and the noise are computed
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoRecipe:
     """Steps, learning rates and the mix of batches; `grid` and `projector` as in nano's recipe."""
 
-    steps: int = 2000
+    steps: int = 3500
     batch: int = 16  # pictures of a batch
     turns: int = 8  # questions about each picture
-    rate: float = 2e-3
+    rate: float = 7e-4
     projector: float = 0.5
     grid: float = 4.0
     attention_weight: float = 0.5
     cells: float = 0.5  # weight of the loss of `with_cells`
-    decay: float = 0.4  # share of the steps, at the end, over which the learning rate falls to 0
+    warm: int = 50  # first steps, in which the learning rate rises
+    warm_matrices: int = 200  # the same for layers and projector: at first, large losses would undo how they start
+    decay: float = 0.6  # share of the steps, at the end, over which the learning rate falls to 0
     save: int = 200  # steps between checkpoints
     merged: float = 0.4  # share of batches with merged features
     noisy: float = 0.3  # share of batches with noise on the features
@@ -66,6 +71,7 @@ def config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     nano = nano_answerer.config(tokenizer)
     nano.num_hidden_layers = 5
     nano.layer_types = ["full_attention"] * 5
+    nano.num_key_value_heads = nano.num_attention_heads  # which of 1 000 names it is must pass through the values
     return nano
 
 
@@ -74,20 +80,22 @@ class PhotoBatches(Batches[Batch]):
 
     def __init__(
         self,
-        scenes: Sequence[AskedScene],
+        maps: Maps,
+        reader: Reader,
         noise: FeatureNoise,
         packer: Packer,
         recipe: PhotoRecipe,
         seed: int,
         first: int,
     ) -> None:
-        self.scenes, self.noise, self.packer, self.recipe = scenes, noise, packer, recipe
+        self.maps, self.reader, self.noise, self.packer, self.recipe = maps, reader, noise, packer, recipe
         self.seed, self.first = seed, first
 
     def draw(self, step: int) -> Batch:
         recipe, rng = self.recipe, np.random.default_rng([self.seed, 17, step])
         share = float(rng.uniform(0.25, 1.0)) if rng.random() < recipe.merged else 1.0
-        chosen: list[AskedScene] = [self.scenes[i] for i in rng.integers(len(self.scenes), size=recipe.batch)]
+        numbers = rng.integers(SAMPLED, 2**40, size=recipe.batch).tolist()
+        chosen = asked_scenes.make(self.maps, self.reader, "train", numbers, self.seed)
         if rng.random() < recipe.wide:
             chosen = [with_crops(rng, one) for one in chosen]
         shown = [visual_input(one, merging(share=share)) for one in chosen]
@@ -135,24 +143,54 @@ def with_cells(batch: Batch, reader: Reader, tokens: Tensor, clear: float = 0.4)
     return replace(batch, targets=targets)
 
 
-@torch.no_grad()
-def start_names(answerer: Answerer, reader: Reader, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Start the token of each name from the direction in which the tower's features show it.
+def reading_directions(reader: Reader, features: Tensor, width: int) -> Tensor:
+    """Return the directions [width, D] of features [T, D] in which the tower's readers read most, as a projector.
 
-    So names that look alike start alike, and a name is near the features that show it.
+    They are the principal components of what the readers say, names first, with roots of their spreads as lengths,
+    turned at random: each head of attention carries some of the numbers, and should carry something of each.
+    """
+    each = (reader.names.weight, 0.5 * reader.colours.weight, 0.3 * reader.characters.weight)
+    heads = torch.cat([head - head.mean(0) for head in each])
+    root = torch.linalg.cholesky(features.T.cov() + 1e-4 * torch.eye(features.shape[1]))
+    _, strength, directions = torch.linalg.svd(heads @ root, full_matrices=False)
+    turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0))).Q
+    found: Tensor = turn @ (strength[:width, None].sqrt() * directions[:width]) @ torch.linalg.inv(root)
+    return found
+
+
+@torch.no_grad()
+def start_names(answerer: Answerer, reader: Reader, tokenizer: PreTrainedTokenizerFast, features: Tensor) -> None:
+    """Start the tokens of each name from the reader of names, behind the projector: a feature's row says its name.
+
+    A group starts as the mean of its names. `features` [T, D] give the scale of rows behind the last normalisation.
     """
     known = names.load()
     embedding, output = answerer.decoder.model.embed_tokens.weight, answerer.decoder.lm_head.weight
+    rows = answerer.projector(features)
     members = torch.from_numpy(known.members)
-    shown = (members @ reader.names.weight) / members.sum(1, keepdim=True)  # [words, D]
-    shown = F.normalize((shown - shown.mean(0)) @ answerer.projector.weight.T, dim=1)
-    for table in (embedding, output):
-        size = table.norm(dim=1).mean()
-        for word, direction in zip(known.words, shown, strict=True):
-            for form in (word, plural(word)):
-                ids = tokenizer(form, add_special_tokens=False)["input_ids"]
-                if len(ids) == 1:
-                    table[ids[0]] = 0.5 * table[ids[0]] + 0.9 * size * direction
+    read = reader.names.weight - reader.names.weight.mean(0)
+    shown = (members @ read) / members.sum(1, keepdim=True) @ torch.linalg.pinv(answerer.projector.weight)  # [words, H]
+    shown *= rows.norm(dim=1).mean() / rows.shape[1] ** 0.5  # the last normalisation makes rows of another length
+    size = embedding.norm(dim=1).mean()
+    for word, row in zip(known.words, shown, strict=True):
+        for form in (word, plural(word)):
+            ids = tokenizer(form, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1:
+                output[ids[0]] = row
+                embedding[ids[0]] = 0.5 * embedding[ids[0]] + 0.9 * size * F.normalize(row, dim=0)
+
+
+@torch.no_grad()
+def start_copying(answerer: Answerer, share: float = COPIED) -> None:
+    """Start attention as a copy: values are what is attended to, and a `share` of it is added to the residual.
+
+    So an answer starts as the mean of what its question and the picture show, and training only has to learn where to
+    look (compare the initialisation by Trockman and Kolter, arXiv 2305.09828).
+    """
+    for layer in answerer.decoder.model.layers:
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+        nn.init.eye_(layer.self_attn.v_proj.weight)
+        layer.self_attn.o_proj.weight.copy_(share * torch.eye(len(layer.self_attn.o_proj.weight)))
 
 
 @torch.no_grad()
@@ -182,7 +220,7 @@ def start_finding(
     shared = centred.T @ (wanted - wanted.mean(0)) / len(seen)
     left, strength, right = torch.linalg.svd(torch.linalg.solve(power, shared))
     strength = strength[:ranks].sqrt()
-    number, head = SUPERVISED_HEADS[AttentionLabel.NAME]
+    number, (head,) = SUPERVISED_HEADS[AttentionLabel.NAME]
     assert number == 0, "only the first layer sees features as they are"
     attention, config = layer.self_attn, answerer.decoder.config
     size = int(config.head_dim or 0)
@@ -198,7 +236,7 @@ def start_finding(
 
 
 def train(
-    scenes: Sequence[AskedScene],
+    maps: Maps,
     validation: Sequence[AskedScene],
     reader: Reader,
     tokenizer: PreTrainedTokenizerFast,
@@ -216,32 +254,38 @@ def train(
     """Run the recipe, resuming from `out/decoder.ckpt`, and write `out/decoder.pt`.
 
     A checkpoint of fewer steps is continued to `recipe.steps`; one of other inputs or settings is refused.
-    `start` is the `decoder.pt` of another run to start from, for instance one on an earlier tower's features.
+    `start` is the `decoder.pt` of another run to start from; its scenes are not drawn again.
     """
     recipe = recipe or PhotoRecipe()
-    inputs = {**inputs, "--start": None if start is None else resume.fingerprint(start)}
+    origin = None if start is None else resume.fingerprint(start)
+    inputs = {**inputs, "--start": origin}
+    drawn = seed if origin is None else int(origin, 16) + seed
     settings = decoder_state.settings_of(inputs, recipe, seed)
     settings.pop("--steps")
     torch.manual_seed(seed)
     packer = Packer(tokenizer)
-    answerer = Answerer(scenes[0].features.shape[1], config(tokenizer))
-    sample = np.concatenate([one.features for one in scenes[:200]]).astype(np.float32)
-    answerer.start_from(torch.from_numpy(sample))
+    scenes = asked_scenes.make(maps, reader, "train", range(SAMPLED), seed)
+    sample = np.concatenate([one.features for one in scenes]).astype(np.float32)
+    answerer = Answerer(sample.shape[1], config(tokenizer))
+    features = torch.from_numpy(sample)
     if start is None:
-        start_names(answerer, reader, tokenizer)
-        start_finding(answerer, reader, tokenizer, torch.from_numpy(sample).unflatten(0, (-1, GRID * GRID)))
+        answerer.start_from(features, reading_directions(reader, features, answerer.projector.out_features))
+        start_names(answerer, reader, tokenizer, features)
+        start_copying(answerer)
+        start_finding(answerer, reader, tokenizer, features.unflatten(0, (-1, GRID * GRID)))
     else:
         answerer.load_state_dict(torch.load(start, weights_only=True))
     optimisers = optimisers_of(answerer, recipe)
     saved = out / "decoder.ckpt"
     step, running = decoder_state.restore(saved, settings, answerer, optimisers)
     tokens = torch.tensor([tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in names.load().names])
-    batches = PhotoBatches(scenes, noise or PcaNoise.fit(sample, 192), packer, recipe, seed, step).ahead(workers)
+    batches = PhotoBatches(maps, reader, noise or PcaNoise.fit(sample, 192), packer, recipe, drawn, step).ahead(workers)
     started, first = time.monotonic(), step
     while step < recipe.steps:
         batch = next(batches)
-        rate = recipe.rate * min(1.0, (step + 1) / 100, (recipe.steps - step) / (recipe.decay * recipe.steps))
-        decoder_state.set_rate(optimisers, rate)
+        rate = recipe.rate * min(1.0, (recipe.steps - step) / (recipe.decay * recipe.steps))
+        for optimiser, warm in zip(optimisers, (recipe.warm, recipe.warm_matrices), strict=True):
+            decoder_state.set_rate([optimiser], rate * min(1.0, (step + 1) / warm))
         named = with_cells(batch, reader, tokens)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits, attention = answerer.forward_with_attention(named)

@@ -23,12 +23,19 @@ from tofc_lab.nano.unpack import answerer_of
 from tofc_lab.photo import teacher
 from tofc_lab.photo.asked_scenes import AskedScene
 from tofc_lab.photo.decoder import draw_questions
+from tofc_lab.photo.tower import Reader
 
 TURNS = 10  # questions about each picture
 
 
-def evaluate(model: Path, scenes: Sequence[AskedScene], *, seed: int = 5) -> dict[str, Any]:
-    """Return accuracy by family with uncompressed features and at each preset, and how sure answers to "what" are."""
+CLEAR = 0.5  # probability from which a reader says what a cell shows
+
+
+def evaluate(model: Path, scenes: Sequence[AskedScene], reader: Reader, *, seed: int = 5) -> dict[str, Any]:
+    """Return accuracy by family with uncompressed features and at each preset, and how sure answers to "what" are.
+
+    At each preset also the share of cells of which the tower's reader says the same as before (`read_again`).
+    """
     checkpoint = Checkpoint.open(model)
     answerer, codec = answerer_of(checkpoint), Codec.load(checkpoint.codec_path)
     packer = Packer(load_tokenizer(checkpoint))
@@ -42,7 +49,26 @@ def evaluate(model: Path, scenes: Sequence[AskedScene], *, seed: int = 5) -> dic
     for name, reduce in ways.items():
         outcomes = score(answerer, packer, scenes, reduce, chosen=asked)
         found[name] = {"bytes": mean_size(outcomes), "accuracy": accuracy(outcomes), "interval": intervals(outcomes)}
+        if name in codec.config.presets:
+            found[name]["read_again"] = read_again(reader, scenes, reduce)
     return found | {"what": sureness(answerer, packer, scenes)}
+
+
+@torch.no_grad()
+def read_again(reader: Reader, scenes: Sequence[AskedScene], reduce: Reduce) -> dict[str, float]:
+    """Return the share of clear cells in which the reader sees the same name, and the same colour, after a codec."""
+    before, after = [], []
+    for scene in scenes:
+        view = scene.features.astype(np.float32)
+        kept, cells, _ = reduce(view)
+        before.append(view[cells])
+        after.append(kept)
+    found = {}
+    for name, head in (("name", reader.names), ("colour", reader.colours)):
+        sure, was = head(torch.from_numpy(np.concatenate(before))).softmax(-1).max(-1)
+        now = head(torch.from_numpy(np.concatenate(after))).argmax(-1)
+        found[name] = (now == was)[sure > CLEAR].float().mean().item()
+    return found
 
 
 @torch.no_grad()

@@ -14,32 +14,34 @@ from transformers import PreTrainedTokenizerFast
 
 from tofc_lab import resume
 from tofc_lab.checkpoint.pretrained_trunk import Pretrained
-from tofc_lab.codec.index import transform
 from tofc_lab.codec.index.export import export as export_index
 from tofc_lab.codec.index.grids import Grids
 from tofc_lab.codec.index.train import IndexRecipe, settings_of
 from tofc_lab.codec.index.train import train as train_codec
 from tofc_lab.nano import export
-from tofc_lab.nano.answerer import Answerer, inputs_of
+from tofc_lab.nano.answerer import Answerer
 from tofc_lab.nano.source import pool
-from tofc_lab.photo import asked_scenes, tower
+from tofc_lab.photo import asked_scenes, tower, transform
 from tofc_lab.photo.decoder import config
 from tofc_lab.progress import Log, print_now
 
 MAX_SIDE = 336  # px: a picture is one view, and crops only where it is 1.5 times as long as wide
 SAMPLED = 500  # scenes from which the codec's transform is computed
-SCENES = 3000  # scenes that the codec is trained on, at most
-PRESETS = {"low": 4, "medium": 5, "high": 7}
-#: photographs are less alike than nano's drawings: more components, larger codebooks, lower prices of a bit
+PRESETS = {"low": 1, "medium": 3, "high": 6}
+#: first a codebook for what a cell shows, then two for the rest of it
 CODEC = IndexRecipe(
-    components=128,
-    codewords=(4096, 512),
-    weights=(0.01, 0.03),
-    prices=(1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015, 0.007),
+    components=transform.CONCEPT + transform.REST,
+    codewords=(4096, 1024, 512),
+    weights=(0.003, 0.01, 0.01),
+    spans=(
+        (0, transform.CONCEPT),
+        *[(transform.CONCEPT, transform.CONCEPT + transform.REST)] * 2,
+    ),
+    prices=(1.0, 0.6, 0.4, 0.25, 0.16, 0.1, 0.06, 0.03),
     vectors=60_000,
     fitting=4,
     rounds=3,
-    moving=1,
+    moving=0,
     steps=700,
 )
 
@@ -57,18 +59,21 @@ def export_run(run: Path, out: Path) -> None:
     answerer, _ = load(run)
     reader = tower.load(run).state_dict()
     state = {f"trunk.{name}": tensor for name, tensor in Pretrained.load().trunk.items()}
-    state |= {name: tensor for name, tensor in reader.items() if name.startswith(("detail.", "adapter."))}
+    state |= {name: tensor for name, tensor in reader.items() if name.startswith(("detail", "adapter.", "concepts."))}
     export.export(out, tower.VISION, state, answerer, run / "tokenizer", max_side=MAX_SIDE)
 
 
 def write_codec(run: Path, out: Path, recipe: IndexRecipe, seed: int, log: Log = print_now) -> None:
-    """Train the index codec on the scenes of `run`, resuming from its `index.ckpt`, and write it to `out`."""
-    saved, inputs = run / "index.ckpt", inputs_of(run)
+    """Train the index codec on the scenes of `run`, resuming from its `index.ckpt`, and write it to `out`.
+
+    Distances are those between what the tower's readers read, so training needs no decoder.
+    """
+    saved, inputs = run / "index.ckpt", {"tower": resume.fingerprint(run / "tower.pt")}
     resume.check(saved, settings_of(inputs, recipe, seed))
-    scenes = asked_scenes.load(asked_scenes.folder(run), "train")[:SCENES]
+    scenes = asked_scenes.load(asked_scenes.folder(run), "train")
     answerer, _ = load(run)
     sample = torch.from_numpy(np.concatenate([one.features for one in scenes[:SAMPLED]]).astype(np.float32))
-    fitted = transform.fit(sample, answerer.projector.weight.detach(), recipe.components)
+    fitted = transform.fit(sample, tower.load(run))
     merged = pool(scenes, fitted.in_numpy(), seed, recipe.merged)
     model, price = train_codec(
         Grids.of(merged, fitted.project), saved, inputs=inputs, recipe=recipe, seed=seed, log=log

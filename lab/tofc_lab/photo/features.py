@@ -1,7 +1,7 @@
 """The frozen trunk's maps of many pictures, computed once and kept on disk in chunks, and what is known of each.
 
     pictures ─ trunk ─┬─ head's map, means of 2 × 2: [36, 1280] ─┐
-                      └─ map at stride 16: [120, 21, 21] ────────┴─ chunk-0000.npz, half precision
+                      └─ stride 16, and colours: [123, 21, 21] ──┴─ chunk-0000.npz, half precision
 
 Promises that an interrupted run resumes with the next chunk, and that a chunk depends only on the trunk and on
 `(seed, split, chunk)`. Leaves the detail branch and the adapter, which are trained, to `tower`.
@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tofc.errors import UsageError
-from tofc.model.efficientnet_lite import Trunk, cells, pooled_head
-from tofc.model.efficientnet_lite_config import DETAIL, HEAD
+from tofc.model.efficientnet_lite import Trunk, cells, means
+from tofc.model.efficientnet_lite import colours as colours_of
+from tofc.model.efficientnet_lite_config import COLOURS, DETAIL, HEAD
 from tofc_lab.checkpoint.pretrained_trunk import Pretrained
 from tofc_lab.photo import colours, pictures
 from tofc_lab.photo.assets import Split
@@ -54,7 +55,7 @@ class Maps:
     """The trunk's maps of `P` pictures, the colours of their cells, and what is known of each."""
 
     head: NDArray[np.float16]  # [P, 36, 1280]
-    middle: NDArray[np.float16]  # [P, 120, 21, 21]
+    middle: NDArray[np.float16]  # [P, 123, 21, 21]
     colours: NDArray[np.uint8]  # [P, 36, colours] in 255ths
     known: Sequence[Known]
 
@@ -84,10 +85,15 @@ def trunk() -> Trunk:
 
 @torch.inference_mode()
 def maps_of(images: Sequence[Image.Image], *, autocast: bool = True) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
-    """Return the pooled head's map [B, 36, 1280] and the map at stride 16 [B, 120, 21, 21] of pictures of 336 px."""
+    """Return the head's cells [B, 36, 1280] of pictures of 336 px, and their map at stride 16 [B, 123, 21, 21].
+
+    Its last three channels are the means of the pixels.
+    """
+    given = pixels(images)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):  # a third of the time on CPUs that have bf16
-        middle, last = trunk()(pixels(images).contiguous(memory_format=torch.channels_last))
-    return cells(pooled_head(last.float())).to(torch.float16).numpy(), middle.to(torch.float16).numpy()
+        middle, last = trunk()(given.contiguous(memory_format=torch.channels_last))
+    middle = torch.cat((middle, colours_of(given)), 1)
+    return cells(means(last.float())).to(torch.float16).numpy(), middle.to(torch.float16).numpy()
 
 
 def compute(
@@ -141,7 +147,7 @@ def load(out: Path, split: Split, count: int | None = None) -> Maps:
         raise UsageError(f"{out} has no maps {split}-*.npz; run `tofc-lab photo features` first")
     total = len(paths) * CHUNK
     head = np.empty((total, CELLS, HEAD), np.float16)
-    middle = np.empty((total, DETAIL, MIDDLE, MIDDLE), np.float16)
+    middle = np.empty((total, DETAIL + COLOURS, MIDDLE, MIDDLE), np.float16)
     shares = np.empty((total, CELLS, len(colours.COLOURS)), np.uint8)
     known: list[Known] = []
     for number, path in enumerate(paths):

@@ -7,7 +7,7 @@ this?", which is then answered "not sure".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,8 +86,12 @@ def _wording(rng: np.random.Generator, family: str, **words: str) -> str:
     return text[:-1] if rng.random() < 0.1 else text
 
 
-def _made(family: str, text: str, answer: str) -> QuestionAnswer:
-    return QuestionAnswer(family=family, text=text, answer=answer)
+def _made(family: str, text: str, answer: str, cells: Sequence[int] = ()) -> QuestionAnswer:
+    return QuestionAnswer(family=family, text=text, answer=answer, shown=_slots(cells))
+
+
+def _slots(cells: Sequence[int]) -> frozenset[int]:
+    return frozenset(SLOT[GRID] + cell for cell in cells)
 
 
 def _made_about(family: str, text: str, answer: str, scene: PhotoScene, word: str) -> QuestionAnswer:
@@ -96,7 +100,7 @@ def _made_about(family: str, text: str, answer: str, scene: PhotoScene, word: st
     slots = frozenset(SLOT[GRID] + cell for thing in scene.things if covers[thing.number] for cell in thing.cells)
     form = next((form for form in (plural(word), word) if re.search(rf"\b{form}\b", text.lower())), None)
     named = ((form, slots),) if slots and form else ()
-    return QuestionAnswer(family=family, text=text, answer=answer, named=named)
+    return QuestionAnswer(family=family, text=text, answer=answer, named=named, shown=slots)
 
 
 def _what(rng: np.random.Generator, scene: PhotoScene) -> QuestionAnswer | None:
@@ -105,10 +109,11 @@ def _what(rng: np.random.Generator, scene: PhotoScene) -> QuestionAnswer | None:
         *others, largest = sorted(scene.things, key=lambda thing: len(thing.cells))
         if len(largest.cells) < 4 or (others and len(others[-1].cells) * 3 > len(largest.cells)):
             return None
-        return _made("what", _wording(rng, "what"), _name_of(scene, largest))
-    if scene.answer[0] == teacher.NOT_SURE and rng.random() < 0.5:
+        return _made("what", _wording(rng, "what"), _name_of(scene, largest), largest.cells)
+    answer, window = scene.answer
+    if answer == teacher.NOT_SURE and rng.random() < 0.7:
         return None
-    return _made("what", _wording(rng, "what"), scene.answer[0])
+    return _made("what", _wording(rng, "what"), answer, teacher.windows()[1][window])
 
 
 def _name_of(scene: PhotoScene, thing: Thing) -> str:
@@ -129,10 +134,12 @@ def _place(rng: np.random.Generator, scene: PhotoScene) -> QuestionAnswer | None
     place = _place_of(thing)
     if sum(_place_of(other) == place for other in small) > 1:
         return None
-    named = ((place, frozenset(SLOT[GRID] + cell for cell in thing.cells)),)
+    slots = _slots(thing.cells)
     before = {"left": "on", "right": "on", "middle": "in"}.get(place, "at")
     text = _wording(rng, "place", at=f"{before} the {place}")
-    return QuestionAnswer(family="place", text=text, answer=_name_of(scene, thing), named=named)
+    return QuestionAnswer(
+        family="place", text=text, answer=_name_of(scene, thing), named=((place, slots),), shown=slots
+    )
 
 
 def _word_for(rng: np.random.Generator, number: int, share_of_names: float = 0.5) -> str:

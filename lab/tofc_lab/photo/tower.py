@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tofc.model.efficientnet_lite import Adapter, cells
+from tofc.model.efficientnet_lite import Adapter
+from tofc.model.efficientnet_lite_config import DETAIL, HEAD
 from tofc_lab import resume
 from tofc_lab.nano.batches import Batches
-from tofc_lab.nano.decoder_state import set_rate
 from tofc_lab.photo import names, scene, teacher
 from tofc_lab.photo.colours import COLOURS
 from tofc_lab.photo.features import CELLS, Known, Maps
@@ -37,10 +37,16 @@ from tofc_lab.resume import NONE, Settings
 VISION: dict[str, Any] = {
     "model_type": "efficientnet_lite2",
     "detail_width": 160,
-    "adapter_width": 768,
+    "adapter_width": 640,
+    "concept_width": names.CLASSES,
+    "code_width": 128,
     "output_width": 384,
 }
 SLOTS = 4  # characters of a cell that are learned
+LINEAR = 256  # units of the adapter that start as directions in which the classifier's answers differ most
+WEAK = 0.015  # their share of the classifier's outputs
+CODE = 4.0  # length of a concept's vector at the start
+SAMPLE = 600  # pictures that the adapter's start is computed from
 WINDOWS = 12  # windows and cells of a picture, drawn at random, whose names are learned in a step
 
 
@@ -50,7 +56,7 @@ class TowerRecipe:
 
     steps: int = 1500
     batch: int = 32  # pictures of a batch
-    rate: float = 2e-3
+    rate: float = 1e-3
     decay: float = 0.4  # share of the steps, at the end, over which the learning rate falls to 0
     put: float = 0.65  # share of pictures into which things are put
     names: float = 1.0
@@ -73,16 +79,52 @@ class Reader(Adapter):
         self.characters = nn.Linear(width, SLOTS * (len(CHARACTERS) + 1))
 
     def forward(self, head: Tensor, middle: Tensor) -> Tensor:
-        """Return features [B, 36, D] of maps [B, 36, 1280] and [B, 120, 21, 21], as the tower does."""
-        found: Tensor = self.adapter(torch.cat((head, cells(self.detail(middle))), -1))
-        return found
+        """Return features [B, 36, D] of maps [B, 36, 1280] and [B, 123, 21, 21], as the tower does."""
+        return self.adapt(head, middle[:, :DETAIL], middle[:, DETAIL:])
+
+
+@torch.no_grad()
+def start_from_classifier(reader: Reader, given: TowerBatch) -> None:
+    """Start the concepts as the classifier's classes, with the head's cells of some pictures.
+
+    Each class has a random vector. `LINEAR` units of the adapter stay where GELU is straight: they keep what many cells
+    show weakly, of which the classifier's pooling makes an answer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = map(torch.from_numpy, teacher.classifier())
+    cells = given.head.flatten(0, 1)
+    central = weight - weight.mean(0)
+    power, directions = torch.linalg.eigh(central @ cells.T.cov() @ central.T)  # ascending
+    spread = power[-LINEAR:].sqrt()
+    straight = directions[:, -LINEAR:].T @ central / spread[:, None]  # [LINEAR, 1280], outputs of spread 1
+    concepts, codes, first, second = reader.concepts[0], reader.concepts[2], reader.adapter[0], reader.adapter[2]
+    assert isinstance(concepts, nn.Linear) and isinstance(codes, nn.Linear)
+    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    concepts.weight.copy_(weight)
+    concepts.bias.copy_(bias)
+    codes.weight.copy_(CODE * F.normalize(torch.randn(codes.weight.shape, generator=generator), dim=0))
+    first.weight[:LINEAR] = 0
+    first.weight[:LINEAR, :HEAD] = straight
+    first.bias[:LINEAR] = 4 - straight @ cells.mean(0)
+    basis = torch.linalg.qr(torch.randn(len(second.weight), LINEAR, generator=generator)).Q
+    second.weight[:, :LINEAR] = WEAK * spread * basis
+    second.bias.sub_(4 * second.weight[:, :LINEAR].sum(1))
+    # The reader of names starts as the least squares of the classifier's outputs from the features.
+    windows = torch.cat((given.head, given.windows @ given.head), 1).flatten(0, 1)
+    features = reader(given.head, given.middle)
+    features = torch.cat((features, given.windows @ features), 1).flatten(0, 1)
+    ones = torch.cat((features, torch.ones(len(features), 1)), 1)
+    power = ones.T @ ones + 0.01 * len(ones) * torch.eye(ones.shape[1])
+    found = torch.linalg.solve(power, ones.T @ (windows @ central.T + bias))
+    reader.names.weight.copy_(found[:-1].T)
+    reader.names.bias.copy_(found[-1])
 
 
 class TowerBatch(NamedTuple):
     """Maps and labels of some pictures."""
 
     head: Tensor  # [B, 36, 1280]
-    middle: Tensor  # [B, 120, 21, 21]
+    middle: Tensor  # [B, 123, 21, 21]
     windows: Tensor  # [B, WINDOWS, 36], weights that give means
     sure: Tensor  # [B, WINDOWS, 1000], the classifier's probabilities there
     colours: Tensor  # [B, 36, colours], shares
@@ -206,22 +248,19 @@ def train(
         **{f"--{n}": v for n, v in asdict(recipe).items() if n not in {"save", "steps"}},
         "--seed": seed,
     }
+    saved = out / "tower.ckpt"
     torch.manual_seed(seed)
     reader = Reader()
     if start is not None:
         reader.load_state_dict(torch.load(start, weights_only=True))
-    matrices = [reader.adapter[0].weight, reader.adapter[2].weight]
-    rest = [p for p in reader.parameters() if all(p is not one for one in matrices)]
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW([{"params": rest, "scale": 1.0}], betas=(0.9, 0.98), weight_decay=0.01),
-        torch.optim.Muon([{"params": matrices, "scale": 1.0}], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-    ]
+    elif not saved.exists():
+        chosen = np.arange(min(SAMPLE, len(maps)))
+        start_from_classifier(reader, batch(np.random.default_rng([seed, 23]), maps, chosen, recipe.put))
+    optimiser = torch.optim.AdamW(reader.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     step, running = 0, dict[str, float]()
-    saved = out / "tower.ckpt"
     if (state := resume.load(saved, settings)) is not None:
         reader.load_state_dict(state["reader"])
-        for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(values)
+        optimiser.load_state_dict(state["optimiser"])
         step, running = state["step"], state["running"]
     batches = TowerBatches(maps, recipe, seed, step).ahead(workers)
     started, first = time.monotonic(), step
@@ -230,14 +269,14 @@ def train(
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             found = losses(reader, given)
         rate = recipe.rate * min(1.0, (step + 1) / 50, (recipe.steps - step) / (recipe.decay * recipe.steps))
-        set_rate(optimisers, rate)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
         total = sum(getattr(recipe, name) * found[name] for name in ("names", "colours", "characters"))
         assert isinstance(total, Tensor)
         total.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        optimiser.step()
+        optimiser.zero_grad()
         step += 1
         smooth(running, {name: value.item() for name, value in found.items() if not value.isnan()})  # without signs
         if step % 25 == 0:
@@ -249,7 +288,7 @@ def train(
                 saved,
                 {
                     "reader": reader.state_dict(),
-                    "optimisers": [one.state_dict() for one in optimisers],
+                    "optimiser": optimiser.state_dict(),
                     "step": step,
                     "running": running,
                 },

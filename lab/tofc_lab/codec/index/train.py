@@ -42,6 +42,7 @@ class IndexRecipe:
     merged: float = 0.25  # share of pictures that are merged: indices cost so little that merging rarely pays
     codewords: tuple[int, ...] = (4096, 256, 256)  # at most, of each stage
     weights: tuple[float, ...] = (0.1, 0.3, 0.3)  # price at which each codebook is fitted, in the same way
+    spans: tuple[tuple[int, int], ...] = ()  # first and end of the components that each stage codes; else all
     vectors: int = 600_000  # features that the codebooks are fitted to, at most
     fitting: int = 8  # rounds of k-means, and again with the price
     learned: int = 32
@@ -148,10 +149,13 @@ def _fit_codebooks(views: Sequence[Grids], recipe: IndexRecipe, seed: int, log: 
     if len(points) > recipe.vectors:
         points = points[torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[: recipe.vectors]]
     books, unit = list[Codebook](), 0.0
-    for stage, (size, weight) in enumerate(zip(recipe.codewords, recipe.weights, strict=True)):
-        book, plain = codebooks.fit(points, size, weight, recipe.fitting, seed)
+    spans = recipe.spans or ((0, points.shape[1]),) * len(recipe.codewords)
+    for stage, (size, weight, span) in enumerate(zip(recipe.codewords, recipe.weights, spans, strict=True)):
+        seen = torch.zeros_like(points)
+        seen[:, slice(*span)] = points[:, slice(*span)]
+        book, plain = codebooks.fit(seen, size, weight, recipe.fitting, seed)
         unit = unit or plain
-        chosen, distance = codebooks.nearest(points, book.codewords, book.bits, weight * plain)
+        chosen, distance = codebooks.nearest(seen, book.codewords, book.bits, weight * plain)
         log(
             f"codebook {stage}: {len(book.bits)} codewords, {float(book.bits[chosen].mean()):.2f} bits, mean squared "
             f"distance {float(distance.mean()):.4g}"
