@@ -37,7 +37,7 @@ def test_each_question_has_the_turns_before_it(
     assert serving.kinds().count("view") == 1  # both are one picture, and sent once
     lines = result.stderr.splitlines()
     assert len(lines) == 3 and "picture 100 B" in lines[0] and "the server has it" in lines[2]
-    assert encoders[0].setting == "9 features, quality 1"
+    assert encoders[0].setting == "9 features, 9 of a crop, quality 1"
     assert "> " not in result.stderr  # no terminal
 
 

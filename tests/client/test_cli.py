@@ -39,7 +39,7 @@ def test_answer_on_stdout_cost_on_stderr(serving: FakeServer, encoders: list[Fak
     parts = ("picture 100 B (1 view, 36 features)", "on the socket", "as JPEG", "WebP", "200×160", "the file itself")
     for part in (*parts, "prefill 2", "first token", "total"):
         assert part in line
-    assert encoders[0].setting == "12 features, quality 1" and encoders[0].loaded == 1
+    assert encoders[0].setting == "12 features, 12 of a crop, quality 1" and encoders[0].loaded == 1
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_flags_are_environment_variables_too(serving: FakeServer, encoders: list
     server = f"127.0.0.1:{serving.port}"
     result = command("ask", small, "well?", TOFC_DEVICE_SERVER=server, TOFC_DEVICE_JSON="1", TOFC_DEVICE_FEATURES="5")
     assert json.loads(result.stdout)["answer"] == "yes to well?"
-    assert encoders[0].setting == "5 features, quality 1"
+    assert encoders[0].setting == "5 features, 5 of a crop, quality 1"
 
 
 @pytest.mark.parametrize(
