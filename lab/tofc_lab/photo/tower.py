@@ -1,8 +1,8 @@
-"""Training of the tower's detail branch and adapter on labelled cells; the trunk is frozen.
+"""Training of the tower's concepts, detail branch and adapter on labelled cells; the trunk is frozen.
 
-    middle ─ detail ─┐                     ┌─ means of windows ─ names: the classifier's own probabilities
-    head ────────────┴─ adapter ─ features ┼─ colours of the cell
-                                           └─ characters of the cell, from left to right
+    middle ─ detail ─┐                      ┌─ means of windows ─ names: the classifier's own probabilities
+    head ─┬──────────┴─ adapter ─┬ features ┼─ colours of the cell
+          └──────────── concepts ┘          └─ characters of the cell, from left to right
 
 Promises that an interrupted run can be resumed. The three linear readers are used in training only; the decoder reads
 the features by itself. Leaves the trunk's maps to `features`.
