@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from tests.vllm.engines import ENDLESS, Process, Remote, metric, router
 from tofc.errors import UnavailableError
 
 NOTICED_S = 60.0  # instead of hanging
-READ, SAID = 600, 3000  # tokens that are read of each answer, and that it has: none has ended when an engine is killed
+SAID = 6000  # tokens of an answer: so many that none has ended when an engine is killed
+AFTER = 40  # tokens that are read of each answer before an engine is killed, and after all its answers broke off
 
 
 @pytest.mark.parametrize("routed", [False, True], ids=["with two addresses", "behind a router"])
@@ -33,27 +35,31 @@ async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
         told: asyncio.Queue[UnavailableError | None] = asyncio.Queue()
         engine.watch(told.put_nowait)
         asked = [Prompt(embeds=one, client="a", pictures=str(number)) for number, one in enumerate(prompts()[:8])]
-        undisturbed = SamplingParams(max_tokens=READ)
-        wanted = await asyncio.gather(*(collect(engine.submit(one, undisturbed)) for one in asked))
-
         generations = [engine.submit(one, SamplingParams(max_tokens=SAID)) for one in asked]
-        said = await asyncio.gather(*(_read(one, 40) for one in generations))
+        said = await asyncio.gather(*(_read(one, lambda: True) for one in generations))
         caplog.clear()
         busy = [await metric(one, "vllm:num_requests_running") for one in engines]
         busier = busy.index(max(busy))
         engines[busier].kill()
-        rest = await asyncio.gather(*(_read(one, READ - 40) for one in generations))
+
+        def broke() -> int:
+            return sum("broke off" in record.getMessage() for record in caplog.records)
+
+        # What had arrived before is read first: hundreds of tokens of each answer, on a quick machine.
+        rest = await asyncio.gather(*(_read(one, lambda: broke() >= max(busy)) for one in generations))
         for one in generations:
             await one.aclose()
-        broke = sum("broke off" in record.getMessage() for record in caplog.records)
-        print(f"8 answers of {READ} tokens are right after an engine was killed, and {broke} times one broke off")
-        assert [first + then for first, then in zip(said, rest, strict=True)] == wanted
-        assert broke and told.empty()  # one engine was always there
+        found = [first + then for first, then in zip(said, rest, strict=True)]
+        print(f"answers of {sorted(map(len, found))} tokens were read, and {broke()} times one broke off")
+        assert broke() and told.empty()  # one engine was always there
+        undisturbed = [SamplingParams(max_tokens=len(one)) for one in found]
+        wanted = await asyncio.gather(*(collect(engine.submit(*pair)) for pair in zip(asked, undisturbed, strict=True)))
+        assert found == wanted
 
         if routed:  # a router says that it is well without any engine, so the first question finds out
             engines[1 - busier].kill()
             with pytest.raises(UnavailableError) as lost:
-                await collect(engine.submit(asked[0], undisturbed))
+                await collect(engine.submit(asked[0], undisturbed[0]))
             assert lost.value.reason == "ENGINE_LOST"
             async with asyncio.timeout(NOTICED_S):
                 assert isinstance(await told.get(), UnavailableError)
@@ -61,11 +67,13 @@ async def test_answers_of_an_engine_that_is_killed_are_completed_by_the_other(
         before.kill()
 
 
-async def _read(generation: Generation, most: int) -> list[int]:
-    """Return the next tokens, at most so many."""
+async def _read(generation: Generation, enough: Callable[[], bool]) -> list[int]:
+    """Return the next tokens until there are `AFTER` more than when there was `enough`."""
     said: list[int] = []
+    more = AFTER
     async for token in generation:
         said.append(token)
-        if len(said) == most:
+        more -= enough()
+        if not more:
             break
     return said
