@@ -97,7 +97,7 @@ def _slots(cells: Sequence[int]) -> frozenset[int]:
 def _made_about(family: str, text: str, answer: str, scene: PhotoScene, word: str) -> QuestionAnswer:
     """Return a question about a word, with the cells of the things that it covers: its name should attend to them."""
     covers = _covers(word)
-    slots = frozenset(SLOT[GRID] + cell for thing in scene.things if covers[thing.number] for cell in thing.cells)
+    slots = _slots([cell for thing in scene.things if covers[thing.number] for cell in thing.cells])
     form = next((form for form in (plural(word), word) if re.search(rf"\b{form}\b", text.lower())), None)
     named = ((form, slots),) if slots and form else ()
     return QuestionAnswer(family=family, text=text, answer=answer, named=named, shown=slots)
